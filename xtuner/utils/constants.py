@@ -1,0 +1,13 @@
+"""Numbers and texts with a meaning that several parts of the package share."""
+
+IGNORE_INDEX = -100
+"""Label of a token that is not trained on."""
+
+DEFAULT_PAD_TOKEN_INDEX = 0
+"""Id that padding gets when the tokenizer has no pad token."""
+
+IMAGE_TOKEN_INDEX = -200
+"""Placeholder id in ``input_ids`` that image features replace."""
+
+DEFAULT_IMAGE_TOKEN = "<image>"
+"""What stands for an image in a text."""

@@ -1,0 +1,81 @@
+"""Errors that a user can cause and mend: shown as one clear message, never as a traceback.
+
+Raise ``UserError`` for everything a user can put right (a path, a key, a row, a missing package);
+keep ``assert`` and plain exceptions for our own bugs. ``entry_point`` prints the message and exits
+with the status; ``--debug`` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from xtuner.utils.lang import tr
+
+
+@dataclass
+class Where:
+    """A place in something the user wrote: a file, and within it a line, a key or a row."""
+
+    file: str | None = None
+    line: int | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        place = self.file or ""
+        if self.line is not None:
+            place += f":{self.line}"
+        if self.key:
+            place += f" ({self.key})" if place else self.key
+        return place
+
+
+class UserError(Exception):
+    """A mistake the user can mend.
+
+    Args:
+        message: what is wrong: what was found and what was expected.
+        hint: what to do about it, as one or more full sentences or a command to type.
+        where: the place, if there is one.
+        status: the exit status of the command, not 0.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        where: Where | None = None,
+        status: int = 1,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.where = where
+        self.status = status
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where and str(self.where) else ""
+        hint = f"\n{tr('What to do', '怎么办')}: {self.hint}" if self.hint else ""
+        return f"{place}{self.message}{hint}"
+
+
+def require(module: str, *, extra: str, purpose: str) -> None:
+    """Ask by name for an optional package.
+
+    Args:
+        module: the module that must be importable, for example ``deepspeed``.
+        extra: the extra of this package that brings it, for example ``deepspeed``.
+        purpose: what it is needed for, put into the message.
+
+    Raises:
+        UserError: when the package is not installed.
+    """
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise UserError(
+            tr(
+                f"{purpose} needs the package {module!r}, which is not installed.",
+                f"{purpose} 需要 {module!r}，但它没有安装。",
+            ),
+            hint=f"pip install 'xtuner[{extra}]'",
+        )

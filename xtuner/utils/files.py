@@ -1,0 +1,55 @@
+"""Writing files so that a reader never sees half of one: aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success flush it to disk and rename it there.
+
+    Works for a file or a folder: write to the path that is given. Nothing is left behind when
+    the block raises. An existing file at ``path`` is replaced; an existing folder is replaced
+    only after the new one is complete.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)) / target.name
+    try:
+        yield aside
+        flush(aside)
+        if aside.is_dir() and target.exists():
+            target.rename(aside.parent / "replaced")
+        aside.replace(target)
+        flush(target.parent)
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Make the operating system put a file, or a folder with all its files, on disk now."""
+    if path.is_dir():
+        for child in path.rglob("*"):
+            if child.is_file():
+                _fsync(child)
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file aside and rename it into place (UTF-8)."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
