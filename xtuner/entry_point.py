@@ -77,9 +77,7 @@ PREPROCESS = {
 COMMANDS: Mapping[str, Command] = {
     "list-cfg": Command("list the configs by name", "列出可用的配置", "list_cfg"),
     "copy-cfg": Command("copy a config to edit it", "复制一份配置以便修改", "copy_cfg"),
-    "print-cfg": Command(
-        "show a config as it will be used", "显示配置最终的取值", "print_cfg"
-    ),
+    "print-cfg": Command("show a config as it will be used", "显示配置最终的取值", "print_cfg"),
     "check-cfg": Command("find the mistakes in a config", "检查配置里的错误", "check_cfg"),
     "list-dataset-format": Command(
         "list the row layouts that map functions read", "列出支持的数据格式", "list_dataset_format"
@@ -195,7 +193,10 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
     width = max(map(len, level)) + 2
     lines = [tr(f"usage: {path} COMMAND ...", f"用法: {path} 命令 ..."), ""]
     lines += [f"  {name:<{width}}{command.help}" for name, command in level.items()]
-    lines += ["", tr(f"'{path} COMMAND --help' tells more.", f"'{path} 命令 --help' 显示详细说明。")]
+    lines += [
+        "",
+        tr(f"'{path} COMMAND --help' tells more.", f"'{path} 命令 --help' 显示详细说明。"),
+    ]
     if level is COMMANDS:
         lines += [
             "",
@@ -207,8 +208,10 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
             "  xtuner convert merge BASE_MODEL ADAPTER_DIR MERGED_DIR",
             "  xtuner chat MERGED_DIR",
             "",
-            tr("First time? 'xtuner train quickstart' needs no network.",
-               "第一次使用？'xtuner train quickstart' 不需要网络。"),
+            tr(
+                "First time? 'xtuner train quickstart' needs no network.",
+                "第一次使用？'xtuner train quickstart' 不需要网络。",
+            ),
         ]
     return "\n".join(lines)
 
@@ -219,8 +222,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(
             f"{self.prog}: {message}",
-            hint=tr(f"'{self.prog} --help' lists the arguments.",
-                    f"'{self.prog} --help' 会列出所有参数。"),
+            hint=tr(
+                f"'{self.prog} --help' lists the arguments.",
+                f"'{self.prog} --help' 会列出所有参数。",
+            ),
             status=USAGE_ERROR,
         )
 
