@@ -26,8 +26,8 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
-    # Wider than usual: LoRA leaves the output layer as it is, and with transformers' 0.02 its logits
-    # would be too close together ever to be sure of a token.
+    # Wider than transformers' 0.02: LoRA leaves the output layer as it is, and its logits would be
+    # too close together ever to be sure of a token.
     "initializer_range": 0.08,
 }
 

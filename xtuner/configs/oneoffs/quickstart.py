@@ -1,5 +1,5 @@
 # Copyright (c) the XTuner authors. Licensed under the Apache License 2.0.
-# Full training of a tiny model that learns its own name: about a minute on two CPU cores.
+# Full training of a tiny model that learns its own name, in a minute on two cores.
 # It needs no network: the base model and the data are made from files of the package.
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import (

@@ -1,0 +1,37 @@
+# Everything a newcomer needs: `make quickstart`, `make test`. The rest is for developers.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := work_dirs/quickstart
+export HF_HUB_OFFLINE = 1
+
+.PHONY: quickstart test lint bench clean install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements/tested.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint requirements/tested.txt --editable '.[test]'
+	touch $@
+
+# Fine-tune the embedded tiny model on the embedded data, convert it and ask it a question.
+quickstart: install
+	$(BIN)/xtuner train quickstart --work-dir $(OUT)
+	$(BIN)/xtuner convert pth_to_hf $$(ls -t $(OUT)/*.pth | head -n 1) $(OUT)/hf --force
+	printf '请做一下自我介绍\nPlease introduce yourself\nexit\n' | \
+		$(BIN)/xtuner chat $(OUT)/hf --prompt-template internlm2_chat
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info work_dirs .pytest_cache .ruff_cache .mypy_cache

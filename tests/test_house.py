@@ -1,0 +1,174 @@
+"""The rules of the house. They may only get stricter: mend the code, not the rule."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "xtuner"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 60
+MAX_NESTING = 4
+MAX_METHODS = 20
+MAX_DATACLASS_FIELDS = 25
+
+# Which parts of the package each part may import. A part may always import itself.
+LEAVES = {"utils", "registry", "version"}
+MAY_IMPORT = {
+    "utils": set(),
+    "registry": {"utils"},
+    "version": set(),
+    "configs": set(),
+    "quickstart": LEAVES,
+    "parallel": LEAVES,
+    "dataset": LEAVES | {"parallel"},
+    "model": LEAVES | {"parallel"},
+    "evaluation": LEAVES | {"parallel"},
+    "engine": LEAVES | {"parallel", "dataset", "model", "evaluation", "configs"},
+    "chat": LEAVES | {"parallel", "dataset", "model"},
+    "apis": LEAVES | {"parallel", "dataset", "model", "evaluation", "engine", "configs"},
+}
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.lineno, node.module
+
+
+def relative(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    return {file: ast.parse(file.read_text("utf-8")) for file in FILES}
+
+
+def test_imports_go_down_only(trees):
+    wrong = []
+    for file, tree in trees.items():
+        part = part_of(file)
+        if part in ("tools", "entry_point", "__init__", "__main__") or "oneoffs" in file.parts:
+            continue  # tools are on top; one-off configs are texts that users get
+        if "parts" in file.parts:
+            continue  # fragments of configs, likewise
+        for line, name in imports(tree):
+            words = name.split(".")
+            if words[0] != "xtuner" or len(words) < 2:
+                continue
+            if words[1] != part and words[1] not in MAY_IMPORT[part]:
+                wrong.append(f"{relative(file)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_and_functions_fit(trees):
+    wrong = []
+    for file, tree in trees.items():
+        lines = len(file.read_text("utf-8").splitlines())
+        if lines > MAX_FILE_LINES:
+            wrong.append(f"{relative(file)}: {lines} lines")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    wrong.append(f"{relative(file)}:{node.lineno} {node.name}: {length} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+def nesting(node: ast.AST, depth: int = 0) -> int:
+    blocks = (ast.If, ast.For, ast.While, ast.With, ast.Try)
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse
+        inner = depth + (isinstance(child, blocks) and not is_elif)
+        deepest = max(deepest, nesting(child, inner))
+    return deepest
+
+
+def test_nesting_is_shallow(trees):
+    wrong = [
+        f"{relative(file)}:{node.lineno} {node.name}: {nesting(node)}"
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and nesting(node) > MAX_NESTING
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_classes_are_small(trees):
+    wrong = []
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            methods = sum(isinstance(item, ast.FunctionDef) for item in node.body)
+            fields = sum(isinstance(item, ast.AnnAssign) for item in node.body)
+            if methods > MAX_METHODS:
+                wrong.append(f"{relative(file)}:{node.lineno} {node.name}: {methods} methods")
+            if fields > MAX_DATACLASS_FIELDS:
+                wrong.append(f"{relative(file)}:{node.lineno} {node.name}: {fields} fields")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_file_says_what_it_is_for(trees):
+    without = [
+        relative(file)
+        for file, tree in trees.items()
+        if tree.body
+        and "oneoffs" not in file.parts
+        and "parts" not in file.parts
+        and not ast.get_docstring(tree)
+    ]
+    assert not without, "\n".join(without)
+
+
+def called(node: ast.Call) -> str:
+    return ast.unparse(node.func)
+
+
+def test_nothing_runs_what_a_file_carries(trees):
+    wrong = []
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = called(node)
+            settings = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            unsafe_load = name == "torch.load" and settings.get("weights_only") != "True"
+            if name in ("eval", "exec", "pickle.load", "pickle.loads") or unsafe_load:
+                wrong.append(f"{relative(file)}:{node.lineno} {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_engines_head_reads_configs_by_key(trees):
+    """Components take flat keyword arguments; a parameter called cfg means they dig for them."""
+    readers = ("config", "check", "adapt", "train", "huggingface", "resume", "launch", "runner")
+    wrong = []
+    for file, tree in trees.items():
+        part = part_of(file)
+        engine_head = part == "engine" and (
+            file.stem.startswith(readers) or "checks" in file.parts or file.parent.name == "runner"
+        )
+        if part in ("tools", "configs", "entry_point", "apis") or engine_head:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                names = {argument.arg for argument in node.args.args + node.args.kwonlyargs}
+                if names & {"cfg"} and not node.name.startswith("_build"):
+                    wrong.append(f"{relative(file)}:{node.lineno} {node.name}(cfg)")
+    assert not wrong, "\n".join(wrong)
