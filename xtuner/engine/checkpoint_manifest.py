@@ -1,0 +1,106 @@
+"""The manifest beside a checkpoint: sizes and checksums that tell a whole one from a damaged one.
+
+``iter_4.pth`` (a file, or a folder from DeepSpeed or FSDP) has its manifest in ``iter_4.pth.json``.
+A checkpoint is good when it is there and agrees with its manifest, or has no manifest (written by
+XTuner v0.1, or the run was killed in the moment between the two renames) and passes a load test.
+Both are renamed into place only after they are flushed to disk, the manifest last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xtuner.utils.files import write_text
+from xtuner.utils.lang import tr
+from xtuner.version import __version__
+
+FORMAT = 1
+CHUNK = 1 << 22
+
+
+def manifest_path(checkpoint: Path) -> Path:
+    """Where the manifest of a checkpoint is."""
+    return checkpoint.with_name(checkpoint.name + ".json")
+
+
+def write_manifest(
+    checkpoint: Path,
+    facts: Mapping[str, Any],
+    digests: Mapping[str, str] | None = None,
+) -> None:
+    """Write the manifest of a checkpoint that is in its place.
+
+    Args:
+        checkpoint: the file or folder.
+        facts: what else to note, such as ``iter`` and ``epoch``.
+        digests: the SHA-256 of each file, where known already (path relative to the checkpoint's
+            parent); the others are read and hashed.
+    """
+    known = digests or {}
+    files = {}
+    for file in _files(checkpoint):
+        name = file.relative_to(checkpoint.parent).as_posix()
+        files[name] = {"size": file.stat().st_size, "sha256": known.get(name) or sha256(file)}
+    manifest = {
+        "format": FORMAT,
+        "xtuner": __version__,
+        "saved_at": time.time(),
+        **facts,
+        "files": files,
+    }
+    write_text(manifest_path(checkpoint), json.dumps(manifest, indent=1) + "\n")
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """Read the manifest of a checkpoint; None when it has none.
+
+    Raises:
+        ValueError: when there is one that cannot be read.
+    """
+    path = manifest_path(checkpoint)
+    if not path.exists():
+        return None
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"{path} is not a manifest")
+    return manifest
+
+
+def disagreement(checkpoint: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Compare a checkpoint with its manifest: None when they agree, else what is wrong."""
+    for name, expected in manifest["files"].items():
+        file = checkpoint.parent / name
+        if not file.is_file():
+            return tr(f"the file {name} is missing", f"缺少文件 {name}")
+        size = file.stat().st_size
+        if size != expected["size"]:
+            return tr(
+                f"{name} has {size:,} bytes, its manifest says {expected['size']:,}",
+                f"{name} 有 {size:,} 字节，而清单中是 {expected['size']:,}",
+            )
+        if sha256(file) != expected["sha256"]:
+            return tr(
+                f"the content of {name} has changed (its checksum is not the manifest's)",
+                f"{name} 的内容已改变（校验和与清单不符）",
+            )
+    return None
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    if checkpoint.is_dir():
+        return sorted(file for file in checkpoint.rglob("*") if file.is_file())
+    return [checkpoint]
