@@ -1,0 +1,91 @@
+"""What a card is: the facts about one model or one dataset that a config is written from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Code(str):
+    """A value that is written into a config as it stands (``PROMPT_TEMPLATE.gemma``), unquoted."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One model that can be trained.
+
+    Args:
+        name: how config names begin, for example ``qwen2_5_7b_instruct``.
+        path: its name on the Hugging Face hub.
+        billions: parameters, in billions (all experts of a mixture counted).
+        template: the ``PROMPT_TEMPLATE`` that it was, or is to be, trained with; ``auto`` stands
+            for the tokenizer's own chat template.
+        chat: whether it has already learnt to answer (base models have not).
+        remote_code: whether its code lives on the hub because transformers has no class for it.
+        tokenizer: keyword arguments for its tokenizer besides the usual ones.
+        settings: settings that differ from the house's and the dataset's.
+        recipes: what ``list-cfg`` shows of it: the rest of a name after the model's.
+        unsupported: method -> why this model cannot be trained so (``full`` covers every
+            ``*_full``; ``dpo`` covers every ``dpo_*``).
+    """
+
+    name: str
+    path: str
+    billions: float
+    template: str = "default"
+    chat: bool = False
+    remote_code: bool = False
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recipes: tuple[str, ...] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The model's own name, without its owner."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of rows: where it comes from and how a row is read.
+
+    Args:
+        variable: the name of the built dataset in the config.
+        part: the file of ``parts`` that shows how it is built.
+        path: the setting that holds the place of the data, and its value.
+        map_fn: the function that reads a row; None where the rows are conversations already.
+        load: keyword arguments of ``load_dataset`` besides the path, as they are written.
+    """
+
+    variable: str
+    part: str
+    path: tuple[str, Any]
+    map_fn: str | None = None
+    load: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """One dataset, made of one or more sources.
+
+    Args:
+        name: its place in config names, for example ``alpaca_enzh``.
+        title: what people call it.
+        sources: where its rows come from, in order.
+        kind: ``sft``, ``pretrain`` or ``preference``: which methods it is for.
+        template: the template that its rows need, where it is not the model's.
+        settings: settings that belong to it (the system prompt, questions to ask meanwhile, ...).
+        hook: keyword arguments of ``EvaluateChatHook`` besides the usual ones.
+    """
+
+    name: str
+    title: str
+    sources: tuple[Source, ...]
+    kind: str = "sft"
+    template: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    hook: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,136 @@
+"""The front of the catalogue: every name, its text, what it trains, and files of them on demand."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from xtuner.configs.models import MODELS
+from xtuner.configs.names import Sentence, UnknownConfig, nearest, parse
+from xtuner.configs.render import render_sentence, values_of
+
+ONEOFFS = Path(__file__).parent / "oneoffs"
+DEEPSPEED = Path(__file__).parent / "deepspeed"
+
+
+@functools.cache
+def _oneoffs() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(ONEOFFS.glob("*.py"))}
+
+
+@functools.cache
+def _curated() -> tuple[str, ...]:
+    composed = [f"{card.name}_{recipe}" for card in MODELS.values() for recipe in card.recipes]
+    return tuple(sorted({*composed, *_oneoffs()}))
+
+
+def names() -> list[str]:
+    """The curated names, sorted. More names than these resolve: any sensible combination does."""
+    return list(_curated())
+
+
+def render(name: str) -> str:
+    """The text of the config with this name.
+
+    Raises:
+        UnknownConfig: when there is none; it has a ``reason`` and ``suggestions``.
+    """
+    if name in _oneoffs():
+        return _oneoffs()[name].read_text("utf-8")
+    return render_sentence(parse(name, _curated()))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a name trains: ``name``, ``model``, ``path``, ``billions``, ``method``, ``dataset``.
+
+    ``billions`` (of parameters) is None where the catalogue does not know it.
+
+    Raises:
+        UnknownConfig: when there is no such config.
+    """
+    if name in _oneoffs():
+        return _describe_file(name)
+    sentence: Sentence = parse(name, _curated())
+    return {
+        "name": name,
+        "model": sentence.model.name,
+        "path": values_of(sentence)["pretrained_model_name_or_path"],
+        "billions": sentence.model.billions,
+        "method": sentence.method_name,
+        "dataset": sentence.dataset.name,
+    }
+
+
+def _describe_file(name: str) -> dict[str, Any]:
+    """What can be read off a file of ``oneoffs`` without running it."""
+    paths = {"pretrained_model_name_or_path": "", "llm_name_or_path": "", "path": ""}
+    for node in ast.parse(render(name)).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            target = node.targets[0]
+            if isinstance(target, ast.Name) and target.id in paths:
+                paths[target.id] = str(node.value.value)
+    path = next((path for path in paths.values() if path), "")
+    card = next((card for card in MODELS.values() if card.path == path), None)
+    method = next((word for word in ("qlora", "lora", "full") if word in name.split("_")), "full")
+    return {
+        "name": name,
+        "model": card.name if card else "",
+        "path": path,
+        "billions": card.billions if card else None,
+        "method": method,
+        "dataset": "",
+    }
+
+
+def deepspeed_path(name: str) -> Path:
+    """The file of a DeepSpeed setting, for example of ``deepspeed_zero2_offload``.
+
+    Raises:
+        UnknownConfig: when there is none of this name.
+    """
+    path = DEEPSPEED / f"{name}.json"
+    if not path.is_file():
+        there = sorted(path.stem for path in DEEPSPEED.glob("*.json"))
+        reason = f"DeepSpeed settings are called {', '.join(there)}"
+        raise UnknownConfig(
+            name, reason, f"DeepSpeed 配置有 {', '.join(there)}", nearest(name, there)
+        )
+    return path
+
+
+class _Files(Mapping[str, str]):
+    """Curated name -> path of a file with the config, written when the path is asked for."""
+
+    def __getitem__(self, name: str) -> str:
+        if name not in _curated():
+            raise KeyError(name)
+        folder = _cache_folder()
+        path = folder / f"{name}.py"
+        text = render(name)
+        if not path.is_file() or path.read_text("utf-8") != text:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=folder, prefix=f".{name}", delete=False, encoding="utf-8"
+            ) as aside:
+                aside.write(text)
+            Path(aside.name).replace(path)
+        return str(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_curated())
+
+    def __len__(self) -> int:
+        return len(_curated())
+
+
+def _cache_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "xtuner" / "configs"
+
+
+cfgs_name_path: Mapping[str, str] = _Files()

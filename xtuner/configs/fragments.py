@@ -1,0 +1,131 @@
+"""Parts of a config as text: reading them, filling their holes, seeing what they leave free.
+
+A part is a Python file in ``parts``. Names that end in ``_HERE`` are holes: ``MAP_FN_HERE`` takes
+one expression; ``**FIELDS_HERE`` takes any number of keyword arguments, none included. All other
+names that a part leaves free are settings.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTS = Path(__file__).parent / "parts"
+_FIELDS = re.compile(r"^( *)\*\*([A-Z0-9_]+_HERE),\n", re.MULTILINE)
+_MORE_FIELDS = re.compile(r", \*\*([A-Z0-9_]+_HERE)")
+_HOLE = re.compile(r"\b[A-Z][A-Z0-9_]*_HERE\b")
+
+
+Holes = Mapping[str, str | Mapping[str, str]]
+"""Hole, without ``_HERE`` -> an expression; or, for a ``**`` hole, keyword arguments."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A piece of Python: its text, and for each name that it imports the module it comes from.
+
+    ``modules[name]`` is ``""`` for a module that is imported as a whole (``import torch``).
+    """
+
+    text: str
+    modules: Mapping[str, str]
+
+
+@functools.cache
+def part(name: str) -> Fragment:
+    """Read ``parts/<name>.py``: its text without docstring and imports, and its imports."""
+    source = (PARTS / f"{name}.py").read_text("utf-8")
+    modules: dict[str, str] = {}
+    tree = ast.parse(source)
+    head = 0
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            modules.update({alias.name: "" for alias in node.names})
+        elif isinstance(node, ast.ImportFrom):
+            modules.update({alias.name: node.module or "" for alias in node.names})
+        elif not isinstance(node, ast.Expr):
+            break
+        head = node.end_lineno or 0
+    return Fragment("".join(source.splitlines(keepends=True)[head:]).strip("\n") + "\n", modules)
+
+
+def filled(fragment: Fragment, holes: Holes) -> Fragment:
+    """Fill the holes of a part.
+
+    Args:
+        fragment: the part.
+        holes: what to put in; holes that the part does not have are passed over.
+
+    Raises:
+        KeyError: for a hole without a value.
+    """
+
+    def fields(match: re.Match[str]) -> str:
+        values = holes[match[2].removesuffix("_HERE")]
+        assert isinstance(values, Mapping), match[2]
+        text = "".join(f"{key}={value},\n" for key, value in values.items())
+        return textwrap.indent(text, match[1])
+
+    def more_fields(match: re.Match[str]) -> str:
+        values = holes[match[1].removesuffix("_HERE")]
+        assert isinstance(values, Mapping), match[1]
+        return "".join(f", {key}={value}" for key, value in values.items())
+
+    text = _MORE_FIELDS.sub(more_fields, _FIELDS.sub(fields, fragment.text))
+    lines = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        for hole in _HOLE.findall(line):
+            value = holes[hole.removesuffix("_HERE")]
+            assert isinstance(value, str), hole
+            line = line.replace(hole, value.replace("\n", "\n" + indent))
+        lines.append(line)
+    return Fragment("\n".join(lines) + "\n", fragment.modules)
+
+
+def expression(fragment: Fragment) -> str:
+    """The right-hand side of a part that is one assignment, for a hole of another part."""
+    return fragment.text.partition(" = ")[2].rstrip("\n")
+
+
+def names_read(source: str) -> list[str]:
+    """The names that a piece of Python reads, in order, builtins left out."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    nodes.sort(key=lambda node: (node.lineno, node.col_offset))
+    read = [node.id for node in nodes if isinstance(node.ctx, ast.Load)]
+    return [name for name in dict.fromkeys(read) if not hasattr(builtins, name)]
+
+
+def names_assigned(source: str) -> set[str]:
+    """The names that a piece of Python assigns at its top level."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+
+
+def import_lines(names: set[str], modules: Mapping[str, str]) -> str:
+    """The import statements for ``names``: sorted as ruff does, 88 wide."""
+    whole = sorted(name for name in names if modules[name] == "")
+    by_module: dict[str, list[str]] = {}
+    for name in names - set(whole):
+        by_module.setdefault(modules[name], []).append(name)
+    lines = [f"import {name}" for name in whole]
+    for module in sorted(by_module):
+        members = sorted(by_module[module], key=_import_order)
+        line = f"from {module} import {', '.join(members)}"
+        if len(line) > 88:
+            line = f"from {module} import (\n    " + ",\n    ".join(members) + ",\n)"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _import_order(name: str) -> tuple[int, str]:
+    """isort's order: constants, then classes, then functions."""
+    if name.isupper():
+        return 0, name
+    return (1 if name[0].isupper() else 2), name

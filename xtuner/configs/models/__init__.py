@@ -1,0 +1,41 @@
+"""The models: one card each, a family a file. To add a model, add its card to its family's file.
+
+``xtuner list-cfg`` shows a card's recipes; the other methods and datasets that fit it have names
+too.
+"""
+
+from __future__ import annotations
+
+from xtuner.configs.cards import ModelCard
+from xtuner.configs.models import (
+    baichuan,
+    deepseek,
+    gemma,
+    glm,
+    internlm,
+    llama,
+    minicpm,
+    mistral,
+    others,
+    phi,
+    qwen,
+    starcoder,
+    yi,
+)
+
+FAMILIES = (
+    internlm,
+    llama,
+    qwen,
+    deepseek,
+    glm,
+    gemma,
+    mistral,
+    phi,
+    baichuan,
+    yi,
+    minicpm,
+    starcoder,
+    others,
+)
+MODELS: dict[str, ModelCard] = {card.name: card for family in FAMILIES for card in family.CARDS}

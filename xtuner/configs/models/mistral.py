@@ -1,0 +1,81 @@
+"""Mistral, Mixtral, Mistral Nemo and Zephyr."""
+
+from __future__ import annotations
+
+from xtuner.configs.cards import ModelCard
+from xtuner.configs.models.recipes import (
+    BASE,
+    CHAT,
+    CHAT_PREFERENCE,
+    CUSTOM_SFT,
+    PRETRAIN,
+)
+
+MIXTRAL_TARGETS = {"lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"]}
+
+CARDS = (
+    ModelCard(
+        name="mistral_7b",
+        path="mistralai/Mistral-7B-v0.1",
+        billions=7.2,
+        recipes=(
+            *PRETRAIN,
+            "full_finetune_custom_dataset_e1",
+            "full_finetune_custom_sft_e1",
+            "qlora_skypile_pretrain_e1",
+        ),
+    ),
+    ModelCard(
+        name="mistral_7b_v0_3",
+        path="mistralai/Mistral-7B-v0.3",
+        billions=7.2,
+        recipes=BASE,
+    ),
+    ModelCard(
+        name="mistral_7b_instruct_v0_3",
+        path="mistralai/Mistral-7B-Instruct-v0.3",
+        billions=7.2,
+        template="auto",
+        chat=True,
+        recipes=CHAT_PREFERENCE,
+    ),
+    ModelCard(
+        name="mistral_nemo_base",
+        path="mistralai/Mistral-Nemo-Base-2407",
+        billions=12.2,
+        recipes=BASE,
+    ),
+    ModelCard(
+        name="mistral_nemo_instruct",
+        path="mistralai/Mistral-Nemo-Instruct-2407",
+        billions=12.2,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="mixtral_8x7b",
+        path="mistralai/Mixtral-8x7B-v0.1",
+        billions=46.7,
+        template="mixtral",
+        settings=MIXTRAL_TARGETS,
+        recipes=(*PRETRAIN, "full_oasst1_e3", "qlora_oasst1_e3"),
+    ),
+    ModelCard(
+        name="mixtral_8x7b_instruct",
+        path="mistralai/Mixtral-8x7B-Instruct-v0.1",
+        billions=46.7,
+        template="mixtral",
+        chat=True,
+        settings=MIXTRAL_TARGETS,
+        recipes=(*CUSTOM_SFT, "full_oasst1_e3", "qlora_oasst1_e3"),
+    ),
+    ModelCard(
+        name="zephyr_7b_beta",
+        path="HuggingFaceH4/zephyr-7b-beta",
+        billions=7.2,
+        template="zephyr",
+        chat=True,
+        recipes=(*CUSTOM_SFT, "qlora_alpaca_e3", *PRETRAIN),
+    ),
+)

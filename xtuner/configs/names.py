@@ -1,0 +1,252 @@
+"""The grammar of config names: a name is a sentence about a model, a method and a dataset.
+
+``<model>_<method>_<dataset>_e<epochs>`` and, as one likes, ``_8k`` or ``_1M`` (tokens of a row),
+``_gpu8`` or ``_8gpus`` (so many GPUs), ``_sp4`` or ``_sequence_parallel_4`` (GPUs to a row), and
+``_varlen``. Preference methods may leave out the dataset and the epochs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from xtuner.configs.cards import DatasetCard, ModelCard
+from xtuner.configs.datasets import DATASETS
+from xtuner.configs.models import MODELS
+from xtuner.configs.settings import METHODS, Method
+
+DEFAULT_PREFERENCES = "orpo_dpo_mix_40k"
+USUAL_BATCHES = 16  # micro-batches of one optimizer step, over all GPUs
+
+_OPTION = re.compile(
+    r"_(?:e(?P<epochs>\d+)|(?P<thousands>\d+)k|(?P<millions>\d+)M"
+    r"|gpu(?P<gpus>\d+)|(?P<gpus_too>\d+)gpus?"
+    r"|sp(?P<parallel>\d+)|sequence_parallel_(?P<parallel_too>\d+)|(?P<varlen>varlen))(?=_|$)"
+)
+
+
+class UnknownConfig(Exception):
+    """No config has this name.
+
+    Attributes:
+        name: what was asked for.
+        reason: why there is none, in English; ``reason_zh`` in Chinese.
+        suggestions: the nearest names that there are.
+    """
+
+    def __init__(self, name: str, reason: str, reason_zh: str, suggestions: Iterable[str]) -> None:
+        super().__init__(f"there is no config {name!r}: {reason}")
+        self.name = name
+        self.reason = reason
+        self.reason_zh = reason_zh
+        self.suggestions = list(suggestions)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What a name says: the cards it names and the settings that it spells out."""
+
+    name: str
+    model: ModelCard
+    method_name: str
+    method: Method
+    dataset: DatasetCard
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def benchmark(self) -> bool:
+        """Whether it measures speed: a length and a number of GPUs to a row, but no epochs."""
+        return {"max_length", "sequence_parallel_size"} <= set(self.said) and (
+            "max_epochs" not in self.said
+        )
+
+
+def parse(name: str, known: Iterable[str] = ()) -> Sentence:
+    """Read a name.
+
+    Args:
+        name: for example ``qwen2_5_7b_instruct_lora_alpaca_zh_e2``.
+        known: the names to suggest from.
+
+    Raises:
+        UnknownConfig: when it is no sentence, or one that makes no sense; says why.
+    """
+    model, rest = _model(name, known)
+    method_name, rest = _method(name, model, rest, known)
+    method = METHODS[method_name]
+    dataset, rest = _dataset(name, method, rest, known)
+    sentence = Sentence(
+        name, model, method_name, method, dataset, _options(name, method, dataset, rest, known)
+    )
+    _refuse_nonsense(sentence, known)
+    return sentence
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names nearest to ``name``: those that begin like it first, then those spelt alike.
+
+    A name of which ``name`` is the beginning counts as nearer than a misspelling.
+    """
+    known = list(known)
+    longer = sorted((other for other in known if other.startswith(name)), key=_plainness)
+    alike = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
+    return list(dict.fromkeys(longer[:count] + alike))[:count]
+
+
+def _plainness(name: str) -> tuple[bool, int, str]:
+    """Order in which longer names are suggested: alpaca first, then the shorter ones."""
+    return "_alpaca_e3" not in name, len(name), name
+
+
+def _starts(text: str, words: Iterable[str]) -> str | None:
+    """The longest of ``words`` with which ``text`` begins, as whole words of a name."""
+    found = [word for word in words if text == word or text.startswith(word + "_")]
+    return max(found, key=len, default=None)
+
+
+def _model(name: str, known: Iterable[str]) -> tuple[ModelCard, str]:
+    found = _starts(name, MODELS)
+    if found is None:
+        near = difflib.get_close_matches(_before_method(name), MODELS, n=3, cutoff=0.4)
+        raise UnknownConfig(
+            name,
+            f"no model of the catalogue is called so; the nearest are {', '.join(near)}"
+            if near
+            else "it does not begin with a model of the catalogue",
+            f"没有这个模型；最接近的是 {', '.join(near)}" if near else "开头不是已知的模型",
+            nearest(name, known),
+        )
+    return MODELS[found], name[len(found) :].removeprefix("_")
+
+
+@functools.cache
+def _method_words() -> re.Pattern[str]:
+    return re.compile("_(?:" + "|".join(sorted(METHODS, key=len, reverse=True)) + ")(?:_|$)")
+
+
+def _before_method(name: str) -> str:
+    """The part of a name that stands for the model."""
+    return _method_words().split(name)[0]
+
+
+def _method(name: str, model: ModelCard, rest: str, known: Iterable[str]) -> tuple[str, str]:
+    found = _starts(rest, METHODS)
+    if found is None:
+        said = f"not {rest!r}" if rest else "and there is none"
+        plain = [method for method in METHODS if "varlen" not in method]
+        raise UnknownConfig(
+            name,
+            f"after the model {model.name} comes a method ({', '.join(plain)}), {said}",
+            f"模型 {model.name} 之后应是训练方法（{', '.join(plain)}）",
+            nearest(name, known),
+        )
+    return found, rest[len(found) :].removeprefix("_")
+
+
+def _dataset(name: str, method: Method, rest: str, known: Iterable[str]) -> tuple[DatasetCard, str]:
+    found = _starts(rest, DATASETS)
+    if found is not None:
+        return DATASETS[found], rest[len(found) :]
+    if method.kind != "sft" and (not rest or _OPTION.match("_" + rest)):
+        return DATASETS[DEFAULT_PREFERENCES], "_" + rest if rest else ""
+    fitting = ", ".join(card.name for card in DATASETS.values() if _fits(card, method))
+    said = f"not {rest!r}" if rest else "and there is none"
+    raise UnknownConfig(
+        name,
+        f"after the method comes a dataset ({fitting}), {said}",
+        f"训练方法之后应是数据集（{fitting}）",
+        nearest(name, known),
+    )
+
+
+def _fits(dataset: DatasetCard, method: Method) -> bool:
+    return (dataset.kind == "preference") == (method.kind != "sft")
+
+
+def _options(
+    name: str, method: Method, dataset: DatasetCard, rest: str, known: Iterable[str]
+) -> dict[str, Any]:
+    """The settings that the rest of a name spells out."""
+    said: dict[str, Any] = {}
+    position = 0
+    while position < len(rest):
+        match = _OPTION.match(rest, position)
+        if match is None:
+            left = rest[position:].removeprefix("_")
+            raise UnknownConfig(
+                name,
+                f"{left!r} says nothing: after the dataset come e3 (epochs), and as you like 8k "
+                "(tokens of a row), gpu8 (GPUs), sp4 (GPUs to a row)",
+                f"{left!r} 没有含义：数据集之后是 e3（轮数），还可以写 8k（每行长度）、"
+                "gpu8（GPU 数）、sp4（序列并行）",
+                nearest(name, known),
+            )
+        said.update(_said(match))
+        position = match.end()
+    benchmark = {"max_length", "sequence_parallel_size"} <= set(said)
+    epochs_known = "max_epochs" in {**said, **dataset.settings} or method.kind != "sft"
+    if not epochs_known and not benchmark:
+        raise UnknownConfig(
+            name,
+            f"it does not say for how many epochs, as {name}_e3 does",
+            f"没有写训练几轮，例如 {name}_e3",
+            [f"{name}_e3"],
+        )
+    return said
+
+
+def _said(match: re.Match[str]) -> dict[str, Any]:
+    """The settings that one word at the end of a name stands for."""
+    value = {key: text for key, text in match.groupdict().items() if text is not None}
+    if "epochs" in value:
+        return {"max_epochs": int(value["epochs"])}
+    if "thousands" in value:
+        return {"max_length": int(value["thousands"]) * 1024}
+    if "millions" in value:
+        return {"max_length": int(value["millions"]) * 1024 * 1024}
+    if "varlen" in value:
+        return {"use_varlen_attn": True}
+    gpus = value.get("gpus") or value.get("gpus_too")
+    if gpus:
+        return {"accumulative_counts": max(1, USUAL_BATCHES // int(gpus))}
+    return {"sequence_parallel_size": int(value.get("parallel") or value["parallel_too"])}
+
+
+def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
+    """Refuse a sentence whose words do not go together."""
+    model, method, dataset = sentence.model, sentence.method, sentence.dataset
+    if not _fits(dataset, method):
+        needs = "sft" if method.kind == "sft" else "preference"
+        fitting = [card.name for card in DATASETS.values() if _fits(card, method)]
+        raise UnknownConfig(
+            sentence.name,
+            f"{sentence.method_name} does not learn from {dataset.name}, which holds "
+            f"{dataset.kind} rows; it learns from {', '.join(fitting)}",
+            f"{sentence.method_name} 不能用 {dataset.name} 训练；可以用 {', '.join(fitting)}",
+            [sentence.name.replace(dataset.name, other) for other in fitting[:3]]
+            if needs == "preference"
+            else nearest(sentence.name, known),
+        )
+    if method.kind != "sft" and not model.chat:
+        chat = nearest(sentence.name, (name for name in known if f"_{method.kind}_" in name))
+        raise UnknownConfig(
+            sentence.name,
+            f"{method.kind} starts from a chat model, and {model.name} is a base model",
+            f"{method.kind} 要从对话模型开始，而 {model.name} 是基座模型",
+            chat,
+        )
+    if method.kind == "reward" and "reward_token_id" not in model.settings:
+        raise UnknownConfig(
+            sentence.name,
+            f"the card of {model.name} names no spare token at which the reward could be read",
+            f"{model.name} 没有可用来读出奖励的空闲词元",
+            nearest(sentence.name, (name for name in known if "_reward_" in name)),
+        )
+    for word in (sentence.method_name, method.kind, method.weights):
+        if word in model.unsupported:
+            reason = model.unsupported[word]
+            raise UnknownConfig(sentence.name, reason, reason, nearest(sentence.name, known))

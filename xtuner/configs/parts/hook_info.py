@@ -1,0 +1,5 @@
+"""Shows a sample before training."""
+
+from xtuner.engine.hooks import DatasetInfoHook
+
+hook = dict(type=DatasetInfoHook, tokenizer=tokenizer)

@@ -1,0 +1,5 @@
+"""Measures speed."""
+
+from xtuner.engine.hooks import ThroughputHook
+
+hook = dict(type=ThroughputHook)

@@ -1,0 +1,339 @@
+"""From a name's cards and parts to the text of a whole config, in five commented parts.
+
+PART 1 (Settings) is nothing but the names that the chosen parts leave free. Their values come
+from, weakest first: the house, the method, the dataset's card, the model's card, the name itself,
+the table of exceptions.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xtuner.configs.cards import Code, Source
+from xtuner.configs.fragments import (
+    Fragment,
+    Holes,
+    expression,
+    filled,
+    import_lines,
+    names_assigned,
+    names_read,
+    part,
+)
+from xtuner.configs.names import Sentence
+from xtuner.configs.settings import EXCEPTIONS, HOUSE, LAYOUT, METHODS
+
+WIDTH = 88
+TITLES = (
+    "PART 1  Settings",
+    "PART 2  Model & Tokenizer",
+    "PART 3  Dataset & Dataloader",
+    "PART 4  Scheduler & Optimizer",
+    "PART 5  Runtime",
+)
+BENCHMARK = {
+    "accumulative_counts": 1,
+    "dataloader_num_workers": 4,
+    "save_steps": -1,
+    "evaluation_freq": 50,
+    "log_interval": 1,
+    "throughput": True,
+}
+MAP_FNS = "xtuner.dataset.map_fns"
+PREFERENCES = "xtuner.dataset.preference_dataset"
+# Where the names come from that values bring into a config (a part brings its own imports).
+MODULES: Mapping[str, str] = {
+    "AdamW": "torch.optim",
+    "PROMPT_TEMPLATE": "xtuner.utils",
+    "SYSTEM_TEMPLATE": "xtuner.utils",
+    "default_collate_fn": "xtuner.dataset.collate_fns",
+    "preference_collate_fn": "xtuner.dataset.collate_fns.preference_collate_fn",
+    "orpo_dpo_mix_40k_map_fn": PREFERENCES,
+    "template_map_fn_factory": MAP_FNS,
+}
+
+
+def render_sentence(sentence: Sentence) -> str:
+    """The text of the config that a name stands for."""
+    values = values_of(sentence)
+    parts = [
+        [_tokenizer(sentence, values), _model(sentence, values)],
+        _data(sentence, values),
+        [filled(part("optim"), {"ETA_MIN": literal(values["eta_min"])})],
+        [_runtime(sentence, values)],
+    ]
+    return assemble(_headline(sentence, values), parts, values)
+
+
+def values_of(sentence: Sentence) -> dict[str, Any]:
+    """Every setting of a name, and the values of the parts' holes, the strongest word winning."""
+    model, method, dataset = sentence.model, sentence.method, sentence.dataset
+    values: dict[str, Any] = dict(HOUSE)
+    values["pretrained_model_name_or_path"] = model.path
+    values["template"] = dataset.template or model.template
+    values["bot_name"] = model.title
+    values.update(method.settings)
+    for source in dataset.sources:
+        values[source.path[0]] = source.path[1]
+    values.update(dataset.settings)
+    values.update({key: value for key, value in model.settings.items() if key not in METHODS})
+    values.update(model.settings.get(sentence.method_name, {}))
+    if sentence.benchmark:
+        values.update(BENCHMARK)
+    values.update(sentence.said)
+    for pattern, settings in EXCEPTIONS:
+        if fnmatch.fnmatchcase(sentence.name, pattern):
+            values.update(settings)
+    values["pretrained_model_name_or_path"] += values.pop("path_suffix", "")
+    values["prompt_template"] = Code(f"PROMPT_TEMPLATE.{values['template']}")
+    if method.kind == "sft":
+        values["use_varlen_attn"] = _packs(sentence, values) and values["batch_size"] == 1
+    return values
+
+
+def _packs(sentence: Sentence, values: Mapping[str, Any]) -> bool:
+    moss = any(source.part == "data_moss" for source in sentence.dataset.sources)
+    return bool(values["pack_to_max_length"]) and not moss
+
+
+def _headline(sentence: Sentence, values: Mapping[str, Any]) -> str:
+    model, method, dataset = sentence.model, sentence.method, sentence.dataset
+    epochs = values["max_epochs"]
+    what = f"{model.title}: {method.title}, on {dataset.title}, {epochs} epoch{'s' * (epochs > 1)}."
+    return headline(what, sentence.name, method.weights, model.billions, values)
+
+
+def headline(what: str, name: str, weights: str, billions: float, values: Mapping[str, Any]) -> str:
+    """The comment on top of a file: what it trains and what to type."""
+    command = f"xtuner train {name}_copy.py"
+    lines = ["# ruff: noqa: C408", f"# {what}", "#"]
+    parallel = values.get("sequence_parallel_size", 1)
+    if parallel > 1 or (weights == "full" and billions > 3):
+        lines += [
+            "# It needs several GPUs; on a machine with eight:",
+            f"#     NPROC_PER_NODE=8 {command} --deepspeed deepspeed_zero3",
+        ]
+    else:
+        lines += [f"#     {command}"]
+    return "\n".join(lines) + "\n"
+
+
+def _remote_code(sentence: Sentence) -> dict[str, str]:
+    return {"trust_remote_code": "True"} if sentence.model.remote_code else {}
+
+
+def _tokenizer(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
+    fields = {key: literal(value) for key, value in sentence.model.tokenizer.items()}
+    return filled(
+        part("tokenizer"),
+        {
+            "REMOTE_CODE": _remote_code(sentence),
+            "PADDING_SIDE": literal(values["padding_side"]),
+            "TOKENIZER_FIELDS": fields,
+        },
+    )
+
+
+def _model(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
+    method = sentence.method
+    llm = filled(part(f"llm_{method.weights}"), {"REMOTE_CODE": _remote_code(sentence)})
+    lora = filled(part("lora"), lora_holes(values))
+    adapters = {"lora": expression(lora)} if method.adapters else {}
+    holes: Holes = {"LLM": expression(llm), "LORA": adapters}
+    model = filled(part(f"model_{method.kind}"), holes)
+    return Fragment(model.text, {**model.modules, **llm.modules, **lora.modules})
+
+
+def lora_holes(values: Mapping[str, Any]) -> Holes:
+    """The holes of ``parts/lora.py``."""
+    targets = values["lora_targets"]
+    return {
+        "LORA_R": literal(values["lora_r"]),
+        "LORA_ALPHA": literal(values["lora_alpha"]),
+        "LORA_DROPOUT": literal(values["lora_dropout"]),
+        "LORA_TASK": literal(values["lora_task"]),
+        "LORA_TARGETS": {"target_modules": literal(targets, column=23)} if targets else {},
+    }
+
+
+def _data(sentence: Sentence, values: Mapping[str, Any]) -> list[Fragment]:
+    sources = sentence.dataset.sources
+    blocks = [_source(sentence, source, values) for source in sources]
+    variable = sources[0].variable
+    if len(sources) > 1:
+        variables = "[" + ", ".join(source.variable for source in sources) + "]"
+        blocks.append(filled(part("data_concat"), {"DATASETS": variables}))
+        variable = "train_dataset"
+    collate = "default_collate_fn" if sentence.method.kind == "sft" else "preference_collate_fn"
+    blocks.append(filled(part("loader"), {"DATASET": variable, "COLLATE": collate}))
+    return blocks
+
+
+def _source(sentence: Sentence, source: Source, values: Mapping[str, Any]) -> Fragment:
+    method = sentence.method
+    pretrain = sentence.dataset.kind == "pretrain"
+    reward = method.kind == "reward"
+    keyword, _, value = source.load.partition("=")
+    fragment = part(source.part)
+    holes: Holes = {
+        "VARIABLE": source.variable,
+        "PATH": source.path[0],
+        "LOAD_FIELDS": {keyword: value} if keyword else {},
+        "MAP_FN": source.map_fn or "None",
+        "TEMPLATE_MAP_FN": "None"
+        if pretrain
+        else "dict(type=template_map_fn_factory, template=prompt_template)",
+        "MAX_ROWS": {"max_dataset_length": "max_dataset_length"}
+        if "max_dataset_length" in values
+        else {},
+        "SHUFFLE": literal(values["shuffle_before_pack"]),
+        "IS_DPO": literal(not reward),
+        "IS_REWARD": literal(reward),
+        "REWARD_TOKEN": "reward_token_id" if reward else "-1",
+        "PACKED_LENGTH": {"max_packed_length": "max_packed_length"}
+        if values["use_varlen_attn"]
+        else {},
+    }
+    return filled(fragment, holes)
+
+
+def _runtime(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
+    hooks = [part("hook_info")]
+    if sentence.method.kind != "reward":
+        hooks.append(_chat_hook(sentence))
+    if values["use_varlen_attn"]:
+        hooks.append(part("hook_varlen"))
+    if values["throughput"]:
+        hooks.append(part("hook_throughput"))
+    return runtime(hooks, values)
+
+
+def _chat_hook(sentence: Sentence) -> Fragment:
+    pretrain = sentence.dataset.kind == "pretrain"
+    fields = {key: literal(value) for key, value in sentence.dataset.hook.items()}
+    return filled(
+        part("hook_chat"),
+        {
+            "IMAGE_FIELDS": {},
+            "HOOK_FIELDS": fields,
+            "PROMPT_TEMPLATE": {} if pretrain else {"prompt_template": "prompt_template"},
+        },
+    )
+
+
+def runtime(hooks: Iterable[Fragment], values: Mapping[str, Any]) -> Fragment:
+    """``parts/runtime.py`` with these custom hooks."""
+    modules: dict[str, str] = {}
+    items = []
+    for hook in hooks:
+        modules.update(hook.modules)
+        items.append("    " + expression(hook).replace("\n", "\n    ") + ",\n")
+    fragment = filled(
+        part("runtime"),
+        {"HOOKS": "[\n" + "".join(items) + "]", "LOG_INTERVAL": literal(values["log_interval"])},
+    )
+    return Fragment(fragment.text, {**fragment.modules, **modules})
+
+
+def assemble(top: str, parts: list[list[Fragment]], values: Mapping[str, Any]) -> str:
+    """Put a file together: headline, imports, the settings that the parts need, and the parts.
+
+    Args:
+        top: what stands on top.
+        parts: the fragments of PART 2 to PART 5.
+        values: a value for every name that they leave free.
+    """
+    modules = dict(MODULES)
+    for fragment in (fragment for group in parts for fragment in group):
+        modules.update(fragment.modules)
+    bodies = ["\n".join(fragment.text for fragment in group) for group in parts]
+    code = "\n".join(bodies)
+    settings = _settings(code, modules, values)
+    body = "\n".join(
+        _banner(title) + text for title, text in zip(TITLES, [settings, *bodies], strict=True)
+    )
+    imported = {name for name in names_read(body) if name in modules or name.endswith("_map_fn")}
+    modules.update({name: modules.get(name, MAP_FNS) for name in imported})
+    return top + import_lines(imported, modules) + "\n" + body
+
+
+def _banner(title: str) -> str:
+    ruler = "#" * 71
+    return f"{ruler}\n#{title:^69}#\n{ruler}\n"
+
+
+def _settings(code: str, modules: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """The text of PART 1: what ``code`` leaves free, grouped and explained."""
+    ours = {name for _, group in LAYOUT for name in group}
+    free = _free(code, modules)
+    missing = free - ours
+    assert not missing, f"settings that no part of LAYOUT explains: {missing}"
+    while True:  # a setting's value may use another setting
+        code_of = [literal(values[name]) for name in free if isinstance(values[name], Code)]
+        more = _free("\n".join(code_of), modules) & ours
+        if more <= free:
+            break
+        free |= more
+    groups = []
+    for title, group in LAYOUT:
+        lines = [_setting(name, values[name], why) for name, why in group.items() if name in free]
+        if lines:
+            groups.append(f"# {title}\n" + "".join(lines))
+    return "\n".join(groups)
+
+
+def _free(code: str, modules: Mapping[str, str]) -> set[str]:
+    assigned = names_assigned(code)
+    return {
+        name
+        for name in names_read(code)
+        if name not in assigned and name not in modules and not name.endswith("_map_fn")
+    }
+
+
+def _setting(name: str, value: Any, why: str) -> str:
+    text = f"{name} = {literal(value, column=len(name) + 3)}"
+    if not why:
+        return text + "\n"
+    if "\n" in text or width(text) + 4 + width(why) > WIDTH:
+        return f"# {why}\n{text}\n"
+    return f"{text}  # {why}\n"
+
+
+def literal(value: Any, column: int = 0) -> str:
+    """A value as ruff would write it.
+
+    Args:
+        value: a string, number, truth value, None, ``Code``, or a list or tuple of these.
+        column: where its first line begins; a list that would pass the margin is broken up.
+    """
+    if isinstance(value, Code):
+        return str(value)
+    if isinstance(value, str):
+        return _string(value)
+    if isinstance(value, list | tuple):
+        opening, closing = "[]" if isinstance(value, list) else "()"
+        items = [literal(item) for item in value]
+        line = opening + ", ".join(items) + closing
+        if column + width(line) <= WIDTH:
+            return line
+        return opening + "\n" + "".join(f"    {item},\n" for item in items) + closing
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        digits, _, exponent = f"{value:e}".partition("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return repr(value)
+
+
+def _string(value: str) -> str:
+    """A string in double quotes, unless it holds more of them than of the single ones."""
+    quote = "'" if value.count('"') > value.count("'") else '"'
+    text = value.replace("\\", "\\\\").replace("\n", "\\n").replace(quote, "\\" + quote)
+    return quote + text + quote
+
+
+def width(text: str) -> int:
+    """Columns that a line of text takes; Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -1,0 +1,251 @@
+"""The settings of a config: what each is for, and its value from the house and from the method.
+
+A value is looked for, weakest first, in the house defaults, the method, the dataset's card, the
+model's card, the table of exceptions and what the name itself says. Names in capitals at the end of
+``HOUSE`` are not settings that a file shows but holes of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xtuner.configs.cards import Code
+
+# PART 1 of a config: its settings in this order, each with what it is for. A text that is too long
+# to stand behind its value stands above it.
+LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
+    (
+        "Model",
+        {
+            "pretrained_model_name_or_path": "a name on the Hugging Face hub or a local folder",
+            "llm_name_or_path": "a name on the Hugging Face hub or a local folder",
+            "visual_encoder_name_or_path": "what looks at the images",
+            "path": "a name on the Hugging Face hub or a local folder",
+            "pretrained_pth": "the projector, as the config of pretraining left it",
+            "bot_name": "what the assistant calls itself",
+            "use_varlen_attn": "samples packed into one row do not see each other",
+            "dpo_loss_type": "sigmoid, robust, hinge, ipo, kto_pair, sppo_hard or nca_pair",
+            "loss_beta": "how strongly to keep to the model before training",
+            "label_smoothing": "the share of preferences that may be the wrong way round",
+            "reward_token_id": "a token that ends a sample; the reward is read there",
+            "loss_type": "ranking or focal",
+            "penalty_type": "log_barrier, L2 or none",
+        },
+    ),
+    (
+        "Data",
+        {
+            "alpaca_zh_path": "",
+            "alpaca_en_path": "",
+            "oasst1_path": "",
+            "crime_kg_assitant_path": "",
+            "law_reference_data_path": "",
+            "moss_sft_no_plugins_path": "",
+            "moss_sft_plugins_path": "",
+            "data_root": "",
+            "data_path": "",
+            "image_folder": "",
+            "data_config_name": "a part of the dataset",
+            "data_files": "one or more",
+            "max_dataset_length": "rows at most, taken at random",
+            "prompt_template": "how turns are written; the same again in `xtuner chat`",
+            "max_length": "tokens of a row; what is longer is cut",
+            "pack_to_max_length": "put several samples into one row, so that none is padding",
+            "max_packed_length": "tokens of a row of several pairs",
+        },
+    ),
+    ("Parallel", {"sequence_parallel_size": "GPUs that share one long row (needs DeepSpeed)"}),
+    (
+        "Scheduler & Optimizer",
+        {
+            "batch_size": "rows on each GPU at a time",
+            "accumulative_counts": "batches to a step of the optimizer",
+            "dataloader_num_workers": "",
+            "max_epochs": "",
+            "optim_type": "",
+            "lr": "",
+            "betas": "",
+            "weight_decay": "",
+            "max_norm": "gradients longer than this are shortened to it",
+            "warmup_ratio": "the share of training in which lr rises",
+        },
+    ),
+    (
+        "Save",
+        {
+            "save_steps": "batches between checkpoints",
+            "save_total_limit": "how many to keep (-1 means all)",
+        },
+    ),
+    (
+        "Evaluate the generation performance during the training",
+        {
+            "evaluation_freq": "batches between evaluations",
+            "SYSTEM": "",
+            "evaluation_images": "",
+            "evaluation_inputs": "",
+        },
+    ),
+)
+
+HOUSE: Mapping[str, Any] = {
+    "use_varlen_attn": True,
+    "max_length": 2048,
+    "pack_to_max_length": True,
+    "sequence_parallel_size": 1,
+    "batch_size": 1,
+    "accumulative_counts": 16,
+    "dataloader_num_workers": 0,
+    "max_epochs": 3,
+    "optim_type": Code("AdamW"),
+    "lr": 2e-4,
+    "betas": (0.9, 0.999),
+    "weight_decay": 0,
+    "max_norm": 1,
+    "warmup_ratio": 0.03,
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "evaluation_freq": 500,
+    "SYSTEM": Code("SYSTEM_TEMPLATE.alpaca"),
+    "evaluation_inputs": [
+        "请给我介绍五个上海的景点",
+        "Please tell me five scenic spots in Shanghai",
+    ],
+    # Holes of the parts.
+    "padding_side": "right",
+    "shuffle_before_pack": True,
+    "lora_r": 64,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "lora_targets": None,
+    "lora_task": "CAUSAL_LM",
+    "eta_min": 0.0,
+    "log_interval": 10,
+    "throughput": False,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Args:
+        title: what people call it.
+        kind: ``sft``, ``dpo``, ``orpo`` or ``reward``: which ``parts/model_<kind>.py`` it uses.
+        weights: ``full``, ``lora``, ``qlora`` or ``int8_lora``: which ``parts/llm_<weights>.py``.
+        settings: its settings, weaker than the dataset's and the model's.
+    """
+
+    title: str
+    kind: str
+    weights: str
+    settings: Mapping[str, Any]
+
+    @property
+    def adapters(self) -> bool:
+        """Whether it trains adapters rather than the model itself."""
+        return self.weights != "full"
+
+
+_WEIGHTS = {
+    "full": "full-parameter fine-tuning",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "int8_lora": "LoRA on 8-bit weights",
+}
+_QUESTIONS = [
+    "Which English author, known for ghost stories, had the initials of Medical Research?",
+    "Please tell me five scenic spots in Shanghai",
+    "890729 - 425663? Answer with the number only.",
+]
+_KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "dpo": (
+        "DPO",
+        {
+            "dpo_loss_type": "sigmoid",
+            "loss_beta": 0.1,
+            "label_smoothing": 0.0,
+            "lr": 5e-7,
+            "evaluation_inputs": _QUESTIONS,
+        },
+    ),
+    "orpo": ("ORPO", {"loss_beta": 0.1, "lr": 5e-6, "evaluation_inputs": _QUESTIONS}),
+    "reward": (
+        "reward model",
+        {
+            "loss_type": "focal",
+            "penalty_type": "log_barrier",
+            "max_epochs": 1,
+            "lr": 2e-5,
+            "lora_task": "FEATURE_EXTRACTION",
+        },
+    ),
+}
+
+
+def _methods() -> dict[str, Method]:
+    methods = {
+        weights: Method(title, "sft", weights, {"lr": 2e-5} if weights == "full" else {})
+        for weights, title in _WEIGHTS.items()
+    }
+    for kind, (title, settings) in _KINDS.items():
+        for weights in ("full", "lora", "qlora"):
+            faster = {"lr": 1e-4} if kind == "reward" and weights != "full" else {}
+            padded = {**settings, **faster, "use_varlen_attn": False}
+            packed = {
+                **settings,
+                **faster,
+                "use_varlen_attn": True,
+                "max_packed_length": Code("max_length * 2"),
+            }
+            name = f"{title}, {_WEIGHTS[weights]}"
+            methods[f"{kind}_{weights}"] = Method(name, kind, weights, padded)
+            methods[f"{kind}_{weights}_varlenattn"] = Method(
+                f"{name}, several pairs to a row", kind, weights, packed
+            )
+    return methods
+
+
+METHODS: Mapping[str, Method] = _methods()
+
+_STARCODER_QUESTION = [
+    "def has_close_elements(numbers: list[float], threshold: float) -> bool:\n"
+    '    """Whether any two of the numbers are nearer to each other than the threshold."""\n'
+]
+
+# Published settings that follow no rule: name pattern (fnmatch) -> settings. They are stronger than
+# the cards; where several patterns fit, the later ones win.
+EXCEPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("*_moss_sft_*_gpu8", {"batch_size": 8, "accumulative_counts": 1, "dataloader_num_workers": 2}),
+    (
+        "*_msagent_react_*_gpu8",
+        {"batch_size": 8, "accumulative_counts": 1, "dataloader_num_workers": 2},
+    ),
+    ("internlm_7b_full_*", {"template": "internlm_chat"}),
+    ("internlm2_[27]*_full_finetune_*", {"template": "internlm2_chat"}),
+    ("internlm2_chat_*_dpo_*", {"path_suffix": "-sft"}),
+    ("internlm2_chat_*_reward_*", {"path_suffix": "-sft"}),
+    ("internlm2_chat_1_8b_orpo_*", {"path_suffix": "-sft"}),
+    ("*_orpo_qlora_varlenattn_ultrafeedback_e5", {"warmup_ratio": 0.01}),
+    ("internlm2_chat_1_8b_reward_full_ultrafeedback", {"batch_size": 4}),
+    ("internlm2_5_chat_7b_qlora_alpaca_e3", {"accumulative_counts": 1}),
+    ("llama2_7b_qlora_msagent_react_*", {"template": "default"}),
+    ("llama2_7b_full_wizardlm_e1", {"batch_size": 2, "evaluation_freq": 200}),
+    ("llama2_70b_full_wizardlm_e1", {"accumulative_counts": 4}),
+    (
+        "llama3_70b_instruct_qlora_*",
+        {"lr": 1e-4, "dataloader_num_workers": 4, "evaluation_freq": 50},
+    ),
+    ("minicpm_1b_full_custom_pretrain_e1", {"accumulative_counts": 1}),
+    ("starcoder_*", {"evaluation_inputs": _STARCODER_QUESTION}),
+    ("starcoder_qlora_*", {"lr": 1e-4, "weight_decay": 0.05, "evaluation_freq": 200}),
+    ("qwen1_5_110b_*", {"accumulative_counts": 1}),
+    ("qwen1_5_110b_*full_*", {"lr": 1e-5, "dataloader_num_workers": 4}),
+    ("qwen1_5_110b_*qlora_*", {"lr": 1e-4}),
+    ("qwen1_5_110b_qlora_*", {"dataloader_num_workers": 4}),
+    ("qwen1_5_110b_*_16k_2gpus", {"sequence_parallel_size": 2, "evaluation_freq": 50}),
+    ("mistral_7b_*_finetune_custom_sft_*", {"template": "mistral"}),
+    ("mistral_7b_qlora_skypile_*", {"lora_dropout": 0.05}),
+)
