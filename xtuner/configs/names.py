@@ -153,12 +153,13 @@ def _dataset(name: str, method: Method, rest: str, known: Iterable[str]) -> tupl
         return DATASETS[found], rest[len(found) :]
     if method.kind != "sft" and (not rest or _OPTION.match("_" + rest)):
         return DATASETS[DEFAULT_PREFERENCES], "_" + rest if rest else ""
-    fitting = ", ".join(card.name for card in DATASETS.values() if _fits(card, method))
+    fitting = [card.name for card in DATASETS.values() if _fits(card, method)]
+    likely = ", ".join(dict.fromkeys(difflib.get_close_matches(rest, fitting, n=2) + fitting[:5]))
     said = f"not {rest!r}" if rest else "and there is none"
     raise UnknownConfig(
         name,
-        f"after the method comes a dataset ({fitting}), {said}",
-        f"训练方法之后应是数据集（{fitting}）",
+        f"after the method comes a dataset ({likely}, ...), {said}",
+        f"训练方法之后应是数据集（{likely}、……）",
         nearest(name, known),
     )
 
@@ -232,7 +233,12 @@ def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
             else nearest(sentence.name, known),
         )
     if method.kind != "sft" and not model.chat:
-        chat = nearest(sentence.name, (name for name in known if f"_{method.kind}_" in name))
+        family = model.name.removesuffix("_base")
+        chat = [
+            sentence.name.replace(model.name, card.name, 1)
+            for card in MODELS.values()
+            if card.chat and card.name.startswith(family)
+        ]
         raise UnknownConfig(
             sentence.name,
             f"{method.kind} starts from a chat model, and {model.name} is a base model",

@@ -1,0 +1,152 @@
+"""``xtuner list-cfg``: the configs by name, narrowed by what they train."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from xtuner.configs import UnknownConfig, describe, names
+from xtuner.configs.names import nearest
+from xtuner.utils.lang import tr
+
+RULER = 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "-p",
+        "--pattern",
+        default="",
+        help=tr("show names that hold this text", "只显示包含这段文字的名字"),
+    )
+    parser.add_argument(
+        "--model",
+        default="",
+        help=tr(
+            "show configs of a model whose name or hub path holds this text",
+            "只显示模型名或模型路径包含这段文字的配置",
+        ),
+    )
+    parser.add_argument(
+        "--method",
+        default="",
+        help=tr(
+            "show configs of a method: full, lora, qlora, dpo, ...", "只显示某种训练方法的配置"
+        ),
+    )
+    parser.add_argument(
+        "--dataset",
+        default="",
+        help=tr("show configs of a dataset: alpaca, oasst1, ...", "只显示某个数据集的配置"),
+    )
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help=tr(
+            "show parameters, method, dataset and model path", "显示参数量、方法、数据集和模型路径"
+        ),
+    )
+    parser.add_argument(
+        "--json", action="store_true", help=tr("print one JSON list", "以 JSON 列表输出")
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the names.
+
+    Returns:
+        0, or 1 when no name fits.
+    """
+    chosen = _chosen(args)
+    if args.json:
+        print(json.dumps([describe(name) for name in chosen], ensure_ascii=False, indent=2))
+        return 0 if chosen else 1
+    print("CONFIGS".center(RULER, "="))
+    if args.pattern:
+        print(f"PATTERN: {args.pattern}")
+        print("-" * (RULER // 2))
+    lines = _table(chosen) if args.long else chosen
+    print("".join(f"{line}\n" for line in lines), end="")
+    if not chosen:
+        print(_nothing(args))
+    print("=" * RULER)
+    return 0 if chosen else 1
+
+
+def _chosen(args: argparse.Namespace) -> list[str]:
+    """The curated names that fit."""
+    pattern = args.pattern.lower()
+    chosen = [name for name in names() if pattern in name.lower()]
+    if args.model or args.method or args.dataset:
+        chosen = [name for name in chosen if _fits(describe(name), args)]
+    return chosen
+
+
+def _fits(facts: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Whether a config is of the model, method and dataset asked for."""
+    model = args.model.lower()
+    return (
+        (model in facts["model"] or model in facts["path"].lower())
+        and (not args.method or _is_method(facts["method"], args.method.lower()))
+        and (not args.dataset or args.dataset.lower() == facts["dataset"])
+    )
+
+
+def _is_method(method: str, asked: str) -> bool:
+    """``dpo`` asks for every kind of DPO, ``dpo_full`` for the padded and the packed one."""
+    return method == asked or method.startswith(asked + "_")
+
+
+def _table(chosen: list[str]) -> list[str]:
+    """A line each: name, parameters, method, dataset, path of the model."""
+    rows = []
+    for name in chosen:
+        facts = describe(name)
+        size = f"{facts['billions']:g}B" if facts["billions"] else "-"
+        rows.append((name, size, facts["method"], facts["dataset"] or "-", facts["path"]))
+    head = (
+        tr("name", "名字"),
+        tr("size", "参数量"),
+        tr("method", "方法"),
+        tr("dataset", "数据集"),
+        tr("model", "模型"),
+    )
+    widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else [0] * 4
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row[:4], widths, strict=True))
+        + f"  {row[4]}"
+        for row in ([head, *rows] if rows else [])
+    ]
+
+
+def _resolves(name: str) -> bool:
+    try:
+        describe(name)
+    except UnknownConfig:
+        return False
+    return True
+
+
+def _nothing(args: argparse.Namespace) -> str:
+    """What to say when no name fits."""
+    if _resolves(args.pattern):
+        return tr(
+            f"{args.pattern} is not listed, but it is a config: copy-cfg and train take it.",
+            f"{args.pattern} 没有列出，但可以直接用于 copy-cfg 和 train。",
+        )
+    lines = [tr("No config fits.", "没有符合条件的配置。")]
+    near = nearest(args.pattern, names()) if args.pattern else []
+    if near:
+        lines.append(tr("The nearest names:", "最接近的名字:"))
+        lines += [f"  {name}" for name in near]
+    lines.append(
+        tr(
+            "A name is <model>_<method>_<dataset>_e<epochs>; those that make sense work in "
+            "copy-cfg and train\neven when they are not listed.",
+            "名字的写法是 <模型>_<方法>_<数据集>_e<轮数>；有意义的组合即使没有列出，"
+            "也能用于 copy-cfg 和 train。",
+        )
+    )
+    return "\n".join(lines)
