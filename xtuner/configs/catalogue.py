@@ -8,8 +8,10 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from xtuner.configs import internvl, llava
 from xtuner.configs.models import MODELS
 from xtuner.configs.names import Sentence, UnknownConfig, nearest, parse
 from xtuner.configs.render import render_sentence, values_of
@@ -26,7 +28,7 @@ def _oneoffs() -> dict[str, Path]:
 @functools.cache
 def _curated() -> tuple[str, ...]:
     composed = [f"{card.name}_{recipe}" for card in MODELS.values() for recipe in card.recipes]
-    return tuple(sorted({*composed, *_oneoffs()}))
+    return tuple(sorted({*composed, *llava.names(), *internvl.names(), *_oneoffs()}))
 
 
 def names() -> list[str]:
@@ -42,7 +44,16 @@ def render(name: str) -> str:
     """
     if name in _oneoffs():
         return _oneoffs()[name].read_text("utf-8")
+    family = _family(name)
+    if family:
+        return family.render(name, _curated())
     return render_sentence(parse(name, _curated()))
+
+
+def _family(name: str) -> ModuleType | None:
+    """The module of a family with a grammar of its own, or None."""
+    families = {"llava": llava, "internvl": internvl}
+    return families.get(name.partition("_")[0])
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -55,6 +66,9 @@ def describe(name: str) -> dict[str, Any]:
     """
     if name in _oneoffs():
         return _describe_file(name)
+    family = _family(name)
+    if family:
+        return family.describe(name, _curated())
     sentence: Sentence = parse(name, _curated())
     return {
         "name": name,

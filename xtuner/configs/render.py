@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xtuner.configs.cards import Code, Source
+from xtuner.configs.cards import Code, ModelCard, Source
 from xtuner.configs.fragments import (
     Fragment,
     Holes,
@@ -62,7 +62,7 @@ def render_sentence(sentence: Sentence) -> str:
     parts = [
         [_tokenizer(sentence, values), _model(sentence, values)],
         _data(sentence, values),
-        [filled(part("optim"), {"ETA_MIN": literal(values["eta_min"])})],
+        [optim(values, "accumulative_counts * sequence_parallel_size")],
         [_runtime(sentence, values)],
     ]
     return assemble(_headline(sentence, values), parts, values)
@@ -99,6 +99,11 @@ def _packs(sentence: Sentence, values: Mapping[str, Any]) -> bool:
     return bool(values["pack_to_max_length"]) and not moss
 
 
+def optim(values: Mapping[str, Any], accumulate: str) -> Fragment:
+    """``parts/optim.py`` with this expression for the micro-batches of a step."""
+    return filled(part("optim"), {"ETA_MIN": literal(values["eta_min"]), "ACCUMULATE": accumulate})
+
+
 def _headline(sentence: Sentence, values: Mapping[str, Any]) -> str:
     model, method, dataset = sentence.model, sentence.method, sentence.dataset
     epochs = values["max_epochs"]
@@ -121,16 +126,23 @@ def headline(what: str, name: str, weights: str, billions: float, values: Mappin
     return "\n".join(lines) + "\n"
 
 
-def _remote_code(sentence: Sentence) -> dict[str, str]:
-    return {"trust_remote_code": "True"} if sentence.model.remote_code else {}
+def remote_code(model: ModelCard) -> dict[str, str]:
+    """The keyword argument that lets a model bring its own code, where it needs to."""
+    return {"trust_remote_code": "True"} if model.remote_code else {}
 
 
 def _tokenizer(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
-    fields = {key: literal(value) for key, value in sentence.model.tokenizer.items()}
+    return tokenizer(sentence.model, "pretrained_model_name_or_path", values)
+
+
+def tokenizer(model: ModelCard, path: str, values: Mapping[str, Any]) -> Fragment:
+    """``parts/tokenizer.py`` for a model whose place stands in the setting ``path``."""
+    fields = {key: literal(value) for key, value in model.tokenizer.items()}
     return filled(
         part("tokenizer"),
         {
-            "REMOTE_CODE": _remote_code(sentence),
+            "MODEL_PATH": path,
+            "REMOTE_CODE": remote_code(model),
             "PADDING_SIDE": literal(values["padding_side"]),
             "TOKENIZER_FIELDS": fields,
         },
@@ -139,12 +151,17 @@ def _tokenizer(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
 
 def _model(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
     method = sentence.method
-    llm = filled(part(f"llm_{method.weights}"), {"REMOTE_CODE": _remote_code(sentence)})
+    llm = language_model(sentence.model, method.weights, "pretrained_model_name_or_path")
     lora = filled(part("lora"), lora_holes(values))
     adapters = {"lora": expression(lora)} if method.adapters else {}
     holes: Holes = {"LLM": expression(llm), "LORA": adapters}
     model = filled(part(f"model_{method.kind}"), holes)
     return Fragment(model.text, {**model.modules, **llm.modules, **lora.modules})
+
+
+def language_model(model: ModelCard, weights: str, path: str) -> Fragment:
+    """``parts/llm_<weights>.py`` for a model whose place stands in the setting ``path``."""
+    return filled(part(f"llm_{weights}"), {"MODEL_PATH": path, "REMOTE_CODE": remote_code(model)})
 
 
 def lora_holes(values: Mapping[str, Any]) -> Holes:
@@ -233,7 +250,11 @@ def runtime(hooks: Iterable[Fragment], values: Mapping[str, Any]) -> Fragment:
         items.append("    " + expression(hook).replace("\n", "\n    ") + ",\n")
     fragment = filled(
         part("runtime"),
-        {"HOOKS": "[\n" + "".join(items) + "]", "LOG_INTERVAL": literal(values["log_interval"])},
+        {
+            "HOOKS": "[\n" + "".join(items) + "]",
+            "LOG_INTERVAL": literal(values["log_interval"]),
+            "CHECKPOINT_FIELDS": {} if values["save_optimizer"] else {"save_optimizer": "False"},
+        },
     )
     return Fragment(fragment.text, {**fragment.modules, **modules})
 
@@ -311,7 +332,7 @@ def literal(value: Any, column: int = 0) -> str:
         column: where its first line begins; a list that would pass the margin is broken up.
     """
     if isinstance(value, Code):
-        return str(value)
+        return str(value) if column + width(value) <= WIDTH else f"(\n    {value}\n)"
     if isinstance(value, str):
         return _string(value)
     if isinstance(value, list | tuple):

@@ -13,6 +13,20 @@ from typing import Any
 
 from xtuner.configs.cards import Code
 
+# What the InternVL mixture for LLaVA is made of, in order: its settings end in _data_path and
+# _image_folder.
+INTERNVL_SETS = (
+    "sharegpt4v_caption",
+    "llava",
+    "sharegpt4v",
+    "dvqa",
+    "chartqa",
+    "ai2d",
+    "docvqa",
+    "geoqa",
+    "synthdog",
+)
+
 # PART 1 of a config: its settings in this order, each with what it is for. A text that is too long
 # to stand behind its value stands above it.
 LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
@@ -47,6 +61,11 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "data_root": "",
             "data_path": "",
             "image_folder": "",
+            **{
+                f"{name}_{what}": ""
+                for name in INTERNVL_SETS
+                for what in ("data_path", "image_folder")
+            },
             "data_config_name": "a part of the dataset",
             "data_files": "one or more",
             "max_dataset_length": "rows at most, taken at random",
@@ -124,6 +143,7 @@ HOUSE: Mapping[str, Any] = {
     "eta_min": 0.0,
     "log_interval": 10,
     "throughput": False,
+    "save_optimizer": True,
 }
 
 
@@ -240,12 +260,13 @@ EXCEPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ),
     ("minicpm_1b_full_custom_pretrain_e1", {"accumulative_counts": 1}),
     ("starcoder_*", {"evaluation_inputs": _STARCODER_QUESTION}),
+    ("deepseekcoder_*", {"evaluation_freq": 100}),
     ("starcoder_qlora_*", {"lr": 1e-4, "weight_decay": 0.05, "evaluation_freq": 200}),
     ("qwen1_5_110b_*", {"accumulative_counts": 1}),
     ("qwen1_5_110b_*full_*", {"lr": 1e-5, "dataloader_num_workers": 4}),
     ("qwen1_5_110b_*qlora_*", {"lr": 1e-4}),
     ("qwen1_5_110b_qlora_*", {"dataloader_num_workers": 4}),
     ("qwen1_5_110b_*_16k_2gpus", {"sequence_parallel_size": 2, "evaluation_freq": 50}),
-    ("mistral_7b_*_finetune_custom_sft_*", {"template": "mistral"}),
+    ("mistral_7b_*_finetune_custom_*", {"template": "mistral"}),
     ("mistral_7b_qlora_skypile_*", {"lora_dropout": 0.05}),
 )

@@ -80,6 +80,22 @@ CARDS = (
         ),
     ),
     ModelCard(
+        name="vicuna_7b_v15",
+        path="lmsys/vicuna-7b-v1.5",
+        billions=6.7,
+        template="vicuna",
+        chat=True,
+        recipes=("qlora_custom_sft_e1",),
+    ),
+    ModelCard(
+        name="vicuna_13b_v15",
+        path="lmsys/vicuna-13b-v1.5",
+        billions=13.0,
+        template="vicuna",
+        chat=True,
+        recipes=("qlora_custom_sft_e1",),
+    ),
+    ModelCard(
         name="llama3_8b",
         path="meta-llama/Meta-Llama-3-8B",
         billions=8.0,

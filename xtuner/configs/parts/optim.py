@@ -8,7 +8,7 @@ optim_wrapper = dict(
     type=AmpOptimWrapper,
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
-    accumulative_counts=accumulative_counts * sequence_parallel_size,
+    accumulative_counts=ACCUMULATE_HERE,
     loss_scale="dynamic",
     dtype="bfloat16",
 )

@@ -16,6 +16,7 @@ default_hooks = dict(
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(
         type=CheckpointHook,
+        **CHECKPOINT_FIELDS_HERE,
         by_epoch=False,
         interval=save_steps,
         max_keep_ckpts=save_total_limit,
