@@ -66,34 +66,16 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         write_manifest(target, facts, digests={target.name: hashing.digest})
 
 
-def load_checkpoint(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file onto the CPU as plain data and tensors; no code in it can run.
 
     Args:
-        path: a ``.pth`` of this version or of XTuner v0.1.
-        verify: compare it with its manifest first (one reading of the file).
+        path: a ``.pth`` of this version or of XTuner v0.1. It is compared with its manifest.
 
     Raises:
         UserError: when it is missing, damaged, or holds something that is not data.
     """
-    file = Path(path)
-    if file.is_dir():
-        raise UserError(
-            tr("this is a folder; a checkpoint file was expected.", "这是文件夹，应为检查点文件。"),
-            where=Where(str(file)),
-        )
-    found = damage(file) if verify else None
-    if found:
-        raise UserError(
-            tr(f"this checkpoint cannot be used: {found}.", f"这个检查点不能使用: {found}。"),
-            hint=tr(
-                "take another iter_N.pth of the same folder; '--resume' without a path finds the "
-                "newest good one.",
-                "请换用同一文件夹中的其他 iter_N.pth；只写 '--resume' 会自动找最新的完好检查点。",
-            ),
-            where=Where(str(file)),
-        )
-    state = read_torch_file(file)
+    state = _checked(Path(path), mapped=False)
     if "message_hub" in state:
         state["message_hub"] = to_plain(state["message_hub"])
     return state
@@ -115,7 +97,7 @@ def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         from xtuner.engine.checkpoint_folders import load_folder
 
         return load_folder(source)
-    state = load_checkpoint(source)
+    state = _checked(source, mapped=True)
     weights = state.get("state_dict", state)
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
@@ -180,16 +162,21 @@ def remove_leftovers(work_dir: str | Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def read_torch_file(file: Path) -> dict[str, Any]:
-    """Read a file of ``torch.save`` with ``weights_only``; tensors are mapped from it.
+def read_torch_file(file: Path, *, mapped: bool) -> dict[str, Any]:
+    """Read a file of ``torch.save`` with ``weights_only``.
+
+    Args:
+        file: the file.
+        mapped: map the tensors from the file, so that memory is taken only for those that are used
+            (the file must stay as it is); else read them.
 
     Raises:
         UserError: when it is damaged or asks for code.
     """
-    is_zip = zipfile.is_zipfile(file)
+    mapped = mapped and zipfile.is_zipfile(file)
     try:
         with torch.serialization.safe_globals(_harmless_globals()):
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise _refusal(file, error) from error
     except READ_ERRORS as error:
@@ -268,6 +255,27 @@ def _saved_at(path: Path) -> float:
     return float(manifest.get("saved_at", path.stat().st_mtime))
 
 
+def _checked(file: Path, *, mapped: bool) -> dict[str, Any]:
+    """Read a checkpoint file that is not damaged."""
+    if file.is_dir():
+        raise UserError(
+            tr("this is a folder; a checkpoint file was expected.", "这是文件夹，应为检查点文件。"),
+            where=Where(str(file)),
+        )
+    found = damage(file)
+    if found:
+        raise UserError(
+            tr(f"this checkpoint cannot be used: {found}.", f"这个检查点不能使用: {found}。"),
+            hint=tr(
+                "take another iter_N.pth of the same folder; '--resume' without a path finds the "
+                "newest good one.",
+                "请换用同一文件夹中的其他 iter_N.pth；只写 '--resume' 会自动找最新的完好检查点。",
+            ),
+            where=Where(str(file)),
+        )
+    return read_torch_file(file, mapped=mapped)
+
+
 def _damage(path: Path) -> str | None:
     if not path.exists():
         return tr("it does not exist", "它不存在")
@@ -290,7 +298,7 @@ def _load_test(file: Path) -> str | None:
                 broken = archive.testzip()
             if broken:
                 return tr(f"its part {broken} is damaged", f"其中的 {broken} 已损坏")
-        read_torch_file(file)
+        read_torch_file(file, mapped=True)
     except UserError as error:
         return error.message.rstrip(".。")
     except READ_ERRORS as error:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-SCALARS = (str, int, float, bool, complex, torch.dtype, torch.device)
+DATA = (str, int, float, bool, complex, torch.dtype, torch.device)
 
 
 class SavedHistory:
@@ -36,7 +36,7 @@ def to_plain(value: Any, where: str = "") -> Any:
     Raises:
         TypeError: for an object that is neither data nor a tensor, with its path of keys.
     """
-    if value is None or type(value) in SCALARS:
+    if value is None or type(value) in DATA:
         return value
     if isinstance(value, torch.Tensor):
         return _plain_tensor(value)
@@ -58,7 +58,7 @@ def to_plain(value: Any, where: str = "") -> Any:
             "count_history": torch.from_numpy(np.array(value._count_history, dtype=np.float64)),
             "max_length": int(value.max_length),
         }
-    for kind in SCALARS:  # subclasses, such as an enum of strings, as what they hold
+    for kind in (str, int, float):  # subclasses, such as an enum of strings, as what they hold
         if isinstance(value, kind):
             return kind(value)
     raise TypeError(

@@ -1,0 +1,175 @@
+"""When checkpoints are written and which are kept: mmengine's CheckpointHook, made hard to kill."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.registry import HOOKS
+
+from xtuner.engine.checkpoint import remove, remove_leftovers
+from xtuner.engine.resume import how_to_go_on
+from xtuner.engine.stop import Stop, exit_status, told
+from xtuner.utils.errors import UserError
+from xtuner.utils.files import write_text
+from xtuner.utils.lang import tr
+
+
+@HOOKS.register_module(name="XTunerCheckpointHook")
+class CheckpointHook(MMEngineCheckpointHook):
+    """mmengine's CheckpointHook by all its keywords, with four differences.
+
+    * A checkpoint is written at the end of an optimizer step, never within one, and after the
+      validation that is due at the same iteration.
+    * An old one is deleted only after the new one is written and checked.
+    * On SIGTERM, SIGINT, or ``save_before`` seconds before a Slurm job's end, one is written at the
+      end of the step and the run ends with the command that goes on.
+    * Its files have manifests, which are deleted with them.
+
+    Args:
+        save_before: seconds before the time limit of the Slurm job; None for no heed of it.
+        keywords: those of mmengine's CheckpointHook.
+    """
+
+    def __init__(self, *, save_before: float | None = None, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self._stop = Stop(save_before)
+        self._reason: int | None = None
+        self._due: tuple[int, dict[str, int]] | None = None
+
+    def before_train(self, runner: Any) -> None:
+        """Clean up after a killed run, and listen to signals from now on."""
+        hub = runner.message_hub
+        kept = hub.get_info("keep_ckpt_ids") if "keep_ckpt_ids" in hub.runtime_info else []
+        hub.update_info("keep_ckpt_ids", [])  # mmengine's before_train would delete without us
+        super().before_train(runner)
+        self.keep_ckpt_ids = deque(kept)
+        hub.update_info("keep_ckpt_ids", list(kept))
+        if is_main_process() and Path(self.out_dir).is_dir():
+            remove_leftovers(self.out_dir)
+        self._stop.install()
+
+    def after_run(self, runner: Any) -> None:
+        """Give the signals back."""
+        self._stop.uninstall()
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Write a checkpoint where one is due, at the end of a step, or when asked to stop."""
+        if not self.by_epoch and (
+            self.every_n_train_iters(runner, self.interval, self.save_begin)
+            or (self.save_last and self.is_last_train_iter(runner))
+        ):
+            self._due = (runner.iter + 1, {})
+        if not getattr(runner.train_loop, "step_finished", True):
+            return
+        self._reason = self._stop.agreed()
+        progress = {"epoch": runner.epoch, "iter": runner.iter + 1}
+        if self._due is not None:
+            self._due = (progress["iter"], progress)
+        if not self._validation_follows(runner):
+            self._write_what_is_due(runner, progress)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Write a checkpoint after an epoch, for ``by_epoch=True``."""
+        if self.by_epoch and (
+            self.every_n_epochs(runner, self.interval, self.save_begin)
+            or (self.save_last and self.is_last_train_epoch(runner))
+        ):
+            epoch = runner.epoch + 1
+            self._save_checkpoint_with_step(runner, epoch, {"epoch": epoch, "iter": runner.iter})
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float]) -> None:
+        """Keep the best; write what waited for the validation."""
+        if self.save_best and metrics:
+            self._save_best_checkpoint(runner, metrics)
+        self._write_what_is_due(runner, {"epoch": runner.epoch, "iter": runner.iter})
+
+    def _write_what_is_due(self, runner: Any, progress: dict[str, int]) -> None:
+        if self._due is not None:
+            step, meta = self._due
+            self._due = None
+            self._save_checkpoint_with_step(runner, step, meta)
+        elif self._reason is not None:
+            self._save_checkpoint_with_step(runner, self._number(progress), progress)
+        if self._reason is not None:
+            self._stop.uninstall()
+            raise UserError(
+                tr(
+                    f"{told(self._reason)}: stopped after iteration {progress['iter']}; the "
+                    f"checkpoint {self.last_ckpt} is written.",
+                    f"{told(self._reason)}：在第 {progress['iter']} 次迭代后停止；"
+                    f"已写入检查点 {self.last_ckpt}。",
+                ),
+                hint=how_to_go_on(self.last_ckpt),
+                status=exit_status(self._reason),
+            )
+
+    def _number(self, progress: dict[str, int]) -> int:
+        """The number in the file's name: of epochs or of iterations."""
+        return progress["epoch" if self.by_epoch else "iter"]
+
+    def _validation_follows(self, runner: Any) -> bool:
+        """Whether the loop validates right after this iteration."""
+        follows = getattr(runner.train_loop, "validation_follows", None)
+        return bool(follows()) if follows is not None else False
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, int]) -> None:
+        """Write one, then note it as the last, then delete those that are too many."""
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = str(Path(self.out_dir) / name)
+        hub = runner.message_hub
+        hub.update_info("last_ckpt", self.last_ckpt)
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            self.keep_ckpt_ids.append(step)
+        hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=dict(meta),
+            by_epoch=self.by_epoch,
+            **self.args,
+        )
+        barrier()
+        if is_main_process():
+            write_text(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
+        while 0 < self.max_keep_ckpts < len(self.keep_ckpt_ids):
+            surplus = self.keep_ckpt_ids.popleft()
+            if is_main_process():
+                remove(Path(self.out_dir) / self.filename_tmpl.format(surplus))
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict[str, float]) -> None:
+        """Write ``best_<metric>_iter_N.pth`` where a metric is better than ever, then drop the old."""
+        if "auto" in self.key_indicators:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        hub, single = runner.message_hub, len(self.key_indicators) == 1
+        for metric, rule in zip(self.key_indicators, self.rules, strict=True):
+            suffix = "" if single else f"_{metric}"
+            score = metrics.get(metric)
+            known = f"best_score{suffix}" in hub.runtime_info
+            best = hub.get_info(f"best_score{suffix}") if known else self.init_value_map[rule]
+            if score is None or not self.is_better_than[metric](score, best):
+                continue
+            progress = {"epoch": runner.epoch, "iter": runner.iter}
+            file = self.filename_tmpl.format(self._number(progress))
+            name = f"best_{metric}_{file}".replace("/", "_")
+            former = hub.get_info(f"best_ckpt{suffix}") if known else None
+            hub.update_info(f"best_score{suffix}", score)
+            hub.update_info(f"best_ckpt{suffix}", str(Path(self.out_dir) / name))
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                save_optimizer=False,
+                save_param_scheduler=False,
+                meta=progress,
+                by_epoch=False,
+            )
+            if former and Path(former).name != name and is_main_process():
+                remove(Path(former))
+            runner.logger.info(f"best so far: {metric} = {score:.4f}, kept in {name}")

@@ -1,0 +1,50 @@
+"""Export in Hugging Face layout while training, so that no conversion is needed afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from xtuner.engine.checkpoint_state import bare
+from xtuner.utils.files import written_aside
+
+
+@HOOKS.register_module()
+class HFCheckpointHook(Hook):
+    """Writes the model, or its adapter, as a Hugging Face folder.
+
+    Args:
+        out_dir: the folder; ``<work_dir>/hf_model`` when None.
+        every_save: also at each checkpoint, into ``<out_dir>_iter_N``.
+    """
+
+    priority = 95  # after CheckpointHook
+
+    def __init__(self, out_dir: str | None = None, every_save: bool = False) -> None:
+        self.out_dir = out_dir
+        self.every_save = every_save
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Export beside a checkpoint, where asked."""
+        if self.every_save:
+            folder = self._folder(runner)
+            self._export(
+                runner, folder.with_name(f"{folder.name}_iter_{checkpoint['meta']['iter']}")
+            )
+
+    def after_run(self, runner: Any) -> None:
+        """Export at the end of the training."""
+        self._export(runner, self._folder(runner))
+
+    def _folder(self, runner: Any) -> Path:
+        return Path(self.out_dir or Path(runner.work_dir) / "hf_model")
+
+    def _export(self, runner: Any, folder: Path) -> None:
+        if is_main_process():
+            with written_aside(folder) as aside:
+                bare(runner.model).to_hf(str(aside))
+            runner.logger.info(f"exported in Hugging Face layout: {folder}")
