@@ -41,6 +41,7 @@ MOSS_TOOLS_PATH = (
     "./data/conversations_with_tools_with_inner_instruction_no_text2image"
     "_train_all_random_meta0.5_0.1_0.01_moss_0709.jsonl",
 )
+FOLDER = "/path/to/sft/data/folder"
 MY_FILES = ("data_files", ["/path/to/json/file.json"])
 
 MOSS = {
@@ -90,6 +91,29 @@ def _hub(
     """A dataset of one source on the hub, kept in ``train_dataset``."""
     source = Source("train_dataset", "data_hub", ("data_path", path), map_fn, load)
     return DatasetCard(name, title, (source,), settings=settings)
+
+
+# Long rows, large steps: how InternLM's own training code sets things.
+INTERN = {
+    "SYSTEM": "",
+    "max_length": 32768,
+    "max_epochs": 1,
+    "accumulative_counts": 1,
+    "dataloader_num_workers": 4,
+    "lr": 4e-5,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.01,
+    "warmup_ratio": 0.025,
+    "eta_min": Code("lr * 0.15"),
+    "log_interval": 1,
+    "throughput": True,
+}
+
+
+def _intern(name: str, title: str, part: str, folder: str) -> DatasetCard:
+    """A folder in the layout of InternLM's training code."""
+    source = Source("train_dataset", part, ("dataset_folder", folder))
+    return DatasetCard(name, title, (source,), settings=INTERN)
 
 
 _CARDS = [
@@ -260,18 +284,13 @@ _CARDS = [
         "finetune_custom_dataset",
         "your own conversations (XTuner format), long",
         (Source("train_dataset", "data_files", MY_FILES, None),),
-        settings={
-            "SYSTEM": "",
-            "max_length": 32768,
-            "accumulative_counts": 1,
-            "dataloader_num_workers": 4,
-            "lr": 4e-5,
-            "betas": (0.9, 0.95),
-            "weight_decay": 0.01,
-            "warmup_ratio": 0.025,
-            "eta_min": Code("lr * 0.15"),
-            "log_interval": 1,
-        },
+        settings=INTERN,
+    ),
+    _intern("w_tokenized_dataset", "tokens in InternLM's layout", "intern_tokenized", FOLDER),
+    _intern("w_internevo_dataset", "tokens in InternEvo's layout", "intern_tokenized", FOLDER),
+    _intern("w_untokenized_dataset", "rows in InternLM's layout", "intern_untokenized", FOLDER),
+    _intern(
+        "intern_repo_dataset_template", "tokens in InternLM's layout", "intern_tokenized", FOLDER
     ),
     DatasetCard(
         "custom_pretrain",

@@ -9,7 +9,7 @@ from typing import Any
 from xtuner.configs.cards import Code, ModelCard
 from xtuner.configs.fragments import Fragment, expression, filled, part
 from xtuner.configs.names import UnknownConfig, nearest
-from xtuner.configs.render import assemble, headline, literal, optim, runtime, tokenizer
+from xtuner.configs.render import assemble, headline, info_hook, literal, optim, runtime, tokenizer
 from xtuner.configs.settings import HOUSE
 
 METHODS = {"": "full", "lora_": "lora", "qlora_": "qlora"}
@@ -83,7 +83,7 @@ def render(name: str, known: Iterable[str]) -> str:
             [_tokenizer(card, values), _model(method)],
             [part("data_internvl"), filled(part("loader_grouped"), {"DATASET": "llava_dataset"})],
             [optim(values, "accumulative_counts")],
-            [runtime([part("hook_info")], values)],
+            [runtime([info_hook()], values)],
         ],
         values,
     )

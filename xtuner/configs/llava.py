@@ -22,6 +22,7 @@ from xtuner.configs.names import UnknownConfig, nearest
 from xtuner.configs.render import (
     assemble,
     headline,
+    info_hook,
     language_model,
     literal,
     lora_holes,
@@ -194,7 +195,7 @@ def render(name: str, known: Iterable[str]) -> str:
             ],
             _data(sentence),
             [optim(values, "accumulative_counts")],
-            [runtime([part("hook_info"), _hook()], values)],
+            [runtime([info_hook(), _hook()], values)],
         ],
         values,
     )

@@ -20,6 +20,7 @@ from xtuner.configs.models import MODELS
 from xtuner.configs.settings import METHODS, Method
 
 DEFAULT_PREFERENCES = "orpo_dpo_mix_40k"
+METHODLESS = ("w_tokenized_dataset", "w_untokenized_dataset", "w_internevo_dataset")  # mean full
 USUAL_BATCHES = 16  # micro-batches of one optimizer step, over all GPUs
 
 _OPTION = re.compile(
@@ -135,6 +136,8 @@ def _before_method(name: str) -> str:
 
 def _method(name: str, model: ModelCard, rest: str, known: Iterable[str]) -> tuple[str, str]:
     found = _starts(rest, METHODS)
+    if found is None and _starts(rest, METHODLESS):
+        return "full", rest
     if found is None:
         said = f"not {rest!r}" if rest else "and there is none"
         plain = [method for method in METHODS if "varlen" not in method]

@@ -62,7 +62,7 @@ def render_sentence(sentence: Sentence) -> str:
     parts = [
         [_tokenizer(sentence, values), _model(sentence, values)],
         _data(sentence, values),
-        [optim(values, "accumulative_counts * sequence_parallel_size")],
+        [optim(values, _accumulate(sentence))],
         [_runtime(sentence, values)],
     ]
     return assemble(_headline(sentence, values), parts, values)
@@ -99,6 +99,13 @@ def _packs(sentence: Sentence, values: Mapping[str, Any]) -> bool:
     return bool(values["pack_to_max_length"]) and not moss
 
 
+def _accumulate(sentence: Sentence) -> str:
+    """Micro-batches of a step: GPUs that share a row must take as many more of them."""
+    if _is_intern(sentence):
+        return "accumulative_counts"
+    return "accumulative_counts * sequence_parallel_size"
+
+
 def optim(values: Mapping[str, Any], accumulate: str) -> Fragment:
     """``parts/optim.py`` with this expression for the micro-batches of a step."""
     return filled(part("optim"), {"ETA_MIN": literal(values["eta_min"]), "ACCUMULATE": accumulate})
@@ -119,7 +126,8 @@ def headline(what: str, name: str, weights: str, billions: float, values: Mappin
     if parallel > 1 or (weights == "full" and billions > 3):
         lines += [
             "# It needs several GPUs; on a machine with eight:",
-            f"#     NPROC_PER_NODE=8 {command} --deepspeed deepspeed_zero3",
+            f"#     NPROC_PER_NODE=8 {command} \\",
+            "#         --deepspeed deepspeed_zero3",
         ]
     else:
         lines += [f"#     {command}"]
@@ -184,6 +192,8 @@ def _data(sentence: Sentence, values: Mapping[str, Any]) -> list[Fragment]:
         variables = "[" + ", ".join(source.variable for source in sources) + "]"
         blocks.append(filled(part("data_concat"), {"DATASETS": variables}))
         variable = "train_dataset"
+    if _is_intern(sentence):
+        return [*blocks, filled(part("loader_intern"), {"DATASET": variable})]
     collate = "default_collate_fn" if sentence.method.kind == "sft" else "preference_collate_fn"
     blocks.append(filled(part("loader"), {"DATASET": variable, "COLLATE": collate}))
     return blocks
@@ -218,7 +228,8 @@ def _source(sentence: Sentence, source: Source, values: Mapping[str, Any]) -> Fr
 
 
 def _runtime(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
-    hooks = [part("hook_info")]
+    fields = {"is_intern_repo_dataset": "True"} if _is_intern(sentence) else {}
+    hooks = [info_hook(fields)]
     if sentence.method.kind != "reward":
         hooks.append(_chat_hook(sentence))
     if values["use_varlen_attn"]:
@@ -226,6 +237,16 @@ def _runtime(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
     if values["throughput"]:
         hooks.append(part("hook_throughput"))
     return runtime(hooks, values)
+
+
+def info_hook(fields: Mapping[str, str] | None = None) -> Fragment:
+    """The hook that shows a sample, with these further keyword arguments."""
+    return filled(part("hook_info"), {"INFO_FIELDS": fields or {}})
+
+
+def _is_intern(sentence: Sentence) -> bool:
+    """Whether its rows are packed by InternLM's rules, and so ordered by them."""
+    return sentence.dataset.sources[0].part.startswith("intern_")
 
 
 def _chat_hook(sentence: Sentence) -> Fragment:

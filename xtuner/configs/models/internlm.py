@@ -40,6 +40,7 @@ CARDS = (
             *MOSS,
             *REACT,
             "qlora_json_e3",
+            "full_intern_repo_dataset_template",
         ),
     ),
     ModelCard(
@@ -88,6 +89,9 @@ CARDS = (
             *TASKS,
             *REACT,
             "qlora_json_e3",
+            "w_internevo_dataset",
+            "w_tokenized_dataset",
+            "w_untokenized_dataset",
         ),
     ),
     ModelCard(

@@ -23,6 +23,8 @@ CARDS = (
             "full_finetune_custom_dataset_e1",
             "full_finetune_custom_sft_e1",
             "qlora_skypile_pretrain_e1",
+            "w_tokenized_dataset",
+            "w_untokenized_dataset",
         ),
     ),
     ModelCard(

@@ -1,3 +1,4 @@
+# ruff: noqa: C408
 # Copyright (c) the XTuner authors. Licensed under the Apache License 2.0.
 # Full training of a tiny model that learns its own name, in a minute on two cores.
 # It needs no network: the base model and the data are made from files of the package.
@@ -12,7 +13,6 @@ from mmengine.hooks import (
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from xtuner.dataset import process_hf_dataset
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.map_fns import openai_map_fn, template_map_fn_factory

@@ -2,4 +2,4 @@
 
 from xtuner.engine.hooks import DatasetInfoHook
 
-hook = dict(type=DatasetInfoHook, tokenizer=tokenizer)
+hook = dict(type=DatasetInfoHook, tokenizer=tokenizer, **INFO_FIELDS_HERE)
