@@ -94,9 +94,7 @@ def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """
     source = Path(path)
     if source.is_dir():
-        from xtuner.engine.checkpoint_folders import load_folder
-
-        return load_folder(source)
+        return _load_folder(source)
     state = _checked(source, mapped=True)
     weights = state.get("state_dict", state)
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
@@ -175,7 +173,7 @@ def read_torch_file(file: Path, *, mapped: bool) -> dict[str, Any]:
     """
     mapped = mapped and zipfile.is_zipfile(file)
     try:
-        with torch.serialization.safe_globals(_harmless_globals()):
+        with torch.serialization.safe_globals(_harmless_globals() + _deepspeed_globals(file)):
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise _refusal(file, error) from error
@@ -255,6 +253,29 @@ def _saved_at(path: Path) -> float:
     return float(manifest.get("saved_at", path.stat().st_mtime))
 
 
+def _load_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a folder, by what wrote it."""
+    from xtuner.engine import checkpoint_deepspeed, checkpoint_sharded
+
+    manifest = read_manifest(folder)
+    found = disagreement(folder, manifest) if manifest else None
+    if found:
+        raise _unusable(folder, found)
+    if checkpoint_sharded.is_sharded_folder(folder):
+        return checkpoint_sharded.load_sharded(folder)
+    if checkpoint_deepspeed.is_deepspeed_folder(folder):
+        return checkpoint_deepspeed.load_deepspeed(folder)
+    raise UserError(
+        tr(
+            "this folder is no checkpoint: neither DeepSpeed's files (*model_states.pt) nor "
+            "those of torch (.metadata) are in it.",
+            "这个文件夹不是检查点：其中既没有 DeepSpeed 的文件（*model_states.pt），"
+            "也没有 torch 的文件（.metadata）。",
+        ),
+        where=Where(str(folder)),
+    )
+
+
 def _checked(file: Path, *, mapped: bool) -> dict[str, Any]:
     """Read a checkpoint file that is not damaged."""
     if file.is_dir():
@@ -264,16 +285,20 @@ def _checked(file: Path, *, mapped: bool) -> dict[str, Any]:
         )
     found = damage(file)
     if found:
-        raise UserError(
-            tr(f"this checkpoint cannot be used: {found}.", f"这个检查点不能使用: {found}。"),
-            hint=tr(
-                "take another iter_N.pth of the same folder; '--resume' without a path finds the "
-                "newest good one.",
-                "请换用同一文件夹中的其他 iter_N.pth；只写 '--resume' 会自动找最新的完好检查点。",
-            ),
-            where=Where(str(file)),
-        )
+        raise _unusable(file, found)
     return read_torch_file(file, mapped=mapped)
+
+
+def _unusable(path: Path, why: str) -> UserError:
+    return UserError(
+        tr(f"this checkpoint cannot be used: {why}.", f"这个检查点不能使用: {why}。"),
+        hint=tr(
+            "take another iter_N.pth of the same folder; '--resume' without a path finds the "
+            "newest good one.",
+            "请换用同一文件夹中的其他 iter_N.pth；只写 '--resume' 会自动找最新的完好检查点。",
+        ),
+        where=Where(str(path)),
+    )
 
 
 def _damage(path: Path) -> str | None:
@@ -345,6 +370,24 @@ def _harmless_globals() -> list[Any]:
         *(np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in kinds}),
         *rebuilt,
     ]
+
+
+def _deepspeed_globals(file: Path) -> list[Any]:
+    """Inert classes by the names of the DeepSpeed classes (loss scalers, enums) that a file has."""
+    if "_states.pt" not in file.name:
+        return []
+    asked = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    return [
+        (type(name.rpartition(".")[2], (_Inert,), {}), name)
+        for name in asked
+        if name.startswith("deepspeed.")
+    ]
+
+
+class _Inert:
+    """Takes any arguments and does nothing with them."""
+
+    def __init__(self, *_: Any) -> None: ...
 
 
 def _multiarray() -> Any:

@@ -62,7 +62,7 @@ class Stop:
 
 
 def exit_status(reason: int) -> int:
-    """The exit status of a run that stopped: 130 and 143 after the signals, 75 ("try again") when out of time."""
+    """The exit status of a run that stopped: 130 or 143 after a signal, 75 when out of time."""
     return 75 if reason == OUT_OF_TIME else 128 + reason
 
 

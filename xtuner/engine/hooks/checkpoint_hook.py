@@ -95,7 +95,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._due = None
             self._save_checkpoint_with_step(runner, step, meta)
         elif self._reason is not None:
-            self._save_checkpoint_with_step(runner, self._number(progress), progress)
+            self._write(runner, f"iter_{progress['iter']}.pth", progress)
         if self._reason is not None:
             self._stop.uninstall()
             raise UserError(
@@ -109,24 +109,26 @@ class CheckpointHook(MMEngineCheckpointHook):
                 status=exit_status(self._reason),
             )
 
-    def _number(self, progress: dict[str, int]) -> int:
-        """The number in the file's name: of epochs or of iterations."""
-        return progress["epoch" if self.by_epoch else "iter"]
-
     def _validation_follows(self, runner: Any) -> bool:
         """Whether the loop validates right after this iteration."""
         follows = getattr(runner.train_loop, "validation_follows", None)
         return bool(follows()) if follows is not None else False
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, int]) -> None:
-        """Write one, then note it as the last, then delete those that are too many."""
-        name = self.filename_tmpl.format(step)
-        self.last_ckpt = str(Path(self.out_dir) / name)
-        hub = runner.message_hub
-        hub.update_info("last_ckpt", self.last_ckpt)
+        """Write one, then delete those that are too many."""
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             self.keep_ckpt_ids.append(step)
-        hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        self._write(runner, self.filename_tmpl.format(step), meta)
+        while 0 < self.max_keep_ckpts < len(self.keep_ckpt_ids):
+            surplus = self.keep_ckpt_ids.popleft()
+            if is_main_process():
+                remove(Path(self.out_dir) / self.filename_tmpl.format(surplus))
+
+    def _write(self, runner: Any, name: str, meta: dict[str, int]) -> None:
+        """Write one and note it as the last."""
+        self.last_ckpt = str(Path(self.out_dir) / name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         runner.save_checkpoint(
             self.out_dir,
             name,
@@ -139,13 +141,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         barrier()
         if is_main_process():
             write_text(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
-        while 0 < self.max_keep_ckpts < len(self.keep_ckpt_ids):
-            surplus = self.keep_ckpt_ids.popleft()
-            if is_main_process():
-                remove(Path(self.out_dir) / self.filename_tmpl.format(surplus))
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, float]) -> None:
-        """Write ``best_<metric>_iter_N.pth`` where a metric is better than ever, then drop the old."""
+        """Write ``best_<metric>_iter_N.pth`` where a metric is better than ever; drop the old."""
         if "auto" in self.key_indicators:
             self._init_rule(self.rules, [next(iter(metrics))])
         hub, single = runner.message_hub, len(self.key_indicators) == 1
@@ -157,7 +155,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             if score is None or not self.is_better_than[metric](score, best):
                 continue
             progress = {"epoch": runner.epoch, "iter": runner.iter}
-            file = self.filename_tmpl.format(self._number(progress))
+            file = self.filename_tmpl.format(progress["epoch" if self.by_epoch else "iter"])
             name = f"best_{metric}_{file}".replace("/", "_")
             former = hub.get_info(f"best_ckpt{suffix}") if known else None
             hub.update_info(f"best_score{suffix}", score)

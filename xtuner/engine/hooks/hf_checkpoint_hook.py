@@ -46,5 +46,6 @@ class HFCheckpointHook(Hook):
     def _export(self, runner: Any, folder: Path) -> None:
         if is_main_process():
             with written_aside(folder) as aside:
-                bare(runner.model).to_hf(str(aside))
+                model: Any = bare(runner.model)
+                model.to_hf(str(aside))
             runner.logger.info(f"exported in Hugging Face layout: {folder}")
