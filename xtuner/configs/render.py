@@ -365,7 +365,8 @@ def literal(value: Any, column: int = 0) -> str:
         return opening + "\n" + "".join(f"    {item},\n" for item in items) + closing
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
         digits, _, exponent = f"{value:e}".partition("e")
-        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+        short = f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+        return short if float(short) == value else repr(value)
     return repr(value)
 
 

@@ -98,6 +98,7 @@ train_dataset = dict(
     type=process_hf_dataset,
     dataset=dict(type=load_dataset, path=data_path, data_files=data_files),
     do_dataset_tokenization=False,
+    max_length=max_length,
     remove_unused_columns=True,
     pack_to_max_length=pack_to_max_length,
     use_varlen_attn=use_varlen_attn,
