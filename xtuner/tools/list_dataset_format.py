@@ -1,0 +1,66 @@
+"""``xtuner list-dataset-format``: the row layouts, and the fields that each map function reads."""
+
+from __future__ import annotations
+
+import argparse
+
+from xtuner.dataset.doctor.layouts import AUTO, LAYOUTS, MESSAGES, SHAREGPT, TURNS, Layout
+from xtuner.utils.lang import tr
+
+RULER = 60
+SHAPES = {
+    MESSAGES: "[{role, content}, ...]",
+    SHAREGPT: "[{from, value}, ...]",
+    TURNS: "[{system, input, output}, ...]",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "-p",
+        "--pattern",
+        default="",
+        help=tr("show formats that hold this text", "只显示包含这段文字的格式"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the formats.
+
+    Returns:
+        0, or 1 when no format fits.
+    """
+    chosen = [layout for layout in LAYOUTS.values() if _fits(layout, args.pattern)]
+    formats = [layout for layout in chosen if layout.map_fn and not layout.preference]
+    print("DATASET_FORMATS".center(RULER, "="))
+    for layout in sorted(formats, key=lambda layout: layout.name):
+        print(_line(layout))
+    if _fits(AUTO, args.pattern):
+        what = tr("recognises the layout of each row", "自动识别每一行的格式")
+        print(f"{AUTO.name:<17} {what}")
+        chosen.append(AUTO)
+    plain = [layout for layout in chosen if not layout.map_fn and not layout.preference]
+    if plain:
+        print(tr("without a map function:", "不需要映射函数:").center(RULER, "-"))
+        print("\n".join(map(_line, plain)))
+    pairs = [layout for layout in chosen if layout.preference]
+    if pairs:
+        print(
+            tr("for DPO, ORPO and reward models:", "用于 DPO、ORPO 和奖励模型:").center(RULER, "-")
+        )
+        print("\n".join(map(_line, pairs)))
+    print("=" * RULER)
+    return 0 if chosen else 1
+
+
+def _fits(layout: Layout, pattern: str) -> bool:
+    return pattern.lower() in layout.name
+
+
+def _line(layout: Layout) -> str:
+    fields = [
+        f"{name}: {SHAPES[kind]}" if kind in SHAPES else name
+        for name, kind in layout.fields.items()
+    ]
+    return f"{layout.name:<17} {', '.join(fields)}"
