@@ -143,7 +143,8 @@ def test_golden(name: str) -> None:
 
 
 def test_the_lines_that_guides_edit() -> None:
-    lines = [line.strip() for line in render("internlm2_5_chat_7b_qlora_alpaca_e3").splitlines()]
+    text = render("internlm2_5_chat_7b_qlora_alpaca_e3")
+    lines = [line.partition("  #")[0].strip() for line in text.splitlines()]
     assert 'pretrained_model_name_or_path = "internlm/internlm2_5-7b-chat"' in lines
     assert 'alpaca_en_path = "tatsu-lab/alpaca"' in lines
     assert "evaluation_inputs = [" in lines

@@ -8,6 +8,7 @@ the table of exceptions.
 from __future__ import annotations
 
 import fnmatch
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -121,7 +122,8 @@ def _headline(sentence: Sentence, values: Mapping[str, Any]) -> str:
 def headline(what: str, name: str, weights: str, billions: float, values: Mapping[str, Any]) -> str:
     """The comment on top of a file: what it trains and what to type."""
     command = f"xtuner train {name}_copy.py"
-    lines = ["# ruff: noqa: C408", f"# {what}", "#"]
+    sentence = textwrap.wrap(what, WIDTH, initial_indent="# ", subsequent_indent="# ")
+    lines = ["# ruff: noqa: C408", *sentence, "#"]
     parallel = values.get("sequence_parallel_size", 1)
     if parallel > 1 or (weights == "full" and billions > 3):
         lines += [

@@ -39,7 +39,7 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "path": "a name on the Hugging Face hub or a local folder",
             "pretrained_pth": "the projector, as the config of pretraining left it",
             "bot_name": "what the assistant calls itself",
-            "use_varlen_attn": "samples packed into one row do not see each other",
+            "use_varlen_attn": "keep samples that share a row from seeing each other",
             "dpo_loss_type": "sigmoid, robust, hinge, ipo, kto_pair, sppo_hard or nca_pair",
             "loss_beta": "how strongly to keep to the model before training",
             "label_smoothing": "the share of preferences that may be the wrong way round",
@@ -51,9 +51,9 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
     (
         "Data",
         {
-            "alpaca_zh_path": "",
-            "alpaca_en_path": "",
-            "oasst1_path": "",
+            "alpaca_zh_path": "a name on the hub or a local folder",
+            "alpaca_en_path": "a name on the hub or a local folder",
+            "oasst1_path": "a name on the hub or a local folder",
             "crime_kg_assitant_path": "",
             "law_reference_data_path": "",
             "moss_sft_no_plugins_path": "",
@@ -67,8 +67,8 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
                 for what in ("data_path", "image_folder")
             },
             "data_config_name": "a part of the dataset",
-            "data_files": "one or more",
-            "dataset_folder": "",
+            "data_files": "your data: one file or more",
+            "dataset_folder": "all files of this kind below it are read",
             "max_dataset_length": "rows at most, taken at random",
             "prompt_template": "how turns are written; the same again in `xtuner chat`",
             "max_length": "tokens of a row; what is longer is cut",
@@ -82,10 +82,10 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
         {
             "batch_size": "rows on each GPU at a time",
             "accumulative_counts": "batches to a step of the optimizer",
-            "dataloader_num_workers": "",
-            "max_epochs": "",
+            "dataloader_num_workers": "processes that fetch batches (0 means none)",
+            "max_epochs": "times through the data",
             "optim_type": "",
-            "lr": "",
+            "lr": "learning rate at its highest",
             "betas": "",
             "weight_decay": "",
             "max_norm": "gradients longer than this are shortened to it",
@@ -103,9 +103,9 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
         "Evaluate the generation performance during the training",
         {
             "evaluation_freq": "batches between evaluations",
-            "SYSTEM": "",
-            "evaluation_images": "",
-            "evaluation_inputs": "",
+            "SYSTEM": "system prompt of the questions",
+            "evaluation_images": "what the questions are about",
+            "evaluation_inputs": "asked now and then, to see how training comes along",
         },
     ),
 )
@@ -177,7 +177,7 @@ _WEIGHTS = {
     "int8_lora": "LoRA on 8-bit weights",
 }
 _QUESTIONS = [
-    "Which English author, known for ghost stories, had the initials of Medical Research?",
+    "Which English author of ghost stories shares his initials with medical research?",
     "Please tell me five scenic spots in Shanghai",
     "890729 - 425663? Answer with the number only.",
 ]
