@@ -38,7 +38,7 @@ def collect(
         by_epoch: only for that derivation: called after an epoch, not after an iteration.
 
     Returns:
-        ``meta, state_dict, message_hub, random_states, data_position`` and, as asked,
+        ``meta, state_dict, message_hub, random_states, data_position, loop`` and, as asked,
         ``optimizer, param_schedulers``.
     """
     facts = _progress(runner, by_epoch) | dict(meta or {})
@@ -57,6 +57,7 @@ def collect(
         "message_hub": _plain_hub(runner.message_hub.state_dict()),
         "random_states": all_gather_object(random_state()),
         "data_position": _data_position(runner, facts["iter"]),
+        "loop": runner.train_loop.state_dict(),
     }
     if save_optimizer:
         state["optimizer"] = runner.optim_wrapper.state_dict()
@@ -81,7 +82,14 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
     """
     runner.call_hook("after_load_checkpoint", checkpoint=state)
     load_weights(bare(runner.model), state["state_dict"])
-    if "optimizer" in state:
+    if "optimizer" not in state:
+        runner.logger.warning(
+            tr(
+                "the checkpoint has no optimizer state (save_optimizer=False): it starts anew.",
+                "检查点中没有优化器状态（save_optimizer=False）：优化器从头开始。",
+            )
+        )
+    else:
         try:
             runner.optim_wrapper.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
@@ -91,6 +99,8 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
     ):
         scheduler.load_state_dict(saved)
     runner.message_hub.load_state_dict(mmengine_hub(state.get("message_hub", {})))
+    if "loop" in state:
+        runner.train_loop.load_state_dict(state["loop"])
     runner.train_loop._iter = state["meta"]["iter"]
     runner.train_loop._epoch = _epoch(state)
     runner.saved_random_states = state.get("random_states")

@@ -38,7 +38,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().__init__(**keywords)
         self._stop = Stop(save_before)
         self._reason: int | None = None
-        self._due: tuple[int, dict[str, int]] | None = None
+        self._due = False
+        self._validation_follows = False
+        self._written: int | None = None
 
     def before_train(self, runner: Any) -> None:
         """Clean up after a killed run, and listen to signals from now on."""
@@ -50,6 +52,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         hub.update_info("keep_ckpt_ids", list(kept))
         if is_main_process() and Path(self.out_dir).is_dir():
             remove_leftovers(self.out_dir)
+        self._written = runner.iter
         self._stop.install()
 
     def after_run(self, runner: Any) -> None:
@@ -60,59 +63,67 @@ class CheckpointHook(MMEngineCheckpointHook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Write a checkpoint where one is due, at the end of a step, or when asked to stop."""
+        done = runner.iter + 1
         if not self.by_epoch and (
             self.every_n_train_iters(runner, self.interval, self.save_begin)
             or (self.save_last and self.is_last_train_iter(runner))
         ):
-            self._due = (runner.iter + 1, {})
-        if not getattr(runner.train_loop, "step_finished", True):
+            self._due = True
+        if not runner.train_loop.step_finished:
             return
         self._reason = self._stop.agreed()
-        progress = {"epoch": runner.epoch, "iter": runner.iter + 1}
-        if self._due is not None:
-            self._due = (progress["iter"], progress)
-        if not self._validation_follows(runner):
-            self._write_what_is_due(runner, progress)
+        self._validation_follows = runner.train_loop.validation_follows()
+        if not self._validation_follows and not self._epoch_ends(runner, done):
+            self._write_what_is_due(runner, runner.epoch, done)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Write a checkpoint after an epoch, for ``by_epoch=True``."""
+        """The same after an epoch, when schedules by epoch have stepped too."""
         if self.by_epoch and (
             self.every_n_epochs(runner, self.interval, self.save_begin)
             or (self.save_last and self.is_last_train_epoch(runner))
         ):
-            epoch = runner.epoch + 1
-            self._save_checkpoint_with_step(runner, epoch, {"epoch": epoch, "iter": runner.iter})
+            self._due = True
+        if runner.train_loop.step_finished and not self._validation_follows:
+            self._write_what_is_due(runner, runner.epoch + 1, runner.iter)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float]) -> None:
         """Keep the best; write what waited for the validation."""
         if self.save_best and metrics:
             self._save_best_checkpoint(runner, metrics)
-        self._write_what_is_due(runner, {"epoch": runner.epoch, "iter": runner.iter})
+        self._write_what_is_due(runner, runner.epoch, runner.iter)
 
-    def _write_what_is_due(self, runner: Any, progress: dict[str, int]) -> None:
-        if self._due is not None:
-            step, meta = self._due
-            self._due = None
-            self._save_checkpoint_with_step(runner, step, meta)
+    def after_train(self, runner: Any) -> None:
+        """Save the end of a run that was stopped early."""
+        if self.save_last and runner.iter != self._written:
+            self._due = True
+            self._write_what_is_due(runner, runner.epoch, runner.iter)
+        super().after_train(runner)
+
+    def _write_what_is_due(self, runner: Any, epoch: int, done: int) -> None:
+        """Write a checkpoint where one is due; end the run where it was asked to stop."""
+        meta = {"epoch": epoch, "iter": done}
+        if self._due:
+            self._due = False
+            self._save_checkpoint_with_step(runner, epoch if self.by_epoch else done, meta)
         elif self._reason is not None:
-            self._write(runner, f"iter_{progress['iter']}.pth", progress)
+            self._write(runner, f"iter_{done}.pth", meta)
         if self._reason is not None:
             self._stop.uninstall()
             raise UserError(
                 tr(
-                    f"{told(self._reason)}: stopped after iteration {progress['iter']}; the "
-                    f"checkpoint {self.last_ckpt} is written.",
-                    f"{told(self._reason)}：在第 {progress['iter']} 次迭代后停止；"
-                    f"已写入检查点 {self.last_ckpt}。",
+                    f"{told(self._reason)}: stopped after iteration {done}; the checkpoint "
+                    f"{self.last_ckpt} is written.",
+                    f"{told(self._reason)}：在第 {done} 次迭代后停止；已写入检查点 "
+                    f"{self.last_ckpt}。",
                 ),
                 hint=how_to_go_on(self.last_ckpt),
                 status=exit_status(self._reason),
             )
 
-    def _validation_follows(self, runner: Any) -> bool:
-        """Whether the loop validates right after this iteration."""
-        follows = getattr(runner.train_loop, "validation_follows", None)
-        return bool(follows()) if follows is not None else False
+    def _epoch_ends(self, runner: Any, done: int) -> bool:
+        """Whether the loop calls ``after_train_epoch`` right after this iteration."""
+        length = runner.train_loop.epoch_length
+        return done == runner.max_iters or (length is not None and done % length == 0)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, int]) -> None:
         """Write one, then delete those that are too many."""
@@ -127,6 +138,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _write(self, runner: Any, name: str, meta: dict[str, int]) -> None:
         """Write one and note it as the last."""
+        self._written = meta["iter"]
         self.last_ckpt = str(Path(self.out_dir) / name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         runner.save_checkpoint(

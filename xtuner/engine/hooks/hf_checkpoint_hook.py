@@ -23,6 +23,7 @@ class HFCheckpointHook(Hook):
     """
 
     priority = 95  # after CheckpointHook
+    essential = True  # an export that fails ends the run: nobody may believe it is there
 
     def __init__(self, out_dir: str | None = None, every_save: bool = False) -> None:
         self.out_dir = out_dir
