@@ -48,6 +48,17 @@ def test_describe_says_what_is_trained() -> None:
     }
 
 
+def test_describe_reads_files_that_are_written_by_hand() -> None:
+    assert describe("internlm_7b_qlora_oasst1_mmlu_e3") == {
+        "name": "internlm_7b_qlora_oasst1_mmlu_e3",
+        "model": "internlm_7b",
+        "path": "internlm/internlm-7b",
+        "billions": 7.3,
+        "method": "qlora",
+        "dataset": "oasst1",
+    }
+
+
 def test_files_are_written_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     name = "internlm2_7b_qlora_oasst1_e3"

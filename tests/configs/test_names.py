@@ -79,6 +79,8 @@ def test_names_of_guides_resolve(name: str) -> None:
         ("internvl_v9_qlora_finetune", "InternVL config is called", None),
         ("llava_x", "a LLaVA config is called", None),
         ("phi4_reward_lora", "no spare token", None),
+        ("deepseek_v3_full_alpaca_e3", "use qlora", "deepseek_v3_qlora_alpaca_e3"),
+        ("deepseek_v3_base_qlora_alpaca_e3", "convert them to bfloat16", None),
         ("", "does not begin", None),
     ],
 )

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from xtuner.configs import names, render
 from xtuner.configs.cards import Code
 from xtuner.configs.render import TITLES, literal, width
+from xtuner.configs.settings import LAYOUT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDEN_NAMES = [
@@ -99,6 +100,12 @@ def test_settings_of_part_1_are_all_used() -> None:
         if "_pgbooks_" in name:  # its rows are tokens; the template is for `xtuner chat`
             unread -= {"prompt_template"}
         assert not unread, f"{name}: {unread}"
+
+
+def test_every_explained_setting_is_used() -> None:
+    explained = {name for _, group in LAYOUT for name in group}
+    used = {name for tree in TREES.values() for name in bindings(tree)[1]}
+    assert explained <= used, explained - used
 
 
 def test_ruff_is_content(folder: Path) -> None:

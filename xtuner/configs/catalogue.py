@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from xtuner.configs import internvl, llava
+from xtuner.configs.datasets import DATASETS
 from xtuner.configs.models import MODELS
 from xtuner.configs.names import Sentence, UnknownConfig, nearest, parse
 from xtuner.configs.render import render_sentence, values_of
@@ -97,7 +98,9 @@ def _describe_file(name: str) -> dict[str, Any]:
         "path": path,
         "billions": card.billions if card else None,
         "method": method,
-        "dataset": "",
+        "dataset": max(
+            (card for card in DATASETS if f"_{card}_" in f"{name}_"), key=len, default=""
+        ),
     }
 
 

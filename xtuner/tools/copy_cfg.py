@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: for a name that is none, or when the file is there already.
     """
-    name = args.config_name.removesuffix(".py")
+    name = args.config_name
     try:
         text = render(name)
     except UnknownConfig as error:

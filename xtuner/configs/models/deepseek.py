@@ -12,6 +12,12 @@ from xtuner.configs.models.recipes import (
     qlora,
 )
 
+FP8 = (
+    "its weights on the hub are FP8, which cannot be trained: convert them to bfloat16 and put "
+    "their place into a copy of deepseek_v3_qlora_alpaca_e3"
+)
+TOO_LARGE = "of 671 billion parameters only 4-bit ones fit into today's machines: use qlora"
+
 CARDS = (
     ModelCard(
         name="deepseek_coder_6_7b_base",
@@ -89,15 +95,16 @@ CARDS = (
         name="deepseek_v3_base",
         path="deepseek-ai/DeepSeek-V3-Base",
         billions=671.0,
-        recipes=qlora("alpaca_e3"),
+        unsupported={"full": FP8, "lora": FP8, "qlora": FP8, "int8_lora": FP8},
     ),
     ModelCard(
         name="deepseek_v3",
-        path="deepseek-ai/DeepSeek-V3",
+        path="unsloth/DeepSeek-V3-bf16",  # the official weights are FP8, which cannot be trained
         billions=671.0,
         template="auto",
         chat=True,
-        recipes=qlora("alpaca_e3"),
+        recipes=("qlora_alpaca_e3",),
+        unsupported={"full": TOO_LARGE, "lora": TOO_LARGE, "int8_lora": TOO_LARGE},
     ),
     ModelCard(
         name="deepseek_r1_distill_qwen_1_5b",
