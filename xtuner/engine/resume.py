@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtuner.engine.checkpoint import config_beside, find_latest
+from mmengine.dist import get_world_size, is_main_process
+
+from xtuner.engine.checkpoint import config_beside, find_latest, load_checkpoint
+from xtuner.engine.checkpoint_state import bare, restore
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
@@ -18,6 +21,7 @@ from xtuner.utils.lang import tr
 KINDS = ("config", "data", "tokenizer", "packages", "world_size")
 PACKAGES = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 SAMPLED_ROWS = 64
+METRICS = "metrics.jsonl"
 
 # The keys of a config that decide what is trained; all others only decide where, and what is shown.
 TRAINED = (
@@ -79,6 +83,43 @@ def checkpoint_to_resume(work_dir: str | Path, resume: str | bool | Path) -> Pat
             )
         return path
     return find_latest(work_dir)
+
+
+def of_run(runner: Any) -> dict[str, Any]:
+    """The fingerprints of a run whose data and model are built."""
+    return fingerprints(
+        config=runner.cfg,
+        dataset=runner.train_dataloader.dataset,
+        tokenizer=getattr(bare(runner.model), "tokenizer", None),
+        world_size=get_world_size(),
+    )
+
+
+def go_on(runner: Any, checkpoint: str | Path, allowed: Collection[str] = ()) -> None:
+    """Put a run that is built where a checkpoint was taken, if it is still the same run.
+
+    Args:
+        runner: the runner; its ``fingerprints`` are those of ``of_run``.
+        checkpoint: a good ``.pth`` file.
+        allowed: what may have changed, see ``refuse_changes``.
+
+    Raises:
+        UserError: when the file is damaged, something changed, or the weights do not fit.
+    """
+    state = load_checkpoint(checkpoint)
+    before = state["meta"].get("fingerprints", {})
+    for line in refuse_changes(changes(before, runner.fingerprints), allowed, checkpoint):
+        runner.logger.warning(line)
+    restore(runner, state)
+    done = state["meta"]["iter"]
+    if is_main_process():
+        cut_metrics(Path(runner.work_dir) / METRICS, done)
+        print(
+            tr(
+                f"Going on from {checkpoint}: {done} of {runner.max_iters} iterations are done.",
+                f"从 {checkpoint} 继续：{runner.max_iters} 次迭代中已完成 {done} 次。",
+            )
+        )
 
 
 def fingerprints(
