@@ -1,0 +1,205 @@
+"""``xtuner convert merge``: an adapter merged into its base model, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    import torch
+
+    from xtuner.tools.model_converters.layer_merge import LayerMerge
+    from xtuner.tools.model_converters.shards import Weights
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("model_name_or_path", help=tr("the base model", "基座模型"))
+    parser.add_argument("adapter_name_or_path", help=tr("the adapter's folder", "适配器文件夹"))
+    parser.add_argument("save_dir", help=tr("the folder to write", "输出文件夹"))
+    parser.add_argument(
+        "--max-shard-size", default="2GB", help=tr("default: 2GB", "分片大小，默认 2GB")
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        default="auto",
+        help=tr("where layers are merged (default: a GPU if there is one)", "在哪里计算"),
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help=tr("dtype to write (default: the base's)", "写出的数据类型，默认与基座相同"),
+    )
+    parser.add_argument(
+        "--is-clip", action="store_true", help=tr("the base is a CLIP model", "基座是 CLIP 模型")
+    )
+    parser.add_argument(
+        "--safe-serialization",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=tr("write safetensors (default) or .bin", "写 safetensors（默认）或 .bin"),
+    )
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help=tr(
+            "compare the logits with base + adapter (default: for small models)",
+            "与基座加适配器比较 logits（默认只对小模型）",
+        ),
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help=tr("merge though it is another base of the same shapes", "即使基座不同也合并"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge; see ``layer_merge`` for how."""
+    import torch
+
+    from xtuner.tools.model_converters import model_folder
+    from xtuner.tools.model_converters.fingerprint import check_fingerprint
+    from xtuner.tools.model_converters.serving import serving_commands
+    from xtuner.tools.model_converters.shards import Weights, check_space, parse_size
+    from xtuner.utils.files import written_aside
+
+    parse_size(args.max_shard_size)
+    base = model_folder.find_model(args.model_name_or_path)
+    adapter = model_folder.find_model(args.adapter_name_or_path, "adapter_config.json")
+    out = Path(args.save_dir)
+    model_folder.check_output(out, [base, adapter])
+    dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype != "auto" else None
+    args.device = _device(args.device)
+    weights = Weights(base)
+    if args.force:
+        print(tr("the base is not compared (--force)", "未核对基座模型（--force）"))
+    elif check_fingerprint(adapter, weights) == "same":
+        print(tr("the base is the one of the training", "基座模型与训练时一致"))
+    check_space(out, weights.nbytes)
+    with written_aside(out) as aside:
+        aside.mkdir(parents=True)
+        _write(weights, adapter, aside, dtype, args)
+        if model_folder.copy_tokenizer(adapter, aside):
+            print(tr("tokenizer and chat template: the adapter's", "分词器与对话模板取自适配器"))
+        if not args.is_clip and _wanted(args.verify, weights.nbytes):
+            _verify(base, adapter, aside)
+    print(tr(f"wrote {out}", f"已写入 {out}"))
+    if not args.is_clip:
+        print(serving_commands(out))
+    return 0
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            tr("there is no CUDA device here.", "这里没有 CUDA 设备。"),
+            hint=tr("use --device cpu.", "请用 --device cpu。"),
+        )
+    return asked
+
+
+def _wanted(asked: bool | None, nbytes: int) -> bool:
+    from xtuner.tools.model_converters.probe import SMALL
+
+    return nbytes <= SMALL if asked is None else asked
+
+
+def _write(
+    weights: Weights,
+    adapter: Path,
+    aside: Path,
+    dtype: torch.dtype | None,
+    args: argparse.Namespace,
+) -> None:
+    """Write the merged model, layer by layer where possible."""
+    from xtuner.tools.model_converters.layer_merge import CannotStream, prepare
+    from xtuner.tools.model_converters.shards import parse_size
+
+    size, safe, device = parse_size(args.max_shard_size), args.safe_serialization, args.device
+    try:
+        if args.is_clip:
+            raise CannotStream(tr("CLIP models", "CLIP 模型"))
+        merge = prepare(weights, adapter, dtype, device)
+    except CannotStream as reason:
+        print(
+            tr(
+                f"{reason} are merged with the whole model in memory",
+                f"{reason}需要把整个模型载入内存后合并",
+            )
+        )
+        _write_whole(weights.path, adapter, aside, dtype, args)
+        return
+    _write_layers(merge, aside, size, safe)
+
+
+def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -> None:
+    from rich.progress import Progress
+
+    from xtuner.tools.model_converters import model_folder
+    from xtuner.tools.model_converters.shards import ShardWriter
+
+    with ShardWriter(aside, merge.plan, shard_size, safe) as writer, Progress() as progress:
+        total = sum(info.nbytes for info in merge.plan)
+        task = progress.add_task(tr("merging", "合并"), total=total)
+        for name, tensor in merge.tensors(lambda nbytes: progress.advance(task, nbytes)):
+            writer.write(name, tensor)
+    model_folder.copy_side_files(merge.base.path, aside)
+    main = next(info.dtype for info in merge.plan if info.dtype.is_floating_point)
+    model_folder.update_json(
+        aside / "config.json",
+        dtype=str(main).removeprefix("torch."),
+        torch_dtype=None,
+        **merge.config_changes,
+    )
+
+
+def _write_whole(
+    base: Path, adapter: Path, aside: Path, dtype: torch.dtype | None, args: argparse.Namespace
+) -> None:
+    from xtuner.tools.model_converters.shards import parse_size
+    from xtuner.tools.model_converters.whole_merge import merge_whole, reshard
+
+    whole = aside.parent / "whole"
+    whole.mkdir()
+    merge_whole(base, adapter, whole, dtype=dtype, device=args.device, is_clip=args.is_clip)
+    reshard(whole, aside, parse_size(args.max_shard_size), args.safe_serialization)
+
+
+def _verify(base: Path, adapter: Path, merged: Path) -> None:
+    """Compare stock peft's base + adapter with the merged folder in stock transformers."""
+    import torch
+    from peft import PeftConfig, PeftModel
+
+    from xtuner.tools.model_converters import probe
+    from xtuner.tools.model_converters.layer_merge import grow_embeddings, read_adapter
+    from xtuner.tools.model_converters.model_folder import read_json
+    from xtuner.tools.model_converters.whole_merge import load_base
+
+    classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")
+    with probe.quiet():
+        found_model = probe.load_stock(merged, classifier=classifier)
+        ids = probe.probe_ids(found_model.config.vocab_size)
+        found = probe.logits_of(found_model, ids)
+        del found_model
+        if "quantization_config" in read_json(base / "config.json"):
+            model = load_base(base, torch.float32, "cpu", is_clip=False)
+        else:
+            model = probe.load_stock(base, classifier=classifier)
+        grow_embeddings(model, read_adapter(adapter))
+        expected = probe.logits_of(PeftModel.from_pretrained(model, str(adapter)), ids)
+    dtype = getattr(torch, read_json(merged / "config.json").get("dtype", "float32"))
+    probe.judge(probe.compare(expected, found), dtype, tr("base + adapter", "基座 + 适配器"))

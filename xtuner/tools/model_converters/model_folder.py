@@ -1,0 +1,170 @@
+"""Finding a base model or adapter by path or hub name, and the files beside its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "tokenization_*.py",
+)
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
+_OUTPUTS = ("config.json", "adapter_config.json", "xtuner_config.py")
+
+
+def find_model(name_or_path: str, marker: str = "config.json") -> Path:
+    """The folder of a model: a local one, or a hub model's, downloaded if need be.
+
+    Args:
+        name_or_path: a folder, or a name of the Hugging Face hub such as ``internlm/internlm2-7b``.
+        marker: the file that such a folder has: ``config.json`` or ``adapter_config.json``.
+
+    Raises:
+        UserError: no such folder, not such a folder, or a hub name that cannot be fetched.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        if (folder / marker).is_file():
+            return folder
+        raise UserError(
+            tr(f"this folder has no {marker}.", f"这个文件夹里没有 {marker}。"),
+            hint=_marker_hint(folder, marker),
+            where=Where(str(folder)),
+        )
+    looks_local = name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~"))
+    if looks_local or folder.exists() or folder.parent.is_dir():
+        raise UserError(
+            tr(
+                f"there is no model folder {name_or_path!r}.",
+                f"没有模型文件夹 {name_or_path!r}。",
+            ),
+            hint=tr(
+                f"give a folder that has a {marker}, or a hub name like 'internlm/internlm2-7b'.",
+                f"请给出含有 {marker} 的文件夹，或 'internlm/internlm2-7b' 这样的模型名。",
+            ),
+        )
+    return _download(name_or_path)
+
+
+def _marker_hint(folder: Path, marker: str) -> str:
+    if marker == "config.json" and (folder / "adapter_config.json").is_file():
+        return tr(
+            "it is an adapter: give its base model here, and this folder as the adapter.",
+            "它是一个适配器：这里应填基座模型，把该文件夹作为适配器给出。",
+        )
+    if marker == "adapter_config.json" and (folder / "config.json").is_file():
+        return tr(
+            "it is a whole model, not an adapter: nothing has to be merged.",
+            "它是完整模型而不是适配器：无需合并。",
+        )
+    return tr(
+        "checkpoints of training become such folders with 'xtuner convert pth_to_hf'.",
+        "训练得到的检查点可用 'xtuner convert pth_to_hf' 转换成这样的文件夹。",
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.gguf", "*.onnx", "original/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            tr(
+                f"{name!r} is no local folder, and it cannot be fetched from the Hugging Face hub.",
+                f"{name!r} 不是本地文件夹，也无法从 Hugging Face hub 获取。",
+            ),
+            hint=tr(
+                "check the name and the network (HF_ENDPOINT sets a mirror), or download the model "
+                "elsewhere and give the path of its folder.",
+                "请检查名称和网络（HF_ENDPOINT 可设置镜像），或在别处下载后给出本地文件夹路径。",
+            ),
+        ) from error
+
+
+def check_output(out: Path, inputs: list[Path]) -> None:
+    """Refuse an output folder that is an input, or that holds something else than a model.
+
+    A model that an earlier conversion wrote there is replaced, once the new one is complete.
+    """
+    for source in inputs:
+        if source.exists() and out.exists() and source.resolve() == out.resolve():
+            raise UserError(
+                tr("the output folder is also an input.", "输出文件夹同时也是输入。"),
+                hint=tr("choose another output folder.", "请换一个输出文件夹。"),
+                where=Where(str(out)),
+            )
+    if out.is_file():
+        raise UserError(
+            tr("this is a file; a folder is to be written here.", "这是文件，应写到文件夹。"),
+            where=Where(str(out)),
+        )
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not any((out / name).is_file() for name in _OUTPUTS):
+        raise UserError(
+            tr(
+                "this folder is not empty and holds no model; it is left as it is.",
+                "这个文件夹非空且不是模型，保持原样。",
+            ),
+            hint=tr("choose a new output folder.", "请换一个新的输出文件夹。"),
+            where=Where(str(out)),
+        )
+    print(tr(f"{out} holds a model: it will be replaced.", f"{out} 中已有模型，将被替换。"))
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy what stands beside the weights: config, tokenizer, generation config, custom code."""
+    for file in source.iterdir():
+        is_weights = any(file.match(pattern) for pattern in _WEIGHTS)
+        if file.is_file() and not is_weights and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, target / file.name)
+
+
+def copy_tokenizer(source: Path, target: Path) -> bool:
+    """Replace the tokenizer and the stop tokens in ``target`` by those of ``source``, if any."""
+    if not any(source.glob("tokenizer*")):
+        return False
+    for pattern in TOKENIZER_FILES:
+        for old in target.glob(pattern):
+            old.unlink()
+    for pattern in (*TOKENIZER_FILES, "generation_config.json"):
+        for file in source.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+    return True
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file's dict; ``{}`` when there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(
+            tr(f"this is not JSON: {error}", f"不是合法的 JSON: {error}"), where=Where(str(file))
+        ) from error
+    return dict(content)
+
+
+def update_json(file: Path, **changes: Any) -> None:
+    """Set keys of a JSON file; a value of None removes its key."""
+    content = read_json(file)
+    for key, value in changes.items():
+        if value is None:
+            content.pop(key, None)
+        else:
+            content[key] = value
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,108 @@
+"""Comparing two models by their logits on a few fixed probe prompts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+SMALL = 2 * 10**9
+"""Models up to this many bytes are verified without being asked."""
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+"""Largest difference of logits, as a share of the largest logit, that rounding explains."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models' logits are apart."""
+
+    largest: float
+    scale: float
+
+    @property
+    def share(self) -> float:
+        return self.largest / max(self.scale, 1e-12)
+
+
+def probe_ids(vocab_size: int) -> torch.Tensor:
+    """Token ids ``(2, 24)`` from all over the vocabulary, the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocab_size, (2, 24), generator=generator)
+
+
+@torch.no_grad()
+def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """A model's logits in fp32 on the CPU."""
+    model.eval()
+    device = next(parameter for parameter in model.parameters() if not parameter.is_meta).device
+    output = model(input_ids=ids.to(device), use_cache=False)
+    return output.logits.float().cpu()
+
+
+def compare(expected: torch.Tensor, found: torch.Tensor) -> Difference:
+    """The largest difference between logits of equal shape ``(batch, tokens, vocabulary)``."""
+    size = min(expected.shape[-1], found.shape[-1])
+    gap = (expected[..., :size] - found[..., :size]).abs().max().item()
+    return Difference(gap, expected.abs().max().item())
+
+
+def judge(difference: Difference, dtype: torch.dtype, what: str) -> None:
+    """Say how far apart they are; refuse more than rounding to ``dtype`` explains.
+
+    Raises:
+        UserError: when it is more, or not a number.
+    """
+    allowed = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
+    print(
+        tr(
+            f"verified: largest difference of logits to {what}: {difference.largest:.2e} "
+            f"(largest logit {difference.scale:.2f})",
+            f"已验证: 与{what}的 logits 最大相差 {difference.largest:.2e}"
+            f"（最大 logit {difference.scale:.2f}）",
+        )
+    )
+    if not difference.share <= allowed:
+        raise UserError(
+            tr(
+                f"what was written is not the same model as {what}: its logits are "
+                f"{difference.largest:.3g} apart; rounding explains "
+                f"{allowed * difference.scale:.3g}.",
+                f"写出的模型与{what}不一致: logits 相差 {difference.largest:.3g}，"
+                f"舍入误差至多 {allowed * difference.scale:.3g}。",
+            ),
+            hint=tr(
+                "nothing was kept. Please report this; '--no-verify' writes it all the same.",
+                "没有保留输出。请反馈该问题；'--no-verify' 可跳过检查。",
+            ),
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and advice out of the way."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def load_stock(folder: Path, *, classifier: bool = False) -> Any:
+    """Load a model as anybody would, in fp32."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    return kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
