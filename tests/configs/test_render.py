@@ -189,3 +189,16 @@ def test_literal_breaks_long_lists_as_ruff_does() -> None:
     assert literal(Code("PROMPT_TEMPLATE.gemma")) == "PROMPT_TEMPLATE.gemma"
     assert literal('say "hi"') == "'say \"hi\"'"
     assert width("上海") == 4
+
+
+def test_literal_breaks_long_texts_at_their_lines() -> None:
+    text = "a" * 60 + "\n" + "b" * 60
+    assert literal("a\nb") == '"a\\nb"'
+    first, second = "a" * 60, "b" * 60
+    assert literal(text) == f'(\n    "{first}\\n"\n    "{second}"\n)'
+    assert ast.literal_eval(literal(text)) == text
+
+
+def test_a_file_says_what_its_rows_look_like() -> None:
+    head = render("qwen3_8b_lora_custom_sft_e1").partition("import")[0]
+    assert '# A row: {"messages": [{"role": "user", "content": ...}, ...]}\n' in head

@@ -80,6 +80,7 @@ class DatasetCard:
         template: the template that its rows need, where it is not the model's.
         settings: settings that belong to it (the system prompt, questions to ask meanwhile, ...).
         hook: keyword arguments of ``EvaluateChatHook`` besides the usual ones.
+        note: what whoever uses it has to know: how to get it, or what a row looks like.
     """
 
     name: str
@@ -89,3 +90,4 @@ class DatasetCard:
     template: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     hook: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""

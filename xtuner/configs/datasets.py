@@ -41,6 +41,9 @@ MOSS_TOOLS_PATH = (
     "./data/conversations_with_tools_with_inner_instruction_no_text2image"
     "_train_all_random_meta0.5_0.1_0.01_moss_0709.jsonl",
 )
+CONVERSATION_ROW = 'A row: {"conversation": [{"system": ..., "input": ..., "output": ...}, ...]}'
+MESSAGES_ROW = 'A row: {"messages": [{"role": "user", "content": ...}, ...]}'
+MOSS_NOTE = "Its files are those of https://huggingface.co/datasets/fnlp/moss-003-sft-data."
 FOLDER = "/path/to/sft/data/folder"
 MY_FILES = ("data_files", ["/path/to/json/file.json"])
 
@@ -227,8 +230,15 @@ _CARDS = [
                 "steps, and show that it saves memory without a loss of quality.",
             ],
         },
+        note="`xtuner preprocess arxiv` makes its file from arXiv's metadata (on Kaggle).",
     ),
-    DatasetCard("lawyer", "Chinese legal questions", (CRIME, LAW), settings=LAWYER),
+    DatasetCard(
+        "lawyer",
+        "Chinese legal questions",
+        (CRIME, LAW),
+        settings=LAWYER,
+        note="Its two files are those of https://github.com/LiuHC0428/LAW-GPT.",
+    ),
     DatasetCard(
         "moss_sft_all",
         "MOSS-003-SFT, with and without plugins",
@@ -236,6 +246,7 @@ _CARDS = [
         template="moss_sft",
         settings=MOSS,
         hook={"stop_words": ["<eoc>"]},
+        note=MOSS_NOTE,
     ),
     DatasetCard(
         "moss_sft_plugins",
@@ -244,6 +255,7 @@ _CARDS = [
         template="moss_sft",
         settings=MOSS,
         hook={"stop_words": ["<eoc>"]},
+        note=MOSS_NOTE,
     ),
     DatasetCard(
         "msagent_react",
@@ -261,30 +273,35 @@ _CARDS = [
             "pack_to_max_length": False,
             "evaluation_inputs": ["明天上海会下雨吗？"],
         },
+        note="It is on ModelScope: pip install modelscope.",
     ),
     DatasetCard(
         "json",
-        "your own JSON file of alpaca rows",
+        "your own conversations (XTuner format)",
         (Source("train_dataset", "data_json", ("data_path", "path/to/your/json_data"), None),),
         settings={"SYSTEM": ""},
+        note=CONVERSATION_ROW,
     ),
     DatasetCard(
         "custom_sft",
         "your own conversations (OpenAI messages)",
         (Source("train_dataset", "data_files", MY_FILES, "openai_map_fn"),),
         settings={"SYSTEM": ""},
+        note=MESSAGES_ROW,
     ),
     DatasetCard(
         "finetune_custom_sft",
         "your own conversations (OpenAI messages), long",
         (Source("train_dataset", "data_files", MY_FILES, "openai_map_fn"),),
         settings={"SYSTEM": "", "max_length": 32768, "lr": 2e-4, "log_interval": 1},
+        note=MESSAGES_ROW,
     ),
     DatasetCard(
         "finetune_custom_dataset",
         "your own conversations (XTuner format), long",
         (Source("train_dataset", "data_files", MY_FILES, None),),
         settings=INTERN,
+        note=CONVERSATION_ROW,
     ),
     _intern("w_tokenized_dataset", "tokens in InternLM's layout", "intern_tokenized", FOLDER),
     _intern("w_internevo_dataset", "tokens in InternEvo's layout", "intern_tokenized", FOLDER),
@@ -302,6 +319,7 @@ _CARDS = [
             "shuffle_before_pack": False,
             "evaluation_inputs": ["上海是", "Shanghai is"],
         },
+        note='A row: {"text": ...}',
     ),
     DatasetCard(
         "skypile_pretrain",
@@ -356,6 +374,7 @@ _CARDS = [
             ),
         ),
         kind="preference",
+        note='A row: {"prompt": [...], "chosen": [...], "rejected": [...]}, messages in each.',
     ),
 ]
 

@@ -116,14 +116,18 @@ def _headline(sentence: Sentence, values: Mapping[str, Any]) -> str:
     model, method, dataset = sentence.model, sentence.method, sentence.dataset
     epochs = values["max_epochs"]
     what = f"{model.title}: {method.title}, on {dataset.title}, {epochs} epoch{'s' * (epochs > 1)}."
+    if dataset.note:
+        what += "\n" + dataset.note
     return headline(what, sentence.name, method.weights, model.billions, values)
 
 
 def headline(what: str, name: str, weights: str, billions: float, values: Mapping[str, Any]) -> str:
     """The comment on top of a file: what it trains and what to type."""
     command = f"xtuner train {name}_copy.py"
-    sentence = textwrap.wrap(what, WIDTH, initial_indent="# ", subsequent_indent="# ")
-    lines = ["# ruff: noqa: C408", *sentence, "#"]
+    lines = ["# ruff: noqa: C408"]
+    for paragraph in what.splitlines():
+        lines += textwrap.wrap(paragraph, WIDTH, initial_indent="# ", subsequent_indent="# ")
+    lines.append("#")
     parallel = values.get("sequence_parallel_size", 1)
     if parallel > 1 or (weights == "full" and billions > 3):
         lines += [
@@ -357,10 +361,13 @@ def literal(value: Any, column: int = 0) -> str:
     if isinstance(value, Code):
         return str(value) if column + width(value) <= WIDTH else f"(\n    {value}\n)"
     if isinstance(value, str):
+        if column + width(_string(value)) > WIDTH and "\n" in value:
+            pieces = "".join(f"    {_string(line)}\n" for line in value.splitlines(keepends=True))
+            return f"(\n{pieces})"
         return _string(value)
     if isinstance(value, list | tuple):
         opening, closing = "[]" if isinstance(value, list) else "()"
-        items = [literal(item) for item in value]
+        items = [_string(item) if type(item) is str else literal(item) for item in value]
         line = opening + ", ".join(items) + closing
         if column + width(line) <= WIDTH:
             return line

@@ -59,7 +59,7 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "moss_sft_no_plugins_path": "",
             "moss_sft_plugins_path": "",
             "data_root": "",
-            "data_path": "",
+            "data_path": "where the rows are",
             "image_folder": "",
             **{
                 f"{name}_{what}": ""
