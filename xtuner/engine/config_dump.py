@@ -1,7 +1,7 @@
 """Writing a config as a Python file that trains the same run again.
 
-The file is the config's own text with what was changed since put into it, so comments stay and an
-override of ``lr`` still reaches. Where that cannot give the same config, every value is spelled out.
+The file is the config's own text with what was changed since put into it, so comments stay and
+an override of ``lr`` still reaches. Where that gives another config, every value is spelled out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def spelled_out(cfg: Config) -> str:
 
 def own_values(cfg: Config) -> dict[str, Any]:
     """The keys that the config defines itself, without what it imports; lazy objects stay lazy."""
-    imported = getattr(cfg, "_imported_names", set())
+    imported: set[str] = getattr(cfg, "_imported_names", set())
     return {
         key: value
         for key, value in dict.items(raw_dict(cfg))

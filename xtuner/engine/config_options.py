@@ -1,10 +1,10 @@
-"""The words of ``--cfg-options``: keys (long or short) and values, read without running anything."""
+"""The words of ``--cfg-options``: keys (long or short) and values; nothing in them is run."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Option:
     is_code: bool
 
 
-def parse_options(words: Sequence[str], source: Source, config: Mapping[str, Any]) -> list[Option]:
+def parse_options(words: Sequence[str], source: Source, config: dict[str, Any]) -> list[Option]:
     """Read ``key=value`` words against a loaded config.
 
     Raises:
@@ -69,7 +69,7 @@ def parse_options(words: Sequence[str], source: Source, config: Mapping[str, Any
     return options
 
 
-def _parse(word: str, source: Source, config: Mapping[str, Any]) -> Option:
+def _parse(word: str, source: Source, config: dict[str, Any]) -> Option:
     key, equals, text = word.partition("=")
     key = key.strip()
     if not equals or not key or any(not part for part in key.split(".")):
@@ -86,7 +86,7 @@ def _parse(word: str, source: Source, config: Mapping[str, Any]) -> Option:
     return Option(key, tuple(paths), code, value, is_code)
 
 
-def _long_keys(key: str, source: Source, config: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _long_keys(key: str, source: Source, config: dict[str, Any]) -> list[tuple[str, ...]]:
     """What a key stands for: itself, or the places that a short key means."""
     path = tuple(key.split("."))
     if key == "model.pretrained":
@@ -105,11 +105,11 @@ def _long_keys(key: str, source: Source, config: Mapping[str, Any]) -> list[tupl
     return [path]
 
 
-def _is_path_setting(config: Mapping[str, Any], name: str) -> bool:
-    return isinstance(dict.get(config, name), str)  # type: ignore[arg-type]
+def _is_path_setting(config: dict[str, Any], name: str) -> bool:
+    return isinstance(dict.get(config, name), str)
 
 
-def _has(config: Mapping[str, Any], path: Sequence[str]) -> bool:
+def _has(config: dict[str, Any], path: Sequence[str]) -> bool:
     try:
         value_at(config, path)
     except KeyError:
@@ -118,7 +118,7 @@ def _has(config: Mapping[str, Any], path: Sequence[str]) -> bool:
 
 
 def _refuse_unknown(
-    key: str, path: tuple[str, ...], source: Source, config: Mapping[str, Any]
+    key: str, path: tuple[str, ...], source: Source, config: dict[str, Any]
 ) -> None:
     """Raise unless the key is there or whatever reads the dict around it takes it."""
     holder: Any = config
@@ -159,7 +159,7 @@ def _may_be_new(path: tuple[str, ...], holder: Any) -> bool:
 
 
 def _unknown(
-    key: str, path: tuple[str, ...], holder: Any, source: Source, config: Mapping[str, Any]
+    key: str, path: tuple[str, ...], holder: Any, source: Source, config: dict[str, Any]
 ) -> UserError:
     nearest = suggest(key, path, holder, config)
     return UserError(
@@ -177,7 +177,7 @@ def _unknown(
     )
 
 
-def suggest(key: str, path: tuple[str, ...], holder: Any, config: Mapping[str, Any]) -> str:
+def suggest(key: str, path: tuple[str, ...], holder: Any, config: dict[str, Any]) -> str:
     """The nearest real key or keys to an unknown one, '' when nothing is near."""
     elsewhere = ELSEWHERE.get(path[-1])
     if elsewhere and _has(config, elsewhere.split(".")[:1]):
@@ -210,7 +210,7 @@ def _refuse_wrong_kind(
     path: tuple[str, ...],
     value: Any,
     is_code: bool,
-    config: Mapping[str, Any],
+    config: dict[str, Any],
     source: Source,
 ) -> None:
     """A word where a number stands is a slip: ``lr=le-5``."""

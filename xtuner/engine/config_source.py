@@ -26,6 +26,16 @@ class Site:
     rest: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step from a key to its value: ``key = <node>`` at a line and column (from 1)."""
+
+    line: int
+    column: int
+    key: str
+    node: ast.expr
+
+
 class Source:
     """The text of a config in Python.
 
@@ -63,6 +73,17 @@ class Source:
             for alias in statement.names
         }
 
+    def imports(self) -> Iterator[tuple[str, str, str | None]]:
+        """Each import outside functions: the name it gets, the module, the name in the module."""
+        for statement in _statements(self.tree.body):
+            if isinstance(statement, ast.ImportFrom) and not statement.level:
+                for alias in statement.names:
+                    if alias.name != "*":
+                        yield alias.asname or alias.name, statement.module or "", alias.name
+            elif isinstance(statement, ast.Import):
+                for alias in statement.names:
+                    yield alias.asname or alias.name, alias.name, None
+
     def find(self, path: Path) -> Site | None:
         """Where the key has its value: follow literal dicts and lists from the last assignment.
 
@@ -80,12 +101,38 @@ class Source:
             node = child
         return Site(node)
 
+    def trace(self, path: Path) -> list[Step]:
+        """From the key to where its value is written: each step follows a name to its assignment.
+
+        Returns:
+            The steps, the key itself first; empty when the file does not assign it.
+        """
+        steps: list[Step] = []
+        while site := self.find(path):
+            line, column = site.node.lineno, site.node.col_offset + 1
+            key = ".".join(path[: len(path) - len(site.rest)])
+            steps.append(Step(line, column, key, site.node))
+            node: ast.expr = site.node
+            if isinstance(node, ast.Call) and is_dict_call(node) and node.args and site.rest:
+                node = node.args[0]
+            following = isinstance(node, ast.Name) and self.assignments(node.id)
+            if not isinstance(node, ast.Name) or not following or len(steps) > 20:
+                break
+            path = (node.id, *site.rest)
+        return steps
+
     def place(self, path: Path) -> tuple[int, int] | None:
-        """Line and column (both from 1) of a key's value, or of the nearest thing around it."""
-        site = self.find(path)
-        if site:
-            return site.node.lineno, site.node.col_offset + 1
-        statements = self.assignments(path[0])
+        """Line and column (both from 1) of where a key's value is written, or of what is around."""
+        steps = self.trace(path)
+        if steps:
+            return steps[-1].line, steps[-1].column
+        statements: list[ast.stmt] = [*self.assignments(path[0])]
+        statements = statements or [
+            statement
+            for statement in _statements(self.tree.body)
+            if isinstance(statement, ast.Import | ast.ImportFrom)
+            and any(path[0] in (alias.asname, alias.name) for alias in statement.names)
+        ]
         return (statements[-1].lineno, statements[-1].col_offset + 1) if statements else None
 
     def with_value(self, path: Path, code: str, current: Any) -> Source:

@@ -1,0 +1,44 @@
+"""``xtuner check-cfg``: find the mistakes in configs before a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("config", nargs="+", help=tr("paths or names", "路径或名字"))
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=tr("overrides, as for train", "覆盖设置，与 train 相同"),
+    )
+    parser.add_argument(
+        "--json", action="store_true", help=tr("for editors and CI", "供编辑器与 CI 使用")
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the problems; 1 when there is an error, 0 otherwise."""
+    from xtuner.engine.check import ERROR, check
+
+    problems = [problem for name in args.config for problem in check(name, args.cfg_options)]
+    errors = sum(problem.severity == ERROR for problem in problems)
+    if args.json:
+        print(json.dumps([problem.as_json() for problem in problems], ensure_ascii=False, indent=2))
+        return 1 if errors else 0
+    for problem in problems:
+        print(problem)
+    files, warnings = len(args.config), len(problems) - errors
+    print(
+        tr(
+            f"{files} config(s): {errors} error(s), {warnings} warning(s)",
+            f"{files} 个配置：{errors} 个错误，{warnings} 个警告",
+        )
+    )
+    return 1 if errors else 0

@@ -1,0 +1,35 @@
+"""``xtuner print-cfg``: a config as it will be used, and where each value comes from."""
+
+from __future__ import annotations
+
+import argparse
+
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("config", help=tr("a path or a name", "路径或名字"))
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=tr("overrides, as for train", "覆盖设置，与 train 相同"),
+    )
+    parser.add_argument(
+        "--why", metavar="KEY", help=tr("where the value of a key comes from", "某个键的值从何而来")
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the config with every value spelled out, or the way to one value."""
+    from xtuner.engine.config_dump import spelled_out
+    from xtuner.engine.config_load import load_config
+    from xtuner.engine.config_origin import where_from
+
+    if args.why:
+        print("\n".join(map(str, where_from(args.config, args.why, args.cfg_options))))
+        return 0
+    print(spelled_out(load_config(args.config, args.cfg_options)), end="")
+    return 0
