@@ -1,0 +1,142 @@
+"""The terminal during training: what will be done, how it goes, what to do next."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from xtuner.utils.lang import tr
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """Shows one block before the start, then progress, then the commands for the next step.
+
+    In a terminal progress is one line that changes; in a pipe or a file it is plain lines.
+
+    Args:
+        interval: optimizer steps between two plain lines; by default one is written each time the
+            work done has grown by a hundredth and ten seconds have passed.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, interval: int | None = None) -> None:
+        self.interval = interval
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._live: Progress | None = None
+        self._task: Any = None
+        self._started = self._last_line = 0.0
+        self._first_step = self._last_step = 0
+
+    def before_train(self, runner: Any) -> None:
+        """Show what will be trained on what, and where it goes."""
+        if not is_main_process():
+            return
+        from xtuner.engine.runner.summary import facts
+
+        table = Table.grid(padding=(0, 2))
+        for label, value in facts(runner):
+            table.add_row(label, value)
+        if sys.stdout.isatty():
+            self._console.print(Panel(table, title="xtuner train", title_align="left"))
+            self._live = Progress(
+                TextColumn("{task.fields[step]}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+            )
+            self._live.start()
+            self._task = self._live.add_task("", total=runner.max_iters, step="", text="")
+        else:
+            self._console.print(table)
+        self._started = time.perf_counter()
+        self._first_step = runner.iter // runner.train_loop.accumulative_counts
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Show the step that is done."""
+        if not outputs or not is_main_process():
+            return
+        loop = runner.train_loop
+        step = math.ceil((loop.iter + 1) / loop.accumulative_counts)
+        if self._live is not None:
+            label = f"{step}/{loop.max_steps}"
+            text = self._text(runner, step, outputs)
+            self._live.update(self._task, completed=loop.iter + 1, step=label, text=text)
+        elif self._is_time_for_a_line(step, loop.max_steps):
+            text = self._text(runner, step, outputs)
+            print(tr(f"step {step}/{loop.max_steps}", f"步 {step}/{loop.max_steps}"), text)
+            sys.stdout.flush()
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Show the result of a validation."""
+        if is_main_process() and metrics:
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self._console.print(tr(f"validation  {numbers}", f"验证  {numbers}"))
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Show the result of a test."""
+        if is_main_process() and metrics:
+            for name, value in metrics.items():
+                self._console.print(f"{name}  {value:.6g}" if isinstance(value, float) else value)
+
+    def after_train(self, runner: Any) -> None:
+        """Show how long it took and the commands for the next step."""
+        self.close()
+        if not is_main_process():
+            return
+        from xtuner.engine.runner.summary import next_steps
+
+        took = _clock(time.perf_counter() - self._started)
+        self._console.print(
+            tr(f"trained in {took}: {runner.work_dir}", f"训练完成，用时 {took}: {runner.work_dir}")
+        )
+        for label, command in next_steps(runner):
+            self._console.print(f"  {label}\n    {command}")
+
+    def close(self) -> None:
+        """Give the terminal back; also called when the training ends early."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _is_time_for_a_line(self, step: int, steps: int) -> bool:
+        if self.interval is not None:
+            due = step % self.interval == 0 or step == steps
+        else:
+            now = time.perf_counter()
+            grown = (step - self._last_step) * 100 >= steps
+            due = step in (1, steps) or (grown and now - self._last_line > SECONDS_BETWEEN_LINES)
+            if due:
+                self._last_line, self._last_step = now, step
+        return due
+
+    def _text(self, runner: Any, step: int, outputs: dict[str, Any]) -> str:
+        speed = runner.message_hub.get_scalar("train/tokens_per_sec").current()
+        lr = runner.optim_wrapper.get_lr()["lr"][0]
+        elapsed = time.perf_counter() - self._started
+        left = elapsed / max(1, step - self._first_step) * (runner.train_loop.max_steps - step)
+        return tr(
+            f"loss {outputs['loss']:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s  {_clock(left)} left",
+            f"损失 {outputs['loss']:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s  剩余 {_clock(left)}",
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

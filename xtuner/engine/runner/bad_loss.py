@@ -1,0 +1,119 @@
+"""Losses that are not finite or jump: noticed, traced to the rows they came from, acted upon."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import deque
+from pathlib import Path
+from typing import Any, Literal
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+Action = Literal["stop", "skip", "continue"]
+ACTIONS = ("stop", "skip", "continue")
+
+FILE = "bad_rows.jsonl"
+REMEMBERED = 64
+ENOUGH = 16
+SHOWN_ROWS = 8
+
+
+class LossWatch:
+    """Judges the loss of each optimizer step before the step is taken.
+
+    A loss is a spike when it lies above the median of the last 64 by more than ten times their
+    median distance from it, and is more than double that median.
+
+    Args:
+        on_bad_loss: what to do when loss or gradients are not finite.
+        on_spike: what to do about a spike.
+    """
+
+    def __init__(self, on_bad_loss: Action = "stop", on_spike: Action = "continue") -> None:
+        for name, action in (("on_bad_loss", on_bad_loss), ("on_spike", on_spike)):
+            if action not in ACTIONS:
+                raise UserError(
+                    tr(f"{name} is {action!r}.", f"{name} 的值是 {action!r}。"),
+                    hint=tr(f"choose one of {ACTIONS}.", f"可选: {ACTIONS}。"),
+                )
+        self._on_bad_loss = on_bad_loss
+        self._on_spike = on_spike
+        self.recent: deque[float] = deque(maxlen=REMEMBERED)
+
+    def judge(self, loss: float, grad_norm: float, *, scaled: bool) -> tuple[str, Action] | None:
+        """Judge one step.
+
+        Args:
+            loss: mean loss over the whole step and all ranks.
+            grad_norm: norm of the gradients.
+            scaled: the loss is scaled (fp16), so that an overflow of the gradients is the loss
+                scaler's business.
+
+        Returns:
+            What is wrong and what to do, or None when all is well.
+        """
+        if not math.isfinite(loss):
+            return tr(f"the loss is {loss}", f"损失为 {loss}"), self._on_bad_loss
+        if not math.isfinite(grad_norm) and not scaled:
+            return (
+                tr(
+                    f"the gradient norm is {grad_norm} at a loss of {loss:.4g}",
+                    f"梯度范数为 {grad_norm}，损失 {loss:.4g}",
+                ),
+                self._on_bad_loss,
+            )
+        usual = self._usual()
+        self.recent.append(loss)
+        if usual is not None and loss > max(usual[0] + 10 * usual[1], 2 * usual[0]):
+            return (
+                tr(
+                    f"the loss jumped to {loss:.4g} (usual: {usual[0]:.4g})",
+                    f"损失跃升至 {loss:.4g}（通常约 {usual[0]:.4g}）",
+                ),
+                self._on_spike,
+            )
+        return None
+
+    def _usual(self) -> tuple[float, float] | None:
+        if len(self.recent) < ENOUGH:
+            return None
+        middle = statistics.median(self.recent)
+        return middle, statistics.median(abs(loss - middle) for loss in self.recent)
+
+
+def record(
+    work_dir: str, *, iteration: int, what: str, action: Action, rows: list[dict[str, Any]]
+) -> Path:
+    """Append what was wrong, and the rows of the step, to ``work_dir/bad_rows.jsonl``."""
+    path = Path(work_dir) / FILE
+    with path.open("a", encoding="utf-8") as stream:
+        entry = {"iter": iteration, "what": what, "action": action, "rows": rows}
+        stream.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+    return path
+
+
+def told(what: str, iteration: int, rows: list[dict[str, Any]], path: Path) -> str:
+    """One message for people: what, when, which rows, and where all of them are."""
+    named = [str(row["row"]) for row in rows[:SHOWN_ROWS]]
+    more = f", ... ({len(rows)})" if len(rows) > SHOWN_ROWS else ""
+    listed = ", ".join(named) + more if named else tr("(not known)", "（未知）")
+    return tr(
+        f"iteration {iteration}: {what}. Rows of this step: {listed}. Written to {path}",
+        f"第 {iteration} 次迭代: {what}。该步的数据行: {listed}。已写入 {path}",
+    )
+
+
+def stop(message: str) -> UserError:
+    """The error that ends the run."""
+    return UserError(
+        message,
+        hint=tr(
+            "look at these rows; a smaller lr or bfloat16 often helps. To leave such steps out: "
+            "--cfg-options train_cfg.on_bad_loss=skip",
+            "请检查这些行；减小学习率或改用 bfloat16 常有帮助。要跳过这样的步: "
+            "--cfg-options train_cfg.on_bad_loss=skip",
+        ),
+    )

@@ -1,0 +1,262 @@
+"""The runner: mmengine's, with our loop, optimizer, checkpoints and a quiet terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import (
+    CheckpointHook,
+    DistSamplerSeedHook,
+    Hook,
+    ParamSchedulerHook,
+    RuntimeInfoHook,
+)
+from mmengine.logging import MMLogger
+from mmengine.registry import OPTIMIZERS
+from mmengine.runner import Runner
+from torch.nn.parallel import DistributedDataParallel
+
+from xtuner.engine import checkpoint, checkpoint_state, resume
+from xtuner.engine.hooks.metrics_hook import MetricsHook
+from xtuner.engine.hooks.progress_hook import ProgressHook
+from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+# Without these the training is not the one that was asked for, so their failure ends it.
+ESSENTIAL_HOOKS = (CheckpointHook, ParamSchedulerHook, DistSamplerSeedHook, RuntimeInfoHook)
+
+
+class FinetuneRunner(Runner):
+    """Builds everything of a config and runs it.
+
+    What differs from mmengine's runner: the loop's contract (see ``loops``), plain
+    ``DistributedDataParallel``, the optimizer holds only what is trained, checkpoints are plain
+    data, mmengine's log lines go to the log file instead of the terminal, and a hook that fails is
+    reported without ending the training (unless it saves, or the training depends on it).
+    """
+
+    fingerprints: Mapping[str, Any] = {}
+    resume_from: Path | None = None
+    resume_allow: Sequence[str] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return torch.device(get_device())
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context of a forward without gradients, in the precision of the training."""
+        if isinstance(self.optim_wrapper, FinetuneOptimWrapper):
+            return self.optim_wrapper.optim_context(self.model)
+        return contextlib.nullcontext()
+
+    def trace(self, batch: Mapping[str, Any]) -> list[Any]:
+        """The rows a micro-batch was made of, as ``file:line`` where that is known."""
+        return list(batch["data"].get("rows") or [])
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build mmengine's logger; on the terminal it shows warnings and errors only."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                continue
+            handler.setLevel(max(handler.level, logging.WARNING))
+        return logger
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        import transformers
+
+        from xtuner.version import __version__
+
+        self.logger.info(
+            "xtuner %s, torch %s, transformers %s, Python %s on %s; device %s, %d process(es), "
+            "seed %s",
+            __version__,
+            torch.__version__,
+            transformers.__version__,
+            platform.python_version(),
+            platform.platform(),
+            self.device,
+            get_world_size(),
+            self.seed,
+        )
+        self.logger.info("Config:\n%s", self.cfg.pretty_text)
+
+    def wrap_model(
+        self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module
+    ) -> torch.nn.Module:
+        """Move the model to its device and, with several processes, make them share gradients."""
+        model = model.to(self.device)
+        if get_world_size() == 1:
+            return model
+        settings = dict(model_wrapper_cfg or {})
+        settings.pop("type", None)
+        settings.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
+        settings.setdefault("broadcast_buffers", False)
+        settings.setdefault("gradient_as_bucket_view", True)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, **settings)
+
+    def _init_model_weights(self) -> None:
+        """Nothing to do: weights come from the model itself. mmengine would draw them anew."""
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Build the optimizer over what is trained, and its wrapper."""
+        if not isinstance(optim_wrapper, Mapping) or "constructor" in optim_wrapper:
+            return super().build_optim_wrapper(optim_wrapper)
+        settings = dict(optim_wrapper)
+        optimizer = dict(settings.pop("optimizer"))
+        groups = parameter_groups(
+            self.model,
+            lr=optimizer["lr"],
+            weight_decay=optimizer.get("weight_decay", 0.0),
+            **(settings.pop("paramwise_cfg", None) or {}),
+        )
+        if not groups:
+            raise UserError(
+                tr(
+                    "nothing of the model is trained: all its parameters are frozen.",
+                    "模型没有可训练的参数：全部被冻结。",
+                ),
+                hint=tr(
+                    "give the model a lora=dict(type=LoraConfig, ...), or load it unquantised.",
+                    "请为模型加上 lora=dict(type=LoraConfig, ...)，或不要量化加载。",
+                ),
+            )
+        built = OPTIMIZERS.build({**optimizer, "params": groups})
+        wrapper = settings.pop("type", FinetuneOptimWrapper)
+        return wrapper(optimizer=built, **settings)
+
+    def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list[Any]:
+        """Build the schedules, without those that cover no iteration of this run.
+
+        A warm-up over 3 % of a short run may end before its first iteration.
+        """
+        given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
+        kept = []
+        for each in given:
+            if isinstance(each, Mapping) and self._is_empty(each):
+                self.logger.info("left out, as it covers no iteration of this run: %s", each)
+                continue
+            kept.append(each)
+        return super()._build_param_scheduler(kept, optim_wrapper)
+
+    def _is_empty(self, scheduler: Mapping[str, Any]) -> bool:
+        begin, end = scheduler.get("begin", 0), scheduler.get("end")
+        if end is None:
+            return False
+        length = self.train_loop.epoch_length
+        if scheduler.get("by_epoch", True) and scheduler.get("convert_to_iter_based") and length:
+            return int(begin * length) >= int(end * length)
+        return begin >= end
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call the hooks; one that fails says so and does not end the training.
+
+        The exceptions are ``UserError`` (meant to end it), hooks with ``essential = True`` and
+        those of mmengine that save or that the training depends on.
+        """
+        for hook in self._hooks:
+            method = getattr(hook, fn_name, None)
+            if method is None:
+                continue
+            try:
+                method(self, **kwargs)
+            except UserError:
+                raise
+            except Exception as error:
+                if isinstance(hook, ESSENTIAL_HOOKS) or getattr(hook, "essential", False):
+                    raise
+                self._report_failure(hook, fn_name, error)
+
+    def _report_failure(self, hook: Hook, fn_name: str, error: Exception) -> None:
+        name = type(hook).__name__
+        self.logger.warning(
+            tr(
+                f"{name}.{fn_name} failed ({type(error).__name__}: {error}); training goes on "
+                "without it. The log file has the details.",
+                f"{name}.{fn_name} 失败（{type(error).__name__}: {error}）；训练继续，"
+                "详情见日志文件。",
+            )
+        )
+        self.logger.info("%s.%s failed", name, fn_name, exc_info=error)
+
+    def dump_config(self) -> None:
+        """Nothing to do: the start of the run has written the config."""
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict[str, Any] | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict[str, Any] | None = None,
+        by_epoch: bool = True,
+        backend_args: dict[str, Any] | None = None,
+    ) -> None:
+        """Take down the run's state and write it (called on every rank, written by the first)."""
+        state = checkpoint_state.collect(
+            self,
+            save_optimizer=save_optimizer,
+            save_param_scheduler=save_param_scheduler,
+            meta=meta,
+            by_epoch=by_epoch,
+        )
+        if get_rank() == 0:
+            checkpoint.save_checkpoint(f"{out_dir}/{filename}", state)
+
+    def load_or_resume(self) -> None:
+        """Go on from a checkpoint, where asked; else load weights, where the config says so.
+
+        Asked for by ``resume_from`` (the command line) or by the config's ``resume = True``, with
+        ``load_from`` for a path.
+        """
+        self.fingerprints = resume.of_run(self)
+        wanted = self.resume_from
+        if wanted is None and self._resume:
+            wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
+        if wanted is not None:
+            resume.go_on(self, wanted, self.resume_allow)
+        elif self._load_from is not None and not self._resume:
+            self.load_checkpoint(self._load_from)
+
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """Register mmengine's default hooks and ours for watching."""
+        wanted = {"metrics": dict(type=MetricsHook), "progress": dict(type=ProgressHook)}
+        wanted.update(hooks or {})
+        for name in ("metrics", "progress"):
+            if wanted[name] is None:  # switched off in the config
+                del wanted[name]
+        super().register_default_hooks(wanted)
+
+    def train(self) -> torch.nn.Module:
+        """Train; the terminal is given back however it ends."""
+        try:
+            return super().train()
+        finally:
+            for hook in self._hooks:
+                if isinstance(hook, ProgressHook):
+                    hook.close()
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Put back the state that a checkpoint holds."""
+        checkpoint_state.restore(self, checkpoint.load_checkpoint(filename))
+        self._has_loaded = True
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load only the weights of a checkpoint."""
+        state = {"state_dict": checkpoint.load_state_dict(filename)}
+        self.call_hook("after_load_checkpoint", checkpoint=state)
+        checkpoint_state.load_weights(checkpoint_state.bare(self.model), state["state_dict"])
+        self._has_loaded = True
+        return state

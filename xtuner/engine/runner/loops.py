@@ -1,0 +1,341 @@
+"""The training loop: micro-batches, gathered into optimizer steps whose loss is one mean.
+
+A step reads its micro-batches, counts what their loss is divided by (over all of them and all
+ranks), and only then computes. So how the work is cut into micro-batches and ranks does not show in
+the gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, get_world_size
+from mmengine.runner.base_loop import BaseLoop
+
+from xtuner.engine.checkpoint_state import bare, restore_random
+from xtuner.engine.data_position import from_batch
+from xtuner.engine.runner import bad_loss
+from xtuner.engine.runner.bad_loss import Action, LossWatch
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+
+class TrainLoop(BaseLoop):
+    """Train for a number of epochs (fractions too) or of micro-batches.
+
+    Args:
+        runner: the runner.
+        dataloader: the training data, or its config.
+        max_epochs: how often to go over the data; this or ``max_iters``.
+        max_iters: how many micro-batches to take (not optimizer steps).
+        val_begin: the first micro-batch after which to validate.
+        val_interval: validate each so many micro-batches, at the end of the optimizer step.
+        on_bad_loss: ``stop``, ``skip`` (leave the step out) or ``continue`` when the loss or the
+            gradients are not finite.
+        on_spike: the same for a loss that is far above the usual one.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_epochs: float | None = None,
+        max_iters: int | None = None,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        on_bad_loss: Action = "stop",
+        on_spike: Action = "continue",
+    ) -> None:
+        super().__init__(runner, dataloader)
+        if (max_epochs is None) == (max_iters is None):
+            raise UserError(
+                tr(
+                    f"train_cfg needs max_epochs or max_iters, one of them; it has "
+                    f"max_epochs={max_epochs} and max_iters={max_iters}.",
+                    f"train_cfg 需要 max_epochs 或 max_iters 之一；现在 "
+                    f"max_epochs={max_epochs}，max_iters={max_iters}。",
+                )
+            )
+        self.epoch_length = _length(self.dataloader)
+        self._max_iters = self._iterations(max_epochs, max_iters)
+        self._max_epochs = math.ceil(self._max_iters / (self.epoch_length or self._max_iters))
+        self._epoch = 0
+        self._iter = 0
+        self.val_begin = val_begin
+        self.val_interval = val_interval
+        self.stop_training = False
+        self.step_finished = False
+        self._validated = 0
+        self._watch = LossWatch(on_bad_loss, on_spike)
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs to train, a begun one counted as whole."""
+        return self._max_epochs
+
+    @property
+    def max_iters(self) -> int:
+        """Micro-batches to train on, of each rank."""
+        return self._max_iters
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return self._epoch
+
+    @property
+    def iter(self) -> int:
+        """Micro-batches that are done."""
+        return self._iter
+
+    @property
+    def accumulative_counts(self) -> int:
+        """Micro-batches of one optimizer step."""
+        return self.runner.optim_wrapper.accumulative_counts
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the whole run, a last short one counted."""
+        return math.ceil(self._max_iters / self.accumulative_counts)
+
+    def run(self) -> torch.nn.Module:
+        """Train to the end, or until a hook sets ``stop_training``; return the model."""
+        runner = self.runner
+        runner.call_hook("before_train")
+        restore_random(runner)
+        self._validated = self._iter
+        runner.model.train()
+        micro_batches = self._micro_batches()
+        while self._iter < self._max_iters and not self.stop_training:
+            wanted = min(self.accumulative_counts, self._max_iters - self._iter)
+            batches = list(itertools.islice(micro_batches, wanted))
+            if not batches:
+                break
+            self.run_iter(batches)
+            self._validate_if_due()
+        runner.call_hook("after_train")
+        return runner.model
+
+    def run_iter(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Take one optimizer step.
+
+        Args:
+            batches: its micro-batches, on the CPU.
+        """
+        runner, model = self.runner, self.runner.model
+        totals, tokens = self._totals(batches)
+        shares: list[dict[str, torch.Tensor]] = []
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            self.step_finished = last
+            self._begin_iteration(batch)
+            exchange = contextlib.nullcontext() if last else _no_sync(model)
+            with exchange:
+                with runner.optim_wrapper.optim_context(model):
+                    outputs = model(**to_device(batch, runner.device), mode="loss", totals=totals)
+                # DistributedDataParallel averages over the ranks; we want the sum.
+                runner.optim_wrapper.backward(outputs["loss"] * get_world_size())
+            shares.append({name: value.detach().float() for name, value in outputs.items()})
+            logged = self._finish_step(batches, shares, tokens) if last else {}
+            self._end_iteration(batch, logged)
+
+    def _finish_step(
+        self,
+        batches: Sequence[Mapping[str, Any]],
+        shares: list[dict[str, torch.Tensor]],
+        tokens: int,
+    ) -> dict[str, Any]:
+        """Clip, judge, step; give what is to be logged of the whole step."""
+        optim = self.runner.optim_wrapper
+        grad_norm = float(optim.clip())
+        logged = _added_up(shares)
+        bad = self._watch.judge(logged["loss"], grad_norm, scaled=optim.scaler is not None)
+        if bad is not None:
+            self._complain(*bad, batches=batches, shares=shares)
+        if bad is not None and bad[1] == "skip":
+            optim.forget()
+        else:
+            optim.step()
+            optim.zero_grad()
+        return {**logged, "grad_norm": grad_norm, "tokens": tokens}
+
+    def _begin_iteration(self, batch: Mapping[str, Any]) -> None:
+        if self._at_epoch_border():
+            self.runner.call_hook("before_train_epoch")
+        self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=batch)
+
+    def _end_iteration(self, batch: Mapping[str, Any], logged: dict[str, Any]) -> None:
+        self.runner.call_hook(
+            "after_train_iter", batch_idx=self._iter, data_batch=batch, outputs=logged
+        )
+        self._iter += 1
+        if self._at_epoch_border() or self._iter == self._max_iters:
+            self.runner.call_hook("after_train_epoch")
+            self._epoch += 1
+
+    def _at_epoch_border(self) -> bool:
+        if self.epoch_length is None:
+            return self._iter == 0
+        return self._iter % self.epoch_length == 0
+
+    def _micro_batches(self) -> Iterator[Mapping[str, Any]]:
+        """All micro-batches of the run from where it is, epoch after epoch without a pause."""
+        epoch, done = divmod(self._iter, self.epoch_length or self._max_iters)
+        while True:
+            _set_epoch(self.dataloader, epoch)
+            empty = True
+            for batch in from_batch(self.dataloader, done):
+                empty = False
+                yield batch
+            if empty and done == 0:
+                return
+            epoch, done = epoch + 1, 0
+
+    def _totals(self, batches: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], int]:
+        """What the step's loss is divided by, and its input tokens, over all ranks."""
+        model: Any = bare(self.runner.model)
+        counts: dict[str, int] = {}
+        for batch in batches:
+            for name, count in model.count_items(batch["data"]).items():
+                counts[name] = counts.get(name, 0) + int(count)
+        names = sorted(counts)
+        numbers = [*(counts[name] for name in names), sum(map(count_tokens, batches))]
+        *added, tokens = add_over_ranks(numbers, self.runner.device)
+        return {name: max(1, int(n)) for name, n in zip(names, added, strict=True)}, int(tokens)
+
+    def _complain(
+        self,
+        what: str,
+        action: Action,
+        *,
+        batches: Sequence[Mapping[str, Any]],
+        shares: list[dict[str, torch.Tensor]],
+    ) -> None:
+        """Name the rows a bad step came from, write them out, and stop if that is the policy."""
+        rows = [
+            {"row": row, "loss_share": float(share["loss"])}
+            for batch, share in zip(batches, shares, strict=True)
+            for row in self.runner.trace(batch)
+        ]
+        rows = list(itertools.chain.from_iterable(all_gather_object(rows)))
+        guilty = [row for row in rows if not math.isfinite(row["loss_share"])] or rows
+        iteration = self._iter + 1
+        path = bad_loss.record(
+            self.runner.work_dir, iteration=iteration, what=what, action=action, rows=guilty
+        )
+        message = bad_loss.told(what, iteration, guilty, path)
+        if action == "stop":
+            raise bad_loss.stop(message)
+        self.runner.logger.warning(message)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to judge its losses as this one would."""
+        return {"recent_losses": list(self._watch.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self._watch.recent.extend(state["recent_losses"])
+
+    def validation_follows(self) -> bool:
+        """Whether a validation is due right after the micro-batch that is being worked on."""
+        return self._validation_is_due(self._iter + 1)
+
+    def _validate_if_due(self) -> None:
+        if self._validation_is_due(self._iter):
+            self._validated = self._iter
+            self.runner.val_loop.run()
+            self.runner.model.train()
+
+    def _validation_is_due(self, done: int) -> bool:
+        if self.runner.val_loop is None or done < self.val_begin or done == self._validated:
+            return False
+        crossed = done // self.val_interval > self._validated // self.val_interval
+        return crossed or done == self._max_iters
+
+    def _iterations(self, max_epochs: float | None, max_iters: int | None) -> int:
+        if max_iters is not None:
+            wanted = int(max_iters)
+        elif self.epoch_length is None:
+            raise UserError(
+                tr(
+                    "the data has no length (it is a stream), so max_epochs has no meaning.",
+                    "数据没有长度（数据流），max_epochs 没有意义。",
+                ),
+                hint="train_cfg = dict(type=TrainLoop, max_iters=...)",
+            )
+        else:
+            wanted = math.ceil(float(max_epochs or 0) * self.epoch_length - 1e-6)
+        if wanted < 1:
+            raise UserError(
+                tr(
+                    f"there is nothing to train on: {self.epoch_length} micro-batches in an epoch, "
+                    f"max_epochs={max_epochs}, max_iters={max_iters}.",
+                    f"没有可训练的内容: 每个 epoch {self.epoch_length} 个 micro-batch，"
+                    f"max_epochs={max_epochs}，max_iters={max_iters}。",
+                )
+            )
+        return wanted
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Copy the tensors of a nested batch to ``device``; leave everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: to_device(item, device) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(item, device) for item in value)
+    return value
+
+
+def count_tokens(batch: Mapping[str, Any]) -> int:
+    """Input tokens of a batch, padding left out; 0 when it has no text."""
+    data = batch["data"]
+    mask, ids = data.get("attention_mask"), data.get("input_ids")
+    if isinstance(mask, torch.Tensor):
+        return int((mask != 0).sum())
+    return ids.numel() if isinstance(ids, torch.Tensor) else 0
+
+
+def add_over_ranks(numbers: Sequence[float], device: torch.device) -> list[float]:
+    """Add each number over all ranks, in double precision where the device has it."""
+    if get_world_size() == 1:
+        return list(numbers)
+    added = torch.tensor(numbers, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(added)
+    return added.tolist()
+
+
+def _added_up(shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The step's loss and further scalars: shares of one mean, so they add up over all."""
+    names = sorted(shares[0])
+    added = torch.stack([sum(share[name] for share in shares) for name in names])  # type: ignore
+    if get_world_size() > 1:
+        torch.distributed.all_reduce(added)
+    return dict(zip(names, added.tolist(), strict=True))
+
+
+def _no_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keep gradients on this rank for now, where the model is one that would exchange them."""
+    no_sync: Any = getattr(model, "no_sync", None)
+    return no_sync() if no_sync else contextlib.nullcontext()
+
+
+def _length(dataloader: Any) -> int | None:
+    try:
+        return len(dataloader)
+    except TypeError:
+        return None
+
+
+def _set_epoch(dataloader: Any, epoch: int) -> None:
+    """Tell the samplers which epoch it is, so that each has an order of its own."""
+    inner = getattr(dataloader.batch_sampler, "sampler", None)
+    for sampler in (dataloader.sampler, dataloader.batch_sampler, inner):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)

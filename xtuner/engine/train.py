@@ -1,0 +1,194 @@
+"""The start of a training run: from the words of the command line to a runner that trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mmengine.config import Config
+
+from xtuner.engine.config import dump_config, load_config
+from xtuner.engine.startup import import_runner
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.files import write_text
+from xtuner.utils.lang import tr
+
+
+def train(
+    config: str,
+    *,
+    work_dir: str | None = None,
+    deepspeed: str | None = None,
+    fsdp: bool = False,
+    resume: str | bool = False,
+    resume_allow: Sequence[str] = (),
+    seed: int | None = None,
+    options: Sequence[str] = (),
+    launcher: str = "none",
+) -> int:
+    """Train as a config says.
+
+    Args:
+        config: name or path of the config.
+        work_dir: where everything goes; the config's, else ``work_dirs/<config name>``.
+        deepspeed: a DeepSpeed config, by path or name.
+        fsdp: shard the model with FSDP.
+        resume: a checkpoint, or True for the newest good one of the work dir.
+        resume_allow: what may have changed since that checkpoint (``resume.KINDS``, ``all``).
+        seed: the random seed; the config's when None.
+        options: ``key=value`` words that change the config.
+        launcher: who started the processes: none, pytorch, slurm or mpi.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: for everything a user can mend.
+    """
+    cfg = prepare(config, work_dir=work_dir, options=options, launcher=launcher, seed=seed)
+    if deepspeed or fsdp:
+        raise UserError(
+            tr(
+                "--deepspeed and --fsdp are not available in this version.",
+                "这个版本还不支持 --deepspeed 和 --fsdp。",
+            )
+        )
+    if cfg.get("framework", "mmengine").lower() == "huggingface":
+        from xtuner.engine.huggingface import train as train_with_trainer
+
+        return train_with_trainer(cfg, resume=resume)
+    runner = build_runner(cfg)
+    if resume:
+        from xtuner.engine.resume import checkpoint_to_resume
+
+        runner.resume_from = checkpoint_to_resume(cfg.work_dir, resume)
+        runner.resume_allow = resume_allow
+    runner.train()
+    return 0
+
+
+def prepare(
+    config: str,
+    *,
+    work_dir: str | None,
+    options: Sequence[str],
+    launcher: str,
+    seed: int | None = None,
+) -> Config:
+    """Load a config, make it fit this machine, and write it into its work dir.
+
+    Its ``before_run`` functions are called on the way, by one process of each machine at a time.
+    """
+    cfg = load_config(config, options)
+    name = Path(cfg.filename or config).stem
+    cfg.work_dir = work_dir or cfg.get("work_dir") or f"./work_dirs/{name}"
+    cfg.launcher = launcher
+    if seed is not None:
+        cfg.randomness = {**(cfg.get("randomness") or {}), "seed": seed}
+    _require_settings(cfg)
+    _claim(Path(cfg.work_dir))
+    import_runner(_named_optimizer(cfg))
+    from xtuner.engine.adapt import adapt
+
+    said = adapt(cfg, launcher=launcher)
+    _call_before_run(cfg)
+    _check_models(cfg)
+    if _is_first():
+        for line in said:
+            print(line)
+        write_text(Path(cfg.work_dir) / f"{name}.py", dump_config(cfg))
+    return cfg
+
+
+def build_runner(cfg: Config) -> Any:
+    """Build the model and everything around it, as mmengine's runner does."""
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+
+    return FinetuneRunner.from_cfg(cfg)
+
+
+def _require_settings(cfg: Config) -> None:
+    """Complain about everything at once that no run can do without."""
+    if cfg.get("framework", "mmengine").lower() == "huggingface":
+        needed = ("model", "train_dataset", "trainer", "training_args")
+    else:
+        needed = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
+    missing = [key for key in needed if cfg.get(key) is None]
+    if missing:
+        raise UserError(
+            tr(
+                f"this config sets no {', '.join(missing)}.",
+                f"这个配置没有设置 {', '.join(missing)}。",
+            ),
+            hint=tr(
+                "'xtuner list-cfg' shows whole configs; 'xtuner copy-cfg NAME .' copies one.",
+                "'xtuner list-cfg' 列出完整的配置；'xtuner copy-cfg 名字 .' 复制一份。",
+            ),
+            where=Where(cfg.filename),
+        )
+
+
+def _claim(folder: Path) -> None:
+    """Make the work dir and see that it can be written to, before anything takes long."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write_test_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            tr(
+                f"the work dir cannot be written to: {error.strerror}.",
+                f"无法写入工作目录: {error.strerror}。",
+            ),
+            hint=tr("choose another with '--work-dir'.", "请用 '--work-dir' 换一个目录。"),
+            where=Where(str(folder)),
+        ) from error
+
+
+def _named_optimizer(cfg: Config) -> str | None:
+    kind = (cfg.get("optim_wrapper") or {}).get("optimizer", {}).get("type")
+    return kind if isinstance(kind, str) else None
+
+
+def _call_before_run(cfg: Config) -> None:
+    """Call the config's own functions, in order; processes of one machine take turns."""
+    with FileLock(Path(cfg.work_dir).resolve() / ".before_run.lock"):
+        for step in cfg.get("before_run") or []:
+            arguments = {key: value for key, value in step.items() if key != "type"}
+            step.type(**arguments)
+
+
+def _check_models(cfg: Config) -> None:
+    """See that the models and tokenizers a config names are there or can be fetched."""
+    from xtuner.engine.hub import require_reachable
+
+    names = {
+        value: key
+        for key, value in _names_of_models(cfg.get("model"), "model")
+        if isinstance(value, str)
+    }
+    for name, key in names.items():
+        require_reachable(name, Where(cfg.filename, key=key))
+
+
+def _names_of_models(value: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        found = [
+            (f"{path}.{key}", value[key])
+            for key in ("pretrained_model_name_or_path",)
+            if value.get(key)
+        ]
+        for key in value:
+            found += _names_of_models(value[key], f"{path}.{key}")
+        return found
+    return []
+
+
+def _is_first() -> bool:
+    """Whether this is the first of all processes, asked before there is a process group."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return rank == "0" or os.environ.get("OMPI_COMM_WORLD_RANK") == "0"

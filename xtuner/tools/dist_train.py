@@ -1,0 +1,64 @@
+"""``xtuner dist_train CONFIG [N] ...``: train with N processes on this machine (and others)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+
+from xtuner.engine.launch import become_torchrun, read_layout
+from xtuner.tools import train
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line: that of ``train`` with the number of processes."""
+    parser.usage = "xtuner dist_train CONFIG [NPROC] [arguments of train]"
+    train.add_arguments(parser)
+    parser.add_argument(
+        "processes",
+        nargs="?",
+        type=int,
+        metavar="NPROC",
+        help=tr(
+            "processes on this machine (default: NPROC_PER_NODE, else one for each GPU)",
+            "本机进程数（默认: NPROC_PER_NODE，否则每块 GPU 一个）",
+        ),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the processes; tell what to type on the other machines."""
+    count = args.processes or int(os.environ.get("NPROC_PER_NODE") or 0) or _gpus()
+    words = ["train", *_without_count(args.argv, args.config, args.processes)]
+    layout = read_layout(os.environ, count)
+    if layout is None:
+        args.argv = words[1:]
+        return train.run(args)
+    if layout.nodes > 1 and layout.rank == 0:
+        print(tr("On the other machines, type:", "在其他机器上输入:"))
+        for rank in range(1, layout.nodes):
+            settings = f"NPROC_PER_NODE={count} NNODES={layout.nodes} NODE_RANK={rank}"
+            where = f"ADDR={layout.address} PORT={layout.port}"
+            print(f"  {settings} {where} xtuner {shlex.join(words)}")
+    become_torchrun(layout, words)
+    raise AssertionError("become_torchrun does not return")
+
+
+def _without_count(argv: list[str], config: str, count: int | None) -> list[str]:
+    """The words for ``train``: without the number of processes that follows the config."""
+    if count is None:
+        return argv
+    words = list(argv)
+    number = words.index(str(count), words.index(config) + 1)
+    del words[number]
+    return words
+
+
+def _gpus() -> int:
+    """GPUs of this machine as the driver lists them, at least 1; torch is not loaded for it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([gpu for gpu in visible.split(",") if gpu.strip()]))
+    devices = [name for name in os.listdir("/dev") if name.removeprefix("nvidia").isdigit()]
+    return max(1, len(devices))

@@ -1,0 +1,33 @@
+"""``xtuner plot WORK_DIR...``: the curves of one or more runs, as a picture and in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "work_dirs", nargs="+", metavar="WORK_DIR", help=tr("work dirs of runs", "训练的工作目录")
+    )
+    parser.add_argument(
+        "--out",
+        metavar="PNG",
+        help=tr("the picture (default: curves.png in the first)", "图片（默认: 第一个目录中）"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the runs, show them as text and write the picture."""
+    from xtuner.engine.curves import draw, in_words, read_run
+
+    runs = [read_run(Path(folder)) for folder in args.work_dirs]
+    for each in runs:
+        print("\n".join(in_words(each)))
+    out = Path(args.out or Path(args.work_dirs[0]) / "curves.png")
+    draw(runs, out)
+    print(out)
+    return 0

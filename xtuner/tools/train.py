@@ -1,0 +1,103 @@
+"""``xtuner train``: fine-tune as a config says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument(
+        "--work-dir",
+        help=tr(
+            "where logs and checkpoints go (default: work_dirs/<config name>)",
+            "日志和检查点的目录（默认: work_dirs/<配置名>）",
+        ),
+    )
+    parser.add_argument(
+        "--deepspeed",
+        help=tr(
+            "a DeepSpeed config: a path or deepspeed_zero1|2|2_offload|3|3_offload",
+            "DeepSpeed 配置: 路径或 deepspeed_zero1|2|2_offload|3|3_offload",
+        ),
+    )
+    parser.add_argument(
+        "--fsdp",
+        action="store_true",
+        help=tr("shard the model over the processes (FSDP)", "用 FSDP 把模型分片到各进程"),
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help=tr(
+            "go on from a checkpoint; without a path from the newest good one of the work dir",
+            "从检查点继续；不写路径则用工作目录中最新的完好检查点",
+        ),
+    )
+    parser.add_argument(
+        "--resume-allow",
+        metavar="KINDS",
+        default="",
+        help=tr(
+            "what may have changed since, by commas: config,data,tokenizer,packages,world_size,all",
+            "允许哪些内容有变化，逗号分隔: config,data,tokenizer,packages,world_size,all",
+        ),
+    )
+    parser.add_argument("--seed", type=int, help=tr("random seed", "随机种子"))
+    parser.add_argument(
+        "--gpu-id", type=int, help=tr("the GPU to use, with one process", "使用哪块 GPU（单进程）")
+    )
+    add_shared_arguments(parser)
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``train`` and ``test`` have in common."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="KEY=VALUE",
+        help=tr("change settings of the config", "修改配置中的设置"),
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help=tr("who started the processes", "由谁启动进程"),
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; with several processes asked for by the environment, through torchrun."""
+    from xtuner.engine.launch import become_torchrun, read_layout
+
+    if args.launcher == "none":
+        layout = read_layout(os.environ)
+        if layout is not None:
+            become_torchrun(layout, ["train", *args.argv])
+    if args.gpu_id is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(args.gpu_id)
+    if args.launcher != "none":
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    from xtuner.engine.train import train
+
+    return train(
+        args.config,
+        work_dir=args.work_dir,
+        deepspeed=args.deepspeed,
+        fsdp=args.fsdp,
+        resume=args.resume,
+        resume_allow=[word for word in args.resume_allow.split(",") if word],
+        seed=args.seed,
+        options=args.cfg_options,
+        launcher=args.launcher,
+    )
