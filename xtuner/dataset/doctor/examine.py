@@ -1,0 +1,46 @@
+"""The whole examination of a dataset: rows, then tokens, then a sample, then the advice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xtuner.dataset.doctor.kinds import ERROR
+from xtuner.dataset.doctor.parts import find_parts
+from xtuner.dataset.doctor.report import Report
+from xtuner.dataset.doctor.scan import Scan, scan
+from xtuner.dataset.show import Shown
+from xtuner.utils.lang import tr
+
+
+def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | None]:
+    """Examine a dataset.
+
+    Args:
+        config: the config's name or path, for the texts.
+        dataset: the value of its ``train_dataloader.dataset``.
+
+    Returns:
+        The report, and a sample with its mask where there is one to show.
+    """
+    result = scan(find_parts(dataset))
+    report = Report(config, result, None, "", advice(config, result))
+    return report, None
+
+
+def advice(config: str, result: Scan) -> str:
+    """What to do next, in one sentence or two."""
+    findings = list(result.findings)
+    if any(finding.kind.level == ERROR for finding in findings):
+        return tr(
+            "Mend what is marked ✗, then run this command again.",
+            "请先修复标有 ✗ 的问题，再运行一次本命令。",
+        )
+    if not result.findings.is_clean:
+        return tr(
+            f"Look at what is marked !; the dataset can be trained on: xtuner train {config}",
+            f"请看标有 ! 的问题；数据集可以训练: xtuner train {config}",
+        )
+    return tr(
+        f"The dataset is ready: xtuner train {config}", f"数据集已就绪: xtuner train {config}"
+    )

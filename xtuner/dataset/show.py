@@ -1,0 +1,188 @@
+"""One sample as the model sees it: trained tokens coloured, borders of packed rows marked.
+
+``Shown`` holds the pieces; ``print_sample`` shows them in a terminal, ``sample_html`` in a page.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.text import Text
+
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.lang import tr
+
+PACK_BORDER = "─"
+TRAINED = "bold green"
+UNTRAINED = "dim"
+IMAGE = "<image>"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of tokens that are all trained, or all not."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row of a sample; ``source`` is its ``file:line``, empty when unknown."""
+
+    source: str
+    pieces: Sequence[Piece]
+    tokens: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample or pack that can be shown."""
+
+    title: str
+    rows: Sequence[ShownRow] = field(default_factory=list)
+
+
+def show_sample(
+    title: str,
+    input_ids: Sequence[int],
+    labels: Sequence[int],
+    decode: Callable[[list[int]], str],
+    borders: Sequence[int] | None = None,
+    sources: Sequence[str] = (),
+) -> Shown:
+    """Cut a sample into rows and stretches.
+
+    Args:
+        title: what to call it.
+        input_ids, labels: of equal length.
+        decode: turns ids into text without leaving special tokens out.
+        borders: borders of packed rows, from 0 to the length; None when there is one row.
+        sources: the ``file:line`` of each row, as far as known.
+    """
+    borders = list(borders) if borders is not None else [0, len(input_ids)]
+    rows = []
+    for number, (start, stop) in enumerate(itertools.pairwise(borders)):
+        ids, wanted = input_ids[start:stop], labels[start:stop]
+        rows.append(
+            ShownRow(
+                source=sources[number] if number < len(sources) else "",
+                pieces=list(_pieces(ids, wanted, decode)),
+                tokens=len(ids),
+                trained=sum(label != IGNORE_INDEX for label in wanted),
+            )
+        )
+    return Shown(title, rows)
+
+
+def _pieces(
+    ids: Sequence[int], labels: Sequence[int], decode: Callable[[list[int]], str]
+) -> list[Piece]:
+    pieces, start = [], 0
+    for index in range(1, len(ids) + 1):
+        here = index < len(ids) and labels[index] != IGNORE_INDEX
+        if index == len(ids) or here != (labels[start] != IGNORE_INDEX):
+            text = decode_tokens(ids[start:index], decode)
+            pieces.append(Piece(text, labels[start] != IGNORE_INDEX))
+            start = index
+    return pieces
+
+
+def decode_tokens(ids: Sequence[int], decode: Callable[[list[int]], str]) -> str:
+    """Text of ids, where ids below zero (places of images) become ``<image>``."""
+    text, known = "", []
+    for token in ids:
+        if token >= 0:
+            known.append(int(token))
+            continue
+        text += (decode(known) if known else "") + IMAGE
+        known = []
+    return text + (decode(known) if known else "")
+
+
+def print_sample(shown: Shown, console: Console) -> None:
+    """Show a sample in a terminal; without colours the trained text stands in ``[[ ]]``."""
+    console.print(Text(shown.title, style="bold"))
+    console.print(_legend(console.no_color or not console.is_terminal))
+    for number, row in enumerate(shown.rows):
+        if len(shown.rows) > 1 or row.source:
+            label = _label(row, number, len(shown.rows))
+            console.rule(Text(label, style="cyan"), characters=PACK_BORDER, align="left")
+        text = Text()
+        for piece in row.pieces:
+            plain = console.no_color or not console.is_terminal
+            words = f"[[{piece.text}]]" if piece.trained and plain else piece.text
+            text.append(_harmless(words), style=TRAINED if piece.trained else UNTRAINED)
+        console.print(text, soft_wrap=True)
+    console.rule(characters=PACK_BORDER, style="cyan")
+
+
+def _harmless(text: str) -> str:
+    """Text whose control characters cannot do anything to a terminal."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in text
+    )
+
+
+def _legend(plain: bool) -> Text:
+    if plain:
+        return Text(tr("[[ ]]: trained", "[[ ]]: 参与训练"))
+    return Text.assemble(
+        (tr("trained", "参与训练"), TRAINED), "  ", (tr("not trained", "不参与训练"), UNTRAINED)
+    )
+
+
+def _label(row: ShownRow, number: int, total: int) -> str:
+    counts = tr(
+        f"{row.tokens} tokens, {row.trained} trained", f"{row.tokens} 个词元，训练 {row.trained} 个"
+    )
+    place = f"{number + 1}/{total} " if total > 1 else ""
+    return f"{place}{row.source + ' · ' if row.source else ''}{counts}"
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1c1e21; background: #fff; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+code, pre { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .9em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; border-radius: 6px;
+  background: #f3f4f6; margin: .3rem 0 1rem; }
+.trained { background: #c9f0d3; color: #0b5c26; border-radius: 3px; }
+.untrained { color: #6b7280; }
+.row { border-top: 2px dashed #7aa7c7; padding-top: .3rem; color: #2b6a8f; font-size: .85rem; }
+"""
+
+
+def sample_html(shown: Shown) -> str:
+    """A sample as a piece of HTML, to stand in a page that has ``STYLE``."""
+    legend = (
+        f'<span class="trained">{tr("trained", "参与训练")}</span> '
+        f'<span class="untrained">{tr("not trained", "不参与训练")}</span>'
+    )
+    parts = [f"<h2>{html.escape(shown.title)}</h2>", f"<p>{legend}</p>"]
+    for number, row in enumerate(shown.rows):
+        label = html.escape(_label(row, number, len(shown.rows)))
+        parts.append(f'<div class="row">{label}</div>')
+        spans = (
+            f'<span class="{"trained" if piece.trained else "untrained"}">'
+            f"{html.escape(_harmless(piece.text))}</span>"
+            for piece in row.pieces
+        )
+        parts.append(f"<pre>{''.join(spans)}</pre>")
+    return "\n".join(parts)
+
+
+def html_page(title: str, body: str) -> str:
+    """A whole page that needs no other file."""
+    language = tr("en", "zh-CN")
+    return (
+        f'<!doctype html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
