@@ -39,6 +39,7 @@ DEVIATIONS = [
     ("deepseek_v2_*", "data_path", "called alpaca_en_path, as everywhere else"),
     ("minicpm_*_full_alpaca_zh_e3", "alpaca_en_path", "Chinese data is called alpaca_zh_path"),
     ("qwen1_5_moe_*_alpaca_e3", "alpaca_zh_path", "the name says alpaca, not alpaca_enzh"),
+    ("llama2_7b_full_pgbooks_*", "prompt_template", "its rows are tokens: nothing would use it"),
     ("llama2_70b_full_wizardlm_e1", "max_epochs", "the name says one epoch"),
     ("internlm2_chat_7b_orpo_*", "pretrained_model_name_or_path", "the name says 7b, not 1.8b"),
     ("llava_llama3_70b_*", "llm_name_or_path", "the name says 70b, not 8b"),

@@ -66,14 +66,13 @@ LAWYER = {
     "SYSTEM": Code("SYSTEM_TEMPLATE.lawyer"),
     "evaluation_inputs": ["办理离婚要带哪些材料？", "在网上卖鳄鱼皮做的包犯法吗？"],
 }
-# The tool description is the one layout that `msagent_react_map_fn` makes of its rows.
 REACT_SYSTEM = """你可以调用外部工具来回答问题。可用的工具有：
-{'GoogleSearch': '在谷歌上搜索，输入是要搜索的内容。', \
-'PythonInterpreter': '运行 Python 代码，代码是一个名为 solution 的函数，返回答案。'}
+- GoogleSearch：在谷歌上搜索，输入是要搜索的内容。
+- PythonInterpreter：运行 Python 代码，代码是一个名为 solution 的函数，返回答案。
 需要工具时，请这样回复：
 ```
 Thought: 这一步要解决什么，是否需要工具
-Action: 工具名称，必须是 ['GoogleSearch', 'PythonInterpreter'] 之一
+Action: 工具名称，必须是 GoogleSearch 或 PythonInterpreter
 Action Input: 给工具的输入
 ```
 工具会这样回复：

@@ -24,7 +24,6 @@ from xtuner.engine.hooks import DatasetInfoHook, ThroughputHook
 from xtuner.engine.runner import TrainLoop
 from xtuner.model import SupervisedFinetune
 from xtuner.parallel.sequence import SequenceParallelSampler
-from xtuner.utils import PROMPT_TEMPLATE
 
 #######################################################################
 #                          PART 1  Settings                           #
@@ -47,7 +46,6 @@ data_files = [
     "data/train-00006-of-00136-1ae2e4c63f3966da.parquet",
     "data/train-00007-of-00136-a00cc39a4ee65ab6.parquet",
 ]
-prompt_template = PROMPT_TEMPLATE.llama2_chat  # for chatting afterwards
 max_length = 65536  # tokens of a row; what is longer is cut
 max_position_embeddings = 65536  # positions are stretched to reach so far
 pack_to_max_length = False
