@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from xtuner.engine.checkpoint import config_beside, find_latest, load_checkpoint
 from xtuner.engine.checkpoint_state import bare, restore
@@ -82,7 +82,16 @@ def checkpoint_to_resume(work_dir: str | Path, resume: str | bool | Path) -> Pat
                 where=Where(str(path)),
             )
         return path
-    return find_latest(work_dir)
+    found: list[Path | None] = [find_latest(work_dir) if is_main_process() else None]
+    broadcast_object_list(found)
+    if found[0] is None and is_main_process():
+        print(
+            tr(
+                f"No checkpoint in {work_dir}: starting from the beginning.",
+                f"{work_dir} 中没有检查点：从头开始。",
+            )
+        )
+    return found[0]
 
 
 def of_run(runner: Any) -> dict[str, Any]:

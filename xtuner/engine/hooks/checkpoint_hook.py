@@ -34,6 +34,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         keywords: those of mmengine's CheckpointHook.
     """
 
+    out_dir: Any
+
     def __init__(self, *, save_before: float | None = None, **keywords: Any) -> None:
         super().__init__(**keywords)
         self._stop = Stop(save_before)
@@ -46,10 +48,10 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Clean up after a killed run, and listen to signals from now on."""
         hub = runner.message_hub
         kept = hub.get_info("keep_ckpt_ids") if "keep_ckpt_ids" in hub.runtime_info else []
-        hub.update_info("keep_ckpt_ids", [])  # mmengine's before_train would delete without us
-        super().before_train(runner)
         self.keep_ckpt_ids = deque(kept)
-        hub.update_info("keep_ckpt_ids", list(kept))
+        elsewhere = self.out_dir is not None and self.out_dir != runner.work_dir
+        name = Path(runner.work_dir).name
+        self.out_dir = str(Path(self.out_dir) / name) if elsewhere else runner.work_dir
         if is_main_process() and Path(self.out_dir).is_dir():
             remove_leftovers(self.out_dir)
         self._written = runner.iter

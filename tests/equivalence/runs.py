@@ -1,0 +1,93 @@
+"""One harness for every "equals": runs of the real command, and comparing what they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xtuner.engine.checkpoint import find_latest, load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+TOY = Path(__file__).parent / "toy_config.py"
+
+# What is measured with a clock, or where: it differs between two equal runs.
+MEASURED = ("time", "data_time", "eta", "memory", "tokens_per_sec", "tflops", "elapsed")
+
+
+def train(config: str | Path, work_dir: Path, *words: str) -> tuple[int, str]:
+    """Run ``xtuner train`` in this process. Returns the exit status and all that was printed."""
+    from xtuner.entry_point import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        status = main(["train", str(config), "--work-dir", str(work_dir), *words])
+    return status, printed.getvalue()
+
+
+def start(
+    config: str | Path, work_dir: Path, *words: str, processes: int = 1
+) -> subprocess.Popen[str]:
+    """Start ``xtuner train`` as a process group of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if processes > 1:
+        environment["NPROC_PER_NODE"] = str(processes)
+    return subprocess.Popen(
+        [sys.executable, "-m", "xtuner", "train", str(config), "--work-dir", str(work_dir), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
+    """Where two nested states differ, to the bit."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        if first.dtype != second.dtype or not torch.equal(first, second):
+            yield path
+    elif isinstance(first, dict) and isinstance(second, dict):
+        for key in sorted({*first, *second}, key=str):
+            if key not in first or key not in second:
+                yield f"{path}.{key} (only in one)"
+            else:
+                yield from differences(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        if len(first) != len(second):
+            yield f"{path} (lengths {len(first)} and {len(second)})"
+        for number, (one, other) in enumerate(zip(first, second, strict=False)):
+            yield from differences(one, other, f"{path}[{number}]")
+    elif first != second and not (first != first and second != second):  # nan equals nan here
+        yield f"{path} ({first!r} and {second!r})"
+
+
+def outcome(work_dir: Path) -> dict[str, Any]:
+    """What a finished run leaves that must not depend on how it got there."""
+    newest = find_latest(work_dir)
+    assert newest is not None, f"{work_dir} has no checkpoint"
+    state = load_checkpoint(newest)
+    kept = ("state_dict", "optimizer", "param_schedulers", "random_states", "data_position", "loop")
+    return {
+        "name": newest.name,
+        "iter": state["meta"]["iter"],
+        "metrics": metrics(work_dir),
+        **{key: state[key] for key in kept},
+    }
+
+
+def metrics(work_dir: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, less what is measured with a clock."""
+    lines = (work_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in MEASURED}
+        for line in lines
+    ]

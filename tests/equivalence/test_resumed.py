@@ -1,0 +1,148 @@
+"""A run that was interrupted and resumed leaves, to the bit, what an undisturbed one leaves."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.equivalence.runs import ROOT, TOY, differences, outcome, start, train
+from xtuner.engine.checkpoint import damage, find_latest
+
+VARIANTS = {
+    "steps that cross epochs": [],
+    "one micro-batch a step": ["accumulative_counts=1", "save_steps=5"],
+    "an interval within a step": ["accumulative_counts=3", "save_steps=4"],
+    "by epoch": ["by_epoch=True", "save_steps=1"],
+    "two workers": ["train_dataloader.num_workers=2"],
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Run a variant in peace, all checkpoints kept; once for all tests that want it."""
+    done: dict[str, Path] = {}
+
+    def run(variant: str) -> Path:
+        if variant not in done:
+            folder = tmp_path_factory.mktemp("undisturbed") / "run"
+            options = [*VARIANTS[variant], "save_total_limit=-1"]
+            status, printed = train(TOY, folder, "--cfg-options", *options)
+            assert status == 0, printed
+            done[variant] = folder
+        return done[variant]
+
+    return run
+
+
+def interrupted(whole: Path, checkpoint: str, folder: Path) -> Path:
+    """The work dir as a kill some time after ``checkpoint`` leaves it."""
+    folder.mkdir()
+    for name in (checkpoint, f"{checkpoint}.json", "metrics.jsonl"):
+        shutil.copy(whole / name, folder)
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"iter": 3, "los')  # killed while writing a line
+    return folder
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_from_any_checkpoint_equals_uninterrupted(undisturbed, tmp_path, variant):
+    whole = undisturbed(variant)
+    expected = outcome(whole)
+    checkpoints = sorted(whole.glob("*.pth"), key=lambda file: file.stat().st_mtime)
+    assert len(checkpoints) >= 3
+    middle = len(checkpoints) // 2
+    for number in {0, middle, len(checkpoints) - 1}:
+        folder = interrupted(whole, checkpoints[number].name, tmp_path / str(number))
+        options = [*VARIANTS[variant], "save_total_limit=-1"]
+        status, printed = train(TOY, folder, "--resume", "--cfg-options", *options)
+        assert status == 0, printed
+        assert f"Going on from {folder / checkpoints[number].name}" in printed
+        found = list(differences(expected, outcome(folder)))
+        assert not found, f"from {checkpoints[number].name}: {found}"
+
+
+def test_a_damaged_newest_is_named_and_the_one_before_used(undisturbed, tmp_path):
+    whole = undisturbed("steps that cross epochs")
+    folder = interrupted(whole, "iter_8.pth", tmp_path / "run")
+    for name in ("iter_12.pth", "iter_12.pth.json"):
+        shutil.copy(whole / name, folder)
+    os.truncate(folder / "iter_12.pth", 1000)
+    status, printed = train(TOY, folder, "--resume", "--cfg-options", "save_total_limit=-1")
+    assert status == 0, printed
+    assert "iter_12.pth is damaged" in printed and "Going on from" in printed
+    assert not list(differences(outcome(whole), outcome(folder)))
+
+
+def test_only_so_many_are_kept_and_the_last_is_noted(tmp_path):
+    status, printed = train(TOY, tmp_path / "run", "--cfg-options", "max_epochs=1")
+    assert status == 0, printed
+    names = sorted(file.name for file in (tmp_path / "run").glob("iter_*"))
+    assert names == ["iter_11.pth", "iter_11.pth.json", "iter_8.pth", "iter_8.pth.json"]
+    assert (tmp_path / "run" / "last_checkpoint").read_text().endswith("iter_11.pth")
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "text"),
+    [
+        ("lr=0.02", "config", "optim_wrapper.optimizer.lr: 0.01 -> 0.02"),
+        ("rows=24", "data", "22 -> 24"),
+    ],
+)
+def test_a_changed_run_is_refused_unless_allowed(undisturbed, tmp_path, option, kind, text):
+    whole = undisturbed("steps that cross epochs")
+    folder = interrupted(whole, "iter_32.pth", tmp_path / "run")
+    status, printed = train(TOY, folder, "--resume", "--cfg-options", option)
+    assert status == 1 and text in printed and "--resume-allow" in printed
+    allowed = "config,data"
+    words = ["--resume", "--resume-allow", allowed, "--cfg-options", option]
+    status, printed = train(TOY, folder, *words)
+    assert status == 0, printed
+
+
+def test_a_path_that_is_not_there_is_said(tmp_path):
+    status, printed = train(TOY, tmp_path, "--resume", str(tmp_path / "iter_7.pth"))
+    assert status == 1 and "no such checkpoint" in printed and "Traceback" not in printed
+
+
+def wait_for(file: Path, run: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while not file.exists():
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_a_hint(tmp_path, number, status):
+    options = ["--cfg-options", "max_epochs=300", "save_steps=50"]
+    run = start(TOY, tmp_path / "run", *options)
+    wait_for(tmp_path / "run" / "iter_50.pth.json", run)
+    run.send_signal(number)
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == status, printed
+    assert f"{number.name} was received" in printed and "--resume" in printed
+    assert "Traceback" not in printed
+    newest = find_latest(tmp_path / "run")
+    assert f"{newest} is written" in printed and damage(newest) is None
+    assert int(newest.stem.removeprefix("iter_")) > 50
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path):
+    """Three rounds; ``benchmarks/kill_resume.py`` does fifty."""
+    script = ROOT / "benchmarks" / "kill_resume.py"
+    words = [sys.executable, str(script), "--rounds", "3", "--keep", str(tmp_path / "runs")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills" in done.stdout and " 0 differences" in done.stdout
