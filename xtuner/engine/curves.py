@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ def in_words(run: Run, width: int = 48) -> list[str]:
 def _bars(values: Sequence[float], width: int) -> str:
     count = min(width, len(values))
     cuts = [round(n * len(values) / count) for n in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts) if b > a]
     low, high = min(means), max(means)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0
     return "".join(BARS[round((mean - low) * scale)] for mean in means)

@@ -85,7 +85,8 @@ def become_torchrun(layout: Layout, words: Sequence[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     # Without it every process would take all cores for its matrix products.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     os.execv(sys.executable, [sys.executable, *layout.command([*words, "--launcher", "pytorch"])])
 
 

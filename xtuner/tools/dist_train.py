@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from pathlib import Path
 
 from xtuner.engine.launch import become_torchrun, read_layout
 from xtuner.tools import train
@@ -60,5 +61,4 @@ def _gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return max(1, len([gpu for gpu in visible.split(",") if gpu.strip()]))
-    devices = [name for name in os.listdir("/dev") if name.removeprefix("nvidia").isdigit()]
-    return max(1, len(devices))
+    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))

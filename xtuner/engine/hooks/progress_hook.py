@@ -50,6 +50,8 @@ class ProgressHook(Hook):
         table = Table.grid(padding=(0, 2))
         for label, value in facts(runner):
             table.add_row(label, value)
+            if not sys.stdout.isatty():
+                print(f"{label}: {value}", flush=True)
         if sys.stdout.isatty():
             self._console.print(Panel(table, title="xtuner train", title_align="left"))
             self._live = Progress(
@@ -60,8 +62,6 @@ class ProgressHook(Hook):
             )
             self._live.start()
             self._task = self._live.add_task("", total=runner.max_iters, step="", text="")
-        else:
-            self._console.print(table)
         self._started = time.perf_counter()
         self._first_step = runner.iter // runner.train_loop.accumulative_counts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from xtuner.engine import checkpoint, checkpoint_state, resume
 from xtuner.engine.hooks.metrics_hook import MetricsHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
 from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
+from xtuner.parallel.processes import join_processes
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -63,6 +65,14 @@ class FinetuneRunner(Runner):
         """The rows a micro-batch was made of, as ``file:line`` where that is known."""
         return list(batch["data"].get("rows") or [])
 
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Join the other processes, where there are any, then do as mmengine does."""
+        if self._launcher != "none" and not torch.distributed.is_initialized():
+            join_processes(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
+        with warnings.catch_warnings():  # about the numbers of threads that it sets
+            warnings.simplefilter("ignore")
+            super().setup_env(env_cfg)
+
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build mmengine's logger; on the terminal it shows warnings and errors only."""
         logger = super().build_logger(*args, **kwargs)
@@ -70,6 +80,7 @@ class FinetuneRunner(Runner):
             if isinstance(handler, logging.FileHandler):
                 continue
             handler.setLevel(max(handler.level, logging.WARNING))
+            handler.addFilter(_is_for_people)
         return logger
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
@@ -242,7 +253,10 @@ class FinetuneRunner(Runner):
     def train(self) -> torch.nn.Module:
         """Train; the terminal is given back however it ends."""
         try:
-            return super().train()
+            with warnings.catch_warnings():
+                # Schedules step once a micro-batch, so before the first optimizer step: as meant.
+                warnings.filterwarnings("ignore", message=r"Detected call of `scheduler\.step")
+                return super().train()
         finally:
             for hook in self._hooks:
                 if isinstance(hook, ProgressHook):
@@ -260,3 +274,9 @@ class FinetuneRunner(Runner):
         checkpoint_state.load_weights(checkpoint_state.bare(self.model), state["state_dict"])
         self._has_loaded = True
         return state
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """Whether a warning is of use to someone who trains: not what mmengine says of itself."""
+    text = record.getMessage()
+    return "will be deprecated in future" not in text

@@ -1,0 +1,304 @@
+"""The loop: a step is one mean over its tokens, however it is cut up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
+
+from tests.engine.toy import ToyModel, ToyRows, collate, write_config
+from xtuner.engine.optim import FinetuneOptimWrapper
+from xtuner.engine.runner import FinetuneRunner, TrainLoop, ValLoop
+from xtuner.entry_point import main
+from xtuner.utils.errors import UserError
+
+
+def make_runner(
+    folder: Path,
+    *,
+    batch_size: int = 1,
+    accumulative_counts: int = 1,
+    rows: int = 8,
+    poison: int | None = None,
+    hooks: list | None = None,
+    shuffle: bool = False,
+    validate: bool = False,
+    launcher: str = "none",
+    optimizer: type = torch.optim.SGD,
+    lr: float = 0.1,
+    **loop,
+) -> FinetuneRunner:
+    loader = dict(
+        batch_size=batch_size,
+        num_workers=0,
+        dataset=dict(type=ToyRows, rows=rows),
+        sampler=dict(type=DefaultSampler, shuffle=shuffle),
+        collate_fn=collate,
+    )
+    validation = dict(val_dataloader=dict(loader), val_cfg=dict(type=ValLoop), val_evaluator=[])
+    return FinetuneRunner(
+        model=dict(type=ToyModel, poison=poison),
+        work_dir=str(folder),
+        train_dataloader=loader,
+        train_cfg=dict(type=TrainLoop, **(loop or dict(max_epochs=1))),
+        optim_wrapper=dict(
+            type=FinetuneOptimWrapper,
+            optimizer=dict(type=optimizer, lr=lr),
+            accumulative_counts=accumulative_counts,
+        ),
+        default_hooks=dict(checkpoint=None, logger=None),
+        custom_hooks=hooks or [],
+        randomness=dict(seed=0),
+        launcher=launcher,
+        env_cfg=dict(dist_cfg=dict(backend="gloo")),
+        experiment_name=f"{folder.name}_{time.monotonic_ns()}",
+        **(validation if validate else {}),
+    )
+
+
+def weights(runner: FinetuneRunner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in runner.model.parameters()])
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_batch_and_accumulation_train_the_same(tmp_path):
+    cut = [(4, 1), (2, 2), (1, 4)]
+    results = []
+    for batch_size, counts in cut:
+        folder = tmp_path / f"{batch_size}x{counts}"
+        runner = make_runner(folder, batch_size=batch_size, accumulative_counts=counts)
+        runner.train()
+        results.append(weights(runner))
+    start = weights(make_runner(tmp_path / "start"))
+    assert (results[0] - start).abs().max() > 1e-3  # something was learnt
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
+
+
+def test_the_loss_is_the_mean_over_the_tokens_of_the_step(tmp_path):
+    runner = make_runner(tmp_path, accumulative_counts=8, max_epochs=1)
+    model, rows = ToyModel(), ToyRows()
+    batch = collate([rows[number] for number in range(8)])
+    with torch.no_grad():
+        expected = float(model(**batch, mode="loss")["loss"])  # one batch with all rows
+    runner.train()
+    (line,) = metrics(tmp_path)
+    assert line["loss"] == pytest.approx(expected, abs=1e-5)
+    per_row = [float(model(**collate([rows[n]]), mode="loss")["loss"]) for n in range(8)]
+    assert abs(sum(per_row) / 8 - expected) > 1e-3  # a mean of means would be another number
+
+
+def test_the_last_short_accumulation_is_a_step_of_its_own(tmp_path):
+    runner = make_runner(tmp_path, accumulative_counts=3, max_epochs=1)  # 8 = 3 + 3 + 2
+    runner.train()
+    lines = metrics(tmp_path)
+    assert [line["iter"] for line in lines] == [3, 6, 8]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    model, rows = ToyModel(), ToyRows()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for numbers in ([0, 1, 2], [3, 4, 5], [6, 7]):
+        loss = model(**collate([rows[n] for n in numbers]), mode="loss")["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(weights(runner), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("epochs", "iterations"), [(0.5, 4), (1.25, 10), (3, 24)])
+def test_fractions_of_epochs(tmp_path, epochs, iterations):
+    runner = make_runner(tmp_path, max_epochs=epochs)
+    runner.train()
+    assert runner.iter == iterations
+    assert metrics(tmp_path)[-1]["epoch"] == pytest.approx(epochs)
+
+
+def test_an_accumulation_goes_on_over_the_end_of_an_epoch(tmp_path):
+    runner = make_runner(tmp_path, rows=3, accumulative_counts=2, max_epochs=2)
+    runner.train()
+    assert [line["iter"] for line in metrics(tmp_path)] == [2, 4, 6]
+
+
+class Order(Hook):
+    """Notes which rows came and which hooks were called."""
+
+    def __init__(self):
+        self.rows, self.epochs, self.finished = [], [], []
+
+    def before_train_epoch(self, runner):
+        self.epochs.append(f"begin {runner.epoch}")
+
+    def after_train_epoch(self, runner):
+        self.epochs.append(f"end {runner.epoch}")
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.rows += data_batch["data"]["rows"]
+        self.finished.append(runner.train_loop.step_finished)
+
+
+def test_each_epoch_has_all_rows_in_an_order_of_its_own(tmp_path):
+    order = Order()
+    make_runner(tmp_path, max_epochs=2, shuffle=True, hooks=[order]).train()
+    first, second = order.rows[:8], order.rows[8:]
+    assert sorted(first) == sorted(second) == sorted(row["row"] for row in ToyRows().rows)
+    assert first != second
+    assert order.epochs == ["begin 0", "end 0", "begin 1", "end 1"]
+
+
+def test_hooks_know_when_a_step_is_finished(tmp_path):
+    order = Order()
+    make_runner(tmp_path, accumulative_counts=3, hooks=[order]).train()
+    assert order.finished == [False, False, True, False, False, True, False, True]
+
+
+def test_no_pause_between_epochs(tmp_path):
+    runner = make_runner(tmp_path, rows=2, max_epochs=20)
+    start = time.perf_counter()
+    runner.train()
+    assert time.perf_counter() - start < 10  # mmengine's loop slept 2 s an epoch: 38 s
+
+
+def test_neither_or_both_lengths_are_refused(tmp_path):
+    for settings in (dict(val_interval=5), dict(max_epochs=1, max_iters=5)):
+        with pytest.raises(UserError, match="max_epochs or max_iters"):
+            make_runner(tmp_path, **settings).train()
+
+
+def poisoned_row() -> int:
+    """A token that only some rows have."""
+    rows = ToyRows().rows
+    for token in range(31):
+        there = [row["row"] for row in rows if bool((row["input_ids"] == token).any())]
+        if len(there) == 1:
+            return token
+    raise AssertionError("no such token")
+
+
+def row_with(token: int) -> str:
+    (row,) = [r["row"] for r in ToyRows().rows if bool((r["input_ids"] == token).any())]
+    return row
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_its_row(tmp_path):
+    token = poisoned_row()
+    runner = make_runner(tmp_path, accumulative_counts=2, poison=token)
+    with pytest.raises(UserError, match="the loss is nan") as caught:
+        runner.train()
+    assert row_with(token) in str(caught.value)
+    (entry,) = [json.loads(x) for x in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in entry["rows"]] == [row_with(token)]
+    assert torch.isfinite(weights(runner)).all()
+
+
+def test_a_bad_step_can_be_left_out(tmp_path):
+    runner = make_runner(tmp_path, poison=poisoned_row(), on_bad_loss="skip", max_epochs=1)
+    runner.train()
+    assert runner.iter == 8
+    assert torch.isfinite(weights(runner)).all()
+
+
+def test_a_bad_step_can_be_taken_all_the_same(tmp_path):
+    runner = make_runner(tmp_path, poison=poisoned_row(), on_bad_loss="continue", max_epochs=1)
+    runner.train()
+    assert not torch.isfinite(weights(runner)).all()
+
+
+class Fails(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        raise RuntimeError("out of ink")
+
+
+class FailsToSave(Fails):
+    essential = True
+
+
+def test_a_failing_hook_says_so_and_training_goes_on(tmp_path, capsys):
+    runner = make_runner(tmp_path, hooks=[Fails()])
+    runner.train()
+    assert runner.iter == 8
+    assert "Fails.before_train_iter failed (RuntimeError: out of ink)" in capsys.readouterr().out
+
+
+def test_a_failing_hook_that_matters_ends_the_training(tmp_path):
+    with pytest.raises(RuntimeError, match="out of ink"):
+        make_runner(tmp_path, hooks=[FailsToSave()]).train()
+
+
+def test_validation_weighs_by_tokens_and_repeats(tmp_path):
+    runner = make_runner(tmp_path, validate=True, val_interval=4, max_epochs=1, lr=0.0)
+    runner.train()
+    lines = [line for line in metrics(tmp_path) if "val/loss" in line]
+    assert [line["iter"] for line in lines] == [4, 8]
+    rows = ToyRows()
+    expected = float(ToyModel()(**collate(rows.rows), mode="loss")["loss"])
+    for line in lines:
+        assert line["val/loss"] == pytest.approx(expected, abs=1e-5)
+        assert line["val/perplexity"] == pytest.approx(2.718281828**expected, rel=1e-4)
+
+
+def two_ranks(rank: int, folder: str, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    runner = make_runner(
+        Path(folder),
+        accumulative_counts=2,
+        launcher="pytorch",
+        validate=True,
+        val_interval=4,
+        max_epochs=1,
+    )
+    runner.train()
+    torch.save(weights(runner), f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one_on_the_same_rows(tmp_path):
+    two, one = tmp_path / "two", tmp_path / "one"
+    two.mkdir()
+    port = 20000 + os.getpid() % 9000
+    torch.multiprocessing.spawn(two_ranks, args=(str(two), port), nprocs=2)
+    runner = make_runner(one, accumulative_counts=4, validate=True, val_interval=8, max_epochs=1)
+    runner.train()
+    for rank in range(2):
+        theirs = torch.load(two / f"rank{rank}.pt", weights_only=True)
+        torch.testing.assert_close(theirs, weights(runner), rtol=0, atol=1e-6)
+    for name in ("loss", "val/loss"):
+        ours = [line[name] for line in metrics(one) if name in line]
+        assert [line[name] for line in metrics(two) if name in line] == pytest.approx(ours)
+
+
+def test_the_command_trains_a_published_style_config(tmp_path, capsys):
+    config = write_config(tmp_path)
+    out = tmp_path / "out"
+    status = main(["train", str(config), "--work-dir", str(out), "--cfg-options", "max_epochs=2"])
+    shown = capsys.readouterr().out
+    assert status == 0
+    assert "optim_wrapper.dtype=float16 does not run on this machine" in shown
+    assert "8 optimizer steps, 16 micro-batches, 2 epochs" in shown
+    assert re.search(r"step 8/8 loss \d", shown)
+    assert f"xtuner convert pth_to_hf {out}/toy_config.py {out}/iter_16.pth {out}/hf" in shown
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "iter_16.pth").exists()
+    assert "max_epochs = 2" in (out / "toy_config.py").read_text()
+    assert main(["train", str(out / "toy_config.py"), "--work-dir", str(tmp_path / "again")]) == 0
+
+    def losses(folder):
+        return [line["loss"] for line in metrics(folder)]
+
+    assert losses(tmp_path / "again") == losses(out)

@@ -1,0 +1,79 @@
+"""Logs, before the training, one sample of the data as text: what is read and what is learnt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from xtuner.registry import BUILDER
+from xtuner.utils.constants import IGNORE_INDEX
+
+
+@HOOKS.register_module()
+class DatasetInfoHook(Hook):
+    """Logs the number of rows and the first sample of each split, decoded.
+
+    What is learnt stands between ``[[`` and ``]]``.
+
+    Args:
+        tokenizer: the tokenizer, or its config.
+        is_intern_repo_dataset: the labels of such data lie one place to the left of their tokens,
+            and tokens that are not learnt are negative in ``input_ids``.
+    """
+
+    def __init__(self, tokenizer: Any, is_intern_repo_dataset: bool = False) -> None:
+        self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
+        self.is_intern_repo_dataset = is_intern_repo_dataset
+
+    @master_only
+    def before_train(self, runner: Any) -> None:
+        """Log the training data."""
+        self._log(runner, runner.train_dataloader.dataset, "train")
+
+    @master_only
+    def before_val(self, runner: Any) -> None:
+        """Log the validation data."""
+        self._log(runner, runner.val_dataloader.dataset, "val")
+
+    @master_only
+    def before_test(self, runner: Any) -> None:
+        """Log the test data."""
+        self._log(runner, runner.test_dataloader.dataset, "test")
+
+    def _log(self, runner: Any, dataset: Any, split: str) -> None:
+        runner.logger.info(f"{split}: {len(dataset)} rows after preparation. The first:")
+        sample = dataset[0]
+        for name in ("input_ids", "chosen_ids", "rejected_ids"):
+            if name in sample:
+                labels = sample.get(name.replace("input_ids", "labels").replace("_ids", "_labels"))
+                text = self.in_words(list(sample[name]), list(labels) if labels is not None else [])
+                runner.logger.info(text)
+
+    def in_words(self, ids: Sequence[int], labels: Sequence[int]) -> str:
+        """Decode a sample, what is learnt between ``[[`` and ``]]``."""
+        if self.is_intern_repo_dataset:
+            return self.tokenizer.decode([abs(int(token)) for token in ids])
+        if len(labels) != len(ids):
+            return self._decode(ids)
+        pieces = []
+        for learnt, pairs in itertools.groupby(
+            zip(ids, labels, strict=True), lambda pair: int(pair[1]) != IGNORE_INDEX
+        ):
+            text = self._decode([token for token, _ in pairs])
+            pieces.append(f"[[{text}]]" if learnt else text)
+        return "".join(pieces)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """Decode; a negative id stands for an image or the like."""
+        pieces = []
+        for special, tokens in itertools.groupby(ids, lambda token: int(token) < 0):
+            group = [int(token) for token in tokens]
+            pieces += (
+                [f"<{-token}>" for token in group] if special else [self.tokenizer.decode(group)]
+            )
+        return "".join(pieces)

@@ -1,0 +1,67 @@
+"""Joining the processes of a run into one group, whoever started them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+
+import torch
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+DEFAULT_PORT = "29500"
+# Who started us -> the variables in which it tells rank, world size and rank on this machine.
+TOLD_BY = {
+    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+def join_processes(launcher: str, backend: str = "nccl") -> None:
+    """Join the process group, and take this process's GPU.
+
+    Collective operations wait for ``XTUNER_DATASET_TIMEOUT`` minutes (60 by default), so that a
+    machine which prepares its data for longer than another does not end the run.
+
+    Args:
+        launcher: ``pytorch`` (torchrun), ``slurm`` or ``mpi``.
+        backend: ``nccl`` on GPUs, ``gloo`` on a CPU.
+    """
+    names = TOLD_BY[launcher]
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(
+            tr(
+                f"--launcher {launcher} expects {', '.join(missing)} in the environment.",
+                f"--launcher {launcher} 需要环境变量 {', '.join(missing)}。",
+            ),
+            hint=tr(
+                "NPROC_PER_NODE=2 xtuner train ... starts two processes by itself.",
+                "NPROC_PER_NODE=2 xtuner train ... 会自行启动两个进程。",
+            ),
+        )
+    rank, world_size, local_rank = (os.environ[name] for name in names)
+    os.environ |= {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": local_rank}
+    os.environ.setdefault("MASTER_PORT", os.environ.get("PORT", DEFAULT_PORT))
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = os.environ.get("ADDR") or _first_host(launcher)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(local_rank) % torch.cuda.device_count())
+    minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
+    torch.distributed.init_process_group(
+        backend, timeout=datetime.timedelta(minutes=max(30.0, minutes))
+    )
+
+
+def _first_host(launcher: str) -> str:
+    """The first machine of a Slurm job; this one otherwise."""
+    nodes = os.environ.get("SLURM_NODELIST")
+    if launcher != "slurm" or not nodes:
+        return "127.0.0.1"
+    listed = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+    )
+    return listed.stdout.split()[0]
