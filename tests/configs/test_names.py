@@ -79,6 +79,8 @@ def test_names_of_guides_resolve(name: str) -> None:
         ("internvl_v9_qlora_finetune", "InternVL config is called", None),
         ("llava_x", "a LLaVA config is called", None),
         ("phi4_reward_lora", "no spare token", None),
+        ("qwen3_8b_lora_oasst1_512_e3_varlen", "not packed", "qwen3_8b_lora_oasst1_512_e3"),
+        ("qwen3_8b_lora_ultrafeedback_e1", "holds preference rows", "qwen3_8b_lora_alpaca_e1"),
         ("deepseek_v3_full_alpaca_e3", "use qlora", "deepseek_v3_qlora_alpaca_e3"),
         ("deepseek_v3_base_qlora_alpaca_e3", "convert them to bfloat16", None),
         ("", "does not begin", None),

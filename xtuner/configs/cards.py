@@ -91,3 +91,9 @@ class DatasetCard:
     settings: Mapping[str, Any] = field(default_factory=dict)
     hook: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def packed(self) -> bool:
+        """Whether several samples share a row; MOSS conversations fill rows of their own."""
+        moss = any(source.part == "data_moss" for source in self.sources)
+        return not moss and self.settings.get("pack_to_max_length", True)

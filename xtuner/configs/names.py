@@ -224,16 +224,14 @@ def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
     """Refuse a sentence whose words do not go together."""
     model, method, dataset = sentence.model, sentence.method, sentence.dataset
     if not _fits(dataset, method):
-        needs = "sft" if method.kind == "sft" else "preference"
         fitting = [card.name for card in DATASETS.values() if _fits(card, method)]
+        likely = ", ".join(fitting[:8])
         raise UnknownConfig(
             sentence.name,
             f"{sentence.method_name} does not learn from {dataset.name}, which holds "
-            f"{dataset.kind} rows; it learns from {', '.join(fitting)}",
-            f"{sentence.method_name} 不能用 {dataset.name} 训练；可以用 {', '.join(fitting)}",
-            [sentence.name.replace(dataset.name, other) for other in fitting[:3]]
-            if needs == "preference"
-            else nearest(sentence.name, known),
+            f"{dataset.kind} rows; it learns from {likely}",
+            f"{sentence.method_name} 不能用 {dataset.name} 训练；可以用 {likely}",
+            [sentence.name.replace(dataset.name, other) for other in fitting[:3]],
         )
     if method.kind != "sft" and not model.chat:
         family = model.name.removesuffix("_base")
@@ -254,6 +252,13 @@ def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
             f"the card of {model.name} names no spare token at which the reward could be read",
             f"{model.name} 没有可用来读出奖励的空闲词元",
             nearest(sentence.name, (name for name in known if "_reward_" in name)),
+        )
+    if "use_varlen_attn" in sentence.said and not dataset.packed:
+        raise UnknownConfig(
+            sentence.name,
+            f"rows of {dataset.name} are not packed: varlen would have nothing to keep apart",
+            f"{dataset.name} 不打包，varlen 没有意义",
+            [sentence.name.replace("_varlen", "")],
         )
     for word in (sentence.method_name, method.kind, method.weights):
         if word in model.unsupported:

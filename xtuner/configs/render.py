@@ -63,7 +63,8 @@ def render_sentence(sentence: Sentence) -> str:
     parts = [
         [_tokenizer(sentence, values), _model(sentence, values)],
         _data(sentence, values),
-        [optim(values, _accumulate(sentence))],
+        # GPUs that share a row must take as many more of them to a step.
+        [optim(values, "accumulative_counts * sequence_parallel_size")],
         [_runtime(sentence, values)],
     ]
     return assemble(_headline(sentence, values), parts, values)
@@ -91,20 +92,8 @@ def values_of(sentence: Sentence) -> dict[str, Any]:
     values["pretrained_model_name_or_path"] += values.pop("path_suffix", "")
     values["prompt_template"] = Code(f"PROMPT_TEMPLATE.{values['template']}")
     if method.kind == "sft":
-        values["use_varlen_attn"] = _packs(sentence, values) and values["batch_size"] == 1
+        values["use_varlen_attn"] = dataset.packed and values["batch_size"] == 1
     return values
-
-
-def _packs(sentence: Sentence, values: Mapping[str, Any]) -> bool:
-    moss = any(source.part == "data_moss" for source in sentence.dataset.sources)
-    return bool(values["pack_to_max_length"]) and not moss
-
-
-def _accumulate(sentence: Sentence) -> str:
-    """Micro-batches of a step: GPUs that share a row must take as many more of them."""
-    if _is_intern(sentence):
-        return "accumulative_counts"
-    return "accumulative_counts * sequence_parallel_size"
 
 
 def optim(values: Mapping[str, Any], accumulate: str) -> Fragment:

@@ -1,8 +1,8 @@
 """The settings of a config: what each is for, and its value from the house and from the method.
 
-A value is looked for, weakest first, in the house defaults, the method, the dataset's card, the
-model's card, the table of exceptions and what the name itself says. Names in capitals at the end of
-``HOUSE`` are not settings that a file shows but holes of its parts.
+A value comes from, weakest first, the house defaults, the method, the dataset's card, the model's
+card, what the name itself says and the table of exceptions. The last entries of ``HOUSE`` are not
+settings that a file shows: they go into the holes of its parts.
 """
 
 from __future__ import annotations
