@@ -9,16 +9,20 @@ from __future__ import annotations
 from xtuner.configs.cards import ModelCard
 from xtuner.configs.models import (
     baichuan,
+    cohere,
     deepseek,
+    falcon,
     gemma,
     glm,
+    granite,
     internlm,
     llama,
     minicpm,
     mistral,
-    others,
+    olmo,
     phi,
     qwen,
+    smollm,
     starcoder,
     yi,
 )
@@ -36,6 +40,10 @@ FAMILIES = (
     yi,
     minicpm,
     starcoder,
-    others,
+    cohere,
+    smollm,
+    olmo,
+    granite,
+    falcon,
 )
 MODELS: dict[str, ModelCard] = {card.name: card for family in FAMILIES for card in family.CARDS}
