@@ -60,6 +60,13 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  internlm2_7b_qlora_alpaca_e3" in out
 
 
+def test_unknown_datasets_and_methods_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list-cfg", "--dataset", "alpacca", "--method", "sft"]) == 1
+    out = capsys.readouterr().out
+    assert "Datasets are called alpaca, " in out
+    assert "Methods are called full, lora, " in out
+
+
 def test_a_name_that_works_unlisted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list-cfg", "-p", "qwen2_5_7b_instruct_lora_alpaca_zh_e2"]) == 1
     assert "is not listed, but it is a config" in capsys.readouterr().out

@@ -7,7 +7,9 @@ import json
 from typing import Any
 
 from xtuner.configs import UnknownConfig, describe, names
+from xtuner.configs.datasets import DATASETS
 from xtuner.configs.names import nearest
+from xtuner.configs.settings import METHODS
 from xtuner.utils.lang import tr
 
 RULER = 60
@@ -137,6 +139,12 @@ def _nothing(args: argparse.Namespace) -> str:
             f"{args.pattern} 没有列出，但可以直接用于 copy-cfg 和 train。",
         )
     lines = [tr("No config fits.", "没有符合条件的配置。")]
+    if args.dataset and args.dataset.lower() not in DATASETS:
+        there = ", ".join(DATASETS)
+        lines.append(tr(f"Datasets are called {there}.", f"数据集有 {there}。"))
+    if args.method and not any(_is_method(method, args.method.lower()) for method in METHODS):
+        there = ", ".join(METHODS)
+        lines.append(tr(f"Methods are called {there}.", f"训练方法有 {there}。"))
     near = nearest(args.pattern, names()) if args.pattern else []
     if near:
         lines.append(tr("The nearest names:", "最接近的名字:"))
