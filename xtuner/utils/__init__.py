@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "templates": ("PROMPT_TEMPLATE", "SYSTEM_TEMPLATE"),
         "errors": ("UserError",),
+        "stop_criteria": ("StopWordStoppingCriteria",),
     },
 )

@@ -1,4 +1,4 @@
-"""``xtuner convert split``: a model's weights in one file per tensor, for loaders that want it so."""
+"""``xtuner convert split``: a model in one file per tensor, for loaders that want it so."""
 
 from __future__ import annotations
 

@@ -1,0 +1,105 @@
+"""From a conversation to the token ids that the model gets, piece by piece as in training.
+
+With a published template each question (with what surrounds it) and each answer is tokenised by
+itself, because that is how training does it: joined text may be tokenised otherwise at the seams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xtuner.utils.chat_template import render_question, single_token, stop_words
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer; None while it is still to be given."""
+
+    question: str
+    answer: str | None = None
+
+
+@dataclass
+class ChatPrompt:
+    """Builds prompts for one tokenizer.
+
+    Attributes:
+        tokenizer: of transformers.
+        template: an entry of ``PROMPT_TEMPLATE``; None for the tokenizer's own chat template, or
+            the plain text when it has none either.
+        extra_stop_words: further texts to stop at.
+        model_stop_ids: what the model's generation config stops at.
+    """
+
+    tokenizer: Any
+    template: Mapping[str, Any] | None = None
+    extra_stop_words: list[str] = field(default_factory=list)
+    model_stop_ids: list[int] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """``template``, ``tokenizer`` or ``raw``."""
+        if self.template is not None:
+            return "template"
+        return "tokenizer" if self.tokenizer.chat_template else "raw"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
+        """The ids of a conversation whose last question is to be answered."""
+        if self.template is not None:
+            return self._ids_by_template(turns, system)
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(
+                to_messages(turns, system), tokenize=False, add_generation_prompt=True
+            )
+            return self.encode(text)
+        said = [part for turn in turns for part in (turn.question, turn.answer) if part]
+        return list(self.tokenizer.encode("\n".join([system, *said] if system else said)))
+
+    def stops(self) -> tuple[list[int], list[str]]:
+        """The ids that end an answer, and the texts that do but are several tokens."""
+        words = list(self.extra_stop_words)
+        if self.template is not None:
+            words += stop_words(self.template, self.tokenizer.eos_token)
+        elif self.tokenizer.eos_token:
+            words.append(self.tokenizer.eos_token)
+        found = {word: single_token(self.tokenizer, word) for word in words}
+        ids = [number for number in found.values() if number is not None]
+        ids = list(dict.fromkeys([*ids, *self.model_stop_ids]))
+        return ids, [word for word, number in found.items() if number is None]
+
+    def _ids_by_template(self, turns: Sequence[Turn], system: str) -> list[int]:
+        assert self.template is not None
+        tokenizer, template = self.tokenizer, self.template
+        ends_in_eos = not template.get("SUFFIX_AS_EOS", False)
+        ids: list[int] = []
+        bos_is_due = tokenizer.bos_token_id is not None
+        for number, turn in enumerate(turns):
+            if bos_is_due:
+                ids.append(tokenizer.bos_token_id)
+            ids += self.encode(
+                render_question(template, turn.question, number + 1, "" if number else system)
+            )
+            if turn.answer is None:
+                continue
+            ids += self.encode(turn.answer + template.get("SUFFIX", ""))
+            if ends_in_eos and tokenizer.eos_token_id is not None:
+                ids.append(tokenizer.eos_token_id)
+            ids += self.encode(template.get("SEP", ""))
+            bos_is_due = ends_in_eos and tokenizer.bos_token_id is not None
+        return ids
+
+
+def to_messages(turns: Sequence[Turn], system: str = "") -> list[dict[str, str]]:
+    """The conversation as messages with roles."""
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn.question})
+        if turn.answer is not None:
+            messages.append({"role": "assistant", "content": turn.answer})
+    return messages

@@ -1,0 +1,162 @@
+"""The chat's screen: a line editor in a terminal, or one question a line from a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xtuner.chat.session import ChatSession
+from xtuner.utils.errors import UserError
+from xtuner.utils.files import write_text
+from xtuner.utils.lang import tr
+
+USER, ASSISTANT = "user: ", "assistant: "
+
+
+def talk(session: ChatSession, *, stream: bool = True) -> None:
+    """Ask and answer until ``exit`` or the end of the input.
+
+    Args:
+        session: the conversation.
+        stream: show answers while they grow; else when they are complete.
+    """
+    in_terminal = sys.stdin.isatty()
+    if in_terminal:
+        print(
+            tr(
+                "exit leaves, RESET forgets, Alt-Enter starts a new line, /help tells more",
+                "exit 退出，RESET 清空历史，Alt-Enter 换行，/help 查看更多",
+            )
+        )
+    for line in _typed() if in_terminal else _piped():
+        question = line.strip()
+        if question.lower() == "exit":
+            return
+        if not question:
+            continue
+        if question == "RESET":
+            session.reset()
+            _note(tr("[the history is forgotten]", "[已清空历史]"))
+        elif question.startswith("/") and _command(session, question, stream):
+            continue
+        else:
+            _answer(session, question, stream)
+
+
+def _typed() -> Iterator[str]:
+    """Lines typed in a terminal, with editing, history and several lines at once."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xtuner"
+    cache.mkdir(parents=True, exist_ok=True)
+    editor: Any = PromptSession(
+        USER, history=FileHistory(str(cache / "chat_history")), key_bindings=keys
+    )
+    while True:
+        try:
+            yield editor.prompt()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            _note(tr("[Ctrl-D or exit leaves]", "[Ctrl-D 或 exit 退出]"))
+
+
+def _piped() -> Iterator[str]:
+    """Lines of a pipe or a file, each shown as it is asked."""
+    for line in sys.stdin:
+        if line.strip() and line.strip().lower() != "exit":
+            print(f"{USER}{line.rstrip()}", flush=True)
+        yield line
+
+
+def _answer(session: ChatSession, question: str, stream: bool) -> None:
+    print(ASSISTANT, end="", flush=True)
+    try:
+        if stream:
+            session.ask(question, lambda text: print(text, end="", flush=True))
+            print(flush=True)
+        else:
+            print(session.ask(question), flush=True)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        _note(tr("[interrupted; this turn is forgotten]", "[已中断，本轮未记录]"))
+    except UserError as error:
+        print()
+        _note(f"[{error}]")
+
+
+def _command(session: ChatSession, line: str, stream: bool) -> bool:
+    """Do what a line that begins with ``/`` says; False when it is no command but a question."""
+    word, _, rest = line.partition(" ")
+    if word == "/help":
+        _note(_help())
+    elif word == "/system":
+        session.system = rest.strip()
+        session.reset()
+        _note(tr("[system text set; the history is forgotten]", "[已设置系统提示并清空历史]"))
+    elif word == "/save":
+        _save(session, rest.strip())
+    elif word == "/undo":
+        turn = session.undo()
+        _note(
+            tr(f"[forgotten: {turn.question}]", f"[已撤销: {turn.question}]")
+            if turn
+            else tr("[there is nothing to undo]", "[没有可撤销的内容]")
+        )
+    elif word == "/retry":
+        turn = session.undo()
+        if turn is None:
+            _note(tr("[there is nothing to retry]", "[没有可重试的内容]"))
+        else:
+            _answer(session, turn.question, stream)
+    else:
+        return False
+    return True
+
+
+def _help() -> str:
+    rows = {
+        "exit, EXIT, Ctrl-D": tr("leave", "退出"),
+        "RESET": tr("forget the history", "清空历史"),
+        "/system TEXT": tr("set the system text, forget the history", "设置系统提示并清空历史"),
+        "/retry": tr("answer the last question again", "重新回答上一个问题"),
+        "/undo": tr("forget the last question", "撤销上一轮"),
+        "/save FILE": tr("write the conversation (JSON lines of messages)", "保存对话"),
+        "Alt-Enter": tr("start a new line", "换行"),
+        "Ctrl-C": tr("stop an answer", "停止回答"),
+    }
+    return "\n".join(f"  {key:<20}{text}" for key, text in rows.items())
+
+
+def _save(session: ChatSession, file: str) -> None:
+    """Append nothing, keep nothing: write the conversation in the layout that training reads."""
+    if not file:
+        _note(tr("[say where: /save FILE]", "[请给出文件名: /save FILE]"))
+        return
+    messages = [{"role": "system", "content": session.system}] if session.system else []
+    for turn in session.turns:
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer or ""})
+    try:
+        write_text(file, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        _note(tr(f"[not saved: {error}]", f"[保存失败: {error}]"))
+        return
+    _note(tr(f"[saved in {file}]", f"[已保存到 {file}]"))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stdout if sys.stdin.isatty() else sys.stderr, flush=True)

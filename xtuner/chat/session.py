@@ -1,0 +1,227 @@
+"""A conversation with a model: history, trimming to the context, generation, tools."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList, TextStreamer
+
+from xtuner.chat.prompt import ChatPrompt, Turn
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+from xtuner.utils.stop_criteria import StopWordStoppingCriteria
+
+Say = Callable[[str], None]
+MAX_TOOL_CALLS = 8
+_COMMANDS = re.compile(r"<\|Commands\|>:(.*?)<eoc>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; ``temperature=0`` takes the likeliest one."""
+
+    max_new_tokens: int = 2048
+    temperature: float = 0.1
+    top_k: int = 40
+    top_p: float = 0.75
+    repetition_penalty: float = 1.0
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of ``generate``."""
+        if self.temperature <= 0:
+            chosen: dict[str, Any] = {
+                "do_sample": False,
+                "temperature": None,
+                "top_k": None,
+                "top_p": None,
+            }
+        else:
+            chosen = {
+                "do_sample": True,
+                "temperature": self.temperature,
+                "top_k": self.top_k,
+                "top_p": self.top_p,
+            }
+        return chosen | {"repetition_penalty": self.repetition_penalty}
+
+
+@dataclass
+class ChatSession:
+    """A model and what has been said so far.
+
+    Attributes:
+        model: a transformers model that generates.
+        prompt: how the conversation becomes token ids.
+        system: the system text; empty for none.
+        sampling: how tokens are chosen.
+        run_tools: given the text after ``<|Commands|>:``, the text of the results; None for none.
+        notice: told what the user should know, such as that history was dropped.
+        turns: questions and their answers, oldest first.
+    """
+
+    model: Any
+    prompt: ChatPrompt
+    system: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    run_tools: Callable[[str], str] | None = None
+    notice: Say = print
+    turns: list[Turn] = field(default_factory=list)
+
+    def ask(self, question: str, show: Say | None = None) -> str:
+        """Answer a question, remembering both.
+
+        Args:
+            question: the user's text.
+            show: is given the answer piece by piece as it grows, stop words left out.
+
+        Returns:
+            The whole answer.
+
+        Raises:
+            UserError: when the question alone does not fit into the model's context.
+        """
+        self.turns.append(Turn(question))
+        try:
+            ids = self._fitting_ids()
+            answer = self._generate(ids, show)
+            for _ in range(MAX_TOOL_CALLS if self.run_tools else 0):
+                calls = _COMMANDS.findall(answer.raw)
+                if not calls or not answer.raw.rstrip().endswith("<eoc>"):
+                    break
+                answer = self._with_results(ids, answer, calls[-1], show)
+        except BaseException:
+            self.turns.pop()
+            raise
+        self.turns[-1] = Turn(question, answer.text)
+        return answer.text
+
+    def undo(self) -> Turn | None:
+        """Forget the last question and its answer; give them back."""
+        return self.turns.pop() if self.turns else None
+
+    def reset(self) -> None:
+        """Forget everything that was said."""
+        self.turns.clear()
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can take in."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", 0) or 10**9)
+
+    def _fitting_ids(self) -> list[int]:
+        """The prompt's ids, oldest turns dropped until there is room for an answer."""
+        reserve = min(self.sampling.max_new_tokens, self.context // 4)
+        dropped = 0
+        ids = self.prompt.ids(self.turns, self.system)
+        while len(ids) + reserve > self.context and dropped < len(self.turns) - 1:
+            dropped += 1
+            ids = self.prompt.ids(self.turns[dropped:], self.system)
+        if len(ids) >= self.context:
+            raise UserError(
+                tr(
+                    f"the question has {len(ids)} tokens; the model takes {self.context}.",
+                    f"问题有 {len(ids)} 个词元，而模型最多接受 {self.context} 个。",
+                ),
+                hint=tr("ask for less at once.", "请缩短问题。"),
+            )
+        del self.turns[:dropped]
+        if dropped:
+            self.notice(
+                tr(
+                    f"[the context is full: the oldest {dropped} turn(s) were forgotten]",
+                    f"[上下文已满: 最早的 {dropped} 轮对话已被遗忘]",
+                )
+            )
+        return ids
+
+    @torch.no_grad()
+    def _generate(self, ids: list[int], show: Say | None) -> _Answer:
+        tokenizer = self.prompt.tokenizer
+        stop_ids, stop_texts = self.prompt.stops()
+        streamer = _Printer(tokenizer, stop_texts, show) if show else None
+        inputs = torch.tensor([ids], device=self.model.device)
+        output = self.model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max(1, min(self.sampling.max_new_tokens, self.context - len(ids))),
+            eos_token_id=stop_ids or None,
+            pad_token_id=_pad_id(tokenizer, stop_ids),
+            stopping_criteria=StoppingCriteriaList(
+                [StopWordStoppingCriteria(tokenizer, word) for word in stop_texts]
+            ),
+            streamer=streamer,
+            **self.sampling.settings(),
+        )
+        new = output[0, len(ids) :].tolist()
+        raw = tokenizer.decode(new, skip_special_tokens=False)
+        while new and new[-1] in stop_ids:
+            new.pop()
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        for word in stop_texts:
+            text = text.partition(word)[0]
+        return _Answer(new, raw, text.strip())
+
+    def _with_results(
+        self, ids: list[int], answer: _Answer, call: str, show: Say | None
+    ) -> _Answer:
+        """Run what the model called, give it the results and let it go on."""
+        assert self.run_tools is not None
+        results = f"<|Results|>:\n{self.run_tools(call)}<eor>\n"
+        if show:
+            show(f"\n{results}")
+        said = f"{answer.text}<eoc>\n{results}"
+        more = self._generate(ids + self.prompt.encode(said), show)
+        return _Answer(answer.ids + more.ids, more.raw, said + more.text)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    ids: list[int]
+    raw: str
+    text: str
+
+
+def _pad_id(tokenizer: Any, stop_ids: list[int]) -> int | None:
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return stop_ids[0] if stop_ids else None
+
+
+class _Printer(TextStreamer):
+    """Shows the text as it grows, holding back what may become a stop word."""
+
+    def __init__(self, tokenizer: Any, stop_texts: list[str], show: Say) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stop_texts = stop_texts
+        self._show = show
+        self._held = ""
+        self._stopped = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by ``TextStreamer`` with each further piece of text."""
+        self._held += text
+        if self._stopped:
+            return
+        for word in self._stop_texts:
+            if word in self._held:
+                self._held = self._held.partition(word)[0]
+                self._stopped = stream_end = True
+        keep = 0 if stream_end else self._may_become_stop_word()
+        ready, self._held = self._held[: len(self._held) - keep], self._held[-keep:] if keep else ""
+        if ready:
+            self._show(ready)
+
+    def _may_become_stop_word(self) -> int:
+        """How many characters at the end are the beginning of a stop word."""
+        lengths = [
+            length
+            for word in self._stop_texts
+            for length in range(1, len(word))
+            if self._held.endswith(word[:length])
+        ]
+        return max(lengths, default=0)

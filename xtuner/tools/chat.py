@@ -1,0 +1,187 @@
+"""``xtuner chat``: talk to a model in the terminal, or answer the lines of a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from xtuner.utils.errors import UserError, require
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
+
+if TYPE_CHECKING:
+    from xtuner.chat.session import ChatSession
+
+PLUGINS = ("calculate", "solve", "search")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "model_name_or_path", help=tr("a folder or a hub name", "模型文件夹或 hub 上的名字")
+    )
+    extra = parser.add_mutually_exclusive_group()
+    extra.add_argument("--adapter", help=tr("an adapter's folder", "适配器文件夹"))
+    extra.add_argument("--llava", help=tr("a LLaVA model's folder", "LLaVA 模型文件夹"))
+    parser.add_argument("--visual-encoder", help=tr("of LLaVA", "LLaVA 的视觉编码器"))
+    parser.add_argument("--visual-select-layer", type=int, default=-2, help=tr("of LLaVA", "同上"))
+    parser.add_argument("--image", help=tr("the image to talk about", "要讨论的图片"))
+    parser.add_argument(
+        "--torch-dtype",
+        choices=("fp16", "bf16", "fp32", "auto"),
+        default="auto",
+        help=tr("default: the model's own", "默认使用模型自身的类型"),
+    )
+    templates = sorted(name for name in PROMPT_TEMPLATE if name != "auto")
+    parser.add_argument(
+        "--prompt-template",
+        choices=templates,
+        metavar="NAME",
+        help=tr(
+            f"default: the tokenizer's own chat template. One of: {', '.join(templates)}",
+            f"默认使用分词器自带的对话模板。可选: {', '.join(templates)}",
+        ),
+    )
+    system = parser.add_mutually_exclusive_group()
+    system.add_argument("--system", help=tr("the system text", "系统提示"))
+    system.add_argument(
+        "--system-template",
+        choices=sorted(SYSTEM_TEMPLATE),
+        help=tr("a ready one", "现成的系统提示"),
+    )
+    parser.add_argument("--bits", type=int, choices=(4, 8), help=tr("load quantised", "量化加载"))
+    parser.add_argument("--bot-name", default="BOT", help=tr("default: BOT", "默认 BOT"))
+    parser.add_argument(
+        "--with-plugins",
+        nargs="+",
+        choices=PLUGINS,
+        help=tr("tools of MOSS models", "MOSS 模型的插件"),
+    )
+    parser.add_argument(
+        "--no-streamer", action="store_true", help=tr("show whole answers", "不逐字显示")
+    )
+    parser.add_argument("--lagent", action="store_true", help=tr("ReAct agent", "ReAct 智能体"))
+    parser.add_argument(
+        "--stop-words", nargs="+", default=[], help=tr("more texts to stop at", "额外的停止词")
+    )
+    parser.add_argument("--offload-folder", help=tr("for what fits nowhere else", "卸载目录"))
+    _add_sampling(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-new-tokens", type=int, default=2048, help=tr("of an answer", "上限"))
+    parser.add_argument("--temperature", type=float, default=0.1, help=tr("0: greedy", "0 为贪心"))
+    parser.add_argument("--top-k", type=int, default=40)
+    parser.add_argument("--top-p", type=float, default=0.75)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the model and talk until ``exit`` or the end of the input."""
+    _check(args)
+    if args.lagent:
+        from xtuner.tools.chat_lagent import talk_to_agent
+
+        return talk_to_agent(args)
+    import torch
+
+    from xtuner.chat.screen import talk
+
+    torch.manual_seed(args.seed)
+    talk(_session(args), stream=not args.no_streamer)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Find what does not go together before anything is loaded."""
+    if args.llava or args.visual_encoder or args.image:
+        raise UserError(
+            tr(
+                "chat about images is not available in this version.",
+                "这个版本还不支持图文对话。",
+            ),
+            hint=tr(
+                "leave out --llava, --visual-encoder and --image.",
+                "请去掉 --llava、--visual-encoder 和 --image。",
+            ),
+        )
+    if args.with_plugins:
+        moss = "moss_sft"
+        if args.prompt_template != moss or args.system_template != moss:
+            raise UserError(
+                tr("plugins work with MOSS models only.", "插件只支持 MOSS 模型。"),
+                hint="--prompt-template moss_sft --system-template moss_sft",
+            )
+        if "solve" in args.with_plugins:
+            require("sympy", extra="all", purpose="--with-plugins solve")
+
+
+def _session(args: argparse.Namespace) -> ChatSession:
+    from xtuner.chat.prompt import ChatPrompt
+    from xtuner.chat.session import ChatSession, Sampling
+    from xtuner.tools.chat_loading import load_for_chat
+
+    run_tools = None
+    if args.with_plugins:
+        from xtuner.tools.plugins import make_runner
+
+        run_tools = make_runner(args.with_plugins)
+    model, tokenizer = load_for_chat(
+        args.model_name_or_path,
+        adapter=args.adapter,
+        dtype=args.torch_dtype,
+        bits=args.bits,
+        offload_folder=args.offload_folder,
+    )
+    template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
+    prompt = ChatPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
+    _notice(_about(model, prompt))
+    return ChatSession(
+        model,
+        prompt,
+        system=_system(args),
+        sampling=Sampling(
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            repetition_penalty=args.repetition_penalty,
+        ),
+        run_tools=run_tools,
+        notice=_notice,
+    )
+
+
+def _stop_ids(model: Any) -> list[int]:
+    """What the model's own generation config stops at."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    if ids is None:
+        return []
+    return list(ids) if isinstance(ids, list | tuple) else [int(ids)]
+
+
+def _system(args: argparse.Namespace) -> str:
+    if args.system_template:
+        text = str(SYSTEM_TEMPLATE[args.system_template])
+        return text.replace("{bot_name}", args.bot_name)
+    return args.system or ""
+
+
+def _about(model: Any, prompt: Any) -> str:
+    """One line: device, dtype and which template is used."""
+    how = {
+        "template": tr("the prompt template asked for", "指定的对话模板"),
+        "tokenizer": tr("the tokenizer's chat template", "分词器自带的对话模板"),
+        "raw": tr(
+            "no chat template, neither asked for nor in the tokenizer: the text goes in as it is",
+            "没有对话模板（未指定，分词器也没有）: 文本将原样输入",
+        ),
+    }[prompt.kind]
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"[{model.device}, {dtype}; {how}]"
+
+
+def _notice(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

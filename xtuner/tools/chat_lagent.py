@@ -1,0 +1,46 @@
+"""``xtuner chat --lagent``: a ReAct agent of Lagent that can search the web."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from xtuner.utils.errors import UserError, require
+from xtuner.utils.lang import tr
+
+
+def talk_to_agent(args: argparse.Namespace) -> int:
+    """Let Lagent's ReAct agent answer each line until ``exit``.
+
+    Raises:
+        UserError: without Lagent or without the search's key.
+    """
+    require("lagent", extra="serve", purpose="--lagent")
+    if not os.environ.get("SERPER_API_KEY"):
+        raise UserError(
+            tr("the agent's search needs a key.", "智能体的搜索需要密钥。"),
+            hint=tr(
+                "get one at https://serper.dev and set SERPER_API_KEY.",
+                "请在 https://serper.dev 获取并设置 SERPER_API_KEY。",
+            ),
+        )
+    from lagent.actions import ActionExecutor, GoogleSearch
+    from lagent.agents import ReAct
+    from lagent.llms import HFTransformerCasualLM
+
+    model = HFTransformerCasualLM(args.model_name_or_path)
+    agent = ReAct(
+        llm=model,
+        action_executor=ActionExecutor(
+            actions=[GoogleSearch(api_key=os.environ["SERPER_API_KEY"])]
+        ),
+    )
+    while True:
+        try:
+            question = input("user: ").strip()
+        except EOFError:
+            return 0
+        if question.lower() == "exit":
+            return 0
+        if question:
+            print("assistant:", getattr(agent.chat(question), "response", ""))

@@ -1,0 +1,122 @@
+"""Loading a model to talk to: dtype, quantisation and adapter as the command line asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xtuner.tools.model_converters.model_folder import find_model, read_json
+from xtuner.utils.errors import UserError, Where, require
+from xtuner.utils.lang import tr
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "auto": "auto"}
+
+
+def load_for_chat(
+    name_or_path: str,
+    *,
+    adapter: str | None = None,
+    dtype: str = "auto",
+    bits: int | None = None,
+    offload_folder: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a model and its tokenizer, on the GPU where there is one.
+
+    Args:
+        name_or_path: a model's folder or hub name, or an adapter's folder that names its base.
+        adapter: an adapter's folder or hub name.
+        dtype: ``auto`` (the model's own), ``fp16``, ``bf16`` or ``fp32``.
+        bits: 4 (NF4, double quantisation) or 8 (int8).
+        offload_folder: where weights go that fit neither GPU nor memory.
+
+    Returns:
+        The model, ready to generate, and the tokenizer: the adapter's own where it has one.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    name_or_path, adapter = _base_and_adapter(name_or_path, adapter)
+    folder = find_model(name_or_path)
+    adapter_folder = find_model(adapter, "adapter_config.json") if adapter else None
+    settings: dict[str, Any] = {
+        "dtype": dtype if dtype == "auto" else getattr(torch, DTYPES[dtype]),
+        "device_map": "auto" if torch.cuda.is_available() else "cpu",
+        "trust_remote_code": True,
+    }
+    if offload_folder:
+        settings["offload_folder"] = offload_folder
+    if bits:
+        settings["quantization_config"] = _quantisation(bits)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            tr(f"the model cannot be loaded: {error}", f"模型无法加载: {error}"),
+            where=Where(str(folder)),
+        ) from error
+    has_own = adapter_folder is not None and any(adapter_folder.glob("tokenizer*"))
+    tokenizer = AutoTokenizer.from_pretrained(
+        adapter_folder if has_own else folder, trust_remote_code=True
+    )
+    if adapter_folder is not None:
+        model = _with_adapter(model, folder, adapter_folder)
+    return model.eval(), tokenizer
+
+
+def _base_and_adapter(name_or_path: str, adapter: str | None) -> tuple[str, str | None]:
+    """An adapter's folder given as the model stands for its base with that adapter."""
+    folder = Path(name_or_path).expanduser()
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if adapter or not is_adapter or (folder / "config.json").is_file():
+        return name_or_path, adapter
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            tr("this adapter does not name its base model.", "该适配器没有记录基座模型。"),
+            hint=f"xtuner chat BASE --adapter {name_or_path}",
+            where=Where(str(folder)),
+        )
+    return str(base), name_or_path
+
+
+def _quantisation(bits: int) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    require("bitsandbytes", extra="quant", purpose=f"--bits {bits}")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float16,
+    )
+
+
+def _with_adapter(model: Any, base: Path, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    from xtuner.tools.model_converters.fingerprint import check_fingerprint
+    from xtuner.tools.model_converters.shards import Weights
+
+    check_fingerprint(adapter, Weights(base))
+    try:
+        return PeftModel.from_pretrained(model, str(adapter))
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()
+        raise UserError(
+            tr(
+                f"the adapter does not fit this model: {' '.join(reason[:2])}",
+                f"适配器与该模型不符: {' '.join(reason[:2])}",
+            ),
+            hint=tr(
+                "is this the base that the adapter was trained on?",
+                "这是该适配器训练时的基座模型吗？",
+            ),
+            where=Where(str(adapter)),
+        ) from error

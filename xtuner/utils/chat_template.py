@@ -1,0 +1,120 @@
+"""A published prompt template as a Jinja chat template, so that others build the same prompt.
+
+transformers, vLLM, LMDeploy and Ollama render messages with the Jinja template of the tokenizer.
+What ``to_jinja`` writes gives, for messages, the text that training made of the conversation: the
+system text before the question that follows it, the number of the round, the suffix, eos and
+separator after each answer, and bos where a sample begins and after each eos.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_FIELD = re.compile(r"\{(system|input|round|bot_name)\}")
+
+
+def to_jinja(template: Mapping[str, Any], *, with_bos: bool, bot_name: str = "BOT") -> str:
+    """Translate an entry of ``PROMPT_TEMPLATE``.
+
+    Args:
+        template: its fields SYSTEM, INSTRUCTION, SUFFIX, SUFFIX_AS_EOS, SEP.
+        with_bos: whether training puts the bos token in front.
+        bot_name: what a ``{bot_name}`` in the template stands for.
+
+    Returns:
+        The Jinja text. A trailing user message always ends with the beginning of the answer, as
+        in training; ``add_generation_prompt`` changes nothing.
+    """
+    names = {"bot_name": json.dumps(bot_name, ensure_ascii=False), "round": "state.round"}
+    system = _expression(template.get("SYSTEM", ""), names | {"system": "state.system"})
+    question = _expression(template["INSTRUCTION"], names | {"input": "message['content']"})
+    ends_in_eos = not template.get("SUFFIX_AS_EOS", False)
+    answer = ["message['content']", _quoted(template.get("SUFFIX", ""))]
+    answer += ["eos_token"] if ends_in_eos else []
+    answer += [_quoted(template.get("SEP", ""))]
+    bos_again = "true" if ends_in_eos else "false"
+    lines = [
+        "{%- set state = namespace(round=0, system='', bos=true) -%}",
+        "{%- for message in messages -%}",
+        "{%- if message['role'] == 'system' -%}",
+        "{%- set state.system = message['content'] -%}",
+        "{%- elif message['role'] == 'assistant' -%}",
+        f"{{{{- {_sum(answer)} -}}}}",
+        f"{{%- set state.bos = {bos_again} -%}}",
+        "{%- else -%}",
+        "{%- set state.round = state.round + 1 -%}",
+    ]
+    if with_bos:
+        lines += ["{%- if state.bos -%}", "{{- bos_token -}}", "{%- endif -%}"]
+    lines += [
+        "{%- set state.bos = false -%}",
+        "{%- if state.system -%}",
+        f"{{{{- {system} -}}}}" if system else "",
+        "{%- endif -%}",
+        "{%- set state.system = '' -%}",
+        f"{{{{- {question} -}}}}",
+        "{%- endif -%}",
+        "{%- endfor -%}",
+    ]
+    return "".join(line for line in lines if line)
+
+
+def render_question(
+    template: Mapping[str, Any], question: str, round: int, system: str = "", bot_name: str = "BOT"
+) -> str:
+    """The text that training puts before the answer of a turn.
+
+    Args:
+        template: an entry of ``PROMPT_TEMPLATE``.
+        question: the user's text; braces in it are only text.
+        round: the number of the turn, from 1.
+        system: the system text that goes with this turn, if any.
+        bot_name: what a ``{bot_name}`` in the template stands for.
+    """
+    values = {"input": question, "round": str(round), "system": system, "bot_name": bot_name}
+    text = (template.get("SYSTEM", "") if system else "") + template["INSTRUCTION"]
+    return _FIELD.sub(lambda match: values[match[1]], text)
+
+
+def stop_words(template: Mapping[str, Any], eos_token: str | None) -> list[str]:
+    """The texts at which generation has to stop for a model trained with ``template``."""
+    words = list(template.get("STOP_WORDS", []))
+    suffix = template.get("SUFFIX", "").strip()
+    if suffix:
+        words.append(suffix)
+    if eos_token:
+        words.append(eos_token)
+    return list(dict.fromkeys(words))
+
+
+def single_token(tokenizer: Any, text: str) -> int | None:
+    """The id of a text that is one token of the vocabulary, else None."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return int(ids[0]) if len(ids) == 1 else None
+
+
+def stop_ids(tokenizer: Any, words: list[str]) -> list[int]:
+    """The ids of those stop words that are one token, without repetition."""
+    found = [single_token(tokenizer, word) for word in words]
+    return list(dict.fromkeys(number for number in found if number is not None))
+
+
+def _expression(text: str, fields: Mapping[str, str]) -> str:
+    """A Jinja expression for a text with fields in braces."""
+    pieces = _FIELD.split(text)
+    terms = [
+        fields[piece] + ("|string" if piece == "round" else "") if index % 2 else _quoted(piece)
+        for index, piece in enumerate(pieces)
+    ]
+    return _sum(terms)
+
+
+def _sum(terms: list[str]) -> str:
+    return " + ".join(term for term in terms if term)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""
