@@ -56,6 +56,13 @@ def test_rows_before_are_not_loaded_and_the_next_epoch_is_whole():
     assert len(again) == 8 and again != batches(loader())
 
 
+def test_an_epoch_is_as_long_as_ever_while_its_rest_is_read():
+    cut = loader()
+    rest = from_batch(cut, 5)
+    next(rest)
+    assert len(cut) == 8
+
+
 def test_an_epoch_left_early_does_not_shorten_the_next():
     cut = loader()
     list(itertools.islice(from_batch(cut, 5), 1))

@@ -17,9 +17,13 @@ VARIANTS = {
     "steps that cross epochs": [],
     "one micro-batch a step": ["accumulative_counts=1", "save_steps=5"],
     "an interval within a step": ["accumulative_counts=3", "save_steps=4"],
+    "at the end of epochs": ["accumulative_counts=1", "save_steps=11"],
     "by epoch": ["by_epoch=True", "save_steps=1"],
     "two workers": ["train_dataloader.num_workers=2"],
 }
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -52,4 +52,5 @@ class _Rest(Sampler):
         return itertools.islice(iter(self.sampler), self.skip, None)
 
     def __len__(self) -> int:
-        return max(0, len(self.sampler) - self.skip)  # type: ignore[arg-type]
+        """The length of the whole: how long an epoch is does not change by resuming."""
+        return len(self.sampler)  # type: ignore[arg-type]
