@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.utils.files import write_text
 
     cfg = load_config(args.config, args.cfg_options)
-    dataset = train_dataset_of(cfg, args.config)
+    # Lazy, so that what the dataset does not need (DeepSpeed, ...) need not be there.
+    dataset = train_dataset_of(cfg._to_lazy_dict(), args.config)
     quiet = Console(stderr=True)
     with quiet.status(tr("reading the rows ...", "正在读取数据 ...")):
         report, shown = examine(args.config, dataset)

@@ -1,7 +1,7 @@
 """The checks: small functions that look at one row and give the codes of what is wrong with it.
 
-``FIELD_CHECKS`` look at the raw row. When they find nothing, ``roles`` looks at who speaks, and then
-``SPEECH_CHECKS`` at what is said. To add a check, write a function, add it to its table and its
+``FIELD_CHECKS`` look at the raw row. When they find nothing, ``roles`` looks at who speaks, and
+then ``SPEECH_CHECKS`` at what is said. To add a check, write a function, add it to its table and its
 code to ``kinds.KINDS``.
 """
 

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmengine.config.lazy import LazyAttr, LazyObject
+
 from xtuner.dataset.doctor.layouts import BY_MAP_FN, LAYOUTS
 from xtuner.dataset.doctor.reading import Row, Unreadable, find_files, read_rows
 from xtuner.dataset.doctor.scan import Part
@@ -48,10 +50,15 @@ def find_parts(dataset: Mapping[str, Any]) -> list[Part]:
 
 def name_of(kind: Any) -> str:
     """The last word of a builder's or function's name, given as an object, lazily or as text."""
+    return _dotted(kind).rpartition(".")[2]
+
+
+def _dotted(kind: Any) -> str:
+    if isinstance(kind, LazyObject | LazyAttr):
+        return f"{kind.module}.{kind}"
     if isinstance(kind, str):
-        return kind.rpartition(".")[2]
-    name = getattr(kind, "__name__", None) or getattr(kind, "name", None) or str(kind)
-    return str(name).rpartition(".")[2]
+        return kind
+    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
 
 
 def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
@@ -72,8 +79,8 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
 
 
 def _is_users_own(function: Any) -> bool:
-    module = getattr(function, "__module__", None) or ""
-    return callable(function) and not module.startswith(("xtuner.", "mmengine."))
+    name = _dotted(function)
+    return "." in name and not name.startswith("xtuner.")
 
 
 def resolve(function: Any) -> Callable[[Any], Any]:
@@ -92,10 +99,12 @@ def resolve(function: Any) -> Callable[[Any], Any]:
             )
         return found
     if isinstance(function, Mapping):
+        from mmengine.config import ConfigDict
+
         from xtuner.registry import BUILDER
 
-        return BUILDER.build(function)
-    return function.build() if hasattr(function, "build") else function
+        return BUILDER.build(ConfigDict(function))  # a ConfigDict builds what is lazy in it
+    return function.build() if isinstance(function, LazyObject | LazyAttr) else function
 
 
 def _image_parts(dataset: Mapping[str, Any]) -> Iterator[Part]:
