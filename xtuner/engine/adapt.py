@@ -34,7 +34,7 @@ def adapt(cfg: Config, *, launcher: str = "none") -> list[str]:
     gpu = torch.cuda.is_available()
     _adapt_model(cfg, said, gpu)
     _adapt_optimizer(cfg, said, gpu)
-    _adapt_loops(cfg)
+    adapt_loops(cfg)
     _adapt_hooks(cfg)
     backend = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("backend")
     if backend == "nccl" and not gpu:
@@ -69,7 +69,7 @@ def name_of(value: Any) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities.get("architecture") != "x86_64":
         return True
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -132,7 +132,8 @@ def _has_flash_attention(gpu: bool) -> bool:
     return gpu and importlib.util.find_spec("flash_attn") is not None
 
 
-def _adapt_loops(cfg: Config) -> None:
+def adapt_loops(cfg: Config) -> None:
+    """Put our loops in the place of mmengine's, and complete what they need."""
     from xtuner.engine.runner import loops, val_loop
 
     ours = {
@@ -174,7 +175,7 @@ def _adapt_hooks(cfg: Config) -> None:
 def _dicts(value: Any, path: str) -> Iterator[tuple[str, ConfigDict]]:
     """All dicts of a nested setting, each with its dotted path."""
     if isinstance(value, dict):
-        yield path, value  # type: ignore[misc]
+        yield path, value
         for key in list(value):
             yield from _dicts(value[key], f"{path}.{key}")
     elif isinstance(value, (list, tuple)):

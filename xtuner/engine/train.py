@@ -70,6 +70,52 @@ def train(
     return 0
 
 
+def test(
+    config: str,
+    *,
+    checkpoint: str | None = None,
+    work_dir: str | None = None,
+    options: Sequence[str] = (),
+    launcher: str = "none",
+) -> int:
+    """Measure a checkpoint: with the config's test data and metrics, or by the loss.
+
+    Args:
+        config: name or path of the config.
+        checkpoint: what to measure; the base model when None.
+        work_dir: where the results go; ``<the training's work dir>/test`` by default.
+        options: ``key=value`` words that change the config.
+        launcher: who started the processes.
+
+    Returns:
+        The exit status.
+    """
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise UserError(
+            tr("there is no such checkpoint.", "没有这个检查点。"), where=Where(checkpoint)
+        )
+    folder = work_dir or f"./work_dirs/{Path(config).stem}/test"
+    cfg = prepare(config, work_dir=folder, options=options, launcher=launcher)
+    split = next(
+        name for name in ("test", "val", "train") if cfg.get(f"{name}_dataloader") is not None
+    )
+    if split != "test":
+        for key in ("dataloader", "evaluator"):
+            cfg[f"test_{key}"] = cfg.get(f"{split}_{key}")
+        cfg.test_evaluator = cfg.test_evaluator or []
+        cfg.test_cfg = {}
+        from xtuner.engine.adapt import adapt_loops
+
+        adapt_loops(cfg)
+    cfg.load_from = checkpoint
+    cfg.resume = False
+    if _is_first():
+        what = checkpoint or tr("the base model (no --checkpoint)", "基座模型（未给 --checkpoint）")
+        print(tr(f"measuring {what} on the {split} data", f"在 {split} 数据上评测 {what}"))
+    build_runner(cfg).test()
+    return 0
+
+
 def prepare(
     config: str,
     *,
@@ -92,7 +138,9 @@ def prepare(
     _claim(Path(cfg.work_dir))
     import_runner(_named_optimizer(cfg))
     from xtuner.engine.adapt import adapt
+    from xtuner.engine.check import check_or_raise
 
+    check_or_raise(cfg)
     said = adapt(cfg, launcher=launcher)
     _call_before_run(cfg)
     _check_models(cfg)

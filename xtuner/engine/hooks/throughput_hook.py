@@ -1,4 +1,4 @@
-"""How fast a training is: tokens and floating-point operations per second, and of what is possible."""
+"""How fast a training is: tokens and operations per second, and the share of what is possible."""
 
 from __future__ import annotations
 

@@ -337,5 +337,6 @@ def _set_epoch(dataloader: Any, epoch: int) -> None:
     """Tell the samplers which epoch it is, so that each has an order of its own."""
     inner = getattr(dataloader.batch_sampler, "sampler", None)
     for sampler in (dataloader.sampler, dataloader.batch_sampler, inner):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        set_epoch = getattr(sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)

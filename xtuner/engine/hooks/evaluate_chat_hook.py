@@ -1,0 +1,218 @@
+"""Asks the model the same questions now and then, so that people see what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from xtuner.registry import BUILDER
+from xtuner.utils.chat_template import render_question, single_token, stop_words
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from xtuner.utils.errors import UserError
+from xtuner.utils.files import write_text
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+
+TOKENS_BEFORE_TRAINING = 50
+
+
+@HOOKS.register_module()
+class EvaluateChatHook(Hook):
+    """Generates answers before the training (short ones), every ``every_n_iters``, after a
+    validation and at the end. They are shown and written to ``vis_data/eval_outputs_iter_N.txt``
+    in the log folder. Generation is greedy, so that answers of different times compare, and
+    leaves the random state as it was.
+
+    Args:
+        tokenizer: the tokenizer, or its config.
+        evaluation_inputs: a question, or several.
+        evaluation_images: a picture for each question, or one for all (path or URL); for models
+            that see.
+        image_processor: the image processor, or its config.
+        system: the system text; taken literally, braces too.
+        prompt_template: an entry of ``PROMPT_TEMPLATE`` or its name; ``PROMPT_TEMPLATE.auto`` for
+            the tokenizer's own chat template; None to give the model the bare question.
+        every_n_iters: micro-batches between two rounds of questions; None for none in between.
+        max_new_tokens: length of an answer.
+        stop_word: a text to stop at.
+        stop_words: texts to stop at, besides those of the template.
+        generation_kwargs: further settings of ``generate``.
+    """
+
+    priority = "LOW"
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        evaluation_inputs: str | Sequence[str],
+        evaluation_images: str | Sequence[str] | None = None,
+        image_processor: Any = None,
+        system: str = "",
+        prompt_template: str | Mapping[str, Any] | None = None,
+        every_n_iters: int | None = None,
+        max_new_tokens: int = 600,
+        stop_word: str | None = None,
+        stop_words: Sequence[str] | None = None,
+        generation_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer = _built(tokenizer)
+        self.image_processor = _built(image_processor)
+        self.inputs = _listed(evaluation_inputs)
+        self.images = _listed(evaluation_images)
+        if self.images and len(self.images) not in (1, len(self.inputs)):
+            raise UserError(
+                f"EvaluateChatHook: {len(self.images)} evaluation_images for "
+                f"{len(self.inputs)} evaluation_inputs.",
+                hint="give one picture for all questions, or one for each.",
+            )
+        self.system = system or ""
+        self.template = _template(prompt_template)
+        self.every_n_iters = every_n_iters
+        self.max_new_tokens = max_new_tokens
+        self.stop_words = [*_listed(stop_word), *(stop_words or ())]
+        self.generation_kwargs = dict(generation_kwargs or {})
+        self._is_due = False
+
+    def before_train(self, runner: Any) -> None:
+        """Ask the model as it is before the training."""
+        self.evaluate(runner, min(TOKENS_BEFORE_TRAINING, self.max_new_tokens))
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Ask where it is due, at the end of an optimizer step."""
+        if self.every_n_iters and self.every_n_train_iters(runner, self.every_n_iters):
+            self._is_due = True
+        if self._is_due and runner.train_loop.step_finished:
+            self._is_due = False
+            if runner.iter + 1 < runner.max_iters:  # the end has a round of its own
+                self.evaluate(runner, self.max_new_tokens)
+
+    def after_train(self, runner: Any) -> None:
+        """Ask the trained model."""
+        self.evaluate(runner, self.max_new_tokens)
+
+    def after_val(self, runner: Any) -> None:
+        """Ask after a validation within a training."""
+        if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
+            self.evaluate(runner, self.max_new_tokens)
+
+    @torch.no_grad()
+    def evaluate(self, runner: Any, max_new_tokens: int) -> None:
+        """Generate an answer to each question, show and write them.
+
+        All processes generate, as a sharded model needs them all; the first one shows.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        was_training = model.training
+        model.eval()
+        devices = [runner.device] if runner.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices), runner.autocast():
+                texts = [
+                    self._answer(model, runner.device, number, max_new_tokens)
+                    for number in range(len(self.inputs))
+                ]
+        finally:
+            model.train(was_training)
+        if is_main_process():
+            for text in texts:
+                print(tr("Sample output:", "样例输出:") + f"\n{text}\n", flush=True)
+            path = Path(runner.log_dir) / "vis_data" / f"eval_outputs_iter_{runner.iter}.txt"
+            write_text(path, "\n\n".join(texts) + "\n")
+
+    def prompt(self, question: str) -> list[int]:
+        """The token ids the model gets for a question, as training and chat build them."""
+        if self.template is None:
+            return list(self.tokenizer.encode(question))
+        if self.template == AUTO_TEMPLATE:
+            messages = [{"role": "system", "content": self.system}] if self.system else []
+            messages.append({"role": "user", "content": question})
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+            return self._encode(text)
+        assert isinstance(self.template, Mapping)
+        bos = self.tokenizer.bos_token_id
+        text = render_question(self.template, question, 1, self.system)
+        return [*([bos] if bos is not None else []), *self._encode(text)]
+
+    def _answer(self, model: Any, device: torch.device, number: int, max_new_tokens: int) -> str:
+        question, pictures = self.inputs[number], {}
+        if self.images:
+            question = f"{DEFAULT_IMAGE_TOKEN}\n{question}"
+            pictures = {"pixel_values": self._picture(number).to(device)}
+        ids = torch.tensor([self.prompt(question)], device=device)
+        settings = self._settings(max_new_tokens)
+        generate = model.generate if hasattr(model, "generate") else model.llm.generate
+        answer = generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **pictures, **settings
+        )[0]
+        shown = [token for token in answer.tolist() if token >= 0]
+        if len(shown) < ids.shape[1] or answer[: ids.shape[1]].tolist() != ids[0].tolist():
+            shown = [token for token in ids[0].tolist() if token >= 0] + shown
+        return self.tokenizer.decode(shown)
+
+    def _settings(self, max_new_tokens: int) -> dict[str, Any]:
+        """Keywords of ``generate``: greedy, ending where the template or the tokenizer says."""
+        words = list(self.stop_words)
+        if isinstance(self.template, Mapping):
+            words += stop_words(self.template, self.tokenizer.eos_token)
+        elif self.tokenizer.eos_token:
+            words.append(self.tokenizer.eos_token)
+        known = {word: single_token(self.tokenizer, word) for word in words}
+        settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "eos_token_id": [token for token in known.values() if token is not None] or None,
+            "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+        }
+        long = [word for word, token in known.items() if token is None]
+        if long:
+            settings |= {"stop_strings": long, "tokenizer": self.tokenizer}
+        return settings | self.generation_kwargs
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added; an image's place is kept by ``IMAGE_TOKEN_INDEX``."""
+        pieces = text.split(DEFAULT_IMAGE_TOKEN) if self.images else [text]
+        ids: list[int] = []
+        for number, piece in enumerate(pieces):
+            ids += [IMAGE_TOKEN_INDEX] if number else []
+            ids += self.tokenizer.encode(piece, add_special_tokens=False)
+        return ids
+
+    def _picture(self, number: int) -> torch.Tensor:
+        from transformers.image_utils import load_image
+
+        image = load_image(self.images[number if len(self.images) > 1 else 0])
+        return self.image_processor(image, return_tensors="pt")["pixel_values"]
+
+
+def _built(value: Any) -> Any:
+    return BUILDER.build(value) if isinstance(value, dict) else value
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _template(template: str | Mapping[str, Any] | None) -> str | Mapping[str, Any] | None:
+    """The template itself, where a name was given."""
+    if isinstance(template, str) and template != AUTO_TEMPLATE:
+        name = template.rpartition(".")[2]
+        if name not in PROMPT_TEMPLATE:
+            raise UserError(
+                f"EvaluateChatHook: there is no prompt template {name!r}.",
+                hint=f"there are: {', '.join(sorted(PROMPT_TEMPLATE))}.",
+            )
+        return PROMPT_TEMPLATE[name]
+    return template

@@ -1,0 +1,42 @@
+"""``xtuner test CONFIG --checkpoint C``: measure a checkpoint on a config's test data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from xtuner.tools.train import add_shared_arguments
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument(
+        "--checkpoint",
+        help=tr(
+            "an iter_N.pth, or a folder of DeepSpeed; without it the base model is measured",
+            "iter_N.pth 或 DeepSpeed 文件夹；不给则评测基座模型",
+        ),
+    )
+    parser.add_argument("--work-dir", help=tr("where the results go", "结果的目录"))
+    add_shared_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Test; with several processes asked for by the environment, through torchrun."""
+    from xtuner.engine.launch import become_torchrun, read_layout
+
+    if args.launcher == "none":
+        layout = read_layout(os.environ)
+        if layout is not None:
+            become_torchrun(layout, ["test", *args.argv])
+    from xtuner.engine.train import test
+
+    return test(
+        args.config,
+        checkpoint=args.checkpoint,
+        work_dir=args.work_dir,
+        options=args.cfg_options,
+        launcher=args.launcher,
+    )
