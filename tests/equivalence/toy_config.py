@@ -11,7 +11,7 @@ from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from tests.equivalence.toy import ToyModel, ToyRows, collate
-from xtuner.engine.runner import TrainLoop
+from xtuner.engine.runner import TrainLoop, ValLoop
 
 rows = 22
 seed_of_rows = 0
@@ -49,6 +49,8 @@ val_dataloader = dict(
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=collate),
 )
+val_cfg = dict(type=ValLoop)
+val_evaluator = []  # the loss
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=1),
