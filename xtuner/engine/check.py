@@ -58,11 +58,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule yields: the key at fault, what is wrong with it, and what to do."""
+    """What a rule yields: the key at fault, what is wrong with it, and what to do.
+
+    ``at_key`` says that the key itself is wrong, not its value, which may be written elsewhere.
+    """
 
     key: str
     message: str
     hint: str | None = None
+    at_key: bool = False
 
 
 class Context:
@@ -98,9 +102,10 @@ class Context:
         for key, value in self.values.items():
             yield from _dicts(key, value)
 
-    def place(self, key: str) -> tuple[int, int] | None:
-        """Line and column of where a key's value is written."""
-        return self.source.place(key.split("."))
+    def place(self, key: str, at_key: bool = False) -> tuple[int, int] | None:
+        """Line and column of where a key's value is written, or of the key itself."""
+        path = key.split(".")
+        return self.source.key_place(path) if at_key else self.source.place(path)
 
 
 def _dicts(key: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -191,7 +196,7 @@ def _problems(context: Context) -> list[Problem]:
     problems: dict[tuple[Any, ...], Problem] = {}
     for each in RULES.values():
         for finding in each.find(context):
-            line, column = context.place(finding.key) or (None, None)
+            line, column = context.place(finding.key, finding.at_key) or (None, None)
             where = Where(context.source.file, line, finding.key)
             problem = Problem(
                 each.code, each.severity, where, column, finding.message, finding.hint

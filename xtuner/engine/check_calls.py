@@ -14,6 +14,7 @@ from xtuner.engine.config_dump import dotted_name
 from xtuner.engine.config_names import NotThere
 from xtuner.engine.config_signatures import Parameters, missing, parameters_of
 from xtuner.utils.lang import tr
+from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 # Packages that published configs name but that only some users install.
 OPTIONAL_PACKAGES = frozenset({"modelscope", "deepspeed", "flash_attn", "lagent"})
@@ -86,6 +87,7 @@ def unknown_argument(context: Context) -> Iterator[Finding]:
                     f"{key}.{name}",
                     tr(f"{callee} takes no argument '{name}'", f"{callee} 没有参数 '{name}'"),
                     _nearest(name, parameters.names),
+                    at_key=True,
                 )
 
 
@@ -120,13 +122,12 @@ def likely_misspelt_argument(context: Context) -> Iterator[Finding]:
                     f"{key}.{name}",
                     tr(f"'{name}' looks misspelt", f"'{name}' 可能拼错了"),
                     tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？"),
+                    at_key=True,
                 )
 
 
 @rule("XT0105", ERROR)
 def unknown_template(context: Context) -> Iterator[Finding]:
-    from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
-
     tables = {"PROMPT_TEMPLATE": PROMPT_TEMPLATE, "SYSTEM_TEMPLATE": SYSTEM_TEMPLATE}
     for key, value in _imported_values(context):
         module, name, rest = (*(dotted_name(value) or ("", "")), "")[:3]

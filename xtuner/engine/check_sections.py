@@ -108,6 +108,7 @@ def unknown_key_of_section(context: Context) -> Iterator[Finding]:
                     tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？")
                     if near
                     else tr(f"there are: {sorted(known)}", f"可用的有：{sorted(known)}"),
+                    at_key=True,
                 )
 
 

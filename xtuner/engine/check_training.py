@@ -12,6 +12,7 @@ from typing import Any
 from xtuner.engine.check import ERROR, WARNING, Context, Finding, name_of, rule
 from xtuner.engine.check_values import is_number, looks_local
 from xtuner.utils.lang import tr
+from xtuner.utils.templates import PROMPT_TEMPLATE
 
 SFT = "SupervisedFinetune"
 HF_DATASETS = ("process_hf_dataset", "process_ms_dataset")
@@ -174,7 +175,7 @@ def warmup_outlasts_training(context: Context) -> Iterator[Finding]:
         length = context.get("train_cfg.max_epochs" if by_epoch else "train_cfg.max_iters")
         end = dict.get(scheduler, "end")
         is_warmup = name_of(dict.get(scheduler, "type")) == "LinearLR"
-        if is_warmup and is_number(end) and is_number(length) and end > length:
+        if is_warmup and is_number(end) and is_number(length) and end > length > 0:
             yield Finding(
                 f"param_scheduler.{number}.end",
                 tr(
@@ -198,7 +199,7 @@ def template_of_another_family(context: Context) -> Iterator[Finding]:
         return
     for key in context.typed("template_map_fn_factory"):
         template = name_of(context.get(f"{key}.template")).rpartition(".")[2]
-        if template and template not in fits | {"auto", "default", "moss_sft"}:
+        if template in PROMPT_TEMPLATE and template not in fits | {"auto", "default", "moss_sft"}:
             yield Finding(
                 f"{key}.template",
                 tr(
@@ -229,10 +230,11 @@ def quantized_full_training(context: Context) -> Iterator[Finding]:
 @rule("XT0331", WARNING)
 def learning_rate_of_lora(context: Context) -> Iterator[Finding]:
     lr = context.get("optim_wrapper.optimizer.lr")
-    if name_of(context.get("model.type")) != SFT or not is_number(lr):
+    if name_of(context.get("model.type")) != SFT or not is_number(lr) or lr <= 0:
         return
     adapts = context.get("model.lora") or context.get("model.peft_model")
-    hub = base_path(context) and not looks_local(base_path(context))
+    quantized = context.get("model.llm.quantization_config")
+    hub = base_path(context) and not looks_local(base_path(context)) and not quantized
     if not adapts and hub and lr >= LORA_LR:
         message = tr(
             f"lr {lr:g} is typical of LoRA; full training usually takes 1e-5 to 5e-5",

@@ -7,6 +7,7 @@ an override of ``lr`` still reaches. Where that gives another config, every valu
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import math
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ class Writer:
         named = dotted_name(value)
         if named:
             return self._imported(*named)
+        if _is_local_function(value):
+            return str(value.__name__)
         if isinstance(value, float) and not math.isfinite(value):
             return f'float("{value}")'
         return repr(value)
@@ -179,19 +182,24 @@ def _is_local_function(value: Any) -> bool:
     """Whether the config file itself defines this function or class."""
     if not (inspect.isfunction(value) or inspect.isclass(value)):
         return False
-    return value.__module__ in (None, "builtins") and not hasattr(__builtins__, value.__name__)
+    return value.__module__ in (None, "builtins") and not hasattr(builtins, value.__name__)
 
 
 def _local_functions(cfg: Config, values: dict[str, Any]) -> dict[str, str]:
-    """The source of functions and classes that the config file itself defines."""
+    """The source of functions and classes that the config itself defines, and their imports."""
     if not any(_is_local_function(value) for value in values.values()):
         return {}
     tree = ast.parse(cfg._text)
-    return {
-        node.name: ast.get_source_segment(cfg._text, node) or ""
+    defined = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    used = {n.id for f in defined for n in ast.walk(f) if isinstance(n, ast.Name)}
+    imports = [
+        ast.unparse(node)
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and used & {alias.asname or alias.name for alias in node.names}
+    ]
+    sources = {node.name: ast.get_source_segment(cfg._text, node) or "" for node in defined}
+    return {"": "\n".join(imports), **sources}
 
 
 def _edited_text(cfg: Config) -> str | None:

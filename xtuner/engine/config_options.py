@@ -151,7 +151,10 @@ def _may_be_new(path: tuple[str, ...], holder: Any) -> bool:
     kind = dict.get(holder, "type")
     if kind is None:
         known = known_keys(path[:-1])
-        return path[-1] in known if known is not None else path[0] in SECTIONS
+        if known is not None:
+            return path[-1] in known
+        near = difflib.get_close_matches(path[-1], map(str, holder), n=1, cutoff=0.8)
+        return path[0] in SECTIONS and not near
     from xtuner.engine.config_signatures import parameters_of
 
     parameters = parameters_of(kind)

@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib.util
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.engine.config_dump import dotted_name
-from xtuner.engine.config_names import Found, NotThere, find, module_file
+from xtuner.engine.config_names import Found, NotThere, find, module_exists, module_file
 
 INSTANCE = ("__init__", "__new__")
 
@@ -74,21 +75,24 @@ def missing(kind: Any) -> NotThere | None:
 def _missing_in_module(module: str, rest: str) -> NotThere | None:
     module_file(module)
     first = rest.partition(".")[0]
-    return _missing_dtype(first) if module == "torch" and first else None
+    return _missing_in_torch(first) if module == "torch" and first else None
 
 
 @functools.cache
-def _missing_dtype(name: str) -> NotThere | None:
-    """``torch.<name>`` is compiled; its type stubs list it."""
+def _missing_in_torch(name: str) -> NotThere | None:
+    """``torch.<name>`` may be compiled; then the type stubs or the package's text mention it."""
     spec = importlib.util.find_spec("torch")
-    stubs = Path(spec.origin).parent / "_C" / "__init__.pyi" if spec and spec.origin else None
-    if stubs is None or not stubs.is_file() or f"\n{name}: dtype" in stubs.read_text("utf-8"):
+    if spec is None or not spec.origin:
+        return NotThere("torch", package="torch")
+    folder = Path(spec.origin).parent
+    texts = [folder / "__init__.py", folder / "_C" / "__init__.pyi"]
+    texts.append(folder / "_C" / "_VariableFunctions.pyi")
+    pattern = re.compile(rf"\b{re.escape(name)}\b")
+    stubbed = [file for file in texts if file.is_file()]
+    mentioned = any(pattern.search(file.read_text("utf-8")) for file in stubbed)
+    if mentioned or len(stubbed) < len(texts) or module_exists(f"torch.{name}"):
         return None
-    try:
-        find("torch", name)
-    except NotThere as error:
-        return error
-    return None
+    return NotThere("torch", name)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -90,10 +90,10 @@ class Source:
         Returns:
             None when the file itself does not assign the first name of the path.
         """
-        plain = [node for node in self.assignments(path[0]) if _sole_target(node) == path[0]]
-        if not plain or plain[-1].value is None:
+        values = self._values(path[0])
+        if not values:
             return None
-        node: ast.expr = plain[-1].value
+        node = values[-1]
         for depth, key in enumerate(path[1:], start=1):
             child = _child(node, key)
             if child is None:
@@ -122,18 +122,41 @@ class Source:
         return steps
 
     def place(self, path: Path) -> tuple[int, int] | None:
-        """Line and column (both from 1) of where a key's value is written, or of what is around."""
+        """Line and column (both from 1) of where a key's value is written, or of what is around.
+
+        Of a value that is computed it is the first setting that it is computed from.
+        """
         steps = self.trace(path)
         if steps:
-            return steps[-1].line, steps[-1].column
-        statements: list[ast.stmt] = [*self.assignments(path[0])]
-        statements = statements or [
-            statement
+            last = steps[-1]
+            names = [node.id for node in ast.walk(last.node) if isinstance(node, ast.Name)]
+            settings = [name for name in names if self.assignments(name)]
+            if isinstance(last.node, ast.BinOp) and settings and settings[0] != path[0]:
+                return self.place([settings[0]])
+            return last.line, last.column
+        return self._statement_place(path)
+
+    def key_place(self, path: Path) -> tuple[int, int] | None:
+        """Line and column of the key itself: ``key=...`` in a dict or call."""
+        for step in self.trace(path):
+            name = step.key.rpartition(".")[2]
+            if name == path[-1]:
+                line = self.text.splitlines()[step.line - 1].encode()[: step.column - 1]
+                before = len(name) + 1 if line.endswith(f"{name}=".encode()) else 0
+                return step.line, step.column - before
+        return self.place(path)
+
+    def _statement_place(self, path: Path) -> tuple[int, int] | None:
+        """Of the assignment or import of the key's first name."""
+        found: list[ast.stmt | ast.alias] = [*self.assignments(path[0])]
+        found = found or [
+            alias
             for statement in _statements(self.tree.body)
             if isinstance(statement, ast.Import | ast.ImportFrom)
-            and any(path[0] in (alias.asname, alias.name) for alias in statement.names)
+            for alias in statement.names
+            if path[0] in (alias.asname, alias.name)
         ]
-        return (statements[-1].lineno, statements[-1].col_offset + 1) if statements else None
+        return (found[-1].lineno, found[-1].col_offset + 1) if found else None
 
     def with_value(self, path: Path, code: str, current: Any) -> Source:
         """A copy in which the key has another value.
@@ -168,13 +191,20 @@ class Source:
         """The text of an expression."""
         return ast.get_source_segment(self.text, node) or ast.unparse(node)
 
+    def _values(self, name: str) -> list[ast.expr]:
+        """The expressions that are assigned to a name alone."""
+        values = [_value_for(statement, name) for statement in self.assignments(name)]
+        return [value for value in values if value is not None]
+
     def _with_name(self, name: str, code: str) -> Source | None:
-        nodes = [
-            node.value
-            for node in self.assignments(name)
-            if _sole_target(node) == name and node.value is not None
-        ]
-        return self._replaced([(node, code) for node in nodes]) if nodes else None
+        nodes = self._values(name)
+        if nodes:
+            return self._replaced([(node, code) for node in nodes])
+        shared = [s for s in self.assignments(name) if not isinstance(s, ast.AugAssign)]
+        if not shared or shared[-1].value is None:  # one value for several names: set it after
+            return None
+        whole = shared[-1].value
+        return self._replaced([(whole, f"{self.segment(whole)}; {name} = {code}")])
 
     def _replaced(self, edits: list[tuple[ast.expr, str]]) -> Source:
         """A copy with new text for expressions; the new text is one line, newlines are kept."""
@@ -212,12 +242,20 @@ def _target_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> set[
     }
 
 
-def _sole_target(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> str | None:
-    """The name on the left of a plain ``name = value``."""
+def _value_for(statement: ast.Assign | ast.AnnAssign | ast.AugAssign, name: str) -> ast.expr | None:
+    """What ``name = value`` or ``name, other = value, 2`` assigns to the name."""
     targets = _targets(statement)
     if isinstance(statement, ast.AugAssign) or len(targets) != 1:
         return None
-    return targets[0].id if isinstance(targets[0], ast.Name) else None
+    target, value = targets[0], statement.value
+    if isinstance(target, ast.Name):
+        return value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        pairs = zip(target.elts, value.elts, strict=False)
+        same_length = len(target.elts) == len(value.elts)
+        found = [v for t, v in pairs if isinstance(t, ast.Name) and t.id == name]
+        return found[0] if found and same_length else None
+    return None
 
 
 def is_dict_call(node: ast.AST) -> bool:
