@@ -1,8 +1,8 @@
-"""A quicker import of mmengine's runner: without the optional packages it looks for on the way.
+"""A quicker import of mmengine's runner: without the packages it looks for optimizers in.
 
-``mmengine.optim`` tries to import every optimizer package there is, to register their names. With
-bitsandbytes and DeepSpeed installed that takes seconds, each time, for names that a config hardly
-ever uses (configs hand over the class itself, or name one of torch's).
+``mmengine.optim`` imports every package that has optimizers, to register their names. With
+bitsandbytes, DeepSpeed and transformers that takes seconds, for names that a config hardly ever
+uses (configs hand over the class itself, or name one of torch's).
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import sys
 from collections.abc import Iterator
 
 # What mmengine.optim and mmengine.runner try to import in order to register optimizers by name.
-OPTIONAL = ("bitsandbytes", "dadaptation", "lion_pytorch", "Sophia", "deepspeed", "colossalai")
+OPTIONAL = (
+    "bitsandbytes",
+    "colossalai",
+    "dadaptation",
+    "deepspeed",
+    "lion_pytorch",
+    "Sophia",
+    "transformers",
+)
 
 
 @contextlib.contextmanager
@@ -40,7 +48,9 @@ def import_runner(named_optimizer: str | None) -> None:
     """
     import torch
 
-    if named_optimizer is None or hasattr(torch.optim, named_optimizer):
+    # "Adafactor" means transformers' to mmengine, although torch has one too.
+    is_torch = hasattr(torch.optim, named_optimizer or "") and named_optimizer != "Adafactor"
+    if named_optimizer is None or is_torch:
         with without_optional_optimizers():
             importlib.import_module("mmengine.runner")
     else:

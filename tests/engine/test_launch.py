@@ -1,0 +1,55 @@
+"""From the environment to torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.engine.toy import write_config
+from xtuner.engine.launch import read_layout
+from xtuner.utils.errors import UserError
+
+
+def test_one_process_is_no_layout():
+    assert read_layout({}) is None
+    assert read_layout({"NPROC_PER_NODE": "1", "NNODES": "1"}) is None
+    assert read_layout({"NPROC_PER_NODE": "2", "LOCAL_RANK": "0"}) is None  # torchrun's child
+
+
+def test_the_forms_of_the_guides():
+    layout = read_layout(
+        {"NPROC_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "1", "PORT": "29600", "ADDR": "h"}
+    )
+    assert layout.command(["train", "c.py"]) == [
+        *("-m", "torch.distributed.run", "--nnodes=2", "--node_rank=1", "--nproc_per_node=8"),
+        *("--master_addr=h", "--master_port=29600", "-m", "xtuner", "train", "c.py"),
+    ]
+    assert 20000 <= read_layout({"NPROC_PER_NODE": "2"}).port <= 29999
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="NPROC_PER_NODE=two"):
+        read_layout({"NPROC_PER_NODE": "two"})
+    with pytest.raises(UserError, match="PORT"):
+        read_layout({"NNODES": "2"})
+
+
+@pytest.mark.slow
+def test_dist_train_starts_the_processes_and_hands_on_their_status(tmp_path):
+    config = write_config(tmp_path)
+    command = [sys.executable, "-m", "xtuner", "dist_train", str(config), "2"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    environment.pop("LOCAL_RANK", None)
+    good = subprocess.run(
+        [*command, "--work-dir", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "2 x CPU" in good.stdout
+    assert "2 optimizer steps, 4 micro-batches" in good.stdout  # 8 rows, 2 processes, 2 each
+    assert (tmp_path / "out" / "iter_4.pth").exists()

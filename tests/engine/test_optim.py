@@ -1,0 +1,112 @@
+"""The optimizer wrapper and the groups of parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def wrapper(net: nn.Module, **settings) -> FinetuneOptimWrapper:
+    return FinetuneOptimWrapper(torch.optim.SGD(net.parameters(), lr=0.1), **settings)
+
+
+def test_groups_of_equal_settings_are_joined():
+    net = model()
+    net[2].bias.requires_grad_(False)
+    groups = parameter_groups(
+        net,
+        lr=1.0,
+        weight_decay=0.1,
+        custom_keys={"2.": {"lr_mult": 0.1}, "2.weight": {"lr_mult": 0.5, "decay_mult": 2}},
+        flat_decay_mult=0.0,
+    )
+    found = [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups]
+    assert found == [(1.0, 0.1, 1), (1.0, 0.0, 3), (0.5, 0.2, 1)]
+
+
+def test_clipping_gives_the_norm_before_it():
+    net = model()
+    optim = wrapper(net, clip_grad=dict(max_norm=0.5))
+    optim.backward(net(torch.ones(1, 4)).sum() * 100)
+    before = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
+    assert float(optim.clip()) == pytest.approx(float(before), rel=1e-5)
+    after = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
+    assert float(after) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_without_clipping_the_norm_is_told_all_the_same():
+    net = model()
+    optim = wrapper(net)
+    optim.backward(net(torch.ones(1, 4)).sum())
+    before = [p.grad.clone() for p in net.parameters()]
+    expected = torch.cat([g.flatten() for g in before]).norm()
+    assert float(optim.clip()) == pytest.approx(float(expected), rel=1e-5)
+    for gradient, parameter in zip(before, net.parameters(), strict=True):
+        assert torch.equal(gradient, parameter.grad)
+
+
+def test_clipping_by_value():
+    net = model()
+    optim = wrapper(net, clip_grad=dict(type="value", clip_value=0.01))
+    optim.backward(net(torch.ones(1, 4)).sum() * 100)
+    optim.clip()
+    assert max(float(p.grad.abs().max()) for p in net.parameters()) <= 0.01
+
+
+def test_error_if_nonfinite_is_heeded():
+    net = model()
+    optim = wrapper(net, clip_grad=dict(max_norm=1, error_if_nonfinite=True))
+    optim.backward(net(torch.ones(1, 4)).sum() * float("nan"))
+    with pytest.raises(RuntimeError, match="non-finite"):
+        optim.clip()
+
+
+def test_autocast_computes_in_the_format_asked_for():
+    net = model()
+    for dtype, expected in (("bfloat16", torch.bfloat16), (None, torch.float32)):
+        with wrapper(net, dtype=dtype).optim_context(net):
+            assert net[0](torch.ones(1, 4)).dtype is expected
+
+
+def test_state_comes_back():
+    net = model()
+    optim = FinetuneOptimWrapper(torch.optim.AdamW(net.parameters(), lr=0.1))
+    optim.backward(net(torch.ones(1, 4)).sum())
+    optim.step()
+    other = FinetuneOptimWrapper(torch.optim.AdamW(net.parameters(), lr=0.3))
+    other.load_state_dict(optim.state_dict())
+    assert other.param_groups[0]["lr"] == 0.1
+    assert torch.equal(
+        other.optimizer.state[net[0].weight]["exp_avg"],
+        optim.optimizer.state[net[0].weight]["exp_avg"],
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fp16_on_a_gpu_scales_the_loss_and_leaves_out_overflows():
+    net = model().cuda()
+    optim = wrapper(net, dtype="float16", device="cuda", clip_grad=dict(max_norm=1))
+    start = net[0].weight.detach().clone()
+    with optim.optim_context(net):
+        loss = net(torch.ones(1, 4, device="cuda")).sum()
+    optim.backward(loss * 1e30)  # the scaled gradients overflow
+    optim.clip()
+    optim.step()
+    optim.zero_grad()
+    assert torch.equal(net[0].weight, start)
+    scale = optim.state_dict()["loss_scaler"]["scale"]
+    with optim.optim_context(net):
+        loss = net(torch.ones(1, 4, device="cuda")).sum()
+    optim.backward(loss)
+    assert torch.isfinite(optim.clip())
+    optim.step()
+    assert not torch.equal(net[0].weight, start)
+    assert scale < 2**16

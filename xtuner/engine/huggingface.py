@@ -1,0 +1,143 @@
+"""Configs with ``framework = 'huggingface'``: transformers' Trainer does the training.
+
+Such a config sets ``training_args`` and ``trainer``, ``model`` (a Hugging Face model or the config
+of one), and may set ``tokenizer``, ``train_dataset``, ``eval_dataset`` and ``lora``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from xtuner.dataset.collate_fns import default_collate_fn
+from xtuner.engine.resume import checkpoint_to_resume
+from xtuner.registry import BUILDER
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+
+def train(cfg: Config, *, resume: str | bool = False) -> int:
+    """Build the trainer of a config, train, and save model and state.
+
+    Args:
+        cfg: the config; its ``work_dir`` is where everything goes.
+        resume: a checkpoint folder of the Trainer, or True for the newest of the work dir.
+
+    Returns:
+        The exit status.
+    """
+    trainer = build_trainer(cfg)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    print(
+        tr(
+            f"{trained:,} parameters are trained on {len(trainer.train_dataset):,} rows; "
+            f"everything goes to {trainer.args.output_dir}",
+            f"在 {len(trainer.train_dataset):,} 行数据上训练 {trained:,} 个参数；"
+            f"输出到 {trainer.args.output_dir}",
+        )
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(resume, trainer.args.output_dir))
+    trainer.save_state()
+    trainer.save_model(output_dir=trainer.args.output_dir)
+    print(tr(f"saved in {trainer.args.output_dir}", f"已保存到 {trainer.args.output_dir}"))
+    return 0
+
+
+def build_trainer(cfg: Config) -> Any:
+    """Build the model, the data and the Trainer of a config."""
+    arguments = _training_arguments(cfg)
+    with arguments.main_process_first(desc="data"):
+        data = {
+            name: _built(cfg[name])
+            for name in ("train_dataset", "eval_dataset")
+            if cfg.get(name) is not None
+        }
+    settings = dict(cfg.trainer) if isinstance(cfg.trainer, dict) else {"type": cfg.trainer}
+    kind = settings.pop("type")
+    settings.setdefault("data_collator", {"type": default_collate_fn, "return_hf_format": True})
+    tokenizer = _built(cfg.get("tokenizer"))
+    settings = {name: _collator(value) for name, value in settings.items()}
+    accepted = inspect.signature(kind.__init__).parameters
+    if tokenizer is not None and "processing_class" in accepted:
+        settings.pop("tokenizer", None)
+        settings.setdefault("processing_class", tokenizer)
+    model = _model(cfg, checkpointing=arguments.gradient_checkpointing)
+    return kind(model=model, args=arguments, **data, **settings)
+
+
+def _training_arguments(cfg: Config) -> Any:
+    """Build the TrainingArguments, in number formats that this machine has."""
+    settings = dict(cfg.training_args)
+    kind = settings.pop("type")
+    settings["output_dir"] = cfg.work_dir
+    if cfg.get("randomness", {}).get("seed") is not None:
+        settings["seed"] = cfg.randomness.seed
+    if not torch.cuda.is_available():
+        if settings.get("fp16"):
+            settings["fp16"], settings["bf16"] = False, True
+            print(
+                tr(
+                    "training_args.fp16 does not run on this machine: bf16 is used.",
+                    "本机不支持 training_args.fp16：改用 bf16。",
+                )
+            )
+        settings.setdefault("use_cpu", True)
+    settings.setdefault("report_to", "none")
+    accepted = inspect.signature(kind.__init__).parameters
+    gone = sorted(set(settings) - set(accepted))
+    if gone:
+        raise UserError(
+            tr(
+                f"training_args: this version of transformers does not know {', '.join(gone)}.",
+                f"training_args: 这个版本的 transformers 不认识 {', '.join(gone)}。",
+            ),
+            hint=tr("take these out of the config.", "请从配置中去掉这些参数。"),
+        )
+    return kind(**settings)
+
+
+def _model(cfg: Config, *, checkpointing: bool) -> nn.Module:
+    """Build the model: ready for quantised training, with an adapter where the config has one."""
+    model = _built(cfg.model)
+    model.config.use_cache = False
+    if cfg.get("lora") is None:
+        return model
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    elif checkpointing:
+        model.enable_input_require_grads()
+    lora = _built(cfg.lora)
+    if lora.target_modules is None:
+        lora.target_modules = "all-linear"
+    return get_peft_model(model, lora)
+
+
+def _built(value: Any) -> Any:
+    return BUILDER.build(value) if isinstance(value, dict) and "type" in value else value
+
+
+def _collator(value: Any) -> Any:
+    """A ``data_collator=dict(type=function, ...)`` as the function with its keywords."""
+    if not isinstance(value, dict) or "type" not in value:
+        return value
+    keywords = {name: item for name, item in value.items() if name != "type"}
+    if inspect.isfunction(value["type"]):
+        function = value["type"]
+        return lambda rows: function(rows, **keywords)
+    return value["type"](**keywords)
+
+
+def _checkpoint(resume: str | bool, folder: str) -> str | None:
+    if resume is True:
+        from transformers.trainer_utils import get_last_checkpoint
+
+        return get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    found = checkpoint_to_resume(folder, resume)
+    return str(found) if found else None
