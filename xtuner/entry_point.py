@@ -72,6 +72,11 @@ PREPROCESS = {
         "把 RefCOCO 标注转换成 JSON",
         "data_preprocess.refcoco",
     ),
+    "data-order": Command(
+        "write down the order of tokenized files",
+        "记录已分词文件的顺序",
+        "data_preprocess.data_order",
+    ),
 }
 
 COMMANDS: Mapping[str, Command] = {

@@ -1,8 +1,8 @@
 """The checks: small functions that look at one row and give the codes of what is wrong with it.
 
 ``FIELD_CHECKS`` look at the raw row. When they find nothing, ``roles`` looks at who speaks, and
-then ``SPEECH_CHECKS`` at what is said. To add a check, write a function, add it to its table and its
-code to ``kinds.KINDS``.
+then ``SPEECH_CHECKS`` at what is said. To add a check, write a function, add it to its table and
+its code to ``kinds.KINDS``.
 """
 
 from __future__ import annotations

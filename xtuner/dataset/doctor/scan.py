@@ -25,8 +25,8 @@ class Part:
         name: what to call it.
         rows: gives its raw rows, anew at each call.
         map_fn: its row map function; None when rows are in the layout ``xtuner`` already.
-        layout: the layout that ``map_fn`` reads; None when ``map_fn`` is the user's own, ``auto``
-            when it recognises the layout itself.
+        layout: the layout that ``map_fn`` reads; None when ``map_fn`` is the user's own (or there
+            is none and the builder reads rows of its own kind), ``auto`` when it recognises it.
         image_folder: where the images of its rows are; None when it has none.
     """
 
@@ -105,6 +105,8 @@ class _PartScan:
         if not isinstance(row.value, dict):
             self._add("not-an-object", row, named(row.value))
             return False
+        if self.part.layout is None and self.part.map_fn is None:
+            return True  # a builder with a layout of its own
         value, layout = row.value, self._layout(row)
         if layout is None:
             return False
@@ -117,6 +119,7 @@ class _PartScan:
         said = self._speech(row, value, layout)
         if said is None:
             return False
+        layout = XTUNER if layout.name == "custom" else layout
         problems = list(roles(said, layout))
         if any(code == "bad-role" for code, _ in problems):
             self._add("bad-role", row, problems[0][1])

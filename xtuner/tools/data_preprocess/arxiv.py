@@ -1,0 +1,94 @@
+"""``xtuner preprocess arxiv``: take papers of some categories out of the arXiv metadata dump."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import date
+from typing import Any
+
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "src_file", help=tr("the dump: one JSON object a line", "元数据文件: 每行一个 JSON 对象")
+    )
+    parser.add_argument("dst_file", help=tr("the JSON file to write", "要写入的 JSON 文件"))
+    parser.add_argument(
+        "--categories",
+        nargs="+",
+        default=["cs.AI", "cs.CL", "cs.CV"],
+        help=tr("keep papers in any of these", "保留属于其中任一类别的论文"),
+    )
+    parser.add_argument(
+        "--start-date",
+        default="2020-01-01",
+        metavar="YYYY-MM-DD",
+        help=tr("keep papers updated on this day or later", "保留这一天及以后更新的论文"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Filter the dump, row by row.
+
+    Returns:
+        0.
+    """
+    from xtuner.dataset.doctor.reading import Row, find_files, read_rows
+    from xtuner.utils.files import written_aside
+
+    start = _day(args.start_date)
+    wanted = set(args.categories)
+    (source,) = find_files([args.src_file])
+    seen = kept = 0
+    with written_aside(args.dst_file) as aside, aside.open("w", encoding="utf-8") as out:
+        out.write("[")
+        for row in read_rows(source):
+            if not isinstance(row, Row):
+                raise UserError(row.why, where=Where(row.file, row.line))
+            seen += 1
+            if _fits(row, wanted, start):
+                out.write(",\n" if kept else "\n")
+                out.write(json.dumps(row.value, ensure_ascii=False))
+                kept += 1
+        out.write("\n]\n")
+    print(
+        tr(
+            f"{kept:,} of {seen:,} papers -> {args.dst_file}",
+            f"{seen:,} 篇论文中保留 {kept:,} 篇 -> {args.dst_file}",
+        )
+    )
+    return 0
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise UserError(
+            tr(f"--start-date {text!r} is not a date", f"--start-date {text!r} 不是日期"),
+            hint="--start-date 2020-01-01",
+        ) from error
+
+
+def _fits(row: Any, wanted: set[str], start: date) -> bool:
+    """Whether a paper is in a wanted category and recent enough.
+
+    Raises:
+        UserError: when the row lacks what is needed to tell.
+    """
+    try:
+        updated = date.fromisoformat(row.value["update_date"])
+        return updated >= start and not wanted.isdisjoint(row.value["categories"].split())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            tr(
+                "this is no row of the arXiv metadata dump: it needs categories and update_date",
+                "这一行不是 arXiv 元数据: 缺少 categories 或 update_date",
+            ),
+            hint="https://www.kaggle.com/datasets/Cornell-University/arxiv",
+            where=Where(row.file, row.line),
+        ) from error

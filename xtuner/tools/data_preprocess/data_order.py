@@ -1,0 +1,48 @@
+"""``xtuner preprocess data-order``: write down the order of the files of a tokenized folder.
+
+Training with ``data_order_path`` then reads the files in this order on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+ORDER_FILE = "data_order.txt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("--data-folder", required=True, help=tr("the data", "数据文件夹"))
+    parser.add_argument(
+        "--save-folder",
+        help=tr(f"where {ORDER_FILE} goes (the data folder)", f"{ORDER_FILE} 的位置（数据文件夹）"),
+    )
+    parser.add_argument("--file-type", default=".bin", help=tr("ending of the files", "文件的后缀"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the order: one path a line, relative to the data folder, sorted.
+
+    Returns:
+        0.
+    """
+    from xtuner.utils.files import write_text
+
+    folder = Path(args.data_folder)
+    files = sorted(folder.rglob(f"*{args.file_type}")) if folder.is_dir() else []
+    if not files:
+        raise UserError(
+            tr(
+                f"there is no file *{args.file_type} in {folder}",
+                f"{folder} 里没有 *{args.file_type} 文件",
+            ),
+            hint="--data-folder FOLDER --file-type .bin",
+        )
+    target = Path(args.save_folder or folder) / ORDER_FILE
+    write_text(target, "".join(f"{file.relative_to(folder).as_posix()}\n" for file in files))
+    print(tr(f"{len(files):,} files -> {target}", f"{len(files):,} 个文件 -> {target}"))
+    return 0

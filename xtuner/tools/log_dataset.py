@@ -1,0 +1,155 @@
+"""``xtuner log-dataset``: any sample or pack of a config as the model sees it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+SHOWS = ("text", "masked_text", "input_ids", "labels", "all")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument(
+        "--index",
+        type=int,
+        default=0,
+        help=tr("which sample; negative counts from the end", "第几个样本；负数从末尾数起"),
+    )
+    parser.add_argument(
+        "--show",
+        choices=SHOWS,
+        default="text",
+        help=tr(
+            "text: trained tokens coloured; masked_text: the others as [-100]; ids; or all",
+            "text: 参与训练的部分着色；masked_text: 其余显示为 [-100]；编号；或全部",
+        ),
+    )
+    parser.add_argument(
+        "--html", metavar="FILE", help=tr("write an HTML file as well", "同时写入 HTML 文件")
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=tr("change settings of the config", "修改配置里的设置"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the dataset as train does, and show one sample.
+
+    Returns:
+        0.
+    """
+    from mmengine.config import ConfigDict
+    from rich.console import Console
+
+    from xtuner.dataset.show import html_page, print_sample, sample_html, show_sample
+    from xtuner.engine.config import load_config
+    from xtuner.registry import BUILDER
+    from xtuner.tools.check_custom_dataset import train_dataset_of
+    from xtuner.utils.files import write_text
+
+    cfg = load_config(args.config, args.cfg_options)
+    settings = train_dataset_of(cfg._to_lazy_dict(), args.config)
+    tokenizer = BUILDER.build(ConfigDict(tokenizer_settings(cfg._to_lazy_dict(), settings)))
+    dataset = BUILDER.build(ConfigDict(settings))
+    index = position(args.index, len(dataset))
+    sample = dataset[index]
+    if "input_ids" not in sample:
+        raise UserError(
+            tr(
+                f"samples of this dataset have no input_ids, only {', '.join(sample)}",
+                f"这个数据集的样本没有 input_ids，只有 {', '.join(sample)}",
+            ),
+            hint=tr(
+                "'xtuner check-custom-dataset' examines its rows.",
+                "'xtuner check-custom-dataset' 可以检查它的数据。",
+            ),
+        )
+    ids, labels = _ints(sample["input_ids"]), _ints(sample["labels"])
+    shown = show_sample(
+        tr(f"sample {index} of {len(dataset):,}", f"第 {index} 个样本，共 {len(dataset):,} 个"),
+        ids,
+        labels,
+        tokenizer.decode,
+        borders=_ints(sample["cumulative_len"]) if "cumulative_len" in sample else None,
+        sources=sources_of(dataset, sample),
+    )
+    if args.show in ("text", "all"):
+        print_sample(shown, Console(highlight=False))
+    if args.show in ("masked_text", "all"):
+        print(masked_text(ids, labels, tokenizer.decode))
+    if args.show in ("input_ids", "all"):
+        print(f"input_ids: {ids}")
+    if args.show in ("labels", "all"):
+        print(f"labels: {labels}")
+    if args.html:
+        write_text(args.html, html_page(shown.title, sample_html(shown)))
+        print(tr(f"The sample is in {args.html}", f"样本已写入 {args.html}"))
+    return 0
+
+
+def tokenizer_settings(cfg: Any, dataset: Any) -> Any:
+    """The tokenizer of a dataset: its own, that of its first part, or the config's.
+
+    Raises:
+        UserError: when there is none.
+    """
+    parts = dataset.get("datasets") or [dataset.get("dataset_cfg") or {}]
+    for holder in (dataset, *parts, cfg):
+        if isinstance(holder, dict) and holder.get("tokenizer"):
+            return holder["tokenizer"]
+    raise UserError(
+        tr("the config has no tokenizer", "配置里没有 tokenizer"),
+        hint="tokenizer = dict(type=AutoTokenizer.from_pretrained, ...)",
+    )
+
+
+def position(index: int, count: int) -> int:
+    """An index from 0.
+
+    Raises:
+        UserError: when there are fewer samples.
+    """
+    if -count <= index < count:
+        return index % count
+    raise UserError(
+        tr(
+            f"there is no sample {index}: the dataset has {count}",
+            f"没有第 {index} 个样本: 数据集共 {count} 个",
+        ),
+        hint=tr(f"--index takes 0 to {count - 1}.", f"--index 可取 0 到 {count - 1}。"),
+    )
+
+
+def masked_text(ids: Sequence[int], labels: Sequence[int], decode: Any) -> str:
+    """The sample in order, each token that is not trained as ``[-100]``."""
+    from xtuner.dataset.show import decode_tokens
+    from xtuner.utils.constants import IGNORE_INDEX
+
+    text, run_of = "", []
+    for token, label in zip(ids, labels, strict=True):
+        if label != IGNORE_INDEX:
+            run_of.append(token)
+            continue
+        text += (decode_tokens(run_of, decode) if run_of else "") + f"[{IGNORE_INDEX}]"
+        run_of = []
+    return text + (decode_tokens(run_of, decode) if run_of else "")
+
+
+def _ints(values: Any) -> list[int]:
+    return [int(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def sources_of(dataset: Any, sample: Any) -> list[str]:
+    """``file:line`` of each row of a sample, as far as the dataset knows."""
+    rows = _ints(sample.get("rows") or [])
+    return [tr(f"row {row}", f"第 {row} 行") for row in rows]
