@@ -14,6 +14,7 @@ training and not into imports; several processes (``--processes 2``) are started
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -42,26 +43,59 @@ class Report:
 
 
 def run(words: Sequence[str], kill_after: float | None, processes: int) -> tuple[bool, float]:
-    """Run ``xtuner train WORDS``, killed after so many seconds. Returns (finished, seconds)."""
-    begun = time.monotonic()
+    """Run ``xtuner train WORDS``, perhaps killed.
+
+    Args:
+        words: the config, ``--work-dir``, the folder, and more.
+        kill_after: seconds of training after which to kill; None to leave it in peace.
+        processes: how many.
+
+    Returns:
+        Whether it finished, and how many seconds of it were training.
+    """
+    begun, trains_since = time.time(), None
+    work_dir = Path(words[2])
     if processes == 1:
         pid = _fork(words)
     else:
-        config, _, work_dir, *rest = words
-        pid = start(config, Path(work_dir), *rest, processes=processes).pid
-    status = None
-    while status is None:
-        time.sleep(0.002)
+        log = work_dir.with_name(f"{work_dir.name}.log")
+        pid = start(words[0], work_dir, *words[3:], processes=processes, log=log).pid
+    while True:
+        time.sleep(0.001)
         done, code = os.waitpid(pid, os.WNOHANG)
+        now = time.time()
+        if trains_since is None and _has_logged(work_dir, begun):
+            trains_since = now
         if done:
-            status = os.waitstatus_to_exitcode(code)
-        elif kill_after is not None and time.monotonic() - begun >= kill_after:
-            os.killpg(pid, signal.SIGKILL)
+            break
+        if None not in (kill_after, trains_since) and now - trains_since >= kill_after:
+            for each in [*_descendants(pid), pid]:  # torchrun's workers have groups of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return False, time.monotonic() - begun
+            return False, 0.0
+    status = os.waitstatus_to_exitcode(code)
     if status != 0:
         raise SystemExit(f"xtuner train {' '.join(words)}\nended by itself with status {status}")
-    return True, time.monotonic() - begun
+    return True, now - (trains_since or now)
+
+
+def _descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [each for child in map(int, children) for each in (*_descendants(child), child)]
+
+
+def _has_logged(work_dir: Path, since: float) -> bool:
+    """Whether a run trains, or is about to: it has written to ``metrics.jsonl``."""
+    try:
+        status = (work_dir / "metrics.jsonl").stat()
+    except OSError:
+        return False
+    return status.st_size > 0 and status.st_mtime >= since
 
 
 def _fork(words: Sequence[str]) -> int:
@@ -93,7 +127,7 @@ def challenge(
     peaceful = folder / "peaceful"
     _, seconds = run([config, "--work-dir", str(peaceful), *chosen], None, processes)
     expected = outcome(peaceful)
-    print(f"{config}: {seconds:.1f} s undisturbed, {expected['iter']} iterations", flush=True)
+    print(f"{config}: {seconds:.2f} s of training, {expected['iter']} iterations", flush=True)
     report, number = Report(), 0
     while report.kills < rounds:
         work_dir = folder / f"disturbed_{number}"

@@ -34,16 +34,16 @@ def train(config: str | Path, work_dir: Path, *words: str) -> tuple[int, str]:
 
 
 def start(
-    config: str | Path, work_dir: Path, *words: str, processes: int = 1
+    config: str | Path, work_dir: Path, *words: str, processes: int = 1, log: Path | None = None
 ) -> subprocess.Popen[str]:
-    """Start ``xtuner train`` as a process group of its own."""
+    """Start ``xtuner train`` as a process group of its own, its output to a pipe or a file."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if processes > 1:
         environment["NPROC_PER_NODE"] = str(processes)
     return subprocess.Popen(
         [sys.executable, "-m", "xtuner", "train", str(config), "--work-dir", str(work_dir), *words],
         env=environment,
-        stdout=subprocess.PIPE,
+        stdout=log.open("a") if log else subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,

@@ -10,7 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from xtuner.engine.checkpoint_state import bare
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
+from xtuner.utils.lang import tr
 
 
 @HOOKS.register_module()
@@ -28,6 +30,21 @@ class HFCheckpointHook(Hook):
     def __init__(self, out_dir: str | None = None, every_save: bool = False) -> None:
         self.out_dir = out_dir
         self.every_save = every_save
+
+    def before_train(self, runner: Any) -> None:
+        """Refuse, before anything takes long, to replace a folder that is no earlier export."""
+        folder = self._folder(runner)
+        exports = ("config.json", "adapter_config.json")
+        occupied = folder.is_dir() and any(folder.iterdir())
+        if occupied and not any((folder / name).exists() for name in exports):
+            raise UserError(
+                tr(
+                    "HFCheckpointHook would replace this folder, which holds something else.",
+                    "HFCheckpointHook 会替换这个文件夹，而其中有其他内容。",
+                ),
+                hint=tr("choose a new folder as its out_dir.", "请把 out_dir 设为新的文件夹。"),
+                where=Where(str(folder), key="out_dir"),
+            )
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Export beside a checkpoint, where asked."""
