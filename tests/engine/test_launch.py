@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_mistakes_are_named():
 def test_dist_train_starts_the_processes_and_hands_on_their_status(tmp_path):
     config = write_config(tmp_path)
     command = [sys.executable, "-m", "xtuner", "dist_train", str(config), "2"]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     environment.pop("LOCAL_RANK", None)
     good = subprocess.run(
         [*command, "--work-dir", str(tmp_path / "out")],

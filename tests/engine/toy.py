@@ -16,7 +16,9 @@ VOCABULARY = 32
 class ToyModel(BaseModel):
     """Predicts the label of each token from the token alone."""
 
-    def __init__(self, width: int = 8, seed: int = 0, poison: int | None = None) -> None:
+    def __init__(
+        self, width: int = 8, seed: int = 0, poison: int | None = None, llm: Any = None
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.embedding = torch.nn.Embedding(VOCABULARY, width)
@@ -157,3 +159,15 @@ def write_config(folder: Path, extra: str = "") -> Path:
     path = folder / "toy_config.py"
     path.write_text(CONFIG + extra, "utf-8")
     return path
+
+
+class Frozen(ToyModel):
+    """Nothing of it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+
+def leave_a_note(path: str, text: str) -> None:
+    Path(path).write_text(text)

@@ -114,17 +114,17 @@ def unknown_key_of_section(context: Context) -> Iterator[Finding]:
 
 @rule("XT0206", ERROR)
 def incomplete_evaluation(context: Context) -> Iterator[Finding]:
-    """mmengine wants all three parts of validation or test, or none."""
+    """Validation and test need data; without an evaluator they measure the loss."""
     for part in ("val", "test"):
-        names = [f"{part}_{end}" for end in ("dataloader", "cfg", "evaluator")]
-        there = [name for name in names if context.get(name) is not None]
-        lacking = [name for name in names if name not in there]
-        if there and lacking:
+        data = f"{part}_dataloader"
+        there = [f"{part}_{end}" for end in ("cfg", "evaluator")]
+        there = [name for name in there if context.get(name) is not None]
+        if there and context.get(data) is None:
             yield Finding(
                 there[0],
                 tr(
-                    f"{' and '.join(there)} need {' and '.join(lacking)} too",
-                    f"有 {'、'.join(there)} 就还需要 {'、'.join(lacking)}",
+                    f"{' and '.join(there)} without {data}",
+                    f"有 {'、'.join(there)}，但没有 {data}",
                 ),
-                tr("set all three, or none.", "三者要么都有，要么都没有。"),
+                tr(f"add a {data}.", f"请加上 {data}。"),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import platform
 import warnings
@@ -35,6 +36,7 @@ from xtuner.utils.lang import tr
 
 # Without these the training is not the one that was asked for, so their failure ends it.
 ESSENTIAL_HOOKS = (CheckpointHook, ParamSchedulerHook, DistSamplerSeedHook, RuntimeInfoHook)
+_RUNS = itertools.count()
 
 
 class FinetuneRunner(Runner):
@@ -49,6 +51,14 @@ class FinetuneRunner(Runner):
     fingerprints: Mapping[str, Any] = {}
     resume_from: Path | None = None
     resume_allow: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # mmengine keeps loggers and hubs by the experiment's name and its start in seconds; two
+        # runs of one process must not share them.
+        number = next(_RUNS)
+        if number and not kwargs.get("experiment_name"):
+            kwargs["experiment_name"] = f"run_{number}"
+        super().__init__(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:
