@@ -1,7 +1,7 @@
 """From a conversation to the token ids that the model gets, piece by piece as in training.
 
 With a published template each question (with what surrounds it) and each answer is tokenised by
-itself, because that is how training does it: joined text may be tokenised otherwise at the seams.
+itself as the continuation of what stands before it (see ``utils/pieces.py``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xtuner.utils.chat_template import render_question, single_token, stop_words
+from xtuner.utils.pieces import encode_pieces
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class ChatPrompt:
     def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
         """The ids of a conversation whose last question is to be answered."""
         if self.template is not None:
-            return self._ids_by_template(turns, system)
+            pieces = encode_pieces(self.tokenizer, self.pieces(turns, system))
+            return [number for piece in pieces for number in piece]
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(
                 to_messages(turns, system), tokenize=False, add_generation_prompt=True
@@ -73,26 +75,32 @@ class ChatPrompt:
         ids = list(dict.fromkeys([*ids, *self.model_stop_ids]))
         return ids, [word for word, number in found.items() if number is None]
 
-    def _ids_by_template(self, turns: Sequence[Turn], system: str) -> list[int]:
+    def answer_end(self) -> int | None:
+        """The id with which training ends an answer: eos, or the suffix that stands for it."""
         assert self.template is not None
-        tokenizer, template = self.tokenizer, self.template
+        if not self.template.get("SUFFIX_AS_EOS", False):
+            eos = self.tokenizer.eos_token_id
+            return None if eos is None else int(eos)
+        return self.encode("." + self.template["SUFFIX"])[-1]
+
+    def pieces(self, turns: Sequence[Turn], system: str = "") -> list[str]:
+        """The text by the template, cut where training tokenises it apart."""
+        assert self.template is not None
+        template = self.template
         ends_in_eos = not template.get("SUFFIX_AS_EOS", False)
-        ids: list[int] = []
-        bos_is_due = tokenizer.bos_token_id is not None
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        pieces: list[str] = []
         for number, turn in enumerate(turns):
-            if bos_is_due:
-                ids.append(tokenizer.bos_token_id)
-            ids += self.encode(
-                render_question(template, turn.question, number + 1, "" if number else system)
+            first = number == 0
+            pieces.append(bos if first or ends_in_eos else "")
+            pieces.append(
+                render_question(template, turn.question, number + 1, system if first else "")
             )
-            if turn.answer is None:
-                continue
-            ids += self.encode(turn.answer + template.get("SUFFIX", ""))
-            if ends_in_eos and tokenizer.eos_token_id is not None:
-                ids.append(tokenizer.eos_token_id)
-            ids += self.encode(template.get("SEP", ""))
-            bos_is_due = ends_in_eos and tokenizer.bos_token_id is not None
-        return ids
+            if turn.answer is not None:
+                pieces.append(turn.answer + template.get("SUFFIX", ""))
+                pieces.append(eos if ends_in_eos else "")
+                pieces.append(template.get("SEP", ""))
+        return pieces
 
 
 def to_messages(turns: Sequence[Turn], system: str = "") -> list[dict[str, str]]:

@@ -1,0 +1,294 @@
+"""``xtuner check-template``: training, the saved tokenizer and chat build the same prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import PROMPT_TEMPLATE
+
+Conversation = tuple[str, Sequence[tuple[str, str]]]
+"""A system text (may be empty) and pairs of question and answer."""
+
+PROBES: list[Conversation] = [
+    ("", [("Please introduce yourself", "I am a small assistant.")]),
+    ("You are kind.", [("What is 1 + 1?", "It is 2."), ("And 2 + 2?", "4")]),
+    ("", [("请做一下自我介绍", "我是一个小助手。"), ("谢谢", "不客气！"), ("再见", "再见。")]),
+    ('Answer in JSON: {"name": "{input}"}', [("{system} {{x}}", '{"a": [1, 2]}')]),
+    ("", [("def add(a, b):", "return a + b\n\nprint(add(1, 2))")]),
+]
+"""Conversations that show what templates commonly get wrong."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Two ways of building a prompt that disagree.
+
+    Attributes:
+        what: what disagrees.
+        conversation: the conversation with which it does; None for what holds for all.
+        expected: the text or ids of training.
+        found: those of the other way.
+        harmless: the text is the same; only where an earlier answer of the conversation touches
+            its surroundings is it cut into other tokens.
+    """
+
+    what: str
+    conversation: Conversation | None = None
+    expected: str = ""
+    found: str = ""
+    harmless: bool = False
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.conversation is not None:
+            lines.append(
+                tr(
+                    f"question: {self.conversation[1][-1][0]!r}",
+                    f"问题: {self.conversation[1][-1][0]!r}",
+                )
+            )
+        if self.expected or self.found:
+            lines += [tr(f"training: {self.expected}", f"训练: {self.expected}")]
+            lines += [tr(f"serving:  {self.found}", f"推理: {self.found}")]
+        return "\n    ".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "config_or_model", help=tr("a config, or a model's folder", "配置，或模型文件夹")
+    )
+    parser.add_argument(
+        "--prompt-template",
+        choices=sorted(name for name in PROMPT_TEMPLATE if name != "auto"),
+        metavar="NAME",
+        help=tr("the template of the training", "训练时使用的模板"),
+    )
+    parser.add_argument(
+        "--data",
+        help=tr(
+            "a JSON or JSON-lines file of rows with 'messages' or 'conversation' to try besides",
+            "另外用于检查的 JSON/JSONL 数据，含 'messages' 或 'conversation'",
+        ),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare; the exit status is 1 when they disagree."""
+    tokenizer, template = _tokenizer_and_template(args.config_or_model, args.prompt_template)
+    conversations = list(PROBES) + (read_conversations(Path(args.data)) if args.data else [])
+    folder = Path(args.config_or_model)
+    stops = _saved_stop_ids(folder) if folder.is_dir() else None
+    problems = compare(tokenizer, template, conversations, stops)
+    refuse(problems)
+    print(
+        tr(
+            f"{len(conversations)} conversations: training, the saved tokenizer and chat agree, "
+            "and every answer ends where generation stops.",
+            f"{len(conversations)} 个对话: 训练、保存的分词器与 chat 一致，"
+            "且每个回答都以停止符结尾。",
+        )
+    )
+    return 0
+
+
+def compare(
+    tokenizer: Any,
+    template: Mapping[str, Any],
+    conversations: Sequence[Conversation] = PROBES,
+    saved_stop_ids: Sequence[int] | None = None,
+) -> list[Mismatch]:
+    """Build each conversation as training and chat do, and with the tokenizer's chat template.
+
+    Args:
+        tokenizer: with the chat template that will be served.
+        template: the entry of ``PROMPT_TEMPLATE`` that training uses.
+        conversations: what to try.
+        saved_stop_ids: what the saved generation config stops at; None: what would be saved.
+
+    Returns:
+        All disagreements, at most one a conversation.
+    """
+    from xtuner.chat.prompt import ChatPrompt, Turn, to_messages
+
+    prompt = ChatPrompt(tokenizer, template)
+    stops = prompt.stops()[0] if saved_stop_ids is None else list(saved_stop_ids)
+    problems = []
+    for conversation in conversations:
+        system, pairs = conversation
+        turns = [Turn(question, answer) for question, answer in pairs]
+        for known in ([*turns[:-1], Turn(turns[-1].question)], turns):
+            expected = prompt.ids(known, system)
+            text = tokenizer.apply_chat_template(
+                to_messages(known, system), tokenize=False, add_generation_prompt=True
+            )
+            found = prompt.encode(text)
+            if expected != found:
+                same_text = "".join(prompt.pieces(known, system)) == text
+                harmless = same_text and known[0].answer is not None
+                problems.append(_difference(tokenizer, conversation, expected, found, harmless))
+                break
+    last = prompt.answer_end()
+    if last not in stops:
+        end = tokenizer.decode([last]) if last is not None else ""
+        problems.append(
+            Mismatch(
+                tr(
+                    f"answers end with {end!r} ({last}) in training, at which generation "
+                    f"does not stop (it stops at {stops})",
+                    f"训练中回答以 {end!r} ({last}) 结尾，但生成不会在此停止（停止符 {stops}）",
+                )
+            )
+        )
+    return problems
+
+
+def refuse(problems: Sequence[Mismatch]) -> None:
+    """Raise the error that names the disagreements; only mention the harmless ones."""
+    harmless = [problem for problem in problems if problem.harmless]
+    if harmless:
+        print(
+            tr(
+                f"note: in {len(harmless)} conversation(s) an earlier answer is the same text in "
+                "serving but cut into other tokens where it touches the template:",
+                f"提示: 有 {len(harmless)} 个对话，历史回答的文本相同，但与模板相接处的分词不同:",
+            )
+        )
+        print(f"  {harmless[0]}")
+    grave = [problem for problem in problems if not problem.harmless]
+    if not grave:
+        return
+    listed = "\n  ".join(str(problem) for problem in grave[:5])
+    raise UserError(
+        tr(
+            f"training and serving would not build the same prompt:\n  {listed}",
+            f"训练与推理会得到不同的提示词:\n  {listed}",
+        ),
+        hint=tr(
+            "train with the template of this model's family and a tokenizer that knows its "
+            "special tokens; 'convert pth_to_hf --force' writes the model all the same.",
+            "请使用与该模型匹配的模板，并确保分词器含有其特殊词元；"
+            "'convert pth_to_hf --force' 可强制转换。",
+        ),
+    )
+
+
+def read_conversations(file: Path) -> list[Conversation]:
+    """Conversations of a JSON or JSON-lines file, in the layout ``messages`` or ``conversation``.
+
+    Raises:
+        UserError: naming the row that cannot be read.
+    """
+    try:
+        text = file.read_text("utf-8")
+    except OSError as error:
+        raise UserError(
+            tr(f"it cannot be read: {error.strerror}", f"无法读取: {error.strerror}"),
+            where=Where(str(file)),
+        ) from error
+    found = []
+    for line, row in _rows(text, file):
+        try:
+            found.append(_conversation(row))
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserError(
+                tr(
+                    "a row with 'messages' (role, content) or 'conversation' (input, output) "
+                    "is expected.",
+                    "应为含 'messages'（role、content）或 'conversation'（input、output）的数据。",
+                ),
+                where=Where(str(file), line),
+            ) from error
+    return found
+
+
+def _rows(text: str, file: Path) -> list[tuple[int, Any]]:
+    try:
+        if text.lstrip().startswith("["):
+            return list(enumerate(json.loads(text), 1))
+        lines = enumerate(text.splitlines(), 1)
+        return [(number, json.loads(line)) for number, line in lines if line.strip()]
+    except ValueError as error:
+        raise UserError(
+            tr(f"this is not JSON: {error}", f"不是合法的 JSON: {error}"), where=Where(str(file))
+        ) from error
+
+
+def _conversation(row: Any) -> Conversation:
+    if "conversation" in row:
+        turns = row["conversation"]
+        pairs = [(turn["input"], turn["output"]) for turn in turns]
+        return turns[0].get("system") or "", pairs
+    messages = row["messages"]
+    said = [message for message in messages if message["role"] != "system"]
+    system = "\n".join(m["content"] for m in messages if m["role"] == "system")
+    contents = [message["content"] for message in said]
+    pairs = list(zip(contents[::2], contents[1::2], strict=False))
+    if not pairs:
+        raise KeyError("messages")
+    return system, pairs
+
+
+def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, Mapping[str, Any]]:
+    folder = Path(name)
+    config = folder if folder.is_file() or not folder.is_dir() else folder / "xtuner_config.py"
+    cfg: Any = None
+    if folder.is_file() or not folder.is_dir() or config.is_file():
+        from xtuner.engine.config import load_config
+
+        cfg = load_config(str(config))
+    template = dict(PROMPT_TEMPLATE[template_name]) if template_name else None
+    if template is None and cfg is not None:
+        from xtuner.tools.model_converters.trained_template import template_of
+
+        template = template_of(cfg)
+    if template is None:
+        raise UserError(
+            tr("which prompt template the training used is not known.", "不知道训练用了哪个模板。"),
+            hint=tr("name it with --prompt-template.", "请用 --prompt-template 指定。"),
+            where=Where(name),
+        )
+    if folder.is_dir():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=True), template
+    from xtuner.registry import BUILDER
+    from xtuner.tools.model_converters.trained_template import put_template
+
+    tokenizer = BUILDER.build(cfg.tokenizer)
+    put_template(tokenizer, template)
+    return tokenizer, template
+
+
+def _saved_stop_ids(folder: Path) -> list[int] | None:
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    ids = json.loads(file.read_text("utf-8")).get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _difference(
+    tokenizer: Any,
+    conversation: Conversation,
+    expected: list[int],
+    found: list[int],
+    harmless: bool,
+) -> Mismatch:
+    pairs = enumerate(zip(expected, found, strict=False))
+    place = next((i for i, (one, other) in pairs if one != other), min(len(expected), len(found)))
+    window = slice(max(0, place - 3), place + 5)
+    return Mismatch(
+        tr(f"token {place} differs", f"第 {place} 个词元不同"),
+        conversation,
+        str(tokenizer.convert_ids_to_tokens(expected[window])),
+        str(tokenizer.convert_ids_to_tokens(found[window])),
+        harmless,
+    )

@@ -1,0 +1,268 @@
+"""``xtuner convert pth_to_hf``: a checkpoint of training as a Hugging Face model or adapter."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    import torch
+
+    from xtuner.tools.model_converters.trained import TrainedWeights
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.usage = "%(prog)s [CONFIG] PTH OUT [options]"
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="[CONFIG] PTH OUT",
+        help=tr(
+            "the config (by default the one beside the checkpoint), the checkpoint, "
+            "the folder to write",
+            "配置（默认取检查点旁的配置）、检查点、输出文件夹",
+        ),
+    )
+    dtype = parser.add_mutually_exclusive_group()
+    dtype.add_argument("--fp32", action="store_true", help=tr("write fp32", "写 fp32"))
+    dtype.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help=tr("dtype to write (default: as trained)", "写出的数据类型，默认与训练时相同"),
+    )
+    parser.add_argument(
+        "--max-shard-size", default="2GB", help=tr("default: 2GB", "分片大小，默认 2GB")
+    )
+    parser.add_argument(
+        "--safe-serialization",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=tr("write safetensors (default) or .bin", "写 safetensors（默认）或 .bin"),
+    )
+    parser.add_argument(
+        "--save-format",
+        choices=("xtuner", "official", "huggingface"),
+        default="xtuner",
+        help=tr("layout of LLaVA models", "LLaVA 模型的目录格式"),
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], help=tr("key=value ...", "key=value ...")
+    )
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help=tr(
+            "compare the logits with the trained model's (default: for small models)",
+            "与训练后的模型比较 logits（默认只对小模型）",
+        ),
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help=tr(
+            "convert though training and serving would build different prompts",
+            "即使训练与推理的提示词不一致也转换",
+        ),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; nothing is left behind unless all of it went well."""
+    import torch
+
+    from xtuner.engine.config import load_config
+    from xtuner.tools.model_converters import model_folder
+    from xtuner.tools.model_converters.shards import check_space, parse_size
+    from xtuner.tools.model_converters.skeleton import build_skeleton
+    from xtuner.tools.model_converters.trained import REMAP_AFTER, TrainedWeights
+    from xtuner.utils.files import written_aside
+
+    config, checkpoint, out = _paths(args.words)
+    shard_size = parse_size(args.max_shard_size)
+    model_folder.check_output(out, [checkpoint])
+    name = "fp32" if args.fp32 else args.dtype
+    dtype = getattr(torch, DTYPES[name]) if name != "auto" else None
+    cfg = load_config(config, args.cfg_options)
+    if "model" not in cfg:
+        raise UserError(tr("the config has no model.", "配置中没有 model。"), where=Where(config))
+    weights = TrainedWeights(checkpoint, min(REMAP_AFTER, shard_size // 4))
+    skeleton = build_skeleton(cfg.model)
+    weights.check(skeleton.state_dict())
+    check_space(out, sum(tensor.nbytes for tensor in weights.tensors.values()))
+    with written_aside(out) as aside:
+        aside.mkdir(parents=True)
+        _write(skeleton, weights, aside, dtype, args)
+        _write_tokenizer(cfg, aside, args.force)
+        _write_config(cfg, config, aside)
+        if _to_be_verified(skeleton, args.verify):
+            _verify(cfg, weights, aside, skeleton)
+    print(tr(f"wrote {out}", f"已写入 {out}"))
+    print(_next_steps(skeleton, out))
+    return 0
+
+
+def _paths(words: list[str]) -> tuple[str, Path, Path]:
+    """Config, checkpoint and output; the config is looked for when it is not given."""
+    if not 2 <= len(words) <= 3:
+        raise UserError(
+            tr(f"{len(words)} words were given.", f"给出了 {len(words)} 个参数。"),
+            hint="xtuner convert pth_to_hf [CONFIG] PTH OUT",
+            status=2,
+        )
+    checkpoint, out = Path(words[-2]), Path(words[-1])
+    if not checkpoint.exists():
+        raise UserError(
+            tr("there is no such checkpoint.", "没有这个检查点。"),
+            hint=tr(
+                "training writes them into its work dir as iter_N.pth.",
+                "训练会把检查点写在工作目录中，名为 iter_N.pth。",
+            ),
+            where=Where(str(checkpoint)),
+        )
+    if len(words) == 3:
+        return words[0], checkpoint, out
+    from xtuner.engine.checkpoint import config_beside
+
+    config = config_beside(checkpoint)
+    if config is None:
+        raise UserError(
+            tr("there is no config beside this checkpoint.", "检查点旁没有配置文件。"),
+            hint="xtuner convert pth_to_hf CONFIG PTH OUT",
+            where=Where(str(checkpoint)),
+        )
+    return str(config), checkpoint, out
+
+
+def _write(
+    skeleton: Any,
+    weights: TrainedWeights,
+    aside: Path,
+    dtype: torch.dtype | None,
+    args: argparse.Namespace,
+) -> None:
+    from rich.progress import Progress
+
+    from xtuner.tools.model_converters import export
+    from xtuner.tools.model_converters.shards import parse_size
+
+    size, safe = parse_size(args.max_shard_size), args.safe_serialization
+    if not export.can_stream(skeleton, weights):
+        import torch
+
+        # Read straight from the mapped file, whatever load_state_dict of the model would copy.
+        torch.nn.Module.load_state_dict(skeleton, weights.tensors, strict=False, assign=True)
+        settings = {} if args.save_format == "xtuner" else {"save_format": args.save_format}
+        skeleton.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size, **settings)
+        return
+    if export.is_adapter(skeleton.llm):
+        export.export_adapter(skeleton.llm, weights, aside, dtype=dtype, safe=safe)
+        return
+    total = sum(tensor.nbytes for tensor in weights.tensors.values())
+    with Progress() as progress:
+        task = progress.add_task(tr("writing", "写入"), total=total)
+        export.export_model(
+            skeleton.llm,
+            weights,
+            aside,
+            dtype=dtype,
+            shard_size=size,
+            safe=safe,
+            progress=lambda nbytes: progress.advance(task, nbytes),
+        )
+
+
+def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> None:
+    """The run's tokenizer with the run's prompt template, and the stop tokens of that template."""
+    from xtuner.registry import BUILDER
+    from xtuner.tools.check_template import compare, refuse
+    from xtuner.tools.model_converters import trained_template
+
+    section = cfg.get("tokenizer")
+    if section is None:
+        return
+    tokenizer = BUILDER.build(section)
+    try:
+        template = trained_template.template_of(cfg)
+    except UserError as error:
+        if not force:
+            raise
+        print(error)
+        template = None
+    if template is not None:
+        trained_template.put_template(tokenizer, template)
+        trained_template.write_stop_tokens(aside, tokenizer, template)
+        if not force:
+            refuse(compare(tokenizer, template))
+    tokenizer.save_pretrained(aside)
+
+
+def _write_config(cfg: Any, config: str, aside: Path) -> None:
+    from xtuner.engine.config import dump_config
+
+    file = Path(config)
+    text = file.read_text("utf-8") if file.is_file() else dump_config(cfg)
+    (aside / "xtuner_config.py").write_text(text, "utf-8")
+
+
+def _to_be_verified(skeleton: Any, asked: bool | None) -> bool:
+    from xtuner.tools.model_converters.probe import SMALL
+
+    if not hasattr(skeleton, "llm"):
+        return False
+    size = 2 * sum(parameter.numel() for parameter in skeleton.llm.parameters())
+    return size <= SMALL if asked is None else asked
+
+
+def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> None:
+    """Compare the model as trained with what was written, loaded by stock libraries."""
+    import torch
+    from peft import PeftModel
+
+    from xtuner.registry import BUILDER
+    from xtuner.tools.model_converters import export, probe
+
+    def plain(model: Any) -> Any:
+        quantised = getattr(model.get_base_model() if adapter else model, "is_quantized", False)
+        return model if quantised else model.float()
+
+    adapter = export.is_adapter(skeleton.llm)
+    with probe.quiet():
+        trained = BUILDER.build(cfg.model)
+        trained.load_state_dict(weights.tensors, strict=False)
+        ids = probe.probe_ids(trained.llm.config.vocab_size)
+        expected = probe.logits_of(plain(trained.llm), ids)
+        del trained
+        if adapter:
+            written = plain(PeftModel.from_pretrained(BUILDER.build(cfg.model.llm), str(aside)))
+        else:
+            written = probe.load_stock(aside)
+        found = probe.logits_of(written, ids)
+    dtypes = {tensor.dtype for tensor in weights.tensors.values()}
+    dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
+    probe.judge(probe.compare(expected, found), dtype, tr("the trained model", "训练后的模型"))
+
+
+def _next_steps(skeleton: Any, out: Path) -> str:
+    from xtuner.tools.model_converters import export
+    from xtuner.tools.model_converters.serving import serving_commands
+
+    llm: Any = getattr(skeleton, "llm", None)
+    if not export.is_adapter(llm):
+        return serving_commands(out)
+    base = llm.get_base_model().name_or_path
+    return "\n".join(
+        [
+            tr("Use it:", "使用方法:"),
+            f"  xtuner chat {base} --adapter {out}",
+            f"  xtuner convert merge {base} {out} {out}_merged",
+        ]
+    )
