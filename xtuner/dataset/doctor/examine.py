@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xtuner.dataset.doctor.encoded import measure_all, text_datasets
 from xtuner.dataset.doctor.kinds import ERROR
 from xtuner.dataset.doctor.parts import find_parts
 from xtuner.dataset.doctor.report import Report
@@ -24,8 +25,29 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
         The report, and a sample with its mask where there is one to show.
     """
     result = scan(find_parts(dataset))
-    report = Report(config, result, None, "", advice(config, result))
-    return report, None
+    facts, shown, no_tokens = None, None, ""
+    datasets = text_datasets(dataset)
+    if any(finding.kind.level == ERROR for finding in result.findings):
+        no_tokens = tr(
+            "Tokens are counted when what is marked ✗ is mended.", "修复标有 ✗ 的问题后才统计词元。"
+        )
+    elif not datasets:
+        no_tokens = tr(
+            "Tokens are counted for text (process_hf_dataset) only.",
+            "仅对文本数据（process_hf_dataset）统计词元。",
+        )
+    else:
+        try:
+            facts, shown = measure_all(datasets, result.findings)
+        except OSError as error:  # how transformers says that a tokenizer is not to be had
+            no_tokens = tr(
+                f"Tokens are not counted: {_first_line(error)}", f"未统计词元: {_first_line(error)}"
+            )
+    return Report(config, result, facts, no_tokens, advice(config, result)), shown
+
+
+def _first_line(error: OSError) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def advice(config: str, result: Scan) -> str:

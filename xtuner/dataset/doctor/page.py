@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from xtuner.dataset.doctor.findings import Finding
-from xtuner.dataset.doctor.report import STYLES, Report, TokenFacts
+from xtuner.dataset.doctor.report import STYLES, Report
+from xtuner.dataset.doctor.tokens import TokenFacts, histogram
 from xtuner.dataset.show import Shown, html_page, sample_html
 from xtuner.utils.lang import tr
 
@@ -56,19 +57,20 @@ def ascii_safe(text: str) -> str:
 
 
 def _tokens(facts: TokenFacts) -> str:
-    most = max(bar.count for bar in facts.bars)
+    bars = histogram(facts.lengths)
+    most = max(bar.count for bar in bars)
     rows = "".join(
         f"<tr><td><code>{bar.start:,} – {bar.stop - 1:,}</code></td><td>{bar.count:,}</td>"
         f'<td style="width:30rem"><div style="height:1em;width:{100 * bar.count / most:.1f}%;'
         f'background:{_bar_colour(bar.start, facts.max_length)}"></div></td></tr>'
-        for bar in facts.bars
+        for bar in bars
     )
     kept = facts.tokens - facts.lost
     lines = [
         (tr("tokens in an epoch", "每轮词元"), f"{kept:,}"),
         (tr("of these trained", "其中训练"), f"{facts.trained:,}"),
         (tr("cut at max_length", "被 max_length 截断"), f"{facts.lost:,}"),
-        (tr("longest row", "最长的一行"), f"{facts.longest:,}"),
+        (tr("longest row", "最长的一行"), f"{max(facts.lengths):,}"),
     ]
     if facts.packs:
         lines.append((tr("packs", "打包数"), f"{facts.packs:,} ({facts.fullness:.1%})"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -12,31 +11,10 @@ from rich.text import Text
 from xtuner.dataset.doctor.findings import Finding
 from xtuner.dataset.doctor.kinds import ERROR, NOTE, WARNING
 from xtuner.dataset.doctor.scan import Scan
-from xtuner.dataset.doctor.tokens import Bar
+from xtuner.dataset.doctor.tokens import TokenFacts, histogram
 from xtuner.utils.lang import tr
 
 STYLES = {ERROR: ("✗", "bold red"), WARNING: ("!", "yellow"), NOTE: ("·", "cyan")}
-
-
-@dataclass(frozen=True)
-class TokenFacts:
-    """The dataset in tokens; ``packs`` is None where rows are not packed."""
-
-    rows: int
-    tokens: int
-    trained: int
-    lost: int
-    longest: int
-    median: int
-    max_length: int | None
-    packs: int | None
-    bars: Sequence[Bar] = field(default_factory=list)
-
-    @property
-    def fullness(self) -> float:
-        """The part of all pack places that hold tokens, 0 to 1."""
-        places = (self.packs or 0) * (self.max_length or 0)
-        return (self.tokens - self.lost) / places if places else 0.0
 
 
 @dataclass(frozen=True)
@@ -80,10 +58,18 @@ def _finding_dict(finding: Finding) -> dict[str, Any]:
 
 
 def _tokens_dict(facts: TokenFacts) -> dict[str, Any]:
-    plain = {name: value for name, value in vars(facts).items() if name != "bars"}
-    plain["fullness"] = round(facts.fullness, 4)
-    plain["histogram"] = [vars(bar) for bar in facts.bars]
-    return plain
+    return {
+        "rows": len(facts.lengths),
+        "tokens": facts.tokens,
+        "trained": facts.trained,
+        "lost": facts.lost,
+        "longest": max(facts.lengths),
+        "median": facts.median,
+        "max_length": facts.max_length,
+        "packs": facts.packs,
+        "fullness": round(facts.fullness, 4),
+        "histogram": [vars(bar) for bar in histogram(facts.lengths)],
+    }
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -133,10 +119,10 @@ def _print_tokens(facts: TokenFacts, console: Console) -> None:
     console.print(Text(tr("Tokens", "词元"), style="bold"))
     console.print(
         tr(
-            f"  {facts.tokens:,} in {facts.rows:,} rows; median {facts.median:,}, "
-            f"longest {facts.longest:,}",
-            f"  {facts.rows:,} 行，共 {facts.tokens:,} 个；中位数 {facts.median:,}，"
-            f"最长 {facts.longest:,}",
+            f"  {facts.tokens:,} in {len(facts.lengths):,} rows; median {facts.median:,}, "
+            f"longest {max(facts.lengths):,}",
+            f"  {len(facts.lengths):,} 行，共 {facts.tokens:,} 个；中位数 {facts.median:,}，"
+            f"最长 {max(facts.lengths):,}",
         )
     )
     _print_bars(facts, console)
@@ -167,9 +153,10 @@ def _print_tokens(facts: TokenFacts, console: Console) -> None:
 
 
 def _print_bars(facts: TokenFacts, console: Console) -> None:
-    most = max(bar.count for bar in facts.bars)
+    bars = histogram(facts.lengths)
+    most = max(bar.count for bar in bars)
     room = max(10, min(60, console.width - 32))
-    for bar in facts.bars:
+    for bar in bars:
         cut = facts.max_length is not None and bar.start > facts.max_length
         size = round(room * bar.count / most)
         blocks = "█" * (size or bool(bar.count))
