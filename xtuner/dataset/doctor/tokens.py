@@ -108,12 +108,14 @@ def _stops(labels: Sequence[int], stop_ids: Collection[int]) -> bool:
 
     A template may train a newline after the stop token, so the last three count.
     """
-    for index in range(len(labels)):
-        ends = labels[index] != IGNORE_INDEX and (
-            index + 1 == len(labels) or labels[index + 1] == IGNORE_INDEX
-        )
-        if ends and not any(label in stop_ids for label in labels[max(0, index - 2) : index + 1]):
-            return False
+    last: list[int] = []
+    for label in (*labels, IGNORE_INDEX):
+        if label != IGNORE_INDEX:
+            last = [*last[-2:], label]
+        elif last:
+            if not any(token in stop_ids for token in last):
+                return False
+            last = []
     return True
 
 
