@@ -78,13 +78,13 @@ def test_local_functions_stay(tmp_path):
     path.write_text(
         "import math\n"
         "from torch.optim import AdamW\n"
-        "def my_map_fn(row):\n    return {'a': math.sqrt(row['b'])}\n"
+        "def my_map_fn(row):\n    return {'a': row.get('b', math)}\n"
         "data = dict(type=AdamW, fn=my_map_fn)\n"
     )
     text = spelled_out(load_config(path))
-    assert "def my_map_fn(row):" in text and "fn=my_map_fn" in text
+    assert "import math" in text and "def my_map_fn(row):" in text and "fn=my_map_fn" in text
     loaded = own_values(again(text))
-    assert dict.__getitem__(loaded["data"], "fn")({"b": 9}) == {"a": 3}
+    assert dict.__getitem__(loaded["data"], "fn")({"b": 9}) == {"a": 9}
 
 
 @pytest.mark.parametrize("value", [1, 1.5, "a'b\"c\n", None, True, (1,), [], {}, {"a-b": 1, 2: 3}])

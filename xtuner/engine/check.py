@@ -75,6 +75,7 @@ class Context:
     def __init__(self, cfg: Config, source: Source) -> None:
         self.source = source
         self.values = own_values(cfg)
+        self._dicts = [pair for key, value in self.values.items() for pair in _dicts(key, value)]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a dotted key; imported names stay lazy."""
@@ -99,8 +100,7 @@ class Context:
 
     def dicts(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """All dicts inside the sections, with their keys."""
-        for key, value in self.values.items():
-            yield from _dicts(key, value)
+        return iter(self._dicts)
 
     def place(self, key: str, at_key: bool = False) -> tuple[int, int] | None:
         """Line and column of where a key's value is written, or of the key itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,7 @@ SUPPLIED = {
     "optimizer": {"params"},
     "param_scheduler": {"optimizer", "param_name"},
     "sampler": {"dataset"},
+    "vis_backends": {"save_dir"},
     "batch_sampler": {"sampler", "batch_size", "dataset"},
     "train_cfg": {"runner", "dataloader"},
     "val_cfg": {"runner", "dataloader", "evaluator"},
@@ -139,6 +141,30 @@ def unknown_template(context: Context) -> Iterator[Finding]:
                 key,
                 tr(f"there is no {name}.{template}", f"没有 {name}.{template}"),
                 _nearest(template, tuple(tables[name]), cutoff=0.3),
+            )
+
+
+@rule("XT0108", ERROR)
+def function_uses_lazy_import(context: Context) -> Iterator[Finding]:
+    """Imports of a config are lazy, so a function written in it cannot call them."""
+    imported = context.source.imported()
+    for node in context.source.tree.body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        calls = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+        roots = [call.value if isinstance(call, ast.Attribute) else call for call in calls]
+        names = [root.id for root in roots if isinstance(root, ast.Name) and root.id in imported]
+        for name in dict.fromkeys(names):
+            yield Finding(
+                node.name,
+                tr(
+                    f"'{node.name}' calls '{name}', but what a config imports is not loaded in it",
+                    f"'{node.name}' 调用了 '{name}'，但配置里导入的名字并未真正加载",
+                ),
+                tr(
+                    "import it inside the function, or put the function into a module.",
+                    "请在函数内部导入，或把函数放到单独的模块里。",
+                ),
             )
 
 

@@ -77,24 +77,28 @@ def read_source(name_or_path: str | os.PathLike[str]) -> Source:
 
 def override(source: Source, cfg: Config, options: Sequence[str]) -> tuple[Source, Config]:
     """Put overrides into the text of a loaded config and load it again."""
-    raw = raw_dict(cfg)
-    parsed = parse_options(options, source, raw)
-    parsed.sort(key=lambda option: max(map(len, option.paths)) > 1)  # settings before dotted keys
-    for option in parsed:
-        for path in option.paths:
-            source, raw = _override_one(source, raw, path, option)
-    return source, load_source(source)
+    parsed = parse_options(options, source, raw_dict(cfg))
+    edits = [(path, option) for option in parsed for path in option.paths]
+    for path, option in edits:  # settings first, so that a dotted key has the last word
+        if len(path) == 1:
+            source = source.with_value(path, option.code, None)
+    cfg = load_source(source)
+    for path, option in edits:
+        if len(path) > 1:
+            source, cfg = _override_inside(source, raw_dict(cfg), path, option)
+    return source, cfg
 
 
-def _override_one(
+def _override_inside(
     source: Source, raw: dict[str, Any], path: tuple[str, ...], option: Option
-) -> tuple[Source, dict[str, Any]]:
-    edited = source.with_value(path, option.code, raw.get(path[0]))
-    loaded = raw_dict(load_source(edited))
-    if len(path) > 1 and not _reached(loaded, path, option):  # set anew further down the file
-        edited = source.appended(path, option.code, raw.get(path[0]))
-        loaded = raw_dict(load_source(edited))
-    return edited, loaded
+) -> tuple[Source, Config]:
+    current = dict.get(raw, path[0])
+    edited = source.with_value(path, option.code, current)
+    cfg = load_source(edited)
+    if not _reached(raw_dict(cfg), path, option):  # set anew further down the file
+        edited = source.appended(path, option.code, current)
+        cfg = load_source(edited)
+    return edited, cfg
 
 
 def _reached(loaded: dict[str, Any], path: tuple[str, ...], option: Option) -> bool:

@@ -7,6 +7,7 @@ lines, so whatever is computed from a setting follows it and line numbers stay t
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 Path = Sequence[str]
+Assignment = ast.Assign | ast.AnnAssign | ast.AugAssign
 _MISSING = object()
 
 
@@ -55,14 +57,18 @@ class Source:
         except (SyntaxError, ValueError) as error:
             raise _not_python(error, text, file) from error
 
-    def assignments(self, name: str) -> list[ast.Assign | ast.AnnAssign | ast.AugAssign]:
+    def assignments(self, name: str) -> list[Assignment]:
         """The statements outside functions that give ``name`` a value, in order."""
-        return [
-            statement
-            for statement in _statements(self.tree.body)
-            if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign)
-            and name in _target_names(statement)
-        ]
+        return self._assignments.get(name, [])
+
+    @functools.cached_property
+    def _assignments(self) -> dict[str, list[Assignment]]:
+        by_name: dict[str, list[Assignment]] = {}
+        for statement in _statements(self.tree.body):
+            if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                for name in _target_names(statement):
+                    by_name.setdefault(name, []).append(statement)
+        return by_name
 
     def imported(self) -> set[str]:
         """The names that the file imports."""
@@ -129,9 +135,10 @@ class Source:
         steps = self.trace(path)
         if steps:
             last = steps[-1]
-            names = [node.id for node in ast.walk(last.node) if isinstance(node, ast.Name)]
+            inner = ast.walk(last.node) if isinstance(last.node, ast.BinOp) else ()
+            names = [node.id for node in inner if isinstance(node, ast.Name)]
             settings = [name for name in names if self.assignments(name)]
-            if isinstance(last.node, ast.BinOp) and settings and settings[0] != path[0]:
+            if settings and settings[0] != path[0]:
                 return self.place([settings[0]])
             return last.line, last.column
         return self._statement_place(path)
@@ -149,6 +156,11 @@ class Source:
     def _statement_place(self, path: Path) -> tuple[int, int] | None:
         """Of the assignment or import of the key's first name."""
         found: list[ast.stmt | ast.alias] = [*self.assignments(path[0])]
+        found = found or [
+            node
+            for node in self.tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == path[0]
+        ]
         found = found or [
             alias
             for statement in _statements(self.tree.body)
@@ -229,11 +241,11 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(getattr(statement, block, []))
 
 
-def _targets(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.expr]:
+def _targets(statement: Assignment) -> list[ast.expr]:
     return statement.targets if isinstance(statement, ast.Assign) else [statement.target]
 
 
-def _target_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> set[str]:
+def _target_names(statement: Assignment) -> set[str]:
     return {
         node.id
         for target in _targets(statement)
