@@ -1,0 +1,217 @@
+"""`xtuner convert pth_to_hf`: what it writes is, in stock libraries, the trained model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
+from xtuner.engine.config import load_config
+from xtuner.entry_point import main
+from xtuner.registry import BUILDER
+from xtuner.tools.model_converters.shards import Weights
+
+PROBE = torch.arange(40).reshape(2, 20) * 7 % 500
+
+CONFIG = """
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from tests.helpers.contract_model import ContractModel
+from xtuner.utils import PROMPT_TEMPLATE
+
+path = {base!r}
+prompt_template = PROMPT_TEMPLATE.{template}
+tokenizer = dict(type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path=path)
+model = dict(
+    type=ContractModel,
+    llm=dict(type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=path),
+    {lora}
+)
+train_dataset = dict(template_map_fn=dict(type=dict, template=prompt_template))
+"""
+LORA = """lora=dict(
+        type=LoraConfig, r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM",
+        modules_to_save={save}),"""
+
+
+def trained(
+    folder: Path, base: Path, lora: str = "", template: str = "qwen_chat", dtype: Any = None
+) -> Any:
+    """Write ``config.py`` and ``iter_1.pth`` into a work dir and return the model as trained."""
+    folder.mkdir(exist_ok=True)
+    text = CONFIG.format(base=str(base), lora=lora, template=template)
+    (folder / "config.py").write_text(text)
+    model = BUILDER.build(load_config(str(folder / "config.py")).model)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    if dtype is not None:
+        model.to(dtype)
+    torch.save({"meta": {}, "state_dict": model.state_dict()}, folder / "iter_1.pth")
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval().float()(PROBE).logits
+
+
+def convert(work: Path, out: Path, *flags: str) -> int:
+    return main(["convert", "pth_to_hf", str(work / "iter_1.pth"), str(out), *flags])
+
+
+@pytest.fixture
+def work(tmp_path) -> Path:
+    return tmp_path / "work"
+
+
+def test_full_model(work, tiny_llama, tmp_path, capsys):
+    model = trained(work, tiny_llama)
+    out = tmp_path / "hf"
+    assert convert(work, out, "--max-shard-size", "100KB") == 0
+    said = capsys.readouterr().out
+    assert "verified" in said and f"xtuner chat {out}" in said
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert stock.dtype == torch.float32
+    assert torch.equal(logits(stock), logits(model.llm))
+    assert len(list(out.glob("*.safetensors"))) > 2
+    assert (out / "xtuner_config.py").read_text() == (work / "config.py").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert stock.generation_config.eos_token_id[0] == stop
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+    assert main(["check-template", str(out)]) == 0
+
+
+def test_adapter(work, tiny_llama, tmp_path, capsys):
+    model = trained(work, tiny_llama, LORA.format(save=["lm_head"]))
+    out = tmp_path / "adapter"
+    config = str(work / "config.py")
+    words = ["convert", "pth_to_hf", config, str(work / "iter_1.pth"), str(out)]
+    assert main(words) == 0
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tiny_llama)
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(base, out)), logits(model.llm))
+    assert json.loads((out / "xtuner_base.json").read_text())["fingerprint"]["values"]
+    capsys.readouterr()
+    merged = tmp_path / "merged"
+    assert main(["convert", "merge", str(tiny_llama), str(out), str(merged)]) == 0
+    assert "the one of the training" in capsys.readouterr().out
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(merged)),
+        logits(model.llm),
+        atol=2e-5,
+        rtol=1e-4,
+    )
+    assert main(["check-template", str(merged), "--prompt-template", "qwen_chat"]) == 0
+
+
+def test_tied_embeddings_are_written_once(work, tmp_path):
+    base = save_tiny(tmp_path / "base", "qwen2", tie_word_embeddings=True)
+    model = trained(work, base)
+    assert convert(work, tmp_path / "hf") == 0
+    assert "lm_head.weight" not in Weights(tmp_path / "hf").infos
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert torch.equal(logits(stock), logits(model.llm))
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [([], torch.bfloat16), (["--fp32"], torch.float32), (["--dtype", "fp16"], torch.float16)],
+)
+def test_dtype_is_as_trained_or_as_asked(flags, dtype, work, tiny_llama, tmp_path):
+    trained(work, tiny_llama, dtype=torch.bfloat16)
+    assert convert(work, tmp_path / "hf", *flags) == 0
+    assert {info.dtype for info in Weights(tmp_path / "hf").infos.values()} == {dtype}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").dtype == dtype
+
+
+def test_bin_files(work, tiny_llama, tmp_path):
+    model = trained(work, tiny_llama)
+    assert convert(work, tmp_path / "hf", "--no-safe-serialization") == 0
+    assert not list((tmp_path / "hf").glob("*.safetensors"))
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert torch.equal(logits(stock), logits(model.llm))
+
+
+def refused(status: int, capsys: Any, out: Path) -> str:
+    said = capsys.readouterr().err
+    assert status != 0 and "Traceback" not in said
+    assert not out.exists()
+    assert not [entry.name for entry in out.parent.iterdir() if entry.name.startswith(".")]
+    return said
+
+
+def test_keys_that_do_not_fit_are_named(work, tiny_llama, tmp_path, capsys):
+    model = trained(work, tiny_llama)
+    state = model.state_dict()
+    del state["llm.lm_head.weight"]
+    state["llm.extra.weight"] = torch.zeros(2)
+    state["llm.model.norm.weight"] = torch.zeros(3)
+    torch.save({"state_dict": state}, work / "iter_1.pth")
+    out = tmp_path / "hf"
+    said = refused(convert(work, out), capsys, out)
+    assert "missing: llm.lm_head.weight" in said
+    assert "unexpected: llm.extra.weight" in said
+    assert "llm.model.norm.weight [3] != [64]" in said
+
+
+def test_bad_input(work, tiny_llama, tmp_path, capsys, monkeypatch):
+    trained(work, tiny_llama)
+    out = tmp_path / "hf"
+    pth = str(work / "iter_1.pth")
+    words = ["convert", "pth_to_hf"]
+    assert "no such checkpoint" in refused(main([*words, "no.pth", str(out)]), capsys, out)
+    assert "words were given" in refused(main([*words, pth]), capsys, out)
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    shutil.copy(pth, lone / "iter_1.pth")
+    assert "no config beside" in refused(convert(lone, out), capsys, out)
+    (work / "iter_1.pth").write_bytes((work / "iter_1.pth").read_bytes()[:2000])
+    assert "damaged" in refused(convert(work, out), capsys, out)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    trained(work, tiny_llama)
+    assert "only 0.00 GB are free" in refused(convert(work, out), capsys, out)
+
+
+def test_a_template_that_serving_cannot_follow_is_refused(work, tiny_llama, tmp_path, capsys):
+    trained(work, tiny_llama, template="internlm_chat")  # its <eoa> is no token here
+    out = tmp_path / "hf"
+    said = refused(convert(work, out), capsys, out)
+    assert "would not build the same prompt" in said and "--force" in said
+    assert convert(work, out, "--force") == 0
+
+
+def test_a_wrong_result_is_found_and_not_kept(work, tiny_llama, tmp_path, capsys, monkeypatch):
+    from xtuner.tools.model_converters.trained import TrainedWeights
+
+    trained(work, tiny_llama)
+    read = TrainedWeights.read
+
+    def spoilt(self, name):
+        return read(self, name) * (1.5 if "q_proj" in name else 1)
+
+    monkeypatch.setattr(TrainedWeights, "read", spoilt)
+    out = tmp_path / "hf"
+    assert "not the same model" in refused(convert(work, out), capsys, out)
+
+
+def test_a_base_that_is_gone(work, tmp_path, capsys):
+    base = tmp_path / "base"
+    make_model().save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    trained(work, base)
+    shutil.rmtree(base)
+    out = tmp_path / "hf"
+    assert str(base) in refused(convert(work, out), capsys, out)
