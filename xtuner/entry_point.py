@@ -72,6 +72,26 @@ PREPROCESS = {
         "把 RefCOCO 标注转换成 JSON",
         "data_preprocess.refcoco",
     ),
+    "untokenized": Command(
+        "the same as sft, with the published script's words",
+        "与 sft 相同，参数与旧脚本一致",
+        "data_preprocess.sft",
+    ),
+    "folder": Command(
+        "tokenize a folder of data files, without a config",
+        "不用配置，直接对一个文件夹的数据分词",
+        "data_preprocess.folder",
+    ),
+    "llava": Command(
+        "prepare the texts of an image config ahead of training",
+        "提前准备图文配置里的文本",
+        "data_preprocess.llava",
+    ),
+    "ftdp": Command(
+        "tokenize FTDP chat files",
+        "对 FTDP 对话文件分词",
+        "data_preprocess.ftdp",
+    ),
     "data-order": Command(
         "write down the order of tokenized files",
         "记录已分词文件的顺序",

@@ -1,0 +1,125 @@
+"""``xtuner preprocess folder``: tokenize a folder of data files of one format, without a config."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from xtuner.dataset.doctor.layouts import BY_MAP_FN
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+FORMATS = {one.name: one for one in BY_MAP_FN.values() if not one.preference}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("--data-folder", required=True, help=tr("the data files", "数据文件夹"))
+    parser.add_argument(
+        "--save-folder", required=True, help=tr("folder to write", "要写入的文件夹")
+    )
+    parser.add_argument(
+        "--tokenizer-path", required=True, help=tr("model or tokenizer", "模型或分词器的路径")
+    )
+    parser.add_argument(
+        "--dataset-format",
+        choices=sorted(FORMATS),
+        help=tr(
+            "row layout; without it rows have 'conversation'", "数据格式；默认为 'conversation'"
+        ),
+    )
+    parser.add_argument("--prompt-template", help=tr("how turns are written", "对话模板"))
+    parser.add_argument("--max-length", type=int, default=32768, help=tr("tokens", "词元数"))
+    parser.add_argument(
+        "--pack-to-max-length", action="store_true", help=tr("join short rows", "拼接短数据")
+    )
+    parser.add_argument("--file-type", default=".json", help=tr("ending of the files", "文件后缀"))
+    parser.add_argument(
+        "--data-order-path", help=tr("file with the order of the files", "记录文件顺序的文件")
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the dataset and save it.
+
+    Returns:
+        0.
+    """
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    from xtuner.dataset import process_hf_dataset
+    from xtuner.dataset.map_fns import template_map_fn_factory
+    from xtuner.tools.data_preprocess import prepared
+
+    template = _template(args.prompt_template)
+    files = files_in_order(Path(args.data_folder), args.file_type, args.data_order_path)
+    layout = FORMATS.get(args.dataset_format or "")
+    dataset = process_hf_dataset(
+        dataset={"type": load_dataset, "path": _loader(args.file_type), "data_files": files},
+        tokenizer=AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True),
+        max_length=args.max_length,
+        dataset_map_fn=_map_fn(layout.map_fn) if layout else None,
+        template_map_fn=template_map_fn_factory(template=template) if template else None,
+        remove_unused_columns=True,
+        shuffle_before_pack=False,
+        pack_to_max_length=args.pack_to_max_length,
+    )
+    folder = Path(args.save_folder)
+    prepared.save(dataset, folder)
+    place = folder / prepared.FOLDER
+    print(
+        tr(
+            f"{len(dataset):,} samples -> {place}\nIn a config: train_dataset = "
+            f"dict(type=load_from_disk, dataset_path={str(place.resolve())!r})",
+            f"{len(dataset):,} 个样本 -> {place}\n在配置里: train_dataset = "
+            f"dict(type=load_from_disk, dataset_path={str(place.resolve())!r})",
+        )
+    )
+    return 0
+
+
+def _template(name: str | None) -> Any:
+    from xtuner.utils.templates import PROMPT_TEMPLATE
+
+    if name is None or name in PROMPT_TEMPLATE:
+        return PROMPT_TEMPLATE[name] if name else None
+    raise UserError(
+        tr(f"there is no prompt template {name!r}", f"没有对话模板 {name!r}"),
+        hint=f"--prompt-template {{{','.join(sorted(PROMPT_TEMPLATE))}}}",
+    )
+
+
+def _map_fn(name: str) -> Any:
+    from xtuner.dataset import map_fns
+
+    return getattr(map_fns, name)
+
+
+def _loader(file_type: str) -> str:
+    kind = file_type.removesuffix(".gz").lstrip(".")
+    return kind if kind in ("csv", "parquet", "arrow") else "json"
+
+
+def files_in_order(folder: Path, file_type: str, order: str | None) -> list[str]:
+    """The files of a folder, sorted, or as a file lists them (a path relative to it a line).
+
+    Raises:
+        UserError: when there are none, or a listed one is missing.
+    """
+    if order:
+        names = Path(order).read_text("utf-8").split("\n")
+        files = [folder / name.strip() for name in names if name.strip()]
+    else:
+        files = sorted(folder.rglob(f"*{file_type}"))
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing or not files:
+        raise UserError(
+            tr(
+                f"there is no {', '.join(missing[:3]) or f'file *{file_type}'} in {folder}",
+                f"{folder} 里没有 {', '.join(missing[:3]) or f'*{file_type} 文件'}",
+            ),
+            hint="--data-folder FOLDER --file-type .json",
+        )
+    return [str(file) for file in files]

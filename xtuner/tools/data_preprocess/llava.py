@@ -1,0 +1,48 @@
+"""``xtuner preprocess llava``: make the tokens of an image config's texts ahead.
+
+The images are read in training as before; the config that is written reads the texts from the
+folder through ``offline_processed_text_folder``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from xtuner.tools.data_preprocess import sft
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+add_arguments = sft.add_arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the dataset, save its texts.
+
+    Returns:
+        0.
+    """
+    from xtuner.engine.config import load_config
+    from xtuner.tools.check_custom_dataset import train_dataset_of
+    from xtuner.tools.data_preprocess import prepared
+
+    folder = sft.out_folder(args)
+    cfg = load_config(args.config, args.cfg_options)
+    settings = dict(train_dataset_of(cfg._to_lazy_dict(), args.config))
+    if "image_folder" not in settings:
+        raise UserError(
+            tr(
+                "the dataset of this config has no image_folder",
+                "这个配置的数据集没有 image_folder",
+            ),
+            hint=tr(
+                "'xtuner preprocess sft' prepares text datasets.",
+                "文本数据集请用 'xtuner preprocess sft'。",
+            ),
+        )
+    dataset = prepared.build(settings)
+    prepared.save(dataset.text_data, folder)
+    offline = prepared.from_disk(folder)["dataset_path"]
+    changed = {**settings, "data_path": None, "offline_processed_text_folder": offline}
+    config = prepared.write_config(cfg, changed, folder)
+    prepared.say_where(len(dataset), config)
+    return 0

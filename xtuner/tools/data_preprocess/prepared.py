@@ -1,0 +1,83 @@
+"""A dataset prepared ahead: a folder with its tokens, and a config that trains on that folder.
+
+``OUT/dataset`` is an Arrow dataset (``datasets.load_from_disk`` opens it, memory-mapped);
+``OUT/<config>.py`` is the config with its training dataset replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config.lazy import LazyObject
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+FOLDER = "dataset"
+
+
+def build(settings: Mapping[str, Any]) -> Any:
+    """Build what settings with lazy names in them describe."""
+    from mmengine.config import ConfigDict
+
+    from xtuner.registry import BUILDER
+
+    return BUILDER.build(ConfigDict(settings))
+
+
+def save(dataset: Any, folder: Path) -> None:
+    """Write an Arrow dataset aside, then to ``folder/dataset``.
+
+    Raises:
+        UserError: when it is no Arrow dataset.
+    """
+    from xtuner.utils.files import written_aside
+
+    if not hasattr(dataset, "save_to_disk"):
+        raise UserError(
+            tr(
+                f"a {type(dataset).__name__} cannot be prepared ahead",
+                f"{type(dataset).__name__} 不能提前准备",
+            ),
+            hint=tr(
+                "prepare the parts of a ConcatDataset one by one; text datasets "
+                "(process_hf_dataset) can be prepared.",
+                "请分别准备 ConcatDataset 的各个部分；文本数据集（process_hf_dataset）可以准备。",
+            ),
+        )
+    with written_aside(folder / FOLDER) as aside:
+        dataset.save_to_disk(str(aside))
+
+
+def from_disk(folder: Path) -> dict[str, Any]:
+    """Dataset settings that open the folder."""
+    return {
+        "type": LazyObject("datasets", "load_from_disk"),
+        "dataset_path": str((folder / FOLDER).resolve()),
+    }
+
+
+def write_config(cfg: Any, dataset: Mapping[str, Any], folder: Path) -> Path:
+    """Write the config with another training dataset into the folder; gives its path."""
+    from xtuner.engine.config import dump_config
+    from xtuner.utils.files import write_text
+
+    if "train_dataloader" in cfg:
+        cfg.train_dataloader.dataset = dict(dataset)
+    if "train_dataset" in cfg:
+        cfg.train_dataset = dict(dataset)
+    path = folder / f"{Path(cfg.filename).stem}.py"
+    write_text(path, dump_config(cfg))
+    return path
+
+
+def say_where(samples: int, config: Path) -> None:
+    """Tell how many samples there are and how to train on them."""
+    print(
+        tr(
+            f"{samples:,} samples prepared. Train on them with: xtuner train {config}",
+            f"已准备 {samples:,} 个样本。训练: xtuner train {config}",
+        )
+    )

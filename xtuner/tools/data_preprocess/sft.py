@@ -1,0 +1,63 @@
+"""``xtuner preprocess sft``: make a config's tokens ahead, and a config that trains on them.
+
+Also answers to ``untokenized CONFIG --save-folder FOLDER``, the words of the published script.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument("out", nargs="?", help=tr("folder to write", "要写入的文件夹"))
+    parser.add_argument(
+        "--save-folder", help=tr("the same as OUT", "与 OUT 相同"), metavar="OUT", default=None
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=tr("change settings of the config", "修改配置里的设置"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the dataset as train does, and save it.
+
+    Returns:
+        0.
+    """
+    from xtuner.engine.config import load_config
+    from xtuner.tools.check_custom_dataset import train_dataset_of
+    from xtuner.tools.data_preprocess import prepared
+
+    folder = out_folder(args)
+    cfg = load_config(args.config, args.cfg_options)
+    dataset = prepared.build(train_dataset_of(cfg._to_lazy_dict(), args.config))
+    prepared.save(dataset, folder)
+    config = prepared.write_config(cfg, prepared.from_disk(folder), folder)
+    prepared.say_where(len(dataset), config)
+    return 0
+
+
+def out_folder(args: argparse.Namespace) -> Path:
+    """The folder to write.
+
+    Raises:
+        UserError: when none is given.
+    """
+    out = args.out or args.save_folder
+    if not out:
+        raise UserError(
+            tr("the folder to write is missing", "缺少要写入的文件夹"),
+            hint="xtuner preprocess sft CONFIG OUT",
+            status=2,
+        )
+    return Path(out)
