@@ -3,9 +3,9 @@
     python benchmarks/kill_resume.py [CONFIG ...] [--rounds 50] [--cfg-options KEY=VALUE ...]
 
 A round is one start of ``xtuner train ... --resume`` and one ``kill -9`` at a random moment of it,
-also while a checkpoint is being written. A training that reaches its end is compared, to the bit,
-with the undisturbed one: weights, optimizer, schedules, random states, metrics; then another one
-begins. Exit status 1 when anything differed.
+in four of ten while a checkpoint is being written. A training that reaches its end is compared, to
+the bit, with the undisturbed one: weights, optimizer, schedules, random states, metrics; then
+another one begins. Exit status 1 when anything differed.
 
 One process is forked from a parent that has everything imported, so that the kills fall into the
 training and not into imports; several processes (``--processes 2``) are started as a user would.
@@ -42,13 +42,16 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def run(words: Sequence[str], kill_after: float | None, processes: int) -> tuple[bool, float]:
+def run(
+    words: Sequence[str], processes: int, kill_after: float | None = None, saving: bool = False
+) -> tuple[bool, float]:
     """Run ``xtuner train WORDS``, perhaps killed.
 
     Args:
         words: the config, ``--work-dir``, the folder, and more.
-        kill_after: seconds of training after which to kill; None to leave it in peace.
         processes: how many.
+        kill_after: seconds of training after which to kill; None to leave it in peace.
+        saving: wait from then on until a checkpoint is being written.
 
     Returns:
         Whether it finished, and how many seconds of it were training.
@@ -68,7 +71,8 @@ def run(words: Sequence[str], kill_after: float | None, processes: int) -> tuple
             trains_since = now
         if done:
             break
-        if None not in (kill_after, trains_since) and now - trains_since >= kill_after:
+        due = None not in (kill_after, trains_since) and now - trains_since >= kill_after
+        if due and (not saving or _is_saving(work_dir)):
             for each in [*_descendants(pid), pid]:  # torchrun's workers have groups of their own
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
@@ -78,6 +82,10 @@ def run(words: Sequence[str], kill_after: float | None, processes: int) -> tuple
     if status != 0:
         raise SystemExit(f"xtuner train {' '.join(words)}\nended by itself with status {status}")
     return True, now - (trains_since or now)
+
+
+def _is_saving(work_dir: Path) -> bool:
+    return any(work_dir.glob(".*.pth*"))
 
 
 def _descendants(pid: int) -> list[int]:
@@ -125,7 +133,7 @@ def challenge(
     draw = random.Random(seed)
     chosen = ["--cfg-options", *options] if options else []
     peaceful = folder / "peaceful"
-    _, seconds = run([config, "--work-dir", str(peaceful), *chosen], None, processes)
+    _, seconds = run([config, "--work-dir", str(peaceful), *chosen], processes)
     expected = outcome(peaceful)
     print(f"{config}: {seconds:.2f} s of training, {expected['iter']} iterations", flush=True)
     report, number = Report(), 0
@@ -134,11 +142,12 @@ def challenge(
         words = [config, "--work-dir", str(work_dir), "--resume", *chosen]
         finished = False
         while not finished and report.kills < rounds:
-            finished, _ = run(words, draw.uniform(0, seconds), processes)
+            moment, saving = draw.uniform(0, seconds), draw.random() < 0.4
+            finished, _ = run(words, processes, moment, saving)
             report.kills += not finished
-            report.while_saving += any(work_dir.glob(".*.pth.*"))
+            report.while_saving += _is_saving(work_dir)
         if not finished:
-            run(words, None, processes)
+            run(words, processes)
         found = list(differences(expected, outcome(work_dir)))
         report.finished += 1
         report.wrong += [f"{work_dir.name}: {line}" for line in found]
