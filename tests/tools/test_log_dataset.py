@@ -61,8 +61,8 @@ def test_shows_ids_and_labels_of_any_sample(config, capsys):
     assert main(["log-dataset", config, "--index", "-1", "--show", "all"]) == 0
     out = capsys.readouterr().out
     assert out.count("[[A test.]]") == 2
-    assert "1/2" in out
-    assert "2/2" in out
+    assert "1/2 make:5 ·" in out
+    assert "2/2 make:10 ·" in out
     lines = {line.partition(":")[0]: line for line in out.splitlines()}
     ids, labels = (lines[name].split("[")[1].split(", ") for name in ("input_ids", "labels"))
     assert len(ids) == len(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         labels,
         tokenizer.decode,
         borders=_ints(sample["cumulative_len"]) if "cumulative_len" in sample else None,
-        sources=sources_of(dataset, sample),
+        sources=sources_of(settings, dataset, index, sample),
     )
     if args.show in ("text", "all"):
         print_sample(shown, Console(highlight=False))
@@ -149,7 +150,15 @@ def _ints(values: Any) -> list[int]:
     return [int(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
-def sources_of(dataset: Any, sample: Any) -> list[str]:
-    """``file:line`` of each row of a sample, as far as the dataset knows."""
+def sources_of(settings: Any, dataset: Any, index: int, sample: Any) -> list[str]:
+    """``file:line`` of each row of a sample; empty when the dataset does not keep row numbers."""
+    from xtuner.dataset.doctor.parts import find_parts
+    from xtuner.dataset.doctor.places import Places
+
     rows = _ints(sample.get("rows") or [])
-    return [tr(f"row {row}", f"第 {row} 行") for row in rows]
+    if not rows:
+        return []
+    parts = find_parts(settings)
+    ends = getattr(dataset, "cumulative_sizes", None) or [len(dataset)]
+    place = Places(parts[bisect.bisect_right(ends, index)])
+    return [str(place(row)) for row in rows]

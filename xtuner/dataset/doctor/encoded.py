@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from xtuner.dataset.doctor.findings import Findings, Place
+from xtuner.dataset.doctor.findings import Findings
 from xtuner.dataset.doctor.parts import find_parts, name_of
-from xtuner.dataset.doctor.reading import Row
-from xtuner.dataset.doctor.scan import Part
+from xtuner.dataset.doctor.places import Places
 from xtuner.dataset.doctor.tokens import TokenFacts, measure
 from xtuner.dataset.show import Shown, show_sample
 from xtuner.utils.lang import tr
@@ -47,7 +45,7 @@ def measure_all(
         loose = {**settings, "max_length": NO_LIMIT, "pack_to_max_length": False}
         rows = _build({**loose, "shuffle_before_pack": False})
         (part,) = find_parts(settings)
-        places = _Places(part)
+        places = Places(part)
         measure(
             _each(rows),
             facts,
@@ -81,7 +79,7 @@ def _each(dataset: Any) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, values, strict=True))
 
 
-def _first(dataset: Any, limit: int, tokenizer: Any, places: _Places) -> Shown | None:
+def _first(dataset: Any, limit: int, tokenizer: Any, places: Places) -> Shown | None:
     if not len(dataset):
         return None
     row = dataset[0]
@@ -110,28 +108,3 @@ def _stop_ids(settings: Mapping[str, Any], tokenizer: Any) -> Collection[int]:
     known = tokenizer.convert_tokens_to_ids(words)
     ids = {token for token in known if token not in (None, tokenizer.unk_token_id)}
     return ids | {tokenizer.eos_token_id}
-
-
-class _Places:
-    """Where each raw row is, by its number; read when it is first asked for."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.files: list[str] = []
-        self.numbers = array("i")
-        self.lines = array("q")
-
-    def __call__(self, number: int) -> Place:
-        if not self.lines:
-            self._read()
-        if number >= len(self.lines):
-            return Place(self.part.name, number + 1)
-        return Place(self.files[self.numbers[number]], self.lines[number])
-
-    def _read(self) -> None:
-        known: dict[str, int] = {}
-        for row in self.part.rows():
-            if isinstance(row, Row):
-                self.numbers.append(known.setdefault(row.file, len(known)))
-                self.lines.append(row.line)
-        self.files = list(known)
