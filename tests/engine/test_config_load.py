@@ -86,6 +86,7 @@ def test_loading_needs_no_torch():
             "model.llm.pretrained_model_name_or_path",
             "/a-b/c.d",
         ),
+        ("pretrained_model_name_or_path=42", "model.llm.pretrained_model_name_or_path", "42"),
         ("model.pretrained=/base", "model.llm.pretrained_model_name_or_path", "/base"),
         ("optimizer.lr=1e-6", "lr", 1e-6),
         ("optimizer.lr=1e-6", "optim_wrapper.optimizer.lr", 1e-6),
@@ -230,6 +231,12 @@ def test_no_such_config(name, words):
     assert all(word in str(error.value) for word in words)
 
 
+def test_folder_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart").filename == "quickstart.py"
+
+
 def test_near_file_is_suggested(config, tmp_path):
     with pytest.raises(UserError, match=r"my_config\.py"):
         load_config(str(tmp_path / "my_confg.py"))
@@ -271,6 +278,8 @@ def test_base_configs_and_their_folder(tmp_path):
     assert load_config(child).opt.lr == 1
     cfg = load_config(child, ["opt.lr=5", "max_length=3"])
     assert (cfg.opt.lr, cfg.max_length) == (5, 3)
+    with pytest.raises(UserError, match=r"'opt\.lr'"):
+        load_config(child, ["lr=5"])
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "base.py",
         "child.py",

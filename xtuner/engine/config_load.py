@@ -64,7 +64,7 @@ def read_source(name_or_path: str | os.PathLike[str]) -> Source:
             raise UserError(
                 tr("this file is not UTF-8 text", "这个文件不是 UTF-8 文本"), where=Where(name)
             ) from error
-    if path.suffix or path.name != name or path.is_dir():
+    if path.suffix == ".py" or path.name != name:
         raise _no_file(path)
     try:
         return Source(configs.render(name), f"{name}.py")
@@ -186,9 +186,10 @@ def _no_file(path: Path) -> UserError:
     name = path.name.removesuffix(".py")
     if not near:
         near = difflib.get_close_matches(name, configs.names(), n=3)
-    what = tr("this is a folder", "这是一个文件夹") if path.is_dir() else None
     return UserError(
-        what or tr("there is no such config file", "没有这个配置文件"),
+        tr("this is a folder, not a config", "这是文件夹，不是配置")
+        if path.is_dir()
+        else tr("there is no such config file", "没有这个配置文件"),
         hint=_did_you_mean(near),
         where=Where(str(path)),
     )

@@ -80,7 +80,10 @@ def _parse(word: str, source: Source, config: dict[str, Any]) -> Option:
     paths = _long_keys(key, source, config)
     for path in paths:
         _refuse_unknown(key, path, source, config)
+        _refuse_setting_of_base(key, path, source, config)
     code, value, is_code = read_value(text, source.imported())
+    if _is_number(value) and all(isinstance(_current(config, path), str) for path in paths):
+        code, value = repr(text), text  # a name made of digits stays a name
     for path in paths:
         _refuse_wrong_kind(key, path, value, is_code, config, source)
     return Option(key, tuple(paths), code, value, is_code)
@@ -117,6 +120,14 @@ def _has(config: dict[str, Any], path: Sequence[str]) -> bool:
     return True
 
 
+def _current(config: dict[str, Any], path: Sequence[str]) -> Any:
+    return value_at(config, path) if _has(config, path) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _refuse_unknown(
     key: str, path: tuple[str, ...], source: Source, config: dict[str, Any]
 ) -> None:
@@ -141,6 +152,26 @@ def _refuse_unknown(
                 where=Where(source.file, key=key),
             )
         holder = inner
+
+
+def _refuse_setting_of_base(
+    key: str, path: tuple[str, ...], source: Source, config: dict[str, Any]
+) -> None:
+    """What a base config has computed from its settings is fixed when this file begins."""
+    from_base = source.text and not source.assignments(path[0]) and path[0] in config
+    if len(path) > 1 or not from_base or path[0] in SECTIONS:
+        return
+    ends = [name for name in all_keys(config) if name.endswith(f".{path[0]}")]
+    listed = " / ".join(f"'{name}'" for name in ends[:3])
+    raise UserError(
+        tr(
+            f"--cfg-options: '{key}' is set in a base of this config, where overriding it "
+            "would reach nothing",
+            f"--cfg-options：'{key}' 在基础配置里设置，在这里覆盖不会起作用",
+        ),
+        hint=tr(f"override {listed or 'the final key'}.", f"请覆盖 {listed or '最终的键'}。"),
+        where=Where(source.file),
+    )
 
 
 def _may_be_new(path: tuple[str, ...], holder: Any) -> bool:
@@ -217,9 +248,8 @@ def _refuse_wrong_kind(
     source: Source,
 ) -> None:
     """A word where a number stands is a slip: ``lr=le-5``."""
-    current = value_at(config, path) if _has(config, path) else None
-    number = isinstance(current, int | float) and not isinstance(current, bool)
-    if number and isinstance(value, str) and not is_code:
+    current = _current(config, path)
+    if _is_number(current) and isinstance(value, str) and not is_code:
         raise UserError(
             tr(
                 f"--cfg-options {key}: expected a number like {current!r}, got {value!r}",
