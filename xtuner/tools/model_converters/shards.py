@@ -104,6 +104,7 @@ class Weights:
         self.files = [path] if path.is_file() else _files_of(path)
         self.infos: dict[str, TensorInfo] = {}
         self._home: dict[str, Path] = {}
+        self._starts: dict[str, int] = {}
         self._mapped: tuple[Path, dict[str, torch.Tensor]] | None = None
         for file in self.files:
             for info in self._describe(file):
@@ -125,14 +126,21 @@ class Weights:
         file = self._home[name]
         if file.suffix != ".safetensors":
             return self._map_bin(file)[name]
-        from safetensors import safe_open
-
-        with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(name)
+        # Plain reading, not mapping: mapped pages would stay in memory until the file is closed.
+        info = self.infos[name]
+        data = bytearray(info.nbytes)
+        with file.open("rb") as opened:
+            opened.seek(self._starts[name])
+            opened.readinto(data)
+        if not data:
+            return torch.empty(info.shape, dtype=info.dtype)
+        return torch.frombuffer(data, dtype=info.dtype).reshape(info.shape)
 
     def _describe(self, file: Path) -> Iterator[TensorInfo]:
         if file.suffix == ".safetensors":
-            yield from read_header(file)
+            for info, start in read_header(file):
+                self._starts[info.name] = start
+                yield info
             return
         for name, tensor in self._map_bin(file).items():
             yield TensorInfo(name, tuple(tensor.shape), tensor.dtype)
@@ -164,8 +172,8 @@ class Weights:
             )
 
 
-def read_header(file: Path) -> list[TensorInfo]:
-    """What a safetensors file holds, in the file's order; checks that the file is whole."""
+def read_header(file: Path) -> list[tuple[TensorInfo, int]]:
+    """What a safetensors file holds and where it starts; checks that the file is whole."""
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -179,7 +187,10 @@ def read_header(file: Path) -> list[TensorInfo]:
             raise ValueError(f"{size} bytes, but its header asks for {8 + length + end}")
         ordered = sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
         return [
-            TensorInfo(name, tuple(entry["shape"]), DTYPES[entry["dtype"]])
+            (
+                TensorInfo(name, tuple(entry["shape"]), DTYPES[entry["dtype"]]),
+                8 + length + entry["data_offsets"][0],
+            )
             for name, entry in ordered
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
