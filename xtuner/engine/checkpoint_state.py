@@ -118,8 +118,18 @@ def restore_random(runner: Any) -> None:
     runner.saved_random_states = None
 
 
-def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+def load_weights(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, partly: bool = False
+) -> str:
     """Load saved weights into a model and see that every trained one has got its value.
+
+    Args:
+        model: not wrapped.
+        weights: name -> tensor.
+        partly: let names be missing or left over, as long as some fit (``load_from``).
+
+    Returns:
+        What did not fit, in words; empty when all did.
 
     Raises:
         UserError: when names or shapes are not those of the model.
@@ -138,8 +148,10 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) ->
         )
         if names
     ]
-    if lines:
+    nothing_fits = len(outcome.unexpected_keys) == len(weights)
+    if lines and (nothing_fits or not partly):
         raise _other_config(tr("weights", "权重"), "; ".join(lines))
+    return "; ".join(lines)
 
 
 def bare(model: torch.nn.Module) -> torch.nn.Module:
