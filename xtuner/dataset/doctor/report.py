@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from xtuner.dataset.doctor.findings import Finding
@@ -104,7 +105,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
     more = finding.count - len(finding.places)
     if more > 0:
         console.print(Text(tr(f"    and {more:,} more", f"    以及另外 {more:,} 处"), style="dim"))
-    console.print(Text(f"  → {finding.kind.advice}"))
+    console.print(Padding(Text(f"→ {finding.kind.advice}"), (0, 0, 0, 2)))
     for line in finding.paste.splitlines():
         console.print(Text(f"      {line}", style="bold green"), soft_wrap=True)
     console.print()
