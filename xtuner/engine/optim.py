@@ -142,8 +142,8 @@ def _scaler(loss_scale: str | float | Mapping[str, Any], device: str) -> torch.a
 def parameter_groups(
     model: torch.nn.Module,
     *,
-    lr: float,
-    weight_decay: float = 0.0,
+    lr: float | None = None,
+    weight_decay: float | None = None,
     custom_keys: Mapping[str, Mapping[str, float]] | None = None,
     flat_decay_mult: float = 1.0,
 ) -> list[dict[str, Any]]:
@@ -151,15 +151,16 @@ def parameter_groups(
 
     Args:
         model: its parameters that require a gradient are taken.
-        lr: the base learning rate.
-        weight_decay: the base weight decay.
+        lr: the base learning rate; needed where a key has a factor for it.
+        weight_decay: the base weight decay, likewise.
         custom_keys: part of a parameter's name -> ``lr_mult`` and ``decay_mult``; the longest
             part that fits a name counts.
         flat_decay_mult: factor on the weight decay of one-dimensional parameters (biases and
             the weights of norms) that no custom key fits; 0 for the usual "no decay".
 
     Returns:
-        Groups for an optimizer, in the order in which their first parameter comes.
+        Groups for an optimizer, in the order in which their first parameter comes; a setting
+        without a factor is left to the optimizer.
     """
     keys = sorted(custom_keys or {}, key=len, reverse=True)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -172,7 +173,10 @@ def parameter_groups(
             decay_mult = custom_keys[key].get("decay_mult", 1.0)
         else:
             lr_mult, decay_mult = 1.0, flat_decay_mult if parameter.ndim <= 1 else 1.0
-        settings = {"lr": lr * lr_mult, "weight_decay": weight_decay * decay_mult}
-        group = groups.setdefault((lr_mult, decay_mult), {"params": [], **settings})
+        group = groups.setdefault((lr_mult, decay_mult), {"params": []})
         group["params"].append(parameter)
+        if lr_mult != 1.0 and lr is not None:
+            group["lr"] = lr * lr_mult
+        if decay_mult != 1.0 and weight_decay is not None:
+            group["weight_decay"] = weight_decay * decay_mult
     return list(groups.values())

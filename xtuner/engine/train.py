@@ -67,6 +67,7 @@ def train(
         runner.resume_from = checkpoint_to_resume(cfg.work_dir, resume)
         runner.resume_allow = resume_allow
     runner.train()
+    leave_processes()
     return 0
 
 
@@ -113,6 +114,7 @@ def test(
         what = checkpoint or tr("the base model (no --checkpoint)", "基座模型（未给 --checkpoint）")
         print(tr(f"measuring {what} on the {split} data", f"在 {split} 数据上评测 {what}"))
     build_runner(cfg).test()
+    leave_processes()
     return 0
 
 
@@ -149,6 +151,14 @@ def prepare(
             print(line)
         write_text(Path(cfg.work_dir) / f"{name}.py", dump_config(cfg))
     return cfg
+
+
+def leave_processes() -> None:
+    """Take leave of the other processes, when all has gone well."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def build_runner(cfg: Config) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +20,8 @@ class MetricsHook(Hook):
     """Writes ``work_dir/metrics.jsonl`` and, at the end, ``work_dir/curves.png``.
 
     A training line has ``iter`` (micro-batches done), ``step`` (optimizer steps done), ``epoch``
-    (with its fraction), ``lr``, ``time`` (seconds this step took), ``tokens_per_sec`` and all that
-    the loop reports (``loss``, ``grad_norm``, ``tokens``, ...). A validation line has ``iter`` and
+    (with its fraction), ``lr``, ``tokens_per_sec`` and all that the loop reports (``loss``,
+    ``grad_norm``, ``tokens``, ``step_time`` in seconds, ...). A validation line has ``iter`` and
     the metrics as ``val/<name>``. Resuming cuts the file back to the checkpoint.
     """
 
@@ -30,12 +29,10 @@ class MetricsHook(Hook):
 
     def __init__(self) -> None:
         self._stream: IO[str] | None = None
-        self._since = 0.0
 
     def before_train(self, runner: Any) -> None:
-        """Open the file and start the clock."""
+        """Open the file."""
         self._open(runner)
-        self._since = time.perf_counter()
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -44,27 +41,23 @@ class MetricsHook(Hook):
         loop = runner.train_loop
         if not outputs or not loop.step_finished:
             return
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
         done = loop.iter + 1
         line = {
             "iter": done,
             "step": math.ceil(done / loop.accumulative_counts),
             "epoch": round(done / loop.epoch_length, 4) if loop.epoch_length else 0,
             "lr": runner.optim_wrapper.get_lr()["lr"][0],
-            "time": round(seconds, 4),
-            "tokens_per_sec": round(outputs.get("tokens", 0) / seconds, 1),
+            "tokens_per_sec": round(outputs["tokens"] / outputs["step_time"], 1),
             **outputs,
         }
         runner.message_hub.update_scalar("train/tokens_per_sec", line["tokens_per_sec"])
         self._write(line)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Write the line of a validation; its time does not count as training."""
+        """Write the line of a validation."""
         if self._stream is not None:
             numbers = {f"val/{name}": value for name, value in (metrics or {}).items()}
             self._write({"iter": runner.train_loop.iter, **numbers})
-        self._since = time.perf_counter()
 
     def after_train(self, runner: Any) -> None:
         """Close the file and draw it."""

@@ -43,6 +43,7 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Show what will be trained on what, and where it goes."""
+        self._started = time.perf_counter()
         if not is_main_process():
             return
         from xtuner.engine.runner.summary import facts
@@ -62,7 +63,6 @@ class ProgressHook(Hook):
             )
             self._live.start()
             self._task = self._live.add_task("", total=runner.max_iters, step="", text="")
-        self._started = time.perf_counter()
         self._first_step = runner.iter // runner.train_loop.accumulative_counts
 
     def after_train_iter(

@@ -34,7 +34,6 @@ class ThroughputHook(Hook):
     def __init__(self, peak_tflops: float | None = None) -> None:
         self.peak_tflops = peak_tflops
         self._cost = (0.0, 0.0)
-        self._since = 0.0
         self._tokens = self._squares = 0
 
     def before_train(self, runner: Any) -> None:
@@ -44,7 +43,6 @@ class ThroughputHook(Hook):
         if self.peak_tflops is None:
             dtype = getattr(runner.optim_wrapper, "dtype", torch.float32)
             self.peak_tflops = measured_peak(runner.device, dtype)
-        self._since = time.perf_counter()
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -56,8 +54,7 @@ class ThroughputHook(Hook):
             self._squares += attended(data_batch["data"])
         if not runner.train_loop.step_finished:
             return
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
+        seconds = outputs["step_time"]
         operations = self._tokens * self._cost[0] + self._squares * self._cost[1]
         tflops = operations / seconds / 1e12
         for name, value in (
@@ -67,10 +64,6 @@ class ThroughputHook(Hook):
         ):
             runner.message_hub.update_scalar(f"train/{name}", value)
         self._tokens = self._squares = 0
-
-    def after_val(self, runner: Any) -> None:
-        """A validation does not count."""
-        self._since = time.perf_counter()
 
 
 def attended(data: dict[str, Any]) -> int:

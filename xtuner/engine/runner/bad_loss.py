@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from mmengine.dist import all_gather_object, is_main_process
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -84,31 +88,46 @@ class LossWatch:
         return middle, statistics.median(abs(loss - middle) for loss in self.recent)
 
 
-def record(
-    work_dir: str, *, iteration: int, what: str, action: Action, rows: list[dict[str, Any]]
-) -> Path:
-    """Append what was wrong, and the rows of the step, to ``work_dir/bad_rows.jsonl``."""
+def rows_of_step(traced: Sequence[Sequence[Any]], losses: Sequence[float]) -> list[dict[str, Any]]:
+    """The rows of a step, of all ranks; only those of micro-batches without a finite loss, if any.
+
+    Args:
+        traced: for each micro-batch of this rank its rows, as ``file:line``.
+        losses: for each micro-batch its share of the step's loss.
+    """
+    rows = [
+        {"row": row, "loss_share": loss}
+        for batch, loss in zip(traced, losses, strict=True)
+        for row in batch
+    ]
+    everywhere = list(itertools.chain.from_iterable(all_gather_object(rows)))
+    return [row for row in everywhere if not math.isfinite(row["loss_share"])] or everywhere
+
+
+def complain(
+    what: str,
+    action: Action,
+    *,
+    rows: list[dict[str, Any]],
+    iteration: int,
+    work_dir: str,
+    warn: Callable[[str], None],
+) -> None:
+    """Write the rows of a bad step to ``work_dir/bad_rows.jsonl`` and name them.
+
+    Raises:
+        UserError: when ``action`` is ``stop``.
+    """
     path = Path(work_dir) / FILE
-    with path.open("a", encoding="utf-8") as stream:
-        entry = {"iter": iteration, "what": what, "action": action, "rows": rows}
-        stream.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
-    return path
-
-
-def told(what: str, iteration: int, rows: list[dict[str, Any]], path: Path) -> str:
-    """One message for people: what, when, which rows, and where all of them are."""
-    named = [str(row["row"]) for row in rows[:SHOWN_ROWS]]
-    more = f", ... ({len(rows)})" if len(rows) > SHOWN_ROWS else ""
-    listed = ", ".join(named) + more if named else tr("(not known)", "（未知）")
-    return tr(
-        f"iteration {iteration}: {what}. Rows of this step: {listed}. Written to {path}",
-        f"第 {iteration} 次迭代: {what}。该步的数据行: {listed}。已写入 {path}",
-    )
-
-
-def stop(message: str) -> UserError:
-    """The error that ends the run."""
-    return UserError(
+    if is_main_process():
+        with path.open("a", encoding="utf-8") as stream:
+            entry = {"iter": iteration, "what": what, "action": action, "rows": rows}
+            stream.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+    message = _told(what, iteration, rows, path)
+    if action != "stop":
+        warn(message)
+        return
+    raise UserError(
         message,
         hint=tr(
             "look at these rows; a smaller lr or bfloat16 often helps. To leave such steps out: "
@@ -116,4 +135,15 @@ def stop(message: str) -> UserError:
             "请检查这些行；减小学习率或改用 bfloat16 常有帮助。要跳过这样的步: "
             "--cfg-options train_cfg.on_bad_loss=skip",
         ),
+    )
+
+
+def _told(what: str, iteration: int, rows: list[dict[str, Any]], path: Path) -> str:
+    """One message for people: what, when, which rows, and where all of them are."""
+    named = [str(row["row"]) for row in rows[:SHOWN_ROWS]]
+    more = f", ... ({len(rows)})" if len(rows) > SHOWN_ROWS else ""
+    listed = ", ".join(named) + more if named else tr("(not known)", "（未知）")
+    return tr(
+        f"iteration {iteration}: {what}. Rows of this step: {listed}. Written to {path}",
+        f"第 {iteration} 次迭代: {what}。该步的数据行: {listed}。已写入 {path}",
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import platform
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from xtuner.engine import checkpoint, checkpoint_state, resume
 from xtuner.engine.hooks.metrics_hook import MetricsHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
 from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
+from xtuner.engine.runner.scalar_visualizer import ScalarVisualizer
 from xtuner.parallel.processes import join_processes
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -93,6 +96,12 @@ class FinetuneRunner(Runner):
             handler.addFilter(_is_for_people)
         return logger
 
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """Build the config's visualizer; without one, the numbers are written to a file."""
+        if visualizer is not None:
+            return super().build_visualizer(visualizer)
+        return ScalarVisualizer.get_instance(self._experiment_name, save_dir=self._log_dir)
+
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         import transformers
 
@@ -138,8 +147,8 @@ class FinetuneRunner(Runner):
         optimizer = dict(settings.pop("optimizer"))
         groups = parameter_groups(
             self.model,
-            lr=optimizer["lr"],
-            weight_decay=optimizer.get("weight_decay", 0.0),
+            lr=optimizer.get("lr"),
+            weight_decay=optimizer.get("weight_decay"),
             **(settings.pop("paramwise_cfg", None) or {}),
         )
         if not groups:
@@ -165,20 +174,11 @@ class FinetuneRunner(Runner):
         given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
         kept = []
         for each in given:
-            if isinstance(each, Mapping) and self._is_empty(each):
+            if isinstance(each, Mapping) and _covers_nothing(each, self.train_loop.epoch_length):
                 self.logger.info("left out, as it covers no iteration of this run: %s", each)
                 continue
             kept.append(each)
         return super()._build_param_scheduler(kept, optim_wrapper)
-
-    def _is_empty(self, scheduler: Mapping[str, Any]) -> bool:
-        begin, end = scheduler.get("begin", 0), scheduler.get("end")
-        if end is None:
-            return False
-        length = self.train_loop.epoch_length
-        if scheduler.get("by_epoch", True) and scheduler.get("convert_to_iter_based") and length:
-            return int(begin * length) >= int(end * length)
-        return begin >= end
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call the hooks; one that fails says so and does not end the training.
@@ -197,19 +197,7 @@ class FinetuneRunner(Runner):
             except Exception as error:
                 if isinstance(hook, ESSENTIAL_HOOKS) or getattr(hook, "essential", False):
                     raise
-                self._report_failure(hook, fn_name, error)
-
-    def _report_failure(self, hook: Hook, fn_name: str, error: Exception) -> None:
-        name = type(hook).__name__
-        self.logger.warning(
-            tr(
-                f"{name}.{fn_name} failed ({type(error).__name__}: {error}); training goes on "
-                "without it. The log file has the details.",
-                f"{name}.{fn_name} 失败（{type(error).__name__}: {error}）；训练继续，"
-                "详情见日志文件。",
-            )
-        )
-        self.logger.info("%s.%s failed", name, fn_name, exc_info=error)
+                _report_failure(self.logger, hook, fn_name, error)
 
     def dump_config(self) -> None:
         """Nothing to do: the start of the run has written the config."""
@@ -281,7 +269,11 @@ class FinetuneRunner(Runner):
         """Load only the weights of a checkpoint."""
         state = {"state_dict": checkpoint.load_state_dict(filename)}
         self.call_hook("after_load_checkpoint", checkpoint=state)
-        checkpoint_state.load_weights(checkpoint_state.bare(self.model), state["state_dict"])
+        misfits = checkpoint_state.load_weights(
+            checkpoint_state.bare(self.model), state["state_dict"], partly=True
+        )
+        if misfits:
+            self.logger.warning(f"{filename}: {misfits}")
         self._has_loaded = True
         return state
 
@@ -290,3 +282,30 @@ def _is_for_people(record: logging.LogRecord) -> bool:
     """Whether a warning is of use to someone who trains: not what mmengine says of itself."""
     text = record.getMessage()
     return "will be deprecated in future" not in text
+
+
+def _covers_nothing(scheduler: Mapping[str, Any], epoch_length: int | None) -> bool:
+    """Whether a schedule ends before the first iteration after its begin."""
+    begin, end = scheduler.get("begin", 0), scheduler.get("end")
+    if end is None:
+        return False
+    by_epoch = scheduler.get("by_epoch", True)
+    if by_epoch and scheduler.get("convert_to_iter_based") and epoch_length:
+        return int(begin * epoch_length) >= int(end * epoch_length)
+    return begin >= end
+
+
+def _report_failure(logger: logging.Logger, hook: Hook, fn_name: str, error: Exception) -> None:
+    """Say that a hook failed; the log file gets the details."""
+    if isinstance(error, BrokenPipeError):  # `xtuner train ... | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    name = type(hook).__name__
+    logger.warning(
+        tr(
+            f"{name}.{fn_name} failed ({type(error).__name__}: {error}); training goes on "
+            "without it. The log file has the details.",
+            f"{name}.{fn_name} 失败（{type(error).__name__}: {error}）；训练继续，详情见日志文件。",
+        )
+    )
+    logger.info("%s.%s failed", name, fn_name, exc_info=error)

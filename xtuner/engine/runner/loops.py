@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.runner.base_loop import BaseLoop
 
 from xtuner.engine.checkpoint_state import bare, restore_random
@@ -52,17 +53,8 @@ class TrainLoop(BaseLoop):
         on_spike: Action = "continue",
     ) -> None:
         super().__init__(runner, dataloader)
-        if (max_epochs is None) == (max_iters is None):
-            raise UserError(
-                tr(
-                    f"train_cfg needs max_epochs or max_iters, one of them; it has "
-                    f"max_epochs={max_epochs} and max_iters={max_iters}.",
-                    f"train_cfg 需要 max_epochs 或 max_iters 之一；现在 "
-                    f"max_epochs={max_epochs}，max_iters={max_iters}。",
-                )
-            )
         self.epoch_length = _length(self.dataloader)
-        self._max_iters = self._iterations(max_epochs, max_iters)
+        self._max_iters = iterations_of(max_epochs, max_iters, self.epoch_length)
         self._max_epochs = math.ceil(self._max_iters / (self.epoch_length or self._max_iters))
         self._epoch = 0
         self._iter = 0
@@ -70,8 +62,9 @@ class TrainLoop(BaseLoop):
         self.val_interval = val_interval
         self.stop_training = False
         self.step_finished = False
+        self._step_began = time.perf_counter()
         self._validated = 0
-        self._watch = LossWatch(on_bad_loss, on_spike)
+        self.watch = LossWatch(on_bad_loss, on_spike)
 
     @property
     def max_epochs(self) -> int:
@@ -112,6 +105,7 @@ class TrainLoop(BaseLoop):
         runner.model.train()
         micro_batches = self._micro_batches()
         while self._iter < self._max_iters and not self.stop_training:
+            self._step_began = time.perf_counter()
             wanted = min(self.accumulative_counts, self._max_iters - self._iter)
             batches = list(itertools.islice(micro_batches, wanted))
             if not batches:
@@ -150,19 +144,31 @@ class TrainLoop(BaseLoop):
         shares: list[dict[str, torch.Tensor]],
         tokens: int,
     ) -> dict[str, Any]:
-        """Clip, judge, step; give what is to be logged of the whole step."""
+        """Clip, judge, step; give what is to be logged of the whole step.
+
+        ``step_time`` has reading the data in it, but not what hooks do after the step.
+        """
         optim = self.runner.optim_wrapper
         grad_norm = float(optim.clip())
         logged = _added_up(shares)
-        bad = self._watch.judge(logged["loss"], grad_norm, scaled=optim.scaler is not None)
+        bad = self.watch.judge(logged["loss"], grad_norm, scaled=optim.scaler is not None)
         if bad is not None:
-            self._complain(*bad, batches=batches, shares=shares)
+            losses = [float(share["loss"]) for share in shares]
+            traced = [self.runner.trace(batch) for batch in batches]
+            bad_loss.complain(
+                *bad,
+                rows=bad_loss.rows_of_step(traced, losses),
+                iteration=self._iter + 1,
+                work_dir=self.runner.work_dir,
+                warn=self.runner.logger.warning,
+            )
         if bad is not None and bad[1] == "skip":
             optim.forget()
         else:
             optim.step()
             optim.zero_grad()
-        return {**logged, "grad_norm": grad_norm, "tokens": tokens}
+        seconds = time.perf_counter() - self._step_began
+        return {**logged, "grad_norm": grad_norm, "tokens": tokens, "step_time": seconds}
 
     def _begin_iteration(self, batch: Mapping[str, Any]) -> None:
         if self._at_epoch_border():
@@ -208,38 +214,13 @@ class TrainLoop(BaseLoop):
         *added, tokens = add_over_ranks(numbers, self.runner.device)
         return {name: max(1, int(n)) for name, n in zip(names, added, strict=True)}, int(tokens)
 
-    def _complain(
-        self,
-        what: str,
-        action: Action,
-        *,
-        batches: Sequence[Mapping[str, Any]],
-        shares: list[dict[str, torch.Tensor]],
-    ) -> None:
-        """Name the rows a bad step came from, write them out, and stop if that is the policy."""
-        rows = [
-            {"row": row, "loss_share": float(share["loss"])}
-            for batch, share in zip(batches, shares, strict=True)
-            for row in self.runner.trace(batch)
-        ]
-        rows = list(itertools.chain.from_iterable(all_gather_object(rows)))
-        guilty = [row for row in rows if not math.isfinite(row["loss_share"])] or rows
-        iteration = self._iter + 1
-        path = bad_loss.record(
-            self.runner.work_dir, iteration=iteration, what=what, action=action, rows=guilty
-        )
-        message = bad_loss.told(what, iteration, guilty, path)
-        if action == "stop":
-            raise bad_loss.stop(message)
-        self.runner.logger.warning(message)
-
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to judge its losses as this one would."""
-        return {"recent_losses": list(self._watch.recent)}
+        return {"recent_losses": list(self.watch.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
-        self._watch.recent.extend(state["recent_losses"])
+        self.watch.recent.extend(state["recent_losses"])
 
     def validation_follows(self) -> bool:
         """Whether a validation is due right after the micro-batch that is being worked on."""
@@ -257,29 +238,49 @@ class TrainLoop(BaseLoop):
         crossed = done // self.val_interval > self._validated // self.val_interval
         return crossed or done == self._max_iters
 
-    def _iterations(self, max_epochs: float | None, max_iters: int | None) -> int:
-        if max_iters is not None:
-            wanted = int(max_iters)
-        elif self.epoch_length is None:
-            raise UserError(
-                tr(
-                    "the data has no length (it is a stream), so max_epochs has no meaning.",
-                    "数据没有长度（数据流），max_epochs 没有意义。",
-                ),
-                hint="train_cfg = dict(type=TrainLoop, max_iters=...)",
+
+def iterations_of(max_epochs: float | None, max_iters: int | None, epoch_length: int | None) -> int:
+    """Micro-batches of a run.
+
+    Args:
+        max_epochs: how often to go over the data, fractions too.
+        max_iters: how many micro-batches; one of the two is given.
+        epoch_length: micro-batches of an epoch; None for a stream.
+
+    Raises:
+        UserError: when it is not exactly one of the two, or comes to nothing.
+    """
+    if (max_epochs is None) == (max_iters is None):
+        raise UserError(
+            tr(
+                f"train_cfg needs max_epochs or max_iters, one of them; it has "
+                f"max_epochs={max_epochs} and max_iters={max_iters}.",
+                f"train_cfg 需要 max_epochs 或 max_iters 之一；现在 "
+                f"max_epochs={max_epochs}，max_iters={max_iters}。",
             )
-        else:
-            wanted = math.ceil(float(max_epochs or 0) * self.epoch_length - 1e-6)
-        if wanted < 1:
-            raise UserError(
-                tr(
-                    f"there is nothing to train on: {self.epoch_length} micro-batches in an epoch, "
-                    f"max_epochs={max_epochs}, max_iters={max_iters}.",
-                    f"没有可训练的内容: 每个 epoch {self.epoch_length} 个 micro-batch，"
-                    f"max_epochs={max_epochs}，max_iters={max_iters}。",
-                )
+        )
+    if max_iters is not None:
+        wanted = int(max_iters)
+    elif epoch_length is None:
+        raise UserError(
+            tr(
+                "the data has no length (it is a stream), so max_epochs has no meaning.",
+                "数据没有长度（数据流），max_epochs 没有意义。",
+            ),
+            hint="train_cfg = dict(type=TrainLoop, max_iters=...)",
+        )
+    else:
+        wanted = math.ceil(float(max_epochs or 0) * epoch_length - 1e-6)
+    if wanted < 1:
+        raise UserError(
+            tr(
+                f"there is nothing to train on: {epoch_length} micro-batches in an epoch, "
+                f"max_epochs={max_epochs}, max_iters={max_iters}.",
+                f"没有可训练的内容: 每个 epoch {epoch_length} 个 micro-batch，"
+                f"max_epochs={max_epochs}，max_iters={max_iters}。",
             )
-        return wanted
+        )
+    return wanted
 
 
 def to_device(value: Any, device: torch.device) -> Any:

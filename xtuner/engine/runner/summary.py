@@ -57,7 +57,7 @@ def next_steps(runner: Any) -> list[tuple[str, str]]:
         )
     ]
     chat = [out]
-    if runner.cfg.model.get("lora") is not None and base:
+    if (runner.cfg.get("model") or {}).get("lora") is not None and base:
         merged = work_dir / "merged"
         steps.append(
             (
@@ -85,11 +85,13 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 def base_model(runner: Any) -> str | None:
     """The path or name of the model that a config starts from."""
-    llm = runner.cfg.model.get("llm") or {}
-    name = llm.get("pretrained_model_name_or_path") or runner.cfg.get(
-        "pretrained_model_name_or_path"
-    )
+    name = _llm(runner.cfg).get("pretrained_model_name_or_path")
+    name = name or runner.cfg.get("pretrained_model_name_or_path")
     return str(name) if name else None
+
+
+def _llm(cfg: Any) -> Any:
+    return (cfg.get("model") or {}).get("llm") or {}
 
 
 def template_name(cfg: Any) -> str | None:
