@@ -73,6 +73,15 @@ def test_objects_become_imports():
     assert same_config(again(text), cfg)
 
 
+def test_same_class_from_elsewhere_is_no_change():
+    """What adapting puts in may be imported from the module that defines it."""
+    cfg = load_config(NAME)
+    before = cfg._text
+    home = LazyObject("torch.optim.adamw", "AdamW")
+    dict.__setitem__(cfg.optim_wrapper.optimizer, "type", home)
+    assert dump_config(cfg) == before
+
+
 def test_local_functions_stay(tmp_path):
     path = tmp_path / "local.py"
     path.write_text(

@@ -57,6 +57,13 @@ def test_lazy_and_named(config):
     assert load_config("quickstart").filename == "quickstart.py"
 
 
+def test_imported_names_know_their_file(config):
+    """Their message says which line of the config they come from, not of a temporary copy."""
+    cfg = load_config(config, ["lr=1"])
+    optimizer = own_values(cfg)["optim_wrapper"]["optimizer"]
+    assert dict.__getitem__(optimizer, "type").location == f"{config}, line 2"
+
+
 def test_loading_needs_no_torch():
     import subprocess
 

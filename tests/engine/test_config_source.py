@@ -47,6 +47,13 @@ def test_with_value(path, code, line, text):
     assert edited.tree.body[-1].lineno >= Source(TEXT, "x.py").tree.body[-1].lineno
 
 
+def test_new_keyword_among_comments():
+    text = "a = dict(  # first\n    # second\n    x=1,  # third\n)\n"
+    edited = Source(text, "x.py").with_value(["a", "y"], "2", {"x": 1})
+    assert load_source(edited).a == {"x": 1, "y": 2}
+    assert edited.text.count("\n") == text.count("\n")
+
+
 def test_trace_follows_names():
     text = "n = 3\nlr = n\nbase = dict(lr=lr)\nopt = dict(inner=dict(base, k=1))\n"
     source = Source(text, "x.py")

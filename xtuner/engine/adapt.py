@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 
+from xtuner.engine.config_compat import adapt_published
 from xtuner.utils.lang import tr
 
 HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
@@ -30,7 +31,7 @@ def adapt(cfg: Config, *, launcher: str = "none") -> list[str]:
     Returns:
         One line for each change that people should know of.
     """
-    said: list[str] = []
+    said = adapt_published(cfg)
     gpu = torch.cuda.is_available()
     _adapt_model(cfg, said, gpu)
     _adapt_optimizer(cfg, said, gpu)
@@ -104,8 +105,6 @@ def _adapt_optimizer(cfg: Config, said: list[str], gpu: bool) -> None:
 
 def _adapt_model(cfg: Config, said: list[str], gpu: bool) -> None:
     for path, part in _dicts(cfg.get("model"), "model"):
-        if "torch_dtype" in part:  # what transformers 5 calls dtype
-            part["dtype"] = part.pop("torch_dtype")
         for key in ("dtype", "bnb_4bit_compute_dtype"):
             value = part.get(key)
             name = _dtype_name(value)

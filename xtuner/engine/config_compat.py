@@ -25,7 +25,7 @@ class Spelling:
         callee: the end of the callable's name, for example ``load_dataset``.
         old: the published keyword.
         new: given the old value, the keywords of today.
-        why: for people: what changed.
+        why: for people: what changed; '' where only the keyword has another name.
     """
 
     callee: str
@@ -53,7 +53,7 @@ def _four_bits(wanted: Any) -> dict[str, Any]:
 
 
 SPELLINGS = (
-    Spelling("from_pretrained", "torch_dtype", lambda dtype: {"dtype": dtype}, "transformers 5"),
+    Spelling("from_pretrained", "torch_dtype", lambda dtype: {"dtype": dtype}, ""),
     Spelling("from_pretrained", "load_in_8bit", _eight_bits, "transformers 5"),
     Spelling("from_pretrained", "load_in_4bit", _four_bits, "transformers 5"),
     Spelling("load_dataset", "ignore_verifications", _verification, "datasets 3"),
@@ -86,7 +86,8 @@ def adapt_published(cfg: Config) -> list[str]:
             for spelling in _spellings(dict.get(holder, "type")):
                 if spelling.old in holder:
                     _replace(holder, spelling)
-                    said[_sentence(spelling)] = None
+                    if spelling.why:
+                        said[_sentence(spelling)] = None
     return list(said)
 
 

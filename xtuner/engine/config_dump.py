@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import inspect
 import math
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.engine.config_load import load_source, raw_dict
+from xtuner.engine.config_names import NotThere, find
 from xtuner.engine.config_source import Source
 from xtuner.utils.errors import UserError
 
@@ -72,7 +74,17 @@ def _canonical(value: Any) -> str:
     if isinstance(value, list | tuple):
         return type(value).__name__ + "(" + ", ".join(map(_canonical, value)) + ")"
     named = dotted_name(value)
-    return ".".join(named) if named else repr(value)
+    return ".".join(_at_home(named)) if named else repr(value)
+
+
+def _at_home(named: tuple[str, ...]) -> tuple[str, ...]:
+    """A name by the module that defines it, whichever module it was imported from."""
+    module, name, *rest = named
+    with contextlib.suppress(NotThere):
+        found = find(module, name) if name else None
+        if found and isinstance(found.node, ast.ClassDef | ast.FunctionDef):
+            return (found.module, found.node.name, *rest)
+    return named
 
 
 class Writer:

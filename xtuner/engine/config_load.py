@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner import configs
 from xtuner.engine.config_options import Option, parse_options
@@ -124,9 +125,23 @@ def load_source(source: Source) -> Config:
             cfg = Config.fromfile(path, format_python_code=False)
         except (Exception, SystemExit) as error:
             raise _failed(error, source, path) from error
+        _relocate(raw_dict(cfg), path, source.file)
     object.__setattr__(cfg, "_filename", source.file)
     object.__setattr__(cfg, "_text", source.text)
     return cfg
+
+
+def _relocate(value: Any, path: str, file: str) -> None:
+    """Let imported names say that they come from the config, not from a copy of it."""
+    if isinstance(value, LazyObject | LazyAttr):
+        if value.location:
+            value.location = value.location.replace(path, file)
+    elif isinstance(value, dict):
+        for key in dict.keys(value):
+            _relocate(dict.__getitem__(value, key), path, file)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _relocate(item, path, file)
 
 
 @contextlib.contextmanager

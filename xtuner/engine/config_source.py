@@ -301,15 +301,16 @@ def _expression(text: str, site: Site, path: Path, code: str, current: Any) -> s
     node = site.node
     if isinstance(node, ast.Call) and is_dict_call(node) and not node.args:
         spread = any(word.arg is None for word in node.keywords)
-        inside = _inside(text)
-        comma = "" if not node.keywords else "," if inside[:1].isspace() else ", "
-        return None if spread else f"dict({key}={_nested(rest, code)}{comma}{inside})"
+        return None if spread else _with_keyword(text, f"{key}={_nested(rest, code)}")
     return _overlay(text, site.rest, code, current) if isinstance(node, ast.Name) else None
 
 
-def _inside(call: str) -> str:
-    """What stands between the parentheses of ``dict(...)``."""
-    return call.partition("(")[2].rpartition(")")[0]
+def _with_keyword(call: str, word: str) -> str:
+    """``dict(...)`` with one more keyword in front, on the line of the first one."""
+    inside = call.partition("(")[2].rpartition(")")[0]
+    first = inside.lstrip()
+    space = inside[: len(inside) - len(first)]
+    return f"dict({space}{word}{', ' if first else ''}{first})"
 
 
 def _overlay(base: str, keys: Path, code: str, current: Any) -> str | None:
