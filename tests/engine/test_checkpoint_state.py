@@ -28,7 +28,7 @@ def test_missing_and_left_over_names_are_said_at_once():
 
 
 def test_another_shape_and_nothing_that_fits_are_refused_even_partly():
-    with pytest.raises(UserError, match="size mismatch for a.weight"):
+    with pytest.raises(UserError, match=r"size mismatch for a.weight"):
         load_weights(model(), model(5).state_dict(), partly=True)
     with pytest.raises(UserError, match="not in the model"):
         load_weights(model(), {"x": torch.zeros(1)}, partly=True)

@@ -76,7 +76,8 @@ def outcome(work_dir: Path) -> dict[str, Any]:
     newest = find_latest(work_dir)
     assert newest is not None, f"{work_dir} has no checkpoint"
     state = load_checkpoint(newest)
-    kept = ("state_dict", "optimizer", "param_schedulers", "random_states", "data_position", "loop")
+    kept = ("state_dict", "optimizer", "param_schedulers", "random_states", "data_position")
+    kept += ("recent_losses",)
     return {
         "name": newest.name,
         "iter": state["meta"]["iter"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.equivalence.runs import ROOT, TOY, differences, outcome, start, train
+from tests.equivalence.toy_language_model import write_config
 from xtuner.engine.checkpoint import damage, find_latest
 
 VARIANTS = {
@@ -74,6 +75,23 @@ def test_resumed_from_any_checkpoint_equals_uninterrupted(undisturbed, tmp_path,
         assert f"Going on from {folder / checkpoints[number].name}" in printed
         found = list(differences(expected, outcome(folder)))
         assert not found, f"from {checkpoints[number].name}: {found}"
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["lora", "qlora"])
+def test_an_adapter_resumed_equals_uninterrupted(tiny_llama, tmp_path, quantized):
+    if quantized:
+        pytest.importorskip("bitsandbytes")
+    config = write_config(TOY, tmp_path / "adapter.py", tiny_llama, quantized)
+    options = ["--cfg-options", "max_epochs=1", "save_total_limit=-1"]
+    status, printed = train(config, tmp_path / "whole", *options)
+    assert status == 0, printed
+    expected = outcome(tmp_path / "whole")
+    assert all("lora_" in name for name in expected["state_dict"])
+    folder = interrupted(tmp_path / "whole", "iter_4.pth", tmp_path / "resumed")
+    status, printed = train(config, folder, "--resume", *options)
+    assert status == 0, printed
+    found = list(differences(expected, outcome(folder)))
+    assert not found, found
 
 
 def test_a_damaged_newest_is_named_and_the_one_before_used(undisturbed, tmp_path):
