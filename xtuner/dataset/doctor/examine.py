@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from xtuner.dataset.doctor.encoded import measure_all, text_datasets
+from xtuner.dataset.doctor.findings import Place
 from xtuner.dataset.doctor.kinds import ERROR
 from xtuner.dataset.doctor.parts import find_parts
 from xtuner.dataset.doctor.report import Report
 from xtuner.dataset.doctor.scan import Scan, scan
 from xtuner.dataset.show import Shown
+from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 
@@ -39,6 +41,8 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
     else:
         try:
             facts, shown = measure_all(datasets, result.findings)
+        except UserError as error:
+            result.findings.add("cannot-build", Place(config, 1, _first_line(error)))
         except OSError as error:  # how transformers says that a tokenizer is not to be had
             no_tokens = tr(
                 f"Tokens are not counted: {_first_line(error)}", f"未统计词元: {_first_line(error)}"
@@ -46,7 +50,7 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
     return Report(config, result, facts, no_tokens, advice(config, result)), shown
 
 
-def _first_line(error: OSError) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -164,6 +164,10 @@ KINDS: Mapping[str, Kind] = {
         "the model will not learn to stop; use the prompt_template of this model.",
         "模型学不会停止；请使用与模型匹配的 prompt_template。",
     ),
+    "cannot-build": Kind(
+        ERROR, "training cannot build this dataset", "训练时无法构建这个数据集",
+        "mend what the message says.", "请按提示修复。",
+    ),
     "very-long": Kind(
         NOTE, "a very long row", "超长的数据",
         "look at it: often several rows have been joined by mistake.",

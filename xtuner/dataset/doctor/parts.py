@@ -70,6 +70,8 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
         )
     name, rows = _source(source)
     default = LAYOUTS["preference" if builder == "build_preference_dataset" else "xtuner"]
+    if dataset.get("do_dataset_tokenization") is False:
+        return Part(name, rows, layout=None)  # rows are tokens already
     function = dataset.get("dataset_map_fn")
     if function is None:
         return Part(name, rows, None, default)
@@ -135,7 +137,7 @@ def _source(source: Any) -> tuple[str, Rows]:
     if loader in ("load_jsonl_dataset", "load_json_file"):
         return _files(_words(settings.get("data_files") or settings.get("data_dir")))
     if loader != "load_dataset":
-        return _iterable(loader, lambda: resolve(source))
+        return _iterable(loader, partial(_loaded, loader, partial(resolve, source)))
     path = settings.get("path", "")
     if path in FILE_LOADERS:
         files = settings.get("data_files") or settings.get("data_dir")
@@ -149,6 +151,8 @@ def _source(source: Any) -> tuple[str, Rows]:
             )
         folder = settings.get("data_dir") if settings.get("data_files") else None
         words = _words(files)
+        if any("://" in word for word in words):
+            return _iterable(path, partial(_hub_rows, settings))
         return _files([str(Path(folder) / word) for word in words] if folder else words)
     if Path(path).is_dir():
         return _files(_words(settings.get("data_files") or path))
@@ -175,25 +179,34 @@ def _files(paths: list[str]) -> tuple[str, Rows]:
 
 
 def _hub_rows(settings: dict[str, Any]) -> Any:
-    """A hub dataset's rows as a stream; ``train`` or else its first split."""
+    """A hub dataset's rows as a stream, so that it need not be downloaded whole."""
     from datasets import load_dataset
 
+    name = str(settings.get("path"))
+    return _loaded(name, partial(load_dataset, **{**settings, "streaming": True}))
+
+
+def _loaded(name: str, load: Callable[[], Any]) -> Any:
+    """What a loader gives.
+
+    Raises:
+        UserError: when it fails, whatever it raises.
+    """
     try:
-        stream = load_dataset(**{**settings, "streaming": True})
-    except Exception as error:  # the hub client raises many kinds
+        return load()
+    except UserError:
+        raise
+    except Exception as error:  # loaders and hub clients raise many kinds
         raise UserError(
             tr(
-                f"the dataset {settings.get('path')!r} cannot be loaded: {error}",
-                f"无法加载数据集 {settings.get('path')!r}: {error}",
+                f"the dataset {name!r} cannot be loaded: {error}",
+                f"无法加载数据集 {name!r}: {error}",
             ),
             hint=tr(
                 "check the name and the network, or give a local path.",
                 "检查名字和网络，或使用本地路径。",
             ),
         ) from error
-    if isinstance(stream, Mapping):
-        stream = stream.get("train") or next(iter(stream.values()))
-    return stream
 
 
 def _iterable(name: str, build: Callable[[], Any]) -> tuple[str, Rows]:

@@ -17,7 +17,7 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Characters read at a time from a JSON array."""
 LONGEST_ROW = 64 << 20
 """Characters after which a row of a JSON array that does not end counts as broken."""
