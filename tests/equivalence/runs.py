@@ -77,7 +77,7 @@ def outcome(work_dir: Path) -> dict[str, Any]:
     assert newest is not None, f"{work_dir} has no checkpoint"
     state = load_checkpoint(newest)
     kept = ("state_dict", "optimizer", "param_schedulers", "random_states", "data_position")
-    kept += ("recent_losses",)
+    kept += ("loop",)
     return {
         "name": newest.name,
         "iter": state["meta"]["iter"],

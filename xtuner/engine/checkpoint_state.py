@@ -38,7 +38,7 @@ def collect(
         by_epoch: only for that derivation: called after an epoch, not after an iteration.
 
     Returns:
-        ``meta, state_dict, message_hub, random_states, data_position, recent_losses`` and,
+        ``meta, state_dict, message_hub, random_states, data_position, loop`` and,
         as asked, ``optimizer, param_schedulers``.
     """
     facts = _progress(runner, by_epoch) | dict(meta or {})
@@ -57,7 +57,7 @@ def collect(
         "message_hub": _plain_hub(runner.message_hub.state_dict()),
         "random_states": all_gather_object(random_state()),
         "data_position": _data_position(runner, facts["iter"]),
-        "recent_losses": list(runner.train_loop.watch.recent),
+        "loop": runner.train_loop.state_dict(),
     }
     if save_optimizer:
         state["optimizer"] = runner.optim_wrapper.state_dict()
@@ -99,7 +99,8 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
     ):
         scheduler.load_state_dict(saved)
     runner.message_hub.load_state_dict(mmengine_hub(state.get("message_hub", {})))
-    runner.train_loop.watch.recent.extend(state.get("recent_losses", []))
+    if "loop" in state:
+        runner.train_loop.load_state_dict(state["loop"])
     runner.train_loop._iter = state["meta"]["iter"]
     runner.train_loop._epoch = _epoch(state)
     runner.saved_random_states = state.get("random_states")
