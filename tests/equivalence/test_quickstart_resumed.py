@@ -1,0 +1,41 @@
+"""The quickstart, resumed, equals the quickstart left in peace: full, LoRA, QLoRA; packed or not."""
+
+import importlib.util
+import shutil
+
+import pytest
+
+from tests.equivalence.runs import differences, outcome, train
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("xtuner.model.sft") is None, reason="needs SupervisedFinetune"
+    ),
+]
+
+PACKING = {
+    "packed": [],
+    "unpacked": ["pack_to_max_length=False", "use_varlen_attn=False", "max_length=128"],
+}
+
+
+@pytest.mark.parametrize("packing", PACKING)
+@pytest.mark.parametrize("config", ["quickstart", "quickstart_lora", "quickstart_qlora"])
+def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, config, packing):
+    if config.endswith("qlora"):
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["train_cfg.max_epochs=None", "train_cfg.max_iters=6", "save_steps=2"]
+    options += ["save_total_limit=-1", "evaluation_freq=3", *PACKING[packing]]
+    status, printed = train(config, tmp_path / "whole", "--cfg-options", *options)
+    assert status == 0, printed
+    (tmp_path / "resumed").mkdir()
+    for name in ("iter_2.pth", "iter_2.pth.json", "metrics.jsonl"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "resumed")
+    status, printed = train(config, tmp_path / "resumed", "--resume", "--cfg-options", *options)
+    assert status == 0, printed
+    found = list(differences(outcome(tmp_path / "whole"), outcome(tmp_path / "resumed")))
+    assert not found, found
