@@ -1,4 +1,4 @@
-"""The quickstart, resumed, equals the quickstart left in peace: full, LoRA, QLoRA; packed or not."""
+"""The quickstart, resumed, equals the one left in peace: full, LoRA, QLoRA; packed or not."""
 
 import importlib.util
 import shutil
