@@ -1,11 +1,11 @@
 """A dumped config is the same config again, readable, and an override still reaches in it."""
 
 import pytest
-from mmengine.config.lazy import LazyObject
+from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner import configs
 from xtuner.engine.config import dump_config, load_config
-from xtuner.engine.config_dump import own_values, same_config, spelled_out
+from xtuner.engine.config_dump import Writer, own_values, same_config, spelled_out
 from xtuner.engine.config_load import load_source
 from xtuner.engine.config_source import Source
 
@@ -80,6 +80,19 @@ def test_same_class_from_elsewhere_is_no_change():
     home = LazyObject("torch.optim.adamw", "AdamW")
     dict.__setitem__(cfg.optim_wrapper.optimizer, "type", home)
     assert dump_config(cfg) == before
+
+
+def test_imports_of_both_kinds():
+    writer = Writer(taken={"AdamW"})
+    torch = LazyObject("torch")
+    values = [torch, LazyObject("torch", "bfloat16"), LazyAttr("nn", torch)]
+    assert writer.line(values) == "[torch, bfloat16, torch.nn]"
+    assert writer.line(LazyObject("torch.optim", "AdamW")) == "AdamW_"
+    assert writer.imports() == [
+        "import torch",
+        "from torch import bfloat16",
+        "from torch.optim import AdamW as AdamW_",
+    ]
 
 
 def test_local_functions_stay(tmp_path):

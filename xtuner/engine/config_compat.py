@@ -79,16 +79,17 @@ def adapt_published(cfg: Config) -> list[str]:
     Returns:
         What was changed, a sentence each.
     """
-    said: dict[str, None] = {}
     seen: set[int] = set()
-    for value in own_values(cfg).values():
-        for holder in _dicts(value, seen):
-            for spelling in _spellings(dict.get(holder, "type")):
-                if spelling.old in holder:
-                    _replace(holder, spelling)
-                    if spelling.why:
-                        said[_sentence(spelling)] = None
-    return list(said)
+    holders = [holder for value in own_values(cfg).values() for holder in _dicts(value, seen)]
+    found = [
+        (holder, spelling)
+        for holder in holders
+        for spelling in _spellings(dict.get(holder, "type"))
+        if spelling.old in holder
+    ]
+    for holder, spelling in found:
+        _replace(holder, spelling)
+    return list(dict.fromkeys(_sentence(spelling) for _, spelling in found if spelling.why))
 
 
 def _replace(holder: dict[str, Any], spelling: Spelling) -> None:

@@ -41,12 +41,12 @@ def spelled_out(cfg: Config) -> str:
     values = own_values(cfg)
     writer = Writer(taken=set(values))
     local = _local_functions(cfg, values)
-    body = [
-        f"{key} = {writer.lines(value)}"
-        for key, value in values.items()
-        if key not in local and not _is_local_function(value)
-    ]
-    parts = ["\n".join(writer.imports()), *local.values(), "\n".join(body)]
+    body = ""
+    for key, value in values.items():
+        if key not in local and not _is_local_function(value):
+            text = f"{key} = {writer.lines(value)}\n"
+            body += f"\n{text}" if text.count("\n") > 1 else text
+    parts = ["\n".join(writer.imports()), *local.values(), body.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -102,12 +102,13 @@ class Writer:
 
     def imports(self) -> list[str]:
         """The import statements for what ``line`` and ``lines`` wrote, sorted."""
-        return sorted(
-            f"from {module} import {name}" + (f" as {alias}" if alias != name else "")
-            if name
-            else f"import {module}"
-            for (module, name), alias in self.new.items()
-        )
+        whole = [f"import {module}" for module, name in sorted(self.new) if not name]
+        modules: dict[str, list[str]] = {}
+        for (module, name), alias in sorted(self.new.items()):
+            if name:
+                renamed = f"{name} as {alias}" if alias != name else name
+                modules.setdefault(module, []).append(renamed)
+        return whole + [_import_from(module, names) for module, names in modules.items()]
 
     def line(self, value: Any) -> str:
         """A value on one line."""
@@ -158,6 +159,13 @@ class Writer:
             self.new[key] = alias
         alias = self.known.get(key) or self.new[key]
         return f"{alias}.{rest}" if rest else alias
+
+
+def _import_from(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    if len(line) <= WIDTH:
+        return line
+    return f"from {module} import (\n" + "".join(f"    {name},\n" for name in names) + ")"
 
 
 def dotted_name(value: Any) -> tuple[str, ...] | None:
