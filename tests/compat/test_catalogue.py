@@ -1,0 +1,14 @@
+"""Every name of the catalogue passes check-cfg without an error."""
+
+from xtuner import configs
+from xtuner.engine.check import ERROR, check
+
+
+def test_every_name_passes():
+    errors = [
+        f"{problem.code} {problem.message}"
+        for name in configs.names()
+        for problem in check(name)
+        if problem.severity == ERROR
+    ]
+    assert not errors, "\n".join(sorted(set(errors)))
