@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from typing import Any
 
-from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 
@@ -44,11 +41,12 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.dataset.doctor.report import print_report
     from xtuner.dataset.show import print_sample
     from xtuner.engine.config import load_config
+    from xtuner.tools.train_dataset import call_before_run, train_dataset_of
     from xtuner.utils.files import write_text
 
     cfg = load_config(args.config, args.cfg_options)
-    # Lazy, so that what the dataset does not need (DeepSpeed, ...) need not be there.
-    dataset = train_dataset_of(cfg._to_lazy_dict(), args.config)
+    dataset = train_dataset_of(cfg, args.config)
+    call_before_run(cfg)
     quiet = Console(stderr=True)
     with quiet.status(tr("reading the rows ...", "正在读取数据 ...")):
         report, shown = examine(args.config, dataset)
@@ -65,30 +63,3 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             print(tr(f"The report is in {args.html}", f"报告已写入 {args.html}"))
     return 0 if report.scan.findings.is_clean else 1
-
-
-def train_dataset_of(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The settings of the dataset that a config trains on.
-
-    Raises:
-        UserError: when the config has none.
-    """
-    if cfg.get("framework", "mmengine") == "huggingface":
-        key, dataset = "train_dataset", cfg.get("train_dataset")
-    else:
-        key, dataset = (
-            "train_dataloader.dataset",
-            (cfg.get("train_dataloader") or {}).get("dataset"),
-        )
-    if not isinstance(dataset, Mapping):
-        raise UserError(
-            tr("the config has no training dataset", "配置里没有训练数据集"),
-            hint=tr(
-                f"give it {key} = dict(type=process_hf_dataset, ...), as in "
-                "'xtuner copy-cfg internlm2_chat_7b_qlora_custom_sft_e1 .'",
-                f"请设置 {key} = dict(type=process_hf_dataset, ...)，可参考 "
-                "'xtuner copy-cfg internlm2_chat_7b_qlora_custom_sft_e1 .'",
-            ),
-            where=Where(file=name, key=key),
-        )
-    return dataset

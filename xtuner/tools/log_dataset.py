@@ -49,19 +49,18 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from mmengine.config import ConfigDict
     from rich.console import Console
 
     from xtuner.dataset.show import html_page, print_sample, sample_html, show_sample
     from xtuner.engine.config import load_config
-    from xtuner.registry import BUILDER
-    from xtuner.tools.check_custom_dataset import train_dataset_of
+    from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
     from xtuner.utils.files import write_text
 
     cfg = load_config(args.config, args.cfg_options)
-    settings = train_dataset_of(cfg._to_lazy_dict(), args.config)
-    tokenizer = BUILDER.build(ConfigDict(tokenizer_settings(cfg._to_lazy_dict(), settings)))
-    dataset = BUILDER.build(ConfigDict(settings))
+    settings = train_dataset_of(cfg, args.config)
+    call_before_run(cfg)
+    tokenizer = build(tokenizer_settings(cfg._to_lazy_dict(), settings))
+    dataset = build(settings)
     index = position(args.index, len(dataset))
     sample = dataset[index]
     if "input_ids" not in sample:

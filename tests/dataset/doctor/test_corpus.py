@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.dataset.doctor.corpus import FAULTS, as_jsonl, good_rows
-from xtuner.dataset.doctor.layouts import LAYOUTS, Layout
+from xtuner.dataset.doctor.layouts import AUTO, LAYOUTS, Layout
 from xtuner.dataset.doctor.reading import read_rows
 from xtuner.dataset.doctor.scan import Part, Scan, scan
 
@@ -102,3 +102,30 @@ def test_the_users_own_map_function_is_run(tmp_path):
         "empty-answer": 3,
     }
     assert found["missing-field"].detail == "'a'"
+
+
+def test_a_field_of_two_types_is_noted_for_the_users_own_map_function(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"q": "a", "n": 1}\n{"q": "b", "n": "two"}\n{"q": "c", "n": 3.5}\n')
+
+    def own(row):
+        return {"conversation": [{"input": row["q"], "output": str(row["n"])}]}
+
+    (finding,) = scan([Part("own", lambda: read_rows(str(file)), own, None)]).findings
+    assert (finding.code, finding.count, finding.places[0].line) == ("mixed-types", 1, 2)
+
+
+def test_the_users_own_map_function_that_returns_something_else(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"q": "a"}\n')
+    result = scan([Part("own", lambda: read_rows(str(file)), lambda row: [row["q"]], None)])
+    assert [finding.code for finding in result.findings] == ["map-fn-failed"]
+
+
+def test_auto_takes_each_row_as_it_is(tmp_path):
+    file = tmp_path / "data.jsonl"
+    rows = good_rows("alpaca", 2, seed=6) + good_rows("openai", 3, seed=6)
+    file.write_text(as_jsonl([*rows, {"x": 1}]), "utf-8")
+    result = examine(file, AUTO)
+    assert result.layouts == {"alpaca": 2, "openai": 3}
+    assert [(one.code, one.places[0].line) for one in result.findings] == [("missing-field", 6)]

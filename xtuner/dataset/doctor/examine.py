@@ -35,8 +35,8 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
         )
     elif not datasets:
         no_tokens = tr(
-            "Tokens are counted for text (process_hf_dataset) only.",
-            "仅对文本数据（process_hf_dataset）统计词元。",
+            "Tokens are counted for process_hf_dataset with a tokenizer and max_length only.",
+            "仅对设置了 tokenizer 和 max_length 的 process_hf_dataset 统计词元。",
         )
     else:
         try:

@@ -105,7 +105,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
     more = finding.count - len(finding.places)
     if more > 0:
         console.print(Text(tr(f"    and {more:,} more", f"    以及另外 {more:,} 处"), style="dim"))
-    console.print(Padding(Text(f"→ {finding.kind.advice}"), (0, 0, 0, 2)))
+    console.print(Padding(Text(f"→ {finding.kind.advice}"), (0, 0, 0, 2), expand=False))
     for line in finding.paste.splitlines():
         console.print(Text(f"      {line}", style="bold green"), soft_wrap=True)
     console.print()

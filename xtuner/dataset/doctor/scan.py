@@ -15,6 +15,8 @@ from xtuner.dataset.doctor.speech import Said, speech
 from xtuner.utils.lang import tr
 
 XTUNER = LAYOUTS["xtuner"]
+CUSTOM = Layout("custom", {})
+"""What only the user's own map function can read."""
 
 
 @dataclass
@@ -51,17 +53,12 @@ class Scan:
     layouts: dict[str, int] = field(default_factory=dict)
 
 
-def scan(parts: Iterable[Part], on_row: Callable[[Part, Row], None] | None = None) -> Scan:
-    """Examine every row.
-
-    Args:
-        parts: the datasets.
-        on_row: called with every row in which no error was found.
-    """
+def scan(parts: Iterable[Part]) -> Scan:
+    """Examine every row of every part."""
     result = Scan()
     copies = _Copies()
     for part in parts:
-        _PartScan(part, result, copies).run(on_row)
+        _PartScan(part, result, copies).run()
     copies.report(result.findings)
     return result
 
@@ -79,7 +76,7 @@ class _PartScan:
         self.types: dict[str, dict[str, tuple[int, Place]]] = {}
         self.layouts: dict[str, tuple[int, Place]] = {}
 
-    def run(self, on_row: Callable[[Part, Row], None] | None) -> None:
+    def run(self) -> None:
         """Examine the rows, then what only the whole part can show."""
         seen: dict[str, int] = {}
         for row in self.part.rows():
@@ -91,8 +88,6 @@ class _PartScan:
             self.result.rows += 1
             if self._examine(row):
                 self.result.good += 1
-                if on_row:
-                    on_row(self.part, row)
         self.result.files += [file for file in seen if file not in self.result.files]
         if not any(seen.values()) and "bad-json" not in self.findings:
             self.findings.add("no-rows", Place(self.part.name, 1))
@@ -119,7 +114,7 @@ class _PartScan:
         said = self._speech(row, value, layout)
         if said is None:
             return False
-        layout = XTUNER if layout.name == "custom" else layout
+        layout = XTUNER if layout is CUSTOM else layout
         problems = list(roles(said, layout))
         if any(code == "bad-role" for code, _ in problems):
             self._add("bad-role", row, problems[0][1])
@@ -139,7 +134,7 @@ class _PartScan:
         layout, found = self.part.layout, recognise(row.value)
         if layout is None:
             self._note_types(row)
-            return Layout("custom", {})
+            return CUSTOM
         if layout.name == "auto":
             if found is None:
                 self._add("missing-field", row, _fields(row.value))
@@ -159,7 +154,7 @@ class _PartScan:
 
     def _speech(self, row: Row, value: dict[str, Any], layout: Layout) -> list[Said] | None:
         """Who says what; through the user's own map function when there is one."""
-        if layout.name != "custom":
+        if layout is not CUSTOM:
             return speech(value, layout)
         assert self.part.map_fn is not None
         try:

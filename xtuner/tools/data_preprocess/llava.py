@@ -22,12 +22,12 @@ def run(args: argparse.Namespace) -> int:
         0.
     """
     from xtuner.engine.config import load_config
-    from xtuner.tools.check_custom_dataset import train_dataset_of
     from xtuner.tools.data_preprocess import prepared
+    from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
 
     folder = sft.out_folder(args)
     cfg = load_config(args.config, args.cfg_options)
-    settings = dict(train_dataset_of(cfg._to_lazy_dict(), args.config))
+    settings = dict(train_dataset_of(cfg, args.config))
     if "image_folder" not in settings:
         raise UserError(
             tr(
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
                 "文本数据集请用 'xtuner preprocess sft'。",
             ),
         )
-    dataset = prepared.build(settings)
+    call_before_run(cfg)
+    dataset = build(settings)
     prepared.save(dataset.text_data, folder)
     offline = prepared.from_disk(folder)["dataset_path"]
     changed = {**settings, "data_path": None, "offline_processed_text_folder": offline}

@@ -18,15 +18,6 @@ from xtuner.utils.lang import tr
 FOLDER = "dataset"
 
 
-def build(settings: Mapping[str, Any]) -> Any:
-    """Build what settings with lazy names in them describe."""
-    from mmengine.config import ConfigDict
-
-    from xtuner.registry import BUILDER
-
-    return BUILDER.build(ConfigDict(settings))
-
-
 def save(dataset: Any, folder: Path) -> None:
     """Write an Arrow dataset aside, then to ``folder/dataset``.
 

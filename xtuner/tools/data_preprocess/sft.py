@@ -35,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
         0.
     """
     from xtuner.engine.config import load_config
-    from xtuner.tools.check_custom_dataset import train_dataset_of
     from xtuner.tools.data_preprocess import prepared
+    from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
 
     folder = out_folder(args)
     cfg = load_config(args.config, args.cfg_options)
-    dataset = prepared.build(train_dataset_of(cfg._to_lazy_dict(), args.config))
+    call_before_run(cfg)
+    dataset = build(train_dataset_of(cfg, args.config))
     prepared.save(dataset, folder)
     config = prepared.write_config(cfg, prepared.from_disk(folder), folder)
     prepared.say_where(len(dataset), config)
