@@ -86,7 +86,7 @@ def draw(runs: Sequence[Run], out: Path, names: Sequence[str] = SHOWN) -> None:
             if name not in run.curves:
                 continue
             iterations, values = run.curves[name]
-            _line(axes, iterations, values, f"C{colour}", run.name, smooth=name == "loss")
+            _line(axes, iterations, values, f"C{colour}", run.name, smooth=name != "lr")
         axes.set_title(TITLES.get(name, name), loc="left", fontsize=11)
         axes.set_xlabel("iteration", fontsize=9)
         axes.tick_params(labelsize=8)
@@ -114,7 +114,7 @@ def _line(
         plot(iterations, values, color=colour, label=label, linewidth=1.6, marker=marker)
         return
     plot(iterations, values, color=colour, alpha=0.25, linewidth=1)
-    plot(iterations, running_mean(values, 0.95), color=colour, label=label, linewidth=1.6)
+    plot(iterations, running_mean(values, 0.9), color=colour, label=label, linewidth=1.6)
 
 
 def running_mean(values: Sequence[float], keep: float) -> list[float]:

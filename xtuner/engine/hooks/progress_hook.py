@@ -126,7 +126,7 @@ class ProgressHook(Hook):
         return due
 
     def _text(self, runner: Any, step: int, outputs: dict[str, Any]) -> str:
-        speed = runner.message_hub.get_scalar("train/tokens_per_sec").current()
+        speed = runner.message_hub.get_scalar("train/tokens_per_sec").mean(20)
         lr = runner.optim_wrapper.get_lr()["lr"][0]
         elapsed = time.perf_counter() - self._started
         left = elapsed / max(1, step - self._first_step) * (runner.train_loop.max_steps - step)
