@@ -353,7 +353,10 @@ def template_missing(context: Context) -> Iterator[Finding]:
     """Turns without a template run into each other."""
     for key in context.typed(*HF_DATASETS):
         rows = name_of(context.get(f"{key}.dataset_map_fn"))
-        if rows and rows != "pretrain_map_fn" and context.get(f"{key}.template_map_fn") is None:
+        if (
+            rows not in ("", "pretrain_map_fn", "default_map_fn")
+            and context.get(f"{key}.template_map_fn") is None
+        ):
             if context.get(f"{key}.do_dataset_tokenization") is False:
                 continue
             yield Finding(
