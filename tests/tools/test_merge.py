@@ -124,6 +124,38 @@ def test_what_cannot_be_merged_by_layer_is_merged_whole_and_said(tiny_llama, tmp
     )
 
 
+def test_a_mixture_of_experts_is_merged_whole(tmp_path, capsys):
+    base = save_tiny(tmp_path / "base", "mixtral", num_local_experts=2, num_experts_per_tok=1)
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapter = adapter_on(base, tmp_path / "adapter", config)
+    out = tmp_path / "out"
+    words = ["convert", "merge", str(base), str(adapter), str(out), "--max-shard-size", "100KB"]
+    assert main(words) == 0
+    assert "whole model in memory" in capsys.readouterr().out
+    assert len(list(out.glob("*.safetensors"))) > 1
+    torch.testing.assert_close(
+        merged_logits(out), base_plus_adapter(base, adapter), atol=2e-5, rtol=1e-4
+    )
+
+
+def test_a_quantised_base_is_dequantised_and_said(tiny_llama, tmp_path, capsys):
+    from transformers import BitsAndBytesConfig
+
+    base = tmp_path / "base"
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(tiny_llama, quantization_config=four_bits).save_pretrained(
+        base
+    )
+    make_tokenizer().save_pretrained(base)
+    adapter = adapter_on(tiny_llama, tmp_path / "adapter", CONFIGS["lora"])
+    out = tmp_path / "out"
+    assert main(["convert", "merge", str(base), str(adapter), str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "dequantised" in said and "verified" in said
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert merged_logits(out).isfinite().all()
+
+
 def test_new_tokens_come_along(tiny_llama, tmp_path):
     config = LoraConfig(
         r=4,

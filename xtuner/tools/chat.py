@@ -138,6 +138,13 @@ def _session(args: argparse.Namespace) -> ChatSession:
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
     prompt = ChatPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
     _notice(_about(model, prompt))
+    if _system(args) and template is not None and "SYSTEM" not in template:
+        _notice(
+            tr(
+                f"[{args.prompt_template} has no place for a system text: it is left out]",
+                f"[{args.prompt_template} 没有系统提示的位置，已略去]",
+            )
+        )
     return ChatSession(
         model,
         prompt,

@@ -57,6 +57,8 @@ def load_base(base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bo
     if not quantised:
         return model
     model = model.dequantize()
+    # transformers would undo its reading of the quantised file when saving, which it cannot.
+    model._weight_conversions = None
     return model.to(dtype or torch.bfloat16)
 
 
