@@ -34,9 +34,9 @@ def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
 def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
     """Fields whose value is of another kind than the map function reads."""
     for name, kind in layout.fields.items():
-        problem = kind_problem(row[name], kind) if name in row else ""
+        problem = kind_problem(row[name], kind) if name in row else None
         if problem:
-            found, _, expected = problem.rpartition(", ")
+            found, expected = problem
             yield (
                 "wrong-type",
                 tr(

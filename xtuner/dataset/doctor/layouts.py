@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xtuner.utils.lang import tr
+
 TEXT, MESSAGES, SHAREGPT, TURNS = "text", "messages", "from/value", "turns"
 
 
@@ -129,27 +131,34 @@ def messages_of(value: Any) -> Iterator[tuple[str, Any]]:
             yield "", None
 
 
-def kind_problem(value: Any, kind: str) -> str:
-    """What is wrong with a field's value, in a few words (``found, expected``); empty when fine."""
+def kind_problem(value: Any, kind: str) -> tuple[str, str] | None:
+    """What a field's value is and what it should be, in words; None when it is of its kind."""
     if kind == TEXT:
-        return "" if isinstance(value, str) else f"{named(value)}, text"
+        return None if isinstance(value, str) else (named(value), named(""))
     if not isinstance(value, list):
-        return f"{named(value)}, list"
+        return named(value), named([])
     keys = {MESSAGES: ("role",), SHAREGPT: ("from",), TURNS: ("input", "output")}[kind]
     for index, item in enumerate(value):
         if not isinstance(item, dict):
-            return f"[{index}]: {named(item)}, object"
+            return f"[{index}]: {named(item)}", named({})
         if not any(key in item for key in keys):
-            return f"[{index}]: {', '.join(map(str, item))[:60] or '{}'}, {keys[0]!r}"
-    return ""
+            return f"[{index}]: {', '.join(map(str, item))[:60] or '{}'}", repr(keys[0])
+    return None
 
 
 def named(value: Any) -> str:
     """A JSON value's kind in words."""
     if value is None:
         return "null"
-    names = {bool: "true/false", int: "number", float: "number", str: "text", list: "list"}
-    return names.get(type(value), "object" if isinstance(value, dict) else type(value).__name__)
+    names = {
+        bool: "true/false",
+        int: tr("number", "数字"),
+        float: tr("number", "数字"),
+        str: tr("text", "文本"),
+        list: tr("list", "列表"),
+        dict: tr("object", "对象"),
+    }
+    return names.get(type(value), type(value).__name__)
 
 
 def recognise(row: Mapping[str, Any]) -> Layout | None:
