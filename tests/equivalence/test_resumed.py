@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.equivalence.runs import ROOT, TOY, differences, outcome, start, train
 from tests.equivalence.toy_language_model import write_config
-from xtuner.engine.checkpoint import damage, find_latest
+from xtuner.engine.checkpoint import damage, find_latest, load_checkpoint
+from xtuner.engine.checkpoint_plain import mmengine_hub
 
 VARIANTS = {
     "steps that cross epochs": [],
@@ -158,6 +160,32 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_a_hint(tmp_path, number, st
     newest = find_latest(tmp_path / "run")
     assert f"{newest} is written" in printed and damage(newest) is None
     assert int(newest.stem.removeprefix("iter_")) > 50
+
+
+@pytest.mark.slow
+def test_a_signal_to_two_processes_gives_one_checkpoint_and_one_message(tmp_path):
+    options = ["--cfg-options", "max_epochs=3000", "save_steps=50"]
+    run = start(TOY, tmp_path / "run", *options, processes=2)
+    wait_for(tmp_path / "run" / "iter_50.pth.json", run)
+    run.send_signal(signal.SIGTERM)
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert printed.count("SIGTERM was received") == 1, printed
+    assert len(load_checkpoint(find_latest(tmp_path / "run"))["random_states"]) == 2
+
+
+def test_a_checkpoint_of_v0_1_is_resumed(undisturbed, tmp_path):
+    state = load_checkpoint(undisturbed("steps that cross epochs") / "iter_8.pth")
+    published = {
+        "meta": {"iter": 8, "epoch": 0, "seed": 3, "cfg": "", "mmengine_version": "0.10.3"},
+        "message_hub": mmengine_hub(state["message_hub"]),  # pickled HistoryBuffers
+        **{key: state[key] for key in ("state_dict", "optimizer", "param_schedulers")},
+    }
+    torch.save(published, tmp_path / "iter_8.pth")
+    status, printed = train(TOY, tmp_path / "run", "--resume", str(tmp_path / "iter_8.pth"))
+    assert status == 0, printed
+    assert "8 of 33 iterations are done" in printed
+    assert outcome(tmp_path / "run")["iter"] == 33
 
 
 @pytest.mark.slow

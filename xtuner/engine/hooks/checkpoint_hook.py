@@ -111,6 +111,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._write(runner, f"iter_{done}.pth", meta)
         if self._reason is not None:
             self._stop.uninstall()
+            if not is_main_process():  # one message for all of them
+                raise SystemExit(exit_status(self._reason))
             raise UserError(
                 tr(
                     f"{told(self._reason)}: stopped after iteration {done}; the checkpoint "
