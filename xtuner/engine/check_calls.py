@@ -96,7 +96,7 @@ def unknown_argument(context: Context) -> Iterator[Finding]:
 @rule("XT0103", ERROR)
 def missing_argument(context: Context) -> Iterator[Finding]:
     for key, value, parameters in _calls(context):
-        if key.endswith("collate_fn"):  # called with the samples later
+        if key.endswith(("collate_fn", "data_collator")):  # called with the samples later
             continue
         given = {*dict.keys(value), *_by_place(SUPPLIED, key)}
         lacking = [name for name in parameters.required if name not in given]

@@ -14,7 +14,6 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.engine.resume import checkpoint_to_resume
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError
@@ -59,7 +58,10 @@ def build_trainer(cfg: Config) -> Any:
         }
     settings = dict(cfg.trainer) if isinstance(cfg.trainer, dict) else {"type": cfg.trainer}
     kind = settings.pop("type")
-    settings.setdefault("data_collator", {"type": default_collate_fn, "return_hf_format": True})
+    if "data_collator" not in settings:
+        from xtuner.dataset.collate_fns import default_collate_fn
+
+        settings["data_collator"] = {"type": default_collate_fn, "return_hf_format": True}
     tokenizer = _built(cfg.get("tokenizer"))
     settings = {name: _collator(value) for name, value in settings.items()}
     accepted = inspect.signature(kind.__init__).parameters
