@@ -11,6 +11,8 @@ from rich.console import Console
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset.show import html_page, print_sample, sample_html, show_sample
 from xtuner.entry_point import main
+from xtuner.tools.log_dataset import tokens_of
+from xtuner.utils.errors import UserError
 
 CONFIG = """
 from rows_to_log import make
@@ -109,3 +111,11 @@ def test_content_cannot_break_out():
 def test_images_in_the_ids_are_named():
     sample = show_sample("t", [5, -200, 6], [-100, -100, 6], lambda ids: f"<{ids[0]}>")
     assert [piece.text for piece in sample.rows[0].pieces] == ["<5><image>", "<6>"]
+
+
+def test_pairs_of_answers_stand_one_after_the_other():
+    pair = {"chosen_ids": [1, 2], "chosen_labels": [-100, 2],
+            "rejected_ids": [1, 3, 4], "rejected_labels": [-100, 3, 4]}  # fmt: skip
+    assert tokens_of(pair) == ([1, 2, 1, 3, 4], [-100, 2, -100, 3, 4], [0, 2, 5])
+    with pytest.raises(UserError, match="only pixel_values"):
+        tokens_of({"pixel_values": []})

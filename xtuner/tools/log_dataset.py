@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
+CHOICES = ("chosen", "rejected")
 SHOWS = ("text", "masked_text", "input_ids", "labels", "all")
 
 
@@ -63,25 +64,15 @@ def run(args: argparse.Namespace) -> int:
     dataset = build(settings)
     index = position(args.index, len(dataset))
     sample = dataset[index]
-    if "input_ids" not in sample:
-        raise UserError(
-            tr(
-                f"samples of this dataset have no input_ids, only {', '.join(sample)}",
-                f"这个数据集的样本没有 input_ids，只有 {', '.join(sample)}",
-            ),
-            hint=tr(
-                "'xtuner check-custom-dataset' examines its rows.",
-                "'xtuner check-custom-dataset' 可以检查它的数据。",
-            ),
-        )
-    ids, labels = _ints(sample["input_ids"]), _ints(sample["labels"])
+    ids, labels, borders = tokens_of(sample)
+    is_pair = "input_ids" not in sample
     shown = show_sample(
         tr(f"sample {index} of {len(dataset):,}", f"第 {index} 个样本，共 {len(dataset):,} 个"),
         ids,
         labels,
         tokenizer.decode,
-        borders=_ints(sample["cumulative_len"]) if "cumulative_len" in sample else None,
-        sources=sources_of(settings, dataset, index, sample),
+        borders=borders,
+        sources=CHOICES if is_pair else sources_of(settings, dataset, index, sample),
     )
     if args.show in ("text", "all"):
         print_sample(shown, Console(highlight=False))
@@ -95,6 +86,31 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.html, html_page(shown.title, sample_html(shown)))
         print(tr(f"The sample is in {args.html}", f"样本已写入 {args.html}"))
     return 0
+
+
+def tokens_of(sample: Mapping[str, Any]) -> tuple[list[int], list[int], list[int] | None]:
+    """Ids, labels and borders of a sample, of a pack, or of a pair of answers.
+
+    Raises:
+        UserError: when the sample has none.
+    """
+    if "input_ids" in sample:
+        borders = _ints(sample["cumulative_len"]) if "cumulative_len" in sample else None
+        return _ints(sample["input_ids"]), _ints(sample["labels"]), borders
+    if all(f"{choice}_ids" in sample for choice in CHOICES):
+        ids = [_ints(sample[f"{choice}_ids"]) for choice in CHOICES]
+        labels = [_ints(sample[f"{choice}_labels"]) for choice in CHOICES]
+        return ids[0] + ids[1], labels[0] + labels[1], [0, len(ids[0]), len(ids[0]) + len(ids[1])]
+    raise UserError(
+        tr(
+            f"samples of this dataset have no input_ids, only {', '.join(sample)}",
+            f"这个数据集的样本没有 input_ids，只有 {', '.join(sample)}",
+        ),
+        hint=tr(
+            "'xtuner check-custom-dataset' examines its rows.",
+            "'xtuner check-custom-dataset' 可以检查它的数据。",
+        ),
+    )
 
 
 def tokenizer_settings(cfg: Any, dataset: Any) -> Any:
