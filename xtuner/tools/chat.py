@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.errors import UserError, require
@@ -85,12 +86,15 @@ def run(args: argparse.Namespace) -> int:
         from xtuner.tools.chat_lagent import talk_to_agent
 
         return talk_to_agent(args)
+    from xtuner.tools.chat_loading import locate
+
+    folder, adapter = locate(args.model_name_or_path, args.adapter)
     import torch
 
     from xtuner.chat.screen import talk
 
     torch.manual_seed(args.seed)
-    talk(_session(args), stream=not args.no_streamer)
+    talk(_session(args, folder, adapter), stream=not args.no_streamer)
     return 0
 
 
@@ -118,7 +122,7 @@ def _check(args: argparse.Namespace) -> None:
             require("sympy", extra="all", purpose="--with-plugins solve")
 
 
-def _session(args: argparse.Namespace) -> ChatSession:
+def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> ChatSession:
     from xtuner.chat.prompt import ChatPrompt
     from xtuner.chat.session import ChatSession, Sampling
     from xtuner.tools.chat_loading import load_for_chat
@@ -129,8 +133,8 @@ def _session(args: argparse.Namespace) -> ChatSession:
 
         run_tools = make_runner(args.with_plugins)
     model, tokenizer = load_for_chat(
-        args.model_name_or_path,
-        adapter=args.adapter,
+        folder,
+        adapter,
         dtype=args.torch_dtype,
         bits=args.bits,
         offload_folder=args.offload_folder,

@@ -12,10 +12,25 @@ from xtuner.utils.lang import tr
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "auto": "auto"}
 
 
+def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | None]:
+    """Find a model and its adapter before anything heavy is imported.
+
+    Args:
+        name_or_path: a model's folder or hub name, or an adapter's folder that names its base.
+        adapter: an adapter's folder or hub name.
+
+    Returns:
+        The folder of the model, and that of the adapter if there is one.
+    """
+    name_or_path, adapter = _base_and_adapter(name_or_path, adapter)
+    folder = find_model(name_or_path)
+    return folder, find_model(adapter, "adapter_config.json") if adapter else None
+
+
 def load_for_chat(
-    name_or_path: str,
+    folder: Path,
+    adapter_folder: Path | None = None,
     *,
-    adapter: str | None = None,
     dtype: str = "auto",
     bits: int | None = None,
     offload_folder: str | None = None,
@@ -23,8 +38,8 @@ def load_for_chat(
     """Load a model and its tokenizer, on the GPU where there is one.
 
     Args:
-        name_or_path: a model's folder or hub name, or an adapter's folder that names its base.
-        adapter: an adapter's folder or hub name.
+        folder: the model's folder.
+        adapter_folder: the adapter's, if there is one.
         dtype: ``auto`` (the model's own), ``fp16``, ``bf16`` or ``fp32``.
         bits: 4 (NF4, double quantisation) or 8 (int8).
         offload_folder: where weights go that fit neither GPU nor memory.
@@ -38,9 +53,6 @@ def load_for_chat(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name_or_path, adapter = _base_and_adapter(name_or_path, adapter)
-    folder = find_model(name_or_path)
-    adapter_folder = find_model(adapter, "adapter_config.json") if adapter else None
     settings: dict[str, Any] = {
         "dtype": dtype if dtype == "auto" else getattr(torch, DTYPES[dtype]),
         "device_map": "auto" if torch.cuda.is_available() else "cpu",
