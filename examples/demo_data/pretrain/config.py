@@ -17,7 +17,6 @@ from mmengine.hooks import (
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from xtuner.parallel.sequence import SequenceParallelSampler
 
 from xtuner.dataset import process_hf_dataset
 from xtuner.dataset.collate_fns import default_collate_fn
@@ -44,9 +43,6 @@ use_varlen_attn = True  # keep samples that share a row from seeing each other
 data_files = ["data.json"]  # seen from the folder where the command runs
 max_length = 2048  # tokens of a row; what is longer is cut
 pack_to_max_length = True  # put several samples into one row, so that none is padding
-
-# Parallel
-sequence_parallel_size = 1  # GPUs that share one long row (needs DeepSpeed)
 
 # Scheduler & Optimizer
 batch_size = 1  # rows on each GPU at a time
@@ -107,12 +103,11 @@ train_dataset = dict(
     use_varlen_attn=use_varlen_attn,
 )
 
-sampler = SequenceParallelSampler if sequence_parallel_size > 1 else DefaultSampler
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=dataloader_num_workers,
     dataset=train_dataset,
-    sampler=dict(type=sampler, shuffle=True),
+    sampler=dict(type=DefaultSampler, shuffle=True),
     collate_fn=dict(type=default_collate_fn, use_varlen_attn=use_varlen_attn),
 )
 
@@ -123,7 +118,7 @@ optim_wrapper = dict(
     type=AmpOptimWrapper,
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
-    accumulative_counts=accumulative_counts * sequence_parallel_size,
+    accumulative_counts=accumulative_counts,
     loss_scale="dynamic",
     dtype="bfloat16",
 )
