@@ -156,6 +156,21 @@ def test_a_quantised_base_is_dequantised_and_said(tiny_llama, tmp_path, capsys):
     assert merged_logits(out).isfinite().all()
 
 
+def test_a_classifiers_new_head_comes_along(tiny_llama, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    kind = AutoModelForSequenceClassification
+    model = kind.from_pretrained(tiny_llama, num_labels=2)
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS")
+    model = get_peft_model(model, config)
+    adapter = tmp_path / "adapter"
+    model.save_pretrained(adapter)
+    out = tmp_path / "out"
+    assert main(["convert", "merge", str(tiny_llama), str(adapter), str(out)]) == 0
+    torch.testing.assert_close(logits(kind.from_pretrained(out)), logits(model))
+
+
 def test_new_tokens_come_along(tiny_llama, tmp_path):
     config = LoraConfig(
         r=4,

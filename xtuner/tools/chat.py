@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extra.add_argument("--adapter", help=tr("an adapter's folder", "适配器文件夹"))
     extra.add_argument("--llava", help=tr("a LLaVA model's folder", "LLaVA 模型文件夹"))
     parser.add_argument("--visual-encoder", help=tr("of LLaVA", "LLaVA 的视觉编码器"))
-    parser.add_argument("--visual-select-layer", type=int, default=-2, help=tr("of LLaVA", "同上"))
+    parser.add_argument(
+        "--visual-select-layer", type=int, default=-2, help=tr("of LLaVA", "LLaVA 取视觉特征的层")
+    )
     parser.add_argument("--image", help=tr("the image to talk about", "要讨论的图片"))
     parser.add_argument(
         "--torch-dtype",
@@ -71,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, default=2048, help=tr("of an answer", "上限"))
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=2048, help=tr("of an answer", "每个回答的词元上限")
+    )
     parser.add_argument("--temperature", type=float, default=0.1, help=tr("0: greedy", "0 为贪心"))
     parser.add_argument("--top-k", type=int, default=40)
     parser.add_argument("--top-p", type=float, default=0.75)

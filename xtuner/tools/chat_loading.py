@@ -113,10 +113,11 @@ def _quantisation(bits: int) -> Any:
 def _with_adapter(model: Any, base: Path, adapter: Path) -> Any:
     from peft import PeftModel
 
-    from xtuner.tools.model_converters.fingerprint import check_fingerprint
+    from xtuner.tools.model_converters.fingerprint import FILE_NAME, check_fingerprint
     from xtuner.tools.model_converters.shards import Weights
 
-    check_fingerprint(adapter, Weights(base))
+    if (adapter / FILE_NAME).is_file():
+        check_fingerprint(adapter, Weights(base))
     try:
         return PeftModel.from_pretrained(model, str(adapter))
     except (ValueError, RuntimeError, OSError) as error:

@@ -185,6 +185,9 @@ def read_header(file: Path) -> list[tuple[TensorInfo, int]]:
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"{size} bytes, but its header asks for {8 + length + end}")
+        unknown = sorted({entry["dtype"] for entry in entries.values()} - set(DTYPES))
+        if unknown:
+            raise ValueError(f"dtypes that are not known here: {', '.join(unknown)}")
         ordered = sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
         return [
             (
