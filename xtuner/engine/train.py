@@ -48,7 +48,6 @@ def train(
     Raises:
         UserError: for everything a user can mend.
     """
-    cfg = prepare(config, work_dir=work_dir, options=options, launcher=launcher, seed=seed)
     if deepspeed or fsdp:
         raise UserError(
             tr(
@@ -56,6 +55,7 @@ def train(
                 "这个版本还不支持 --deepspeed 和 --fsdp。",
             )
         )
+    cfg = prepare(config, work_dir=work_dir, options=options, launcher=launcher, seed=seed)
     if cfg.get("framework", "mmengine").lower() == "huggingface":
         from xtuner.engine.huggingface import train as train_with_trainer
 
