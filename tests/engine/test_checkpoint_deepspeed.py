@@ -110,6 +110,17 @@ def test_a_missing_rank_is_said(tmp_path, deepspeed_classes):
         load_state_dict(tmp_path / "iter_4.pth")
 
 
+def test_parts_that_are_too_small_are_said(tmp_path, deepspeed_classes):
+    write_zero_2(tmp_path / "iter_4.pth", deepspeed_classes.LossScaler())
+    for file in (tmp_path / "iter_4.pth").glob("*optim_states.pt"):
+        part = torch.load(file, weights_only=False)  # written above
+        flat = part["optimizer_state_dict"]["single_partition_of_fp32_groups"]
+        flat[0] = flat[0][:3].clone()
+        torch.save(part, file)
+    with pytest.raises(UserError, match="169 elements expected, 36 found"):
+        load_state_dict(tmp_path / "iter_4.pth")
+
+
 def test_without_the_optimizer_the_training_dtype_is_read(tmp_path, deepspeed_classes):
     write_zero_2(tmp_path / "iter_4.pth", deepspeed_classes.LossScaler())
     for file in (tmp_path / "iter_4.pth").glob("*optim_states.pt"):

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -81,7 +81,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+def load_state_dict(path: str | Path) -> Mapping[str, torch.Tensor]:
     """Load only the model's weights from a checkpoint.
 
     Args:
@@ -89,8 +89,8 @@ def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             distributed checkpoints (FSDP). Neither DeepSpeed nor several processes are needed.
 
     Returns:
-        Name of the parameter -> tensor on the CPU. Tensors may be mapped from the file, so that
-        memory is taken only for those that are used.
+        Name of the parameter -> tensor on the CPU. Tensors are mapped from the files, or put
+        together when they are read, so that memory is taken only for those that are used.
     """
     source = Path(path)
     if source.is_dir():
@@ -253,7 +253,7 @@ def _saved_at(path: Path) -> float:
     return float(manifest.get("saved_at", path.stat().st_mtime))
 
 
-def _load_folder(folder: Path) -> dict[str, torch.Tensor]:
+def _load_folder(folder: Path) -> Mapping[str, torch.Tensor]:
     """The weights of a folder, by what wrote it."""
     from xtuner.engine import checkpoint_deepspeed, checkpoint_sharded
 

@@ -13,7 +13,8 @@ master weights, laid end to end. Those are what is returned for trained paramete
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,41 @@ RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_")
 FLAT = "single_partition_of_fp32_groups"  # of ZeRO 1 and 2
 FLAT_3 = "fp32_flat_groups"
 
+Make = Callable[[], torch.Tensor]
+
+
+class LazyWeights(Mapping[str, torch.Tensor]):
+    """Weights that are put together when they are read, one at a time, from mapped files.
+
+    So converting a folder takes memory for one tensor, not for all of them.
+    """
+
+    def __init__(self, made: Mapping[str, Make]) -> None:
+        self._made = made
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._made[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
 
 def is_deepspeed_folder(folder: Path) -> bool:
     """Whether a folder (or the one its ``latest`` file names) was written by DeepSpeed."""
     return any(_inside(folder).glob("*model_states.pt"))
 
 
-def load_deepspeed(folder: Path) -> dict[str, torch.Tensor]:
+def load_deepspeed(folder: Path) -> LazyWeights:
     """Read the weights: trained ones in fp32 as the optimizer had them, others as they were saved.
 
     Args:
         folder: ``iter_N.pth``, or a folder whose file ``latest`` names one.
 
     Returns:
-        Name -> tensor. Where a tensor lies in one piece it is mapped from the file.
+        Name -> tensor, made when it is read.
 
     Raises:
         UserError: when a rank's file is missing, or the parts do not fit the shapes.
@@ -50,18 +72,18 @@ def load_deepspeed(folder: Path) -> dict[str, torch.Tensor]:
     first = models[0]
     if first.get("mp_world_size", 1) != 1:
         raise _unreadable(inside, tr("tensor parallelism is not read", "不支持读取张量并行"))
-    weights = dict(_trained(inside, first))
+    made = dict(_trained(inside, first))
     for name, value in first["module"].items():
-        if name not in weights and isinstance(value, torch.Tensor):
-            weights[name] = _frozen(name, value, models)
+        if name not in made and isinstance(value, torch.Tensor):
+            made[name] = partial(_frozen, name, value, models)
     for alias, name in dict(first.get("shared_params") or {}).items():
-        if name in weights:
-            weights[alias] = weights[name]
-    return weights
+        if name in made:
+            made[alias] = made[name]
+    return LazyWeights(made)
 
 
-def _trained(inside: Path, first: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The trained parameters in fp32, put together from the ranks' parts."""
+def _trained(inside: Path, first: Mapping[str, Any]) -> Iterator[tuple[str, Make]]:
+    """How to put the trained parameters together, in fp32, from the ranks' parts."""
     files = _by_rank(inside, "*optim_states.pt")
     if not files or "param_shapes" not in first:
         return
@@ -83,48 +105,64 @@ def _trained(inside: Path, first: Mapping[str, Any]) -> Iterator[tuple[str, torc
             yield from _from_whole_groups(shapes, [part[FLAT] for part in parts])
         else:
             yield from _from_cut_parameters(shapes, [part[FLAT_3] for part in parts])
-    except (RuntimeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise _unreadable(inside, str(error)) from error
 
 
 def _from_whole_groups(
     shapes: Sequence[Mapping[str, Any]], parts: Sequence[Sequence[torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, Make]]:
     """ZeRO 1 and 2. Args: name -> shape, a group each; flat tensors, [rank][group]."""
     for group, named in enumerate(shapes):
         pieces = [rank[group] for rank in parts]
         start = 0
         for name, shape in named.items():
             count = torch.Size(shape).numel()
-            yield name, _take(pieces, start, count).view(shape)
+            yield name, partial(_whole, [pieces], start, count, count, shape)
             start += count
+        _require(pieces, start)
 
 
 def _from_cut_parameters(
     shapes: Sequence[Mapping[str, Any]], parts: Sequence[Sequence[torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, Make]]:
     """ZeRO 3. Args: name -> shape, a group each; flat tensors, [rank][sub-group]."""
     start = 0
     for named in shapes:
         for name, shape in named.items():
             count = torch.Size(shape).numel()
             share = -(-count // len(parts))
-            cut = [_take(rank, start, share) for rank in parts]
-            yield name, torch.cat(cut)[:count].view(shape)
+            yield name, partial(_whole, parts, start, share, count, shape)
             start += share
+    for rank in parts:
+        _require(rank, start)
+
+
+def _whole(
+    parts: Sequence[Sequence[torch.Tensor]], start: int, share: int, count: int, shape: Any
+) -> torch.Tensor:
+    """One tensor: the same stretch of each part, end to end, without the padding behind it."""
+    cut = [_take(pieces, start, share) for pieces in parts]
+    return (cut[0] if len(cut) == 1 else torch.cat(cut))[:count].view(shape)
 
 
 def _take(pieces: Sequence[torch.Tensor], start: int, count: int) -> torch.Tensor:
     """Elements ``start`` to ``start + count`` of flat tensors laid end to end."""
-    taken, position, end = [], 0, start + count
+    taken, position = [], 0
     for piece in pieces:
-        low, high = max(start - position, 0), min(end - position, piece.numel())
+        low = max(start - position, 0)
+        high = min(start + count - position, piece.numel())
         if low < high:
             taken.append(piece[low:high])
         position += piece.numel()
-    if end > position:
-        raise RuntimeError(f"{end:,} elements expected, {position:,} found")
     return taken[0] if len(taken) == 1 else torch.cat(taken) if taken else pieces[0][:0]
+
+
+def _require(pieces: Sequence[torch.Tensor], expected: int) -> None:
+    """See that flat tensors hold as many elements as the shapes ask for."""
+    found = sum(piece.numel() for piece in pieces)
+    if found < expected:
+        raise ValueError(f"{expected:,} elements expected, {found:,} found")
 
 
 def _frozen(name: str, value: torch.Tensor, models: Sequence[Mapping[str, Any]]) -> torch.Tensor:

@@ -32,7 +32,7 @@ class TrainedWeights:
         self.path = path
         self._remap_after = remap_after
         self._read_since = 0
-        self.tensors: dict[str, torch.Tensor] = load_state_dict(path)
+        self.tensors: Mapping[str, torch.Tensor] = load_state_dict(path)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor; it may be mapped from the file."""
