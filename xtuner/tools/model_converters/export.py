@@ -32,7 +32,7 @@ def can_stream(skeleton: Any, weights: TrainedWeights) -> bool:
     from transformers.core_model_loading import PrefixChange
 
     llm = getattr(skeleton, "llm", None)
-    if not all(name.startswith(PREFIX) for name in weights.tensors):
+    if not all(name.startswith(PREFIX) for name in weights.infos):
         return False
     if is_adapter(llm):
         return True
@@ -65,8 +65,8 @@ def export_model(
     """
     tied = set(getattr(llm, "all_tied_weights_keys", None) or {})
     plan = [
-        TensorInfo(name.removeprefix(PREFIX), tuple(tensor.shape), _dtype(tensor.dtype, dtype))
-        for name, tensor in weights.tensors.items()
+        TensorInfo(name.removeprefix(PREFIX), info.shape, _dtype(info.dtype, dtype))
+        for name, info in weights.infos.items()
         if name.removeprefix(PREFIX) not in tied
     ]
     copy_side_files(find_model(llm.name_or_path), out)

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     weights = TrainedWeights(checkpoint, min(REMAP_AFTER, shard_size // 4))
     skeleton = build_skeleton(cfg.model)
     weights.check(skeleton.state_dict())
-    check_space(out, sum(tensor.nbytes for tensor in weights.tensors.values()))
+    check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
         _write(skeleton, weights, aside, dtype, args)
@@ -166,9 +166,8 @@ def _write(
     if export.is_adapter(skeleton.llm):
         export.export_adapter(skeleton.llm, weights, aside, dtype=dtype, safe=safe)
         return
-    total = sum(tensor.nbytes for tensor in weights.tensors.values())
     with Progress() as progress:
-        task = progress.add_task(tr("writing", "写入"), total=total)
+        task = progress.add_task(tr("writing", "写入"), total=weights.nbytes)
         export.export_model(
             skeleton.llm,
             weights,
@@ -246,7 +245,7 @@ def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> No
         else:
             written = probe.load_stock(aside)
         found = probe.logits_of(written, ids)
-    dtypes = {tensor.dtype for tensor in weights.tensors.values()}
+    dtypes = {info.dtype for info in weights.infos.values()}
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
     probe.judge(probe.compare(expected, found), dtype, tr("the trained model", "训练后的模型"))
 

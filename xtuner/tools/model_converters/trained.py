@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner.tools.model_converters.shards import shown
+from xtuner.tools.model_converters.shards import TensorInfo, shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -33,6 +33,15 @@ class TrainedWeights:
         self._remap_after = remap_after
         self._read_since = 0
         self.tensors: Mapping[str, torch.Tensor] = load_state_dict(path)
+        # One pass only: a sharded checkpoint puts each tensor together when it is looked at.
+        self.infos = {
+            name: TensorInfo(name, tuple(tensor.shape), tensor.dtype)
+            for name, tensor in self.tensors.items()
+        }
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.infos.values())
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor; it may be mapped from the file."""
@@ -49,7 +58,7 @@ class TrainedWeights:
         Raises:
             UserError: when tensors are missing, unexpected, or of another shape.
         """
-        found = self.tensors
+        found = self.infos
         problems = _listed(tr("missing", "缺少"), sorted(set(expected) - set(found)))
         problems += _listed(tr("unexpected", "多余"), sorted(set(found) - set(expected)))
         problems += _listed(
@@ -57,7 +66,7 @@ class TrainedWeights:
             [
                 f"{name} {list(found[name].shape)} != {list(expected[name].shape)}"
                 for name in sorted(set(found) & set(expected))
-                if found[name].shape != expected[name].shape
+                if found[name].shape != tuple(expected[name].shape)
             ],
         )
         if problems:
