@@ -137,6 +137,17 @@ def test_dtype_is_as_trained_or_as_asked(flags, dtype, work, tiny_llama, tmp_pat
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").dtype == dtype
 
 
+def test_a_folder_of_fsdp(work, tiny_llama, tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    model = trained(work, tiny_llama)
+    (work / "iter_1.pth").unlink()
+    dcp.save({"state_dict": model.state_dict()}, checkpoint_id=work / "iter_1.pth", no_dist=True)
+    assert convert(work, tmp_path / "hf") == 0
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert torch.equal(logits(stock), logits(model.llm))
+
+
 def test_bin_files(work, tiny_llama, tmp_path):
     model = trained(work, tiny_llama)
     assert convert(work, tmp_path / "hf", "--no-safe-serialization") == 0
