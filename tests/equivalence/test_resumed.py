@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.equivalence.runs import ROOT, TOY, differences, outcome, start, train
+from tests.equivalence.runs import ROOT, TOY, differences, metrics, outcome, start, train
 from tests.equivalence.toy_language_model import write_config
 from xtuner.engine.checkpoint import damage, find_latest, load_checkpoint
 from xtuner.engine.checkpoint_plain import mmengine_hub
@@ -132,6 +132,25 @@ def test_a_changed_run_is_refused_unless_allowed(undisturbed, tmp_path, option, 
     words = ["--resume", "--resume-allow", allowed, "--cfg-options", option]
     status, printed = train(TOY, folder, *words)
     assert status == 0, printed
+
+
+def test_training_longer_follows_the_longer_schedule(undisturbed, tmp_path):
+    whole = undisturbed("steps that cross epochs")
+    folder = interrupted(whole, "iter_8.pth", tmp_path / "run")
+    status, printed = train(TOY, folder, "--resume", "--cfg-options", "max_epochs=5")
+    assert status == 0, printed
+    rates = {line["iter"]: line["lr"] for line in metrics(folder) if "lr" in line}
+    assert max(rates) == 55
+    assert rates[32] > 0.3 * 0.01  # at its end in the shorter run
+
+
+def test_other_data_goes_on_after_the_same_share_of_an_epoch(undisturbed, tmp_path):
+    whole = undisturbed("steps that cross epochs")
+    folder = interrupted(whole, "iter_8.pth", tmp_path / "run")
+    words = ["--resume", "--resume-allow", "config,data", "--cfg-options", "rows=44"]
+    status, printed = train(TOY, folder, *words)
+    assert status == 0, printed
+    assert "16 of 66 iterations are done" in printed
 
 
 def test_a_path_that_is_not_there_is_said(tmp_path):

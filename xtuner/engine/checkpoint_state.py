@@ -19,6 +19,8 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.version import __version__
 
+SCHEDULE_ENDS = ("begin", "end", "T_max", "total_iters")
+
 
 def collect(
     runner: Any,
@@ -94,15 +96,17 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
             runner.optim_wrapper.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise _other_config(tr("optimizer state", "优化器状态"), str(error)) from error
+    scale = _scale(runner, state)
     for scheduler, saved in zip(
         runner.param_schedulers or [], state.get("param_schedulers", []), strict=False
     ):
-        scheduler.load_state_dict(saved)
+        scheduler.load_state_dict(_progress_of(saved, scale))
     runner.message_hub.load_state_dict(mmengine_hub(state.get("message_hub", {})))
     if "loop" in state:
         runner.train_loop.load_state_dict(state["loop"])
-    runner.train_loop._iter = state["meta"]["iter"]
-    runner.train_loop._epoch = _epoch(state)
+    done = round(state["meta"]["iter"] * scale)
+    runner.train_loop._iter = done
+    runner.train_loop._epoch = done // (runner.train_loop.epoch_length or done + 1)
     runner.saved_random_states = state.get("random_states")
 
 
@@ -176,9 +180,24 @@ def _data_position(runner: Any, iterations: int) -> dict[str, int | None]:
     return {"epoch": epoch, "batches": batches, "batches_per_epoch": per_epoch}
 
 
-def _epoch(state: Mapping[str, Any]) -> int:
-    position = state.get("data_position")
-    return position["epoch"] if position else state["meta"]["epoch"]
+def _scale(runner: Any, state: Mapping[str, Any]) -> float:
+    """Micro-batches of an epoch now, for each one of then.
+
+    Not 1 when the data or the number of processes changed (and that was allowed): the run goes on
+    after the same share of its epochs.
+    """
+    before = state.get("data_position", {}).get("batches_per_epoch")
+    now = runner.train_loop.epoch_length
+    return now / before if before and now else 1.0
+
+
+def _progress_of(saved: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """How far a schedule is; where it begins and ends is up to the config (it may train longer)."""
+    state = {key: value for key, value in saved.items() if key not in SCHEDULE_ENDS}
+    if not state["by_epoch"]:
+        for key in ("last_step", "_global_step"):
+            state[key] = round(state[key] * scale)
+    return state
 
 
 def _plain_hub(hub: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from xtuner.engine.checkpoint import config_beside, find_latest, load_checkpoint
-from xtuner.engine.checkpoint_state import bare, restore
+from xtuner.engine.checkpoint_state import SCHEDULE_ENDS, bare, restore
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
@@ -44,7 +44,6 @@ NOT_TRAINED = (
 )
 # How long to train; with it the ends of the schedules move.
 LENGTH = ("train_cfg.max_epochs", "train_cfg.max_iters")
-SCHEDULE_ENDS = ("begin", "end", "T_max", "total_iters")
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,9 @@ def go_on(runner: Any, checkpoint: str | Path, allowed: Collection[str] = ()) ->
     for line in refuse_changes(changes(before, runner.fingerprints), allowed, checkpoint):
         runner.logger.warning(line)
     restore(runner, state)
-    done = state["meta"]["iter"]
+    done = runner.train_loop.iter
     if is_main_process():
-        cut_metrics(Path(runner.work_dir) / METRICS, done)
+        cut_metrics(Path(runner.work_dir) / METRICS, state["meta"]["iter"])
         print(
             tr(
                 f"Going on from {checkpoint}: {done} of {runner.max_iters} iterations are done.",
