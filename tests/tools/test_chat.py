@@ -116,6 +116,7 @@ def test_what_cannot_be_loaded_is_said(model_folder, tmp_path, monkeypatch, caps
         "it was trained on": [str(other), "--adapter", str(adapter)],
         "not available": [model, "--image", "cat.png"],
         "plugins work with MOSS": [model, "--with-plugins", "solve"],
+        "needs the package 'lagent'": [model, "--lagent"],
         "not allowed with": [model, "--adapter", "a", "--llava", "b"],
     }
     for text, words in cases.items():
