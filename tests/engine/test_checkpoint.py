@@ -84,6 +84,12 @@ def test_weights_only_are_read_from_either_form(tmp_path):
     assert set(load_state_dict(tmp_path / "weights.pth")) == {"llm.a"}
 
 
+def test_a_state_dict_that_is_none_is_said(tmp_path):
+    torch.save({"state_dict": 3}, tmp_path / "iter_1.pth")
+    with pytest.raises(UserError, match="state_dict is no dict"):
+        load_state_dict(tmp_path / "iter_1.pth")
+
+
 def test_a_checkpoint_of_v0_1_loads_with_its_history_buffers(tmp_path):
     torch.save(state(9), tmp_path / "iter_9.pth")  # as mmengine did: pickled objects and getattr
     loaded = load_checkpoint(tmp_path / "iter_9.pth")

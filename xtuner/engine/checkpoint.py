@@ -97,6 +97,8 @@ def load_state_dict(path: str | Path) -> Mapping[str, torch.Tensor]:
         return _load_folder(source)
     state = _checked(source, mapped=True)
     weights = state.get("state_dict", state)
+    if not isinstance(weights, Mapping):
+        raise _unusable(source, tr("its state_dict is no dict", "其中的 state_dict 不是字典"))
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
@@ -257,8 +259,7 @@ def _load_folder(folder: Path) -> Mapping[str, torch.Tensor]:
     """The weights of a folder, by what wrote it."""
     from xtuner.engine import checkpoint_deepspeed, checkpoint_sharded
 
-    manifest = read_manifest(folder)
-    found = disagreement(folder, manifest) if manifest else None
+    found = damage(folder)
     if found:
         raise _unusable(folder, found)
     if checkpoint_sharded.is_sharded_folder(folder):
@@ -311,7 +312,11 @@ def _damage(path: Path) -> str | None:
     if manifest is not None:
         return disagreement(path, manifest)
     if path.is_dir():
-        return None if any(path.iterdir()) else tr("the folder is empty", "文件夹是空的")
+        return (
+            None
+            if any(path.iterdir())
+            else tr("it is no checkpoint: empty", "不是检查点：空文件夹")
+        )
     return _load_test(path)
 
 
