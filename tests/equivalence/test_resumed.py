@@ -127,9 +127,8 @@ def test_a_changed_run_is_refused_unless_allowed(undisturbed, tmp_path, option, 
     whole = undisturbed("steps that cross epochs")
     folder = interrupted(whole, "iter_32.pth", tmp_path / "run")
     status, printed = train(TOY, folder, "--resume", "--cfg-options", option)
-    assert status == 1 and text in printed and "--resume-allow" in printed
-    allowed = "config,data"
-    words = ["--resume", "--resume-allow", allowed, "--cfg-options", option]
+    assert status == 1 and f"  {kind}: {text}" in printed and "--resume-allow" in printed
+    words = ["--resume", "--resume-allow", "config,data", "--cfg-options", option]
     status, printed = train(TOY, folder, *words)
     assert status == 0, printed
 
