@@ -41,8 +41,8 @@ class ProgressHook(Hook):
         self._started = self._last_line = 0.0
         self._first_step = self._last_step = 0
 
-    def before_train(self, runner: Any) -> None:
-        """Show what will be trained on what, and where it goes."""
+    def show_plan(self, runner: Any) -> None:
+        """Show what will be trained on what, and where it goes, before any hook's work begins."""
         self._started = time.perf_counter()
         if not is_main_process():
             return

@@ -134,7 +134,9 @@ class FinetuneRunner(Runner):
         settings.setdefault("broadcast_buffers", False)
         settings.setdefault("gradient_as_bucket_view", True)
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, **settings)
+        with warnings.catch_warnings():  # newer versions of torch rename broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(model, device_ids=devices, **settings)
 
     def _init_model_weights(self) -> None:
         """Nothing to do: weights come from the model itself. mmengine would draw them anew."""
@@ -281,7 +283,7 @@ class FinetuneRunner(Runner):
 def _is_for_people(record: logging.LogRecord) -> bool:
     """Whether a warning is of use to someone who trains: not what mmengine says of itself."""
     text = record.getMessage()
-    return "will be deprecated in future" not in text
+    return "will be deprecated in future" not in text and "registry tree" not in text
 
 
 def _covers_nothing(scheduler: Mapping[str, Any], epoch_length: int | None) -> bool:

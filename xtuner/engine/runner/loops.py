@@ -99,6 +99,7 @@ class TrainLoop(BaseLoop):
     def run(self) -> torch.nn.Module:
         """Train to the end, or until a hook sets ``stop_training``; return the model."""
         runner = self.runner
+        runner.call_hook("show_plan")
         runner.call_hook("before_train")
         restore_random(runner)
         self._validated = self._iter
