@@ -1,0 +1,89 @@
+"""The chunked loss equals the plain one, forward and backward, over shapes, heads and dtypes."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from xtuner.model.modules import loss as module
+from xtuner.model.modules.loss import (
+    LogitRule,
+    linear_cross_entropy,
+    shift_labels,
+    token_log_probs,
+)
+
+IGNORED = -100
+
+
+def plain(hidden, head, targets, rule):
+    return cross_entropy(rule(head(hidden).float()), targets, reduction="sum")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks and an odd last one, at the tests' sizes."""
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 97 * 20)
+
+
+@pytest.mark.parametrize("count", [1, 16, 20, 53])
+@pytest.mark.parametrize(
+    "rule", [LogitRule(), LogitRule(scale=0.25), LogitRule(cap=3.0)], ids=["plain", "scale", "cap"]
+)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_loss_and_gradients_equal_the_plain_ones(count, rule, frozen):
+    torch.manual_seed(0)
+    head = nn.Linear(24, 97, bias=False).requires_grad_(not frozen)
+    hidden = torch.randn(count, 24, requires_grad=True)
+    targets = torch.randint(0, 97, (count,))
+    grads = []
+    for compute in (linear_cross_entropy, plain):
+        hidden.grad = head.weight.grad = None
+        value = compute(hidden, head, targets, rule)
+        (value * 0.37).backward()
+        grads.append((value.detach(), hidden.grad, head.weight.grad))
+    torch.testing.assert_close(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1])
+    if not frozen:
+        torch.testing.assert_close(grads[0][2], grads[1][2])
+
+
+def test_a_head_with_a_bias_counts_it():
+    head = nn.Linear(8, 31)
+    hidden, targets = torch.randn(40, 8), torch.randint(0, 31, (40,))
+    expected = plain(hidden, head, targets, LogitRule())
+    torch.testing.assert_close(linear_cross_entropy(hidden, head, targets), expected)
+
+
+def test_bfloat16_is_close_to_float32():
+    torch.manual_seed(0)
+    head = nn.Linear(32, 97, bias=False)
+    hidden, targets = torch.randn(50, 32), torch.randint(0, 97, (50,))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = linear_cross_entropy(hidden, head, targets)
+    assert value.dtype is torch.float32
+    torch.testing.assert_close(value, plain(hidden, head, targets, LogitRule()), rtol=2e-3, atol=0)
+
+
+def test_no_token_gives_zero_that_still_has_a_gradient():
+    head = nn.Linear(8, 31, bias=False)
+    hidden = torch.randn(5, 8, requires_grad=True)
+    value = linear_cross_entropy(hidden[:0], head, torch.empty(0, dtype=torch.long))
+    value.backward()
+    assert value.item() == 0
+    assert torch.equal(hidden.grad, torch.zeros_like(hidden))
+
+
+def test_token_log_probs_equal_the_plain_ones():
+    torch.manual_seed(0)
+    head = nn.Linear(24, 97, bias=False)
+    hidden, targets = torch.randn(45, 24), torch.randint(0, 97, (45,))
+    expected = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(token_log_probs(hidden, head, targets), expected)
+
+
+def test_shift_never_crosses_a_border():
+    labels = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    assert shift_labels(labels).tolist() == [[2, 3, 4, 5, 6, IGNORED]]
+    borders = torch.tensor([0, 2, 6])
+    assert shift_labels(labels, borders).tolist() == [[2, IGNORED, 4, 5, 6, IGNORED]]

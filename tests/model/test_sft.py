@@ -1,0 +1,234 @@
+"""SupervisedFinetune against plain transformers: loss and gradients, packed, padded, adapters."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
+from xtuner.model import SupervisedFinetune
+from xtuner.model.modules.attention import register
+
+IGNORED = -100
+LENGTHS = (7, 1, 12, 5)
+
+
+def samples(seed=0):
+    """Rows of odd lengths; the first third of each, and all of the last, carry no label."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for length in LENGTHS:
+        ids = torch.randint(3, 500, (length,), generator=generator)
+        labels = ids.clone()
+        labels[: length // 3 + 1] = IGNORED
+        rows.append((ids, labels))
+    rows[-1][1][:] = IGNORED
+    return rows
+
+
+def packed(rows):
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    return {
+        "input_ids": torch.cat([ids for ids, _ in rows])[None],
+        "labels": torch.cat([labels for _, labels in rows])[None],
+        "position_ids": torch.cat([torch.arange(len(ids)) for ids, _ in rows])[None],
+        "cumulative_len": [borders],
+        "max_seqlen": max(LENGTHS),
+    }
+
+
+def padded(rows, side):
+    longest = max(LENGTHS)
+    batch = {"input_ids": [], "labels": [], "attention_mask": [], "position_ids": []}
+    for ids, labels in rows:
+        missing = longest - len(ids)
+        pad = (0, missing) if side == "right" else (missing, 0)
+        fill = torch.nn.functional.pad
+        batch["input_ids"].append(fill(ids, pad, value=2))
+        batch["labels"].append(fill(labels, pad, value=IGNORED))
+        batch["attention_mask"].append(fill(torch.ones_like(ids), pad))
+        batch["position_ids"].append(fill(torch.arange(len(ids)), pad))
+    return {name: torch.stack(value) for name, value in batch.items()}
+
+
+def plain_gradients(model, rows):
+    """Each sample alone through transformers' own eager attention and full logits."""
+    model = copy.deepcopy(model).eval()
+    model.set_attn_implementation("eager")
+    total, count = torch.zeros(()), 0
+    for ids, labels in rows:
+        logits = model(input_ids=ids[None]).logits[0, :-1].float()
+        targets = labels[1:]
+        total = total + cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        count += int((targets != IGNORED).sum())
+    loss = total / count
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}, count
+
+
+ARCHITECTURES = {
+    "llama": {},
+    "tied": {"tie_word_embeddings": True},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 4},
+    "gemma2": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "cohere": {"logit_scale": 0.25},
+    "phi3": {},
+}
+
+
+def build(arch):
+    torch.manual_seed(0)
+    register()
+    name = "llama" if arch == "tied" else arch
+    model = make_model(name, **ARCHITECTURES[arch])
+    model.set_attn_implementation("xtuner")
+    return model
+
+
+@pytest.mark.parametrize("layout", ["packed", "right", "left"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_loss_and_gradients_equal_plain_transformers(arch, layout):
+    llm = build(arch)
+    rows = samples()
+    expected, gradients, count = plain_gradients(llm, rows)
+    model = SupervisedFinetune(
+        llm, use_varlen_attn=layout == "packed", use_activation_checkpointing=False
+    )
+    batch = packed(rows) if layout == "packed" else padded(rows, layout)
+    assert model.count_items(batch) == {"tokens": count}
+    loss = model(batch)["loss"]
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-5)
+    for name, parameter in llm.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_every_architecture_here_skips_the_logits():
+    """Otherwise the test above would only compare the plain path with itself."""
+    for arch in ARCHITECTURES:
+        model = SupervisedFinetune(build(arch))
+        model(packed(samples()))
+        assert model._knows_head, arch
+
+
+def test_totals_make_shares_that_add_up():
+    model = SupervisedFinetune(build("llama"), use_activation_checkpointing=False)
+    rows = samples()
+    whole = padded(rows, "right")
+    parts = [{name: value[i : i + 1] for name, value in whole.items()} for i in range(len(rows))]
+    totals = model.count_items(whole)
+    shares = sum(model(part, totals=totals)["loss"] for part in parts)
+    torch.testing.assert_close(shares, model(whole)["loss"])
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    grads = []
+    for on in (False, True):
+        llm = build("llama")
+        SupervisedFinetune(llm, use_activation_checkpointing=on).train()(packed(samples()))[
+            "loss"
+        ].backward()
+        grads.append({name: p.grad for name, p in llm.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad)
+
+
+def config_of(path, **settings):
+    return dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=str(path),
+        **settings,
+    )
+
+
+def test_lora_trains_and_saves_the_adapter_alone(tiny_llama, tmp_path):
+    lora = dict(type=LoraConfig, r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM")
+    model = SupervisedFinetune(config_of(tiny_llama, dtype=torch.float32), lora=lora)
+    batch = packed(samples())
+    model(batch)["loss"].backward()
+    with torch.no_grad():  # a step
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter -= 0.5 * parameter.grad
+    names = set(model.state_dict())
+    assert names
+    assert all(name.startswith("llm.") and "lora_" in name for name in names)
+    assert not any("lm_head" in name for name in names)
+
+    model.to_hf(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    stock = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    ids = torch.arange(5, 25)[None]
+    ours = model.eval()({"input_ids": ids}, mode="tensor").logits
+    torch.testing.assert_close(stock(input_ids=ids).logits, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_model_saves_as_an_ordinary_folder(tiny_llama, tmp_path):
+    model = SupervisedFinetune(config_of(tiny_llama), tokenizer=make_tokenizer())
+    model.to_hf(tmp_path / "out")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(5, 25)[None]
+    ours = model.eval()({"input_ids": ids}, mode="tensor").logits
+    torch.testing.assert_close(stock(input_ids=ids).logits, ours, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_full_training_keeps_float32_weights(tmp_path):
+    """In bfloat16 most updates would be rounded away; transformers 5 would load it so."""
+    save_tiny(tmp_path / "half", dtype="bfloat16")
+    model = SupervisedFinetune(config_of(tmp_path / "half"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_qlora_has_a_loss_and_gradients_on_the_adapter_only(tiny_llama):
+    from transformers import BitsAndBytesConfig
+
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = SupervisedFinetune(
+        config_of(tiny_llama, quantization_config=quantised, dtype=torch.float32),
+        lora=dict(type=LoraConfig, r=4, lora_dropout=0.0, task_type="CAUSAL_LM"),
+    )
+    rows = samples()
+    loss = model(packed(rows))["loss"]
+    loss.backward()
+    alone = model(padded(rows, "right"))["loss"]
+    torch.testing.assert_close(loss, alone, rtol=1e-3, atol=1e-3)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained
+    assert all(p.grad is not None for p in trained)
+
+
+def test_new_tokens_start_as_the_mean_and_are_saved_with_an_adapter(tiny_llama):
+    tokenizer = make_tokenizer(vocab_size=512)
+    tokenizer.add_tokens([f"<new_{i}>" for i in range(600 - len(tokenizer))])
+    model = SupervisedFinetune(
+        config_of(tiny_llama),
+        lora=dict(type=LoraConfig, r=4, task_type="CAUSAL_LM"),
+        tokenizer=tokenizer,
+    )
+    embedding = model.causal_lm.get_input_embeddings().weight
+    assert embedding.shape[0] == 640  # a multiple of 64
+    torch.testing.assert_close(embedding[600], embedding[:512].mean(0))
+    saved = {name.rpartition("modules_to_save.")[2] for name in model.state_dict()}
+    assert any("embed_tokens" in name for name in model.state_dict())
+    assert any("lm_head" in name for name in model.state_dict())
+    assert saved
+
+
+def test_a_longer_context_scales_the_rotary_embedding(tiny_llama):
+    model = SupervisedFinetune(config_of(tiny_llama), max_position_embeddings=1300)
+    assert model.llm.config.max_position_embeddings == 1300
+    assert model.llm.config.rope_parameters["rope_type"] == "linear"
+    assert model.llm.config.rope_parameters["factor"] == 3.0

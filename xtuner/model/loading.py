@@ -1,0 +1,120 @@
+"""From a config's ``llm=dict(...)`` to a transformers model that is ready to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from xtuner.model.modules import attention
+from xtuner.registry import BUILDER
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+VOCABULARY_MULTIPLE = 64
+"""A grown vocabulary is rounded up to this: matrices of such widths are faster."""
+
+
+def build_llm(
+    llm: Mapping[str, Any] | nn.Module,
+    *,
+    full: bool,
+    max_position_embeddings: int | None = None,
+) -> Any:
+    """Build the language model of a config.
+
+    Args:
+        llm: ``dict(type=AutoModelForCausalLM.from_pretrained, ...)``, or a model already built.
+        full: all weights are trained. They are then kept in float32 unless the config says
+            otherwise: in bfloat16 most updates would be rounded away.
+        max_position_embeddings: length to stretch the model to, by linear scaling of its rotary
+            embedding.
+
+    Returns:
+        A ``PreTrainedModel``.
+    """
+    if isinstance(llm, nn.Module):
+        return llm
+    settings = dict(llm)
+    if getattr(settings.get("type"), "__name__", "") == "from_pretrained":
+        settings.setdefault("attn_implementation", attention.register())
+        if full and not {"dtype", "torch_dtype", "quantization_config"} & settings.keys():
+            settings["dtype"] = torch.float32
+        if max_position_embeddings:
+            settings["config"] = _stretched(settings, max_position_embeddings)
+    return BUILDER.build(settings)
+
+
+def _stretched(settings: Mapping[str, Any], length: int) -> Any:
+    """The model's config with linear scaling of its rotary embedding, where ``length`` needs it."""
+    import math
+
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        settings["pretrained_model_name_or_path"],
+        trust_remote_code=settings.get("trust_remote_code", False),
+    )
+    trained = config.max_position_embeddings
+    if length > trained:
+        rope = dict(getattr(config, "rope_parameters", None) or {})
+        rope.update(rope_type="linear", factor=float(math.ceil(length / trained)))
+        config.rope_parameters = rope
+        config.max_position_embeddings = length
+    return config
+
+
+def keeps_samples_apart(llm: Any) -> bool:
+    """Whether packed samples of one row cannot see each other in this model."""
+    return bool(getattr(llm, "_supports_attention_backend", False))
+
+
+def require_apart(llm: Any) -> None:
+    """Refuse variable-length attention for a model that would mix the packed samples.
+
+    Raises:
+        UserError: when the model's own code computes attention past transformers' interface.
+    """
+    if not keeps_samples_apart(llm):
+        name = type(llm).__name__
+        raise UserError(
+            tr(
+                f"{name} computes attention by its own code: packed samples would see each other.",
+                f"{name} 使用自带的注意力代码，打包的样本会互相可见。",
+            ),
+            hint=tr(
+                "set use_varlen_attn = False, or use the model's class in transformers "
+                "(trust_remote_code=False).",
+                "请设置 use_varlen_attn = False，或使用 transformers 自带的模型类"
+                "（trust_remote_code=False）。",
+            ),
+        )
+
+
+def grow_vocabulary(llm: Any, tokenizer: Any) -> bool:
+    """Give the model rows for tokens that the tokenizer has and the model has not.
+
+    New rows start as the mean of the old ones.
+
+    Args:
+        llm: the model; changed in place.
+        tokenizer: the tokenizer, or the config to build it from.
+
+    Returns:
+        Whether the model has grown.
+    """
+    if isinstance(tokenizer, Mapping):
+        tokenizer = BUILDER.build(tokenizer)
+    old = llm.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= old:
+        return False
+    llm.resize_token_embeddings(
+        len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False
+    )
+    for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        if layer is not None:
+            with torch.no_grad():
+                layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+    return True

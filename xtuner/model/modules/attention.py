@@ -1,0 +1,265 @@
+"""Attention for packed and padded rows that never forms a mask of S x S.
+
+One function is registered with transformers' ``AttentionInterface`` under the name ``xtuner``, so
+it serves every architecture that asks that interface. Where a batch is packed, the borders of its
+samples come with the call (``cu_seq_lens_q``) and each sample attends to itself alone:
+
+* flash-attn where it is installed and the tensors are on a GPU,
+* torch's own variable-length kernel on a GPU without it,
+* scaled-dot-product attention sample by sample elsewhere (a CPU).
+
+Shapes: B batch, H query heads, K key heads (H is a multiple of K), S tokens, D width of a head.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "xtuner"
+BLOCK = 1024
+"""Queries taken at once where a window or a soft cap needs scores of its own."""
+
+
+def register() -> str:
+    """Make the function known to transformers; return the name to ask for."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import flash_attention_mask
+
+    AttentionInterface.register(NAME, attention)
+    # Flash attention's masks: none where attention is causal, else the (B, S) mask as it came.
+    AttentionMaskInterface.register(NAME, flash_attention_mask)
+    return NAME
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally; packed samples and padding do not see each other.
+
+    Args:
+        module: the layer; ``is_causal`` False on it lets tokens see what follows them.
+        query: (B, H, S, D).
+        key: (B, K, T, D); T > S when cached keys stand before the new ones.
+        value: (B, K, T, D).
+        attention_mask: (B, T), 0 where there is padding; None when there is none.
+        scaling: factor on the scores; 1 / sqrt(D) when None.
+        dropout: probability with which a score is dropped.
+        sliding_window: how many tokens, itself included, a token sees; None: all before it.
+        softcap: scores are ``softcap * tanh(scores / softcap)``; None: as they are.
+        cu_seq_lens_q: (samples + 1,) borders of the samples of a packed row; B is 1.
+        max_length_q: tokens of the longest packed sample.
+
+    Returns:
+        (B, S, H, D), and None in place of the weights.
+
+    Raises:
+        NotImplementedError: for attention sinks.
+    """
+    if s_aux is not None:
+        raise NotImplementedError(
+            "attention sinks are not computed here: set attn_implementation='eager' in the model."
+        )
+    causal = bool(getattr(module, "is_causal", True))
+    settings = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "cap": softcap}
+    if cu_seq_lens_q is not None:
+        if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+            packed = _packed_on_gpu(
+                query, key, value, cu_seq_lens_q, int(max_length_q or query.shape[2]), **settings
+            )
+            if packed is not None:
+                return packed, None
+        spans = _packed_spans(cu_seq_lens_q)
+    elif attention_mask is not None and not bool(attention_mask.all()):
+        return _padded(query, key, value, attention_mask, causal, settings), None
+    else:
+        return _segment(query, key, value, causal, **settings).transpose(1, 2), None
+    parts = [
+        _segment(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], causal, **settings)
+        for a, b in spans
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _packed_spans(borders: Tensor) -> Iterator[tuple[int, int]]:
+    places = borders.tolist()
+    return ((a, b) for a, b in itertools.pairwise(places) if b > a)
+
+
+def _padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    causal: bool,
+    settings: dict[str, Any],
+) -> Tensor:
+    """Rows with padding, one by one; the output at padding is 0."""
+    new = query.shape[2]
+    out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+    for row, mask in enumerate(attention_mask.bool()):
+        keys = mask.nonzero().flatten()
+        # queries are the last `new` of the keys' places
+        queries = mask[-new:].nonzero().flatten()
+        if not len(queries):
+            continue
+        part = _segment(
+            query[row : row + 1][:, :, queries],
+            key[row : row + 1][:, :, keys],
+            value[row : row + 1][:, :, keys],
+            causal,
+            **settings,
+        )
+        out[row, queries] = part[0].transpose(0, 1).to(out.dtype)
+    return out
+
+
+def _segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    causal: bool,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    cap: float | None,
+) -> Tensor:
+    """Attention within one sample: (B, H, S, D); queries are the last S of the T keys."""
+    new, total = query.shape[2], key.shape[2]
+    windowed = causal and window is not None and window < total
+    if not windowed and cap is None and (new == total or new == 1 or not causal):
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            dropout_p=dropout,
+            is_causal=causal and new > 1,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    parts = []
+    for start in range(0, new, BLOCK):
+        stop = min(start + BLOCK, new)
+        last = total - new + stop if causal else total
+        first = max(0, total - new + start - window + 1) if windowed and window else 0
+        mask = _block_mask(total - new + start, total - new + stop, first, last, causal, window)
+        parts.append(
+            _block(
+                query[:, :, start:stop],
+                key[:, :, first:last],
+                value[:, :, first:last],
+                mask.to(query.device),
+                scaling,
+                dropout,
+                cap,
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _block_mask(
+    query_from: int, query_to: int, key_from: int, key_to: int, causal: bool, window: int | None
+) -> Tensor:
+    """(queries, keys), True where a query sees a key; positions are those within the sample."""
+    queries = torch.arange(query_from, query_to)[:, None]
+    keys = torch.arange(key_from, key_to)[None, :]
+    if not causal:
+        return torch.ones(len(queries), keys.shape[1], dtype=torch.bool)
+    seen = keys <= queries
+    return seen if window is None else seen & (keys > queries - window)
+
+
+def _block(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    dropout: float,
+    cap: float | None,
+) -> Tensor:
+    if cap is None:
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query @ key.transpose(2, 3)).float() * factor
+    scores = cap * torch.tanh(scores / cap)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(query.dtype)
+    return nn.functional.dropout(weights, dropout) @ value
+
+
+def _packed_on_gpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: Tensor,
+    longest: int,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    cap: float | None,
+) -> Tensor | None:
+    """The packed row by one kernel, (1, S, H, D); None where no kernel here can do it."""
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    sides = (-1 if window is None else window - 1, 0)
+    if importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            borders,
+            borders,
+            longest,
+            longest,
+            dropout_p=dropout,
+            softmax_scale=scaling,
+            causal=True,
+            window_size=sides,
+            softcap=cap or 0.0,
+        ).unsqueeze(0)
+    if dropout or cap is not None or importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(
+        q,
+        k,
+        v,
+        borders,
+        borders,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=sides,
+        enable_gqa=q.shape[1] != k.shape[1],
+    ).unsqueeze(0)

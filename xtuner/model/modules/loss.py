@@ -1,0 +1,184 @@
+"""Cross-entropy on the supervised tokens alone, never with all logits at once.
+
+The vocabulary projection and the softmax go over the supervised positions in chunks, and the
+gradients of a chunk are made while its logits are there: the largest tensor is one chunk's logits,
+whatever the length and the vocabulary.
+
+Shapes: B batch, S tokens, N supervised tokens, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xtuner.utils.constants import IGNORE_INDEX
+
+CHUNK_LOGITS = 2**24
+"""Logits computed at once: 64 MiB of them in float32."""
+
+
+def shift_labels(labels: Tensor, borders: Tensor | None = None) -> Tensor:
+    """The token that each position must predict: the label of the next position.
+
+    Args:
+        labels: (B, S), ``IGNORE_INDEX`` where a token is not trained.
+        borders: (samples + 1,) borders of a packed row (B is 1); the first token of a sample is
+            never predicted from the sample before it.
+
+    Returns:
+        (B, S); ``IGNORE_INDEX`` at the last position of each row and of each packed sample.
+    """
+    targets = torch.full_like(labels, IGNORE_INDEX)
+    targets[:, :-1] = labels[:, 1:]
+    if borders is not None and len(borders) > 2:
+        targets[:, borders[1:-1].long() - 1] = IGNORE_INDEX
+    return targets
+
+
+@dataclass(frozen=True)
+class LogitRule:
+    """What a model does to its logits after the projection: scale, then soft cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitRule:
+        """Read the rule from a transformers config (Cohere, Granite and Gemma have one)."""
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule | None = None
+) -> Tensor:
+    """Sum of the cross-entropies of the supervised tokens.
+
+    Args:
+        hidden: (N, H) last hidden states at the supervised positions.
+        head: the output layer; a plain ``nn.Linear`` takes the fast path, others (an adapter on the
+            head) are computed twice, chunk by chunk.
+        targets: (N,) token ids.
+        rule: what is done to the logits.
+
+    Returns:
+        A float32 scalar; 0, connected to ``hidden``, when there is no token.
+    """
+    rule = rule or LogitRule()
+    if not len(targets):
+        return hidden.float().sum() * 0.0
+    if type(head) is nn.Linear and head.bias is None and rule == LogitRule():
+        dtype = _compute_dtype(hidden)
+        return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    size = _chunk_size(_vocabulary(head))
+    for part, goal in zip(hidden.split(size), targets.split(size), strict=True):
+        total = total + checkpoint(_chunk_loss, part, head, goal, rule, use_reentrant=False)
+    return total
+
+
+def token_log_probs(
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule | None = None
+) -> Tensor:
+    """Log-probability of each target, in chunks.
+
+    Args:
+        hidden: (N, H) last hidden states.
+        head: the output layer.
+        targets: (N,) token ids.
+        rule: what is done to the logits.
+
+    Returns:
+        (N,) in float32, differentiable.
+    """
+    rule = rule or LogitRule()
+    if not len(targets):
+        return hidden.float().sum(-1)
+    size = _chunk_size(_vocabulary(head))
+    parts = [
+        checkpoint(_chunk_log_probs, part, head, goal, rule, use_reentrant=False)
+        for part, goal in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _chunk_log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule) -> Tensor:
+    logits = rule(head(hidden).float())
+    return -nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _chunk_loss(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule) -> Tensor:
+    return -_chunk_log_probs(hidden, head, targets, rule).sum()
+
+
+def _chunk_size(vocabulary: int) -> int:
+    return max(16, CHUNK_LOGITS // vocabulary)
+
+
+def _vocabulary(head: nn.Module) -> int:
+    return int(getattr(head, "out_features", None) or next(head.parameters()).shape[0])
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """Projection and cross-entropy whose gradients are made in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        matrix = weight.to(dtype)
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        size = _chunk_size(weight.shape[0])
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), size):
+                part = hidden[start : start + size].to(dtype)
+                goal = targets[start : start + size, None]
+                logits = (part @ matrix.T).float()
+                norm = logits.logsumexp(-1, keepdim=True)
+                total += (norm - logits.gather(1, goal)).sum()
+                if not (need_hidden or need_weight):
+                    continue
+                # softmax minus one-hot, in the memory of the logits
+                slope = logits.sub_(norm).exp_()
+                slope.scatter_add_(1, goal, slope.new_full(goal.shape, -1.0))
+                slope = slope.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[start : start + size] = (slope @ matrix).to(hidden.dtype)
+                if grad_weight is not None:
+                    grad_weight += slope.T @ part
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (slope,) = grads
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * slope.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * slope.to(grad_weight.dtype),
+            None,
+            None,
+        )
