@@ -44,7 +44,20 @@ def build_llm(
             settings["dtype"] = torch.float32
         if max_position_embeddings:
             settings["config"] = _stretched(settings, max_position_embeddings)
-    return BUILDER.build(settings)
+    built = BUILDER.build(settings)
+    _keep_4bit_layout(built)
+    return built
+
+
+def _keep_4bit_layout(llm: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in evaluation mode on a CPU.
+
+    It does so at the first forward pass outside training, for speed, and the repacked weights have
+    no backward pass: after one sample answer, training would go on with wrong gradients.
+    """
+    for module in llm.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _stretched(settings: Mapping[str, Any], length: int) -> Any:
