@@ -1,0 +1,7 @@
+"""Rows → turns → token ids and labels → packs → batches."""
+
+from xtuner.utils.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__, {"huggingface": ("process_hf_dataset",), "json_file": ("load_json_file",)}
+)

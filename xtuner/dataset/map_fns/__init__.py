@@ -1,0 +1,78 @@
+"""Functions from a row of a published format to ``{'conversation': [turn, ...]}``."""
+
+from xtuner.dataset.map_fns.auto import auto_map_fn
+from xtuner.dataset.map_fns.dataset_map_fns.dialogue import (
+    llava_image_only_map_fn,
+    llava_map_fn,
+    oasst1_map_fn,
+    openai_map_fn,
+    wizardlm_map_fn,
+)
+from xtuner.dataset.map_fns.dataset_map_fns.msagent import msagent_react_map_fn
+from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
+    alpaca_map_fn,
+    alpaca_zh_map_fn,
+    arxiv_map_fn,
+    code_alpaca_map_fn,
+    colors_map_fn,
+    crime_kg_assitant_map_fn,
+    default_map_fn,
+    law_reference_map_fn,
+    medical_map_fn,
+    openorca_map_fn,
+    pretrain_map_fn,
+    sql_map_fn,
+    stack_exchange_map_fn,
+    tiny_codes_map_fn,
+)
+from xtuner.dataset.map_fns.template_map_fn import template_map_fn, template_map_fn_factory
+
+DATASET_FORMAT_MAPPING = {
+    "alpaca": alpaca_map_fn,
+    "alpaca_zh": alpaca_zh_map_fn,
+    "arxiv": arxiv_map_fn,
+    "code_alpaca": code_alpaca_map_fn,
+    "colors": colors_map_fn,
+    "crime_kg_assitan": crime_kg_assitant_map_fn,  # spelt so in v0.1
+    "default": default_map_fn,
+    "law_reference": law_reference_map_fn,
+    "llava_image_only": llava_image_only_map_fn,
+    "llava": llava_map_fn,
+    "medical": medical_map_fn,
+    "msagent_react": msagent_react_map_fn,
+    "oasst1": oasst1_map_fn,
+    "openai": openai_map_fn,
+    "openorca": openorca_map_fn,
+    "pretrain": pretrain_map_fn,
+    "sql": sql_map_fn,
+    "stack_exchange": stack_exchange_map_fn,
+    "tiny_codes": tiny_codes_map_fn,
+    "wizardlm": wizardlm_map_fn,
+}
+
+__all__ = [
+    "DATASET_FORMAT_MAPPING",
+    "alpaca_map_fn",
+    "alpaca_zh_map_fn",
+    "arxiv_map_fn",
+    "auto_map_fn",
+    "code_alpaca_map_fn",
+    "colors_map_fn",
+    "crime_kg_assitant_map_fn",
+    "default_map_fn",
+    "law_reference_map_fn",
+    "llava_image_only_map_fn",
+    "llava_map_fn",
+    "medical_map_fn",
+    "msagent_react_map_fn",
+    "oasst1_map_fn",
+    "openai_map_fn",
+    "openorca_map_fn",
+    "pretrain_map_fn",
+    "sql_map_fn",
+    "stack_exchange_map_fn",
+    "template_map_fn",
+    "template_map_fn_factory",
+    "tiny_codes_map_fn",
+    "wizardlm_map_fn",
+]

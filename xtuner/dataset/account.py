@@ -1,0 +1,98 @@
+"""Where every row and token of a dataset went: trained, cut, or dropped, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from xtuner.utils.lang import tr
+
+FIRST_ROWS = 5
+KEY = "xtuner_account"
+"""Under which the account stands in a prepared dataset's description."""
+
+REASONS = {
+    "empty": ("rows without a conversation", "没有对话内容的行"),
+    "no_label": ("rows without a supervised token", "没有任何训练 token 的行"),
+    "too_long": ("rows longer than max_length", "超过 max_length 的行"),
+}
+
+
+@dataclass
+class Account:
+    """Tokens in = trained + cut + dropped; rows in = trained + dropped.
+
+    Attributes:
+        rows_in: rows read.
+        rows_trained: rows that reach training.
+        tokens_in: tokens of all encoded rows.
+        tokens_trained: tokens that reach training (with and without a label).
+        tokens_supervised: those with a label.
+        tokens_cut: tokens beyond ``max_length``.
+        tokens_dropped: tokens of rows that were dropped.
+        rows_cut: numbers of the rows that were cut.
+        dropped: for each reason the numbers of the rows that were dropped.
+    """
+
+    rows_in: int = 0
+    rows_trained: int = 0
+    tokens_in: int = 0
+    tokens_trained: int = 0
+    tokens_supervised: int = 0
+    tokens_cut: int = 0
+    tokens_dropped: int = 0
+    rows_cut: list[int] = field(default_factory=list)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The account for people, in their language."""
+        lines = [
+            tr(
+                f"rows: {self.rows_in:,} in, {self.rows_trained:,} trained",
+                f"数据: 读入 {self.rows_in:,} 行，训练 {self.rows_trained:,} 行",
+            ),
+            tr(
+                f"tokens: {self.tokens_in:,} in, {self.tokens_trained:,} trained "
+                f"({self.tokens_supervised:,} with loss), {self.tokens_cut:,} cut",
+                f"token: 读入 {self.tokens_in:,}，训练 {self.tokens_trained:,}"
+                f"（计算损失 {self.tokens_supervised:,}），截断 {self.tokens_cut:,}",
+            ),
+        ]
+        if self.rows_cut:
+            lines.append(tr("cut at max_length: ", "按 max_length 截断: ") + _named(self.rows_cut))
+        for reason, rows in self.dropped.items():
+            if rows:
+                lines.append(tr("dropped, ", "丢弃，") + tr(*REASONS[reason]) + ": " + _named(rows))
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def _named(rows: list[int]) -> str:
+    first = ", ".join(str(row) for row in rows[:FIRST_ROWS])
+    more = ", ..." if len(rows) > FIRST_ROWS else ""
+    return tr(f"{len(rows):,} (rows {first}{more})", f"{len(rows):,}（第 {first}{more} 行）")
+
+
+def account_of(dataset: Any) -> Account | None:
+    """The account of a dataset that ``process_hf_dataset`` made; None for any other.
+
+    Args:
+        dataset: a ``datasets.Dataset``.
+    """
+    description = getattr(getattr(dataset, "info", None), "description", "") or ""
+    try:
+        found = json.loads(description)
+    except ValueError:
+        return None
+    if not isinstance(found, Mapping) or KEY not in found:
+        return None
+    return Account(**found[KEY])
+
+
+def attach(dataset: Any, account: Account) -> None:
+    """Keep the account with the dataset, through saving and loading."""
+    dataset.info.description = json.dumps({KEY: asdict(account)})

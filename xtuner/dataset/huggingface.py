@@ -1,0 +1,425 @@
+"""From a config's dataset to rows ready for training: map, template, encode, pack, remember.
+
+The stages run in one process a machine, behind a file lock, and the result is kept in a cache by
+content, so that the processes of a run share it and none waits inside a collective.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtuner.dataset import encode, packing
+from xtuner.dataset.account import Account, attach
+from xtuner.registry import BUILDER, MAP_FUNC
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.files import written_aside
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import AUTO_TEMPLATE
+from xtuner.version import __version__
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RowFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+LONG_SAMPLES = ("cut", "split", "drop", "error")
+WRITE_BATCH = 1000
+
+
+def process_hf_dataset(
+    dataset: Any,
+    do_dataset_tokenization: bool = True,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    dataset_map_fn: Any = None,
+    template_map_fn: Any = None,
+    max_dataset_length: int | None = None,
+    split: str | None = "train",
+    remove_unused_columns: bool = False,
+    rename_maps: Sequence[Any] = (),
+    shuffle_before_pack: bool = True,
+    pack_to_max_length: bool = True,
+    use_varlen_attn: bool = False,
+    input_ids_with_output: bool = True,
+    with_image_token: bool = False,
+    map_num_proc: int = 32,
+    *,
+    seed: int = 0,
+    long_samples: str = "cut",
+) -> Dataset:
+    """Prepare a dataset for training.
+
+    Args:
+        dataset: a ``datasets.Dataset`` or ``DatasetDict``, or the config to build it from.
+        do_dataset_tokenization: False returns the mapped rows without encoding them.
+        tokenizer: a tokenizer, or the config to build it from.
+        max_length: tokens of a row (packed) or of a sample (not packed).
+        dataset_map_fn: row → ``{'conversation': [...]}``; None when rows are so already.
+        template_map_fn: adds the template to the turns; None when they need none.
+        max_dataset_length: rows drawn at random when there are more; None: all.
+        split: of a ``DatasetDict``.
+        remove_unused_columns: kept from v0.1; only what training reads is kept in any case.
+        rename_maps: ``dict(old=..., new=...)`` or pairs: columns to rename after mapping.
+        shuffle_before_pack: shuffle the samples (by ``seed``) before they are packed.
+        pack_to_max_length: put several samples into one row.
+        use_varlen_attn: packed samples stay whole and do not see each other.
+        input_ids_with_output: False leaves the answers out.
+        with_image_token: ``<image>`` in a text stands for an image (multimodal datasets).
+        map_num_proc: kept from v0.1; the result does not depend on processes, nor do we start any.
+        seed: of the shuffling and drawing.
+        long_samples: what to do with samples longer than ``max_length`` when they are packed whole:
+            ``cut``, ``split`` into several, ``drop``, or stop with an ``error``.
+
+    Returns:
+        Columns ``input_ids``, ``labels``, ``length``, ``rows`` (numbers of the source rows); with
+        varlen packing also ``position_ids`` and ``cumulative_len``.
+
+    Raises:
+        UserError: when rows cannot be read or mapped, naming the row; when no sample is left.
+    """
+    if long_samples not in LONG_SAMPLES:
+        raise UserError(f"long_samples={long_samples!r}", hint=f"one of: {', '.join(LONG_SAMPLES)}")
+    if isinstance(tokenizer, Mapping):
+        tokenizer = BUILDER.build(tokenizer)
+    rows = _rows(dataset, split)
+    if max_dataset_length is not None and len(rows) > max_dataset_length:
+        drawn = random.Random(seed).sample(range(len(rows)), max_dataset_length)
+        rows = rows.select(sorted(drawn))
+    map_row, add_template = _function(dataset_map_fn), _function(template_map_fn)
+    renames = _renames(rename_maps)
+    if not do_dataset_tokenization:
+        return _mapped(rows, map_row, add_template, renames)
+    settings = {
+        "max_length": max_length,
+        "shuffle": shuffle_before_pack,
+        "pack": pack_to_max_length,
+        "varlen": use_varlen_attn,
+        "with_output": input_ids_with_output,
+        "image": with_image_token,
+        "seed": seed,
+        "long": long_samples,
+    }
+    home = _cache_home() / _key(rows, tokenizer, map_row, add_template, renames, settings)
+    return _shared(
+        home, lambda: _prepare(rows, tokenizer, map_row, add_template, renames, settings)
+    )
+
+
+def _rows(dataset: Any, split: str | None) -> Dataset:
+    from datasets import DatasetDict
+
+    if isinstance(dataset, Mapping) and "type" in dataset:
+        try:
+            dataset = BUILDER.build(dict(dataset))
+        except (FileNotFoundError, ConnectionError, ValueError) as error:
+            raise UserError(
+                tr(f"the dataset cannot be loaded: {error}", f"无法加载数据集: {error}"),
+                hint=tr(
+                    "for files of your own: dict(type=load_dataset, path='json', data_files='my.jsonl')",
+                    "自己的文件请写: dict(type=load_dataset, path='json', data_files='my.jsonl')",
+                ),
+                where=Where(key="dataset"),
+            ) from error
+    if not isinstance(dataset, DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise UserError(
+            tr(f"the dataset has no split {split!r}", f"数据集没有划分 {split!r}"),
+            hint=", ".join(map(str, dataset)),
+            where=Where(key="split"),
+        )
+    return dataset[split]
+
+
+def _function(function: Any) -> RowFunction | None:
+    """A row function from what a config may hold: itself, its registered name, or its builder."""
+    if isinstance(function, str):
+        found = MAP_FUNC.get(function)
+        if found is None:
+            raise UserError(
+                tr(f"there is no map function {function!r}", f"没有名为 {function!r} 的 map 函数"),
+                where=Where(key="dataset_map_fn"),
+            )
+        return found
+    if isinstance(function, Mapping):
+        return BUILDER.build(dict(function))
+    return function
+
+
+def _renames(maps: Sequence[Any]) -> dict[str, str]:
+    return {
+        (pair["old"] if isinstance(pair, Mapping) else pair[0]): (
+            pair["new"] if isinstance(pair, Mapping) else pair[1]
+        )
+        for pair in maps
+    }
+
+
+def _map_one(
+    number: int,
+    row: Mapping[str, Any],
+    map_row: RowFunction | None,
+    add_template: RowFunction | None,
+    renames: Mapping[str, str],
+) -> dict[str, Any]:
+    try:
+        mapped = dict(row) if map_row is None else dict(row) | dict(map_row(row))
+        mapped = {renames.get(name, name): value for name, value in mapped.items()}
+        if add_template is not None and mapped.get("conversation"):
+            mapped |= add_template(mapped)
+        return mapped
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        name = getattr(map_row, "__name__", "dataset_map_fn")
+        fields = ", ".join(row)
+        raise UserError(
+            tr(
+                f"row {number}: {name} cannot read it ({type(error).__name__}: {error}); "
+                f"its fields are: {fields}",
+                f"第 {number} 行: {name} 无法读取（{type(error).__name__}: {error}），字段有: {fields}",
+            ),
+            hint=tr(
+                "'xtuner check-custom-dataset CONFIG' names the map function that fits.",
+                "'xtuner check-custom-dataset CONFIG' 会指出合适的 map 函数。",
+            ),
+            where=Where(key="dataset_map_fn"),
+        ) from error
+
+
+def _mapped(rows: Any, map_row: Any, add_template: Any, renames: Mapping[str, str]) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [_map_one(i, row, map_row, add_template, renames) for i, row in enumerate(rows)]
+    )
+
+
+def _prepare(
+    rows: Any,
+    tokenizer: Any,
+    map_row: RowFunction | None,
+    add_template: RowFunction | None,
+    renames: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> Dataset:
+    account = Account(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
+    samples = _encoded(rows, tokenizer, map_row, add_template, renames, settings, account)
+    if not samples:
+        raise UserError(
+            tr(
+                f"no row is left to train on.\n{account.text()}",
+                f"没有可以训练的数据。\n{account.text()}",
+            ),
+            hint=tr(
+                "'xtuner check-custom-dataset CONFIG' tells why.",
+                "'xtuner check-custom-dataset CONFIG' 会说明原因。",
+            ),
+        )
+    account.rows_trained = len({sample["row"] for sample in samples})
+    account.tokens_trained = sum(len(sample["input_ids"]) for sample in samples)
+    account.tokens_supervised = sum(
+        label != IGNORE_INDEX for sample in samples for label in sample["labels"]
+    )
+    made = _dataset(samples, settings)
+    attach(made, account)
+    return made
+
+
+def _encoded(
+    rows: Any,
+    tokenizer: Any,
+    map_row: RowFunction | None,
+    add_template: RowFunction | None,
+    renames: Mapping[str, str],
+    settings: Mapping[str, Any],
+    account: Account,
+) -> list[dict[str, Any]]:
+    """The samples with their row numbers; what is dropped or cut is written into the account."""
+    own_template = getattr(add_template, "template", None) == AUTO_TEMPLATE
+    samples = []
+    for number, row in enumerate(rows):
+        mapped = _map_one(number, row, map_row, add_template, renames)
+        if "conversation" not in mapped and "input_ids" not in mapped:
+            raise UserError(
+                tr(
+                    f"row {number} has no 'conversation'; its fields are: {', '.join(mapped)}",
+                    f"第 {number} 行没有 'conversation'，字段有: {', '.join(mapped)}",
+                ),
+                hint=tr(
+                    "set dataset_map_fn to the function of your format: "
+                    "'xtuner list-dataset-format' lists them.",
+                    "请把 dataset_map_fn 设为对应格式的函数，'xtuner list-dataset-format' 会列出。",
+                ),
+                where=Where(key="dataset_map_fn"),
+            )
+        sample: dict[str, Any]
+        if "conversation" not in mapped:  # tokenised already
+            ids = list(mapped["input_ids"])
+            sample = {"input_ids": ids, "labels": list(mapped.get("labels") or ids)}
+        elif not mapped["conversation"]:
+            account.dropped["empty"].append(number)
+            continue
+        elif own_template:
+            sample = dict(encode.encode_messages(mapped["conversation"], tokenizer))
+        else:
+            sample = dict(
+                encode.encode_conversation(
+                    mapped["conversation"],
+                    tokenizer,
+                    input_ids_with_output=settings["with_output"],
+                )
+            )
+        samples += _fitted(sample | {"row": number}, settings, account)
+    return samples
+
+
+def _fitted(
+    sample: dict[str, Any], settings: Mapping[str, Any], account: Account
+) -> list[dict[str, Any]]:
+    """The sample as it goes on: cut, split, dropped or refused where it is too long."""
+    length, limit, number = len(sample["input_ids"]), settings["max_length"], sample["row"]
+    account.tokens_in += length
+    streamed = settings["pack"] and not settings["varlen"]
+    parts = [sample]
+    if limit and length > limit and not streamed:
+        if settings["long"] == "error":
+            raise UserError(
+                tr(
+                    f"row {number} has {length} tokens, more than max_length={limit}",
+                    f"第 {number} 行有 {length} 个 token，超过 max_length={limit}",
+                ),
+                where=Where(key="max_length"),
+            )
+        if settings["long"] == "drop":
+            account.dropped["too_long"].append(number)
+            account.tokens_dropped += length
+            return []
+        starts = range(0, length, limit) if settings["long"] == "split" else [0]
+        parts = [
+            sample | {key: sample[key][a : a + limit] for key in ("input_ids", "labels")}
+            for a in starts
+        ]
+        if settings["long"] == "cut":
+            account.rows_cut.append(number)
+            account.tokens_cut += length - limit
+    if settings["with_output"] and all(
+        label == IGNORE_INDEX for part in parts for label in part["labels"]
+    ):
+        account.dropped["no_label"].append(number)
+        account.tokens_dropped += sum(len(part["input_ids"]) for part in parts)
+        return []
+    return parts
+
+
+def _dataset(samples: list[dict[str, Any]], settings: Mapping[str, Any]) -> Dataset:
+    from datasets import Dataset
+
+    if not settings["pack"]:
+        return Dataset.from_dict(
+            {
+                "input_ids": [sample["input_ids"] for sample in samples],
+                "labels": [sample["labels"] for sample in samples],
+                "length": [len(sample["input_ids"]) for sample in samples],
+                "rows": [[sample["row"]] for sample in samples],
+            }
+        )
+    limit = settings["max_length"]
+    if not limit:
+        raise UserError(
+            tr("packing needs max_length", "打包数据需要 max_length"), where=Where(key="max_length")
+        )
+    if settings["shuffle"]:
+        samples = random.Random(settings["seed"]).sample(samples, len(samples))
+    ids = [sample["input_ids"] for sample in samples]
+    labels = [sample["labels"] for sample in samples]
+    pack = packing.pack_whole if settings["varlen"] else packing.pack_stream
+    columns: dict[str, list[Any]] = {}
+    for parts in pack([len(sample) for sample in ids], limit):
+        row: dict[str, Any] = dict(packing.join(ids, labels, parts))
+        if not settings["varlen"]:
+            del row["cumulative_len"], row["position_ids"]
+        row |= {"length": len(row["input_ids"]), "rows": [samples[n]["row"] for n, _, _ in parts]}
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return Dataset.from_dict(columns)
+
+
+def _cache_home() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("XTUNER_CACHE") or Path(base) / "xtuner") / "datasets"
+
+
+def _key(
+    rows: Any,
+    tokenizer: Any,
+    map_row: RowFunction | None,
+    add_template: RowFunction | None,
+    renames: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> str:
+    """What the result depends on, as one name: data, tokenizer, functions, settings, version."""
+    parts = [
+        __version__,
+        str(rows._fingerprint),
+        _tokenizer_text(tokenizer),
+        _function_text(map_row),
+        _function_text(add_template),
+        json.dumps([renames, settings], sort_keys=True),
+        *(inspect.getsource(module) for module in (encode, packing)),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = (
+        backend.to_str()
+        if backend is not None
+        else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
+    return f"{vocabulary}{tokenizer.special_tokens_map}{tokenizer.chat_template}"
+
+
+def _function_text(function: RowFunction | None) -> str:
+    """The source of a row function and its settings; how Python shows it, where there is none."""
+    if function is None:
+        return ""
+    owner = function if inspect.isroutine(function) else type(function)
+    try:
+        return f"{inspect.getsource(owner)}{getattr(function, '__dict__', '')}"
+    except (OSError, TypeError):
+        return repr(function)
+
+
+def _shared(home: Path, prepare: Callable[[], Dataset]) -> Dataset:
+    """Map the prepared dataset from the cache; the first process of the machine prepares it."""
+    import filelock
+    from datasets import load_from_disk
+
+    minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
+    home.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(f"{home}.lock", timeout=minutes * 60):
+            if not home.exists():
+                made = prepare()
+                with written_aside(home) as aside:
+                    made.save_to_disk(str(aside))
+    except filelock.Timeout as error:
+        raise UserError(
+            tr(
+                f"another process has been preparing this dataset for {minutes:g} minutes",
+                f"另一个进程准备该数据集已超过 {minutes:g} 分钟",
+            ),
+            hint=tr(
+                "set XTUNER_DATASET_TIMEOUT (minutes) higher, or prepare ahead with "
+                "'xtuner preprocess sft'.",
+                "请调大 XTUNER_DATASET_TIMEOUT（分钟），或先运行 'xtuner preprocess sft'。",
+            ),
+        ) from error
+    return load_from_disk(str(home))

@@ -1,0 +1,1 @@
+"""Row map functions, by how their rows look: single_turn, dialogue, msagent."""

@@ -1,0 +1,74 @@
+"""Puts a prompt template around the turns of a conversation."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xtuner.utils.chat_template import render_question
+from xtuner.utils.templates import AUTO_TEMPLATE
+
+Row = Mapping[str, Any]
+
+
+def template_map_fn(example: Row, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a template to one row.
+
+    Args:
+        example: a row with ``conversation``: turns with ``input``, ``output`` and, where given,
+            ``system``, ``output_with_loss``, ``need_eos_token``, ``sep``.
+        template: an entry of ``PROMPT_TEMPLATE``.
+
+    Returns:
+        ``{'conversation': turns}``: inputs and outputs as the model sees them.
+    """
+    turns = []
+    for number, turn in enumerate(example["conversation"], start=1):
+        question = str(turn.get("input") or "")
+        system = str(turn.get("system") or "")
+        answer = str(turn.get("output") or "")
+        ends = turn.get("need_eos_token", True) and not template.get("SUFFIX_AS_EOS", False)
+        if question or system:
+            question = render_question(template, question, number, system)
+        turns.append(
+            {
+                "input": question,
+                "output": answer + (template.get("SUFFIX", "") if turn_is_answer(turn) else ""),
+                "need_eos_token": bool(ends),
+                "sep": str(turn.get("sep") or template.get("SEP", "")),
+                "output_with_loss": turn.get("output_with_loss", True),
+            }
+        )
+    return {"conversation": turns}
+
+
+def turn_is_answer(turn: Row) -> bool:
+    """Whether a turn's output answers something; plain text to train on gets no suffix."""
+    return bool(turn.get("need_eos_token", True))
+
+
+@dataclass(frozen=True)
+class TemplateMapFn:
+    """``template_map_fn`` with its template; ``AUTO_TEMPLATE`` leaves the turns to the tokenizer."""
+
+    template: Any
+
+    def __call__(self, example: Row) -> dict[str, Any]:
+        if self.template == AUTO_TEMPLATE:
+            return {"conversation": example["conversation"]}
+        return template_map_fn(example, self.template)
+
+
+def template_map_fn_factory(template: Any) -> TemplateMapFn:
+    """Make the function that adds a template to rows.
+
+    Args:
+        template: an entry of ``PROMPT_TEMPLATE``, its dotted name
+            (``'xtuner.utils.PROMPT_TEMPLATE.default'``), or ``PROMPT_TEMPLATE.auto``.
+    """
+    if isinstance(template, str) and template != AUTO_TEMPLATE:
+        module, _, names = template.partition(".PROMPT_TEMPLATE.")
+        template = getattr(importlib.import_module(module).PROMPT_TEMPLATE, names)
+    return TemplateMapFn(template)
