@@ -1,4 +1,4 @@
-"""What is trained: a language model in supervised fine-tuning, with preferences, with pictures."""
+"""What is trained: supervised fine-tuning, preferences, reward models, images and text."""
 
 from xtuner.utils.lazy import lazy_exports
 
@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "sft": ("SupervisedFinetune",),
+        "base": ("FinetuneModel",),
         "llava": ("LLaVAModel",),
         "internvl": ("InternVL_V1_5",),
     },

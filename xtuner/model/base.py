@@ -1,43 +1,40 @@
-"""What all trained models share: a language model inside, packed forward, saving, exporting.
+"""What every trainable model shares: its body and head, its trained weights, its way out.
 
-A subclass says what its loss is (``compute_loss``) and what that is divided by (``count_items``).
+The contract with the loop is in ``docs/architecture.md`` ("Model"): ``count_items`` gives the
+denominators of a micro-batch's loss without computing it, and ``forward(mode='loss', totals=...)``
+gives the micro-batch's share of the mean over ``totals``.
 """
 
 from __future__ import annotations
 
-import contextlib
-from abc import abstractmethod
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from peft import PeftModel
 from torch import Tensor, nn
 
-from xtuner.model.loading import add_adapter, base_of, build_llm, grow_vocabulary
-from xtuner.model.modules import attention
-from xtuner.model.modules.head import Head
-from xtuner.utils.errors import UserError, Where
-from xtuner.utils.lang import tr
+from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
+from xtuner.model.modules.loss import LogitRule
+from xtuner.registry import BUILDER
+from xtuner.utils.files import written_aside
 
-# What a batch carries beside the arguments of the language model.
-NOT_FOR_THE_MODEL = ("labels", "cumulative_len", "max_seqlen", "rows")
+Data = dict[str, Any]
 
 
 class FinetuneModel(BaseModel):
-    """A language model, whole or with an adapter, in training.
+    """A language model with or without an adapter.
 
     Args:
-        llm: config dict or model.
-        lora: config dict or ``LoraConfig``; None for full training.
-        peft_model: folder of an adapter to go on from.
-        use_activation_checkpointing: recompute each layer in the backward instead of keeping what
-            it computed: less memory, about a third more time.
-        use_varlen_attn: rows are packed and carry the borders of their samples.
-        tokenizer: config dict or tokenizer; the model gets rows for tokens it lacks.
-        max_position_embeddings: context length to stretch the positions to.
+        llm: ``dict(type=AutoModelForCausalLM.from_pretrained, ...)`` or a built model.
+        lora: ``dict(type=LoraConfig, ...)`` or a built peft config: trains an adapter only. Without
+            ``target_modules`` every linear layer but the output layer gets one.
+        peft_model: folder of an adapter to go on training, instead of ``lora``'s fresh one.
+        use_activation_checkpointing: compute activations twice instead of keeping them.
+        use_varlen_attn: rows are packed; their samples do not see each other.
+        tokenizer: the tokenizer; the model grows rows for tokens that it lacks.
+        max_position_embeddings: length to stretch the model to.
     """
 
     def __init__(
@@ -51,211 +48,133 @@ class FinetuneModel(BaseModel):
         max_position_embeddings: int | None = None,
     ) -> None:
         super().__init__()
+        full = lora is None and peft_model is None
+        self.llm = build_llm(llm, full=full, max_position_embeddings=max_position_embeddings)
+        self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
         self.use_varlen_attn = use_varlen_attn
-        self.use_lora = lora is not None or peft_model is not None
-        model: Any = build_llm(
-            llm, trained=not self.use_lora, max_position_embeddings=max_position_embeddings
-        )
         if use_varlen_attn:
-            attention.require_borders(base_of(model))
-        grown = tokenizer is not None and grow_vocabulary(base_of(model), tokenizer)
-        if self.use_lora:
-            model = add_adapter(model, lora, peft_model, grown=grown)
-        self.llm = model
-        self.use_activation_checkpointing = use_activation_checkpointing
+            require_apart(self.llm)
+        self.llm.config.use_cache = False
+        grown = self.tokenizer is not None and grow_vocabulary(self.llm, self.tokenizer)
+        if not full:
+            self._add_adapter(lora, peft_model, grown)
         if use_activation_checkpointing:
-            self.activation_checkpointing_enable()
-        self._head: Head | None = None
+            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.rule = LogitRule.of(self.llm.config)
 
-    @abstractmethod
-    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
-        """What the loss of a micro-batch is divided by, counted without a forward."""
+    def _add_adapter(self, lora: Any, peft_model: str | None, grown: bool) -> None:
+        from peft import PeftModel, get_peft_model
 
-    @abstractmethod
-    def compute_loss(
-        self, data: Mapping[str, Any], totals: Mapping[str, int]
-    ) -> dict[str, Tensor]:
-        """This micro-batch's share of the mean over ``totals``, under ``loss``, and what to log."""
+        if peft_model is not None:
+            self.llm = PeftModel.from_pretrained(self.llm, peft_model, is_trainable=True)
+            return
+        config = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
+        if config.target_modules is None:
+            config.target_modules = "all-linear"
+        if grown:
+            self._train_new_rows(config)
+        self.llm = get_peft_model(self.llm, config)
 
-    def forward(
-        self,
-        data: Mapping[str, Any],
-        data_samples: Any = None,
-        mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
-    ) -> Any:
-        """Compute the loss, or the language model's own output.
+    def _train_new_rows(self, config: Any) -> None:
+        """New tokens can only be learnt, and kept, if the layers that hold them are trained."""
+        layers = [self.llm.get_input_embeddings(), self.llm.get_output_embeddings()]
+        names = [name for name, module in self.llm.named_modules() if module in layers]
+        leaves = {name.rpartition(".")[2] for name in names}
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *leaves})
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.llm, "peft_config")
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model itself, its layers wrapped where there is an adapter."""
+        return self.llm.get_base_model() if self.has_adapter else self.llm
+
+    @property
+    def head(self) -> nn.Module:
+        """The layer from hidden states to logits."""
+        return self.causal_lm.get_output_embeddings()
+
+    def hidden_states(self, data: Mapping[str, Any]) -> Any:
+        """Run the body, without the head.
 
         Args:
-            data: the batch.
-            data_samples: of no use; mmengine's interface has it.
-            mode: ``loss``, or ``tensor`` or ``predict`` for the model's own output with logits.
-            totals: what losses are divided by; the micro-batch's own counts when None.
-        """
-        if mode == "loss":
-            if totals is None:
-                totals = {name: max(1, n) for name, n in self.count_items(data).items()}
-            return self.compute_loss(data, totals)
-        if mode in ("tensor", "predict"):
-            with self._borders_in_force(data):
-                return self.llm(**self.model_inputs(data))
-        raise ValueError(f"no such mode: {mode!r}")
+            data: a batch as ``default_collate_fn`` makes it, on the model's device.
 
-    def model_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the language model that a batch stands for."""
-        inputs = {name: value for name, value in data.items() if name not in NOT_FOR_THE_MODEL}
-        inputs["use_cache"] = False
-        borders = self.borders(data)
-        if borders is not None:
-            longest = data.get("max_seqlen")
-            if longest is None:
-                longest = int((borders[1:] - borders[:-1]).max())
-            inputs["attention_mask"] = None
-            for side in ("q", "k"):
-                inputs[f"cu_seq_lens_{side}"] = borders
-                inputs[f"max_length_{side}"] = int(longest)
-        return inputs
+        Returns:
+            The body's output; ``last_hidden_state`` is (B, S, H).
+        """
+        return self.causal_lm.base_model(**self.inputs(data), use_cache=False)
 
     @staticmethod
-    def borders(data: Mapping[str, Any]) -> Tensor | None:
-        """Borders of the samples in a packed row, ``(num_samples + 1,)``; None for other batches.
+    def inputs(data: Mapping[str, Any]) -> dict[str, Any]:
+        """What the transformers model is called with; packed rows bring their borders."""
+        names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+        inputs = {name: data[name] for name in names if data.get(name) is not None}
+        borders = packed_borders(data)
+        if borders is not None:
+            inputs.pop("attention_mask", None)  # the borders say it all
+            longest = int(data["max_seqlen"])
+            inputs |= {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
+            inputs |= {"max_length_q": longest, "max_length_k": longest}
+        return inputs
 
-        Raises:
-            UserError: when there is more than one packed row.
-        """
-        borders = data.get("cumulative_len")
-        if borders is None:
-            return None
-        rows = [borders] if isinstance(borders, Tensor) else list(borders)
-        if len(rows) != 1:
-            raise UserError(
-                tr(
-                    f"use_varlen_attn takes one packed row at a time; this batch has {len(rows)}.",
-                    f"use_varlen_attn 一次只接受一行打包数据，而这个 batch 有 {len(rows)} 行。",
-                ),
-                hint=tr(
-                    "set batch_size = 1 and multiply accumulative_counts or max_length instead.",
-                    "请设置 batch_size = 1，改为增大 accumulative_counts 或 max_length。",
-                ),
-                where=Where(key="train_dataloader.batch_size"),
-            )
-        return rows[0].to(torch.int32)
-
-    def _borders_in_force(self, data: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-        packed = data.get("cumulative_len") is not None
-        return attention.packed_rows() if packed else contextlib.nullcontext()
-
-    def hidden_states(self, data: Mapping[str, Any]) -> Tensor:
-        """The body's output for a batch, ``(B, S, H)``: what the head makes logits of."""
-        with self._borders_in_force(data):
-            return self.body(**self.model_inputs(data)).last_hidden_state
-
-    @property
-    def body(self) -> nn.Module:
-        """The language model without its head, adapters in place."""
-        return base_of(self.llm).get_decoder()
-
-    @property
-    def head(self) -> Head:
-        """The output layer.
-
-        Raises:
-            UserError: when the model does more between its body and its logits than is known here.
-        """
-        if self._head is None:
-            base = base_of(self.llm)
-            head = Head.of(base)
-            if not head.agrees(base, self.body):
-                raise UserError(
-                    tr(
-                        f"{type(base).__name__} makes its logits in a way that is not known here.",
-                        f"{type(base).__name__} 计算 logits 的方式不受支持。",
-                    ),
-                    where=Where(key="model.llm"),
-                )
-            self._head = head
-        return self._head
-
-    def activation_checkpointing_enable(self) -> None:
-        """Recompute each layer in the backward."""
-        base_of(self.llm).gradient_checkpointing_enable({"use_reentrant": False})
-
-    def activation_checkpointing_disable(self) -> None:
-        """Keep what each layer computes for the backward."""
-        base_of(self.llm).gradient_checkpointing_disable()
-
-    gradient_checkpointing_enable = activation_checkpointing_enable
-    gradient_checkpointing_disable = activation_checkpointing_disable
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """What is trained: everything, or the adapter and ``modules_to_save``."""
-        whole = super().state_dict(*args, **kwargs)
-        if not self.use_lora:
-            return whole
-        prefix = kwargs.get("prefix", "")
-        trained = {prefix + n for n, p in self.named_parameters() if p.requires_grad}
-        for name in list(whole):
-            if name not in trained:
-                del whole[name]
-        return whole
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The weights that are trained: the adapter's where there is one, otherwise all."""
+        state = super().state_dict(*args, **kwargs)
+        if not self.has_adapter:
+            return state
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        prefix = str(kwargs.get("prefix", ""))
+        return {
+            name: value for name, value in state.items() if name.removeprefix(prefix) in trained
+        }
 
     def to_hf(
         self,
-        save_dir: str | Path,
+        save_dir: str | os.PathLike[str],
         dtype: torch.dtype | None = None,
         safe_serialization: bool = True,
-        max_shard_size: str | int = "2GB",
-        **settings: Any,
+        max_shard_size: str = "2GB",
     ) -> None:
-        """Write a Hugging Face folder: the whole model, or a peft adapter.
+        """Write the model, or its adapter, as a Hugging Face folder.
 
         Args:
             save_dir: the folder.
-            dtype: of the floating-point tensors; as they are when None.
-            safe_serialization: safetensors, or else ``.bin`` for an adapter.
-            max_shard_size: size of a shard of a whole model.
-            settings: further keywords of ``save_pretrained``.
+            dtype: number format of the weights; as they are when None.
+            safe_serialization: kept from v0.1; transformers 5 and peft write safetensors only.
+            max_shard_size: of a file of a whole model.
         """
-        llm: Any = self.llm
-        if isinstance(llm, PeftModel):
+        weights = self.llm.state_dict()
+        if self.has_adapter:
             from peft import get_peft_model_state_dict
 
-            state = get_peft_model_state_dict(llm, save_embedding_layers=False)
-            llm.save_pretrained(
-                str(save_dir),
-                state_dict=_cast(llm.state_dict(), set(), dtype) if dtype else None,
-                safe_serialization=safe_serialization,
-                save_embedding_layers=False,
-                **settings,
-            )
-            del state
-            return
-        config = llm.config
-        kept = (config.use_cache, config.dtype)
-        config.use_cache = True
-        config.dtype = dtype or llm.dtype
-        try:
-            llm.save_pretrained(
-                str(save_dir),
-                state_dict=_cast(llm.state_dict(), set(), dtype) if dtype else None,
-                max_shard_size=max_shard_size,
-                **settings,
-            )
-        finally:
-            config.use_cache, config.dtype = kept
+            weights = get_peft_model_state_dict(self.llm)
+        if dtype is not None:
+            weights = {
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in weights.items()
+            }
+        with written_aside(save_dir) as aside:
+            if self.has_adapter:
+                from safetensors.torch import save_file
 
-    def __getattr__(self, name: str) -> Any:
-        """Look in the language model for what this one lacks (``config``, ``generate``, ...)."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "llm" or "llm" not in self._modules:
-                raise
-            return getattr(self.llm, name)
+                aside.mkdir()
+                self.llm.peft_config[self.llm.active_adapter].save_pretrained(str(aside))
+                plain = {name: value.contiguous().cpu() for name, value in weights.items()}
+                save_file(plain, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+            else:
+                self.llm.save_pretrained(aside, state_dict=weights, max_shard_size=max_shard_size)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(aside)
 
 
-def _cast(state: Mapping[str, Tensor], leave: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {
-        name: value.to(dtype) if value.is_floating_point() and name not in leave else value
-        for name, value in state.items()
-    }
+def packed_borders(data: Mapping[str, Any]) -> Tensor | None:
+    """(samples + 1,) int32 borders of a packed row, or None for an ordinary batch."""
+    borders = data.get("cumulative_len")
+    if borders is None:
+        return None
+    if isinstance(borders, list | tuple):
+        (borders,) = borders  # a batch of packed rows has one row
+    return borders

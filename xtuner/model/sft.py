@@ -1,36 +1,112 @@
-"""Supervised fine-tuning: the mean cross-entropy of the tokens that carry a label."""
+"""Supervised fine-tuning: the mean cross-entropy of the tokens that have a label."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from xtuner.model.base import FinetuneModel
-from xtuner.model.modules.loss import cross_entropy_sum, shift_labels
+from xtuner.model.base import Data, FinetuneModel, packed_borders
+from xtuner.model.modules.loss import linear_cross_entropy, shift_labels
 from xtuner.utils.constants import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+PROBE_TOKENS = 8
 
 
 class SupervisedFinetune(FinetuneModel):
-    """A language model that learns the answers of its data; arguments as ``FinetuneModel``.
+    """Trains a language model to give the labelled tokens; see ``FinetuneModel`` for arguments."""
 
-    Example:
-        >>> model = dict(
-        ...     type=SupervisedFinetune,
-        ...     use_varlen_attn=True,
-        ...     llm=dict(type=AutoModelForCausalLM.from_pretrained,
-        ...              pretrained_model_name_or_path="Qwen/Qwen2.5-0.5B"),
-        ...     lora=dict(type=LoraConfig, r=64, lora_alpha=16, task_type="CAUSAL_LM"))
-    """
+    _knows_head: bool | None = None
 
     def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
-        """The supervised tokens, under ``tokens``."""
-        labels = shift_labels(data["labels"], self.borders(data))
-        return {"tokens": int((labels != IGNORE_INDEX).sum())}
+        """``{'tokens': n}``: the supervised tokens of a micro-batch."""
+        targets = shift_labels(data["labels"], packed_borders(data))
+        return {"tokens": int((targets != IGNORE_INDEX).sum())}
 
-    def compute_loss(self, data: Mapping[str, Any], totals: Mapping[str, int]) -> dict[str, Tensor]:
-        """The summed cross-entropy of this micro-batch over ``totals['tokens']``."""
-        labels = shift_labels(data["labels"], self.borders(data))
-        hidden = self.hidden_states(data)
-        return {"loss": cross_entropy_sum(hidden, labels, self.head) / totals["tokens"]}
+    def forward(
+        self,
+        data: Data,
+        data_samples: Any = None,
+        mode: str = "loss",
+        totals: Mapping[str, int] | None = None,
+    ) -> Any:
+        """Compute the loss, or the logits.
+
+        Args:
+            data: a batch as ``default_collate_fn`` makes it: ``input_ids`` and ``labels`` (B, S).
+            data_samples: unused; mmengine hands it over.
+            mode: ``loss``; ``predict`` for ``[{'logits': (B, S, V)}]``; ``tensor`` for the output
+                of the transformers model.
+            totals: denominators of the mean; the micro-batch's own when None.
+
+        Returns:
+            With ``loss``: ``{'loss': scalar}``, the share of the mean over ``totals``.
+
+        Raises:
+            NotImplementedError: for another mode.
+        """
+        if mode == "loss":
+            totals = totals if totals is not None else self.count_items(data)
+            return {"loss": self._loss_sum(data) / max(1, totals["tokens"])}
+        if mode == "predict":
+            return [{"logits": self.llm(**self.inputs(data)).logits}]
+        if mode == "tensor":
+            return self.llm(**self.inputs(data))
+        raise NotImplementedError(f"mode {mode!r}; there are: loss, predict, tensor")
+
+    def _loss_sum(self, data: Data) -> Tensor:
+        targets = shift_labels(data["labels"], packed_borders(data)).flatten()
+        supervised = (targets != IGNORE_INDEX).nonzero().flatten()
+        if not self._can_skip_logits(data):
+            return self._plain_loss_sum(data, targets)
+        hidden = self.hidden_states(data).last_hidden_state.flatten(0, 1)
+        return linear_cross_entropy(
+            hidden[supervised], self.head, targets[supervised], rule=self.rule
+        )
+
+    def _plain_loss_sum(self, data: Data, targets: Tensor) -> Tensor:
+        """The loss from all logits, as transformers computes it; with a router's loss, if any."""
+        outputs = self.llm(**self.inputs(data), use_cache=False)
+        logits = outputs.logits.flatten(0, 1).float()
+        loss = torch.nn.functional.cross_entropy(
+            logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        router_loss = getattr(outputs, "aux_loss", None)
+        if router_loss is not None:
+            weight = getattr(self.causal_lm, "router_aux_loss_coef", 0.0)
+            loss = loss + weight * router_loss * (targets != IGNORE_INDEX).sum()
+        return loss
+
+    def _can_skip_logits(self, data: Data) -> bool:
+        """Whether head and body can be called apart: asked once, by comparing the logits."""
+        if getattr(self.llm.config, "output_router_logits", False):
+            return False
+        if self._knows_head is None:
+            self._knows_head = self._head_agrees(data)
+            if not self._knows_head:
+                logger.warning(
+                    "%s makes its logits in its own way: the loss is computed from all of them, "
+                    "which takes more memory.",
+                    type(self.causal_lm).__name__,
+                )
+        return self._knows_head
+
+    @torch.no_grad()
+    def _head_agrees(self, data: Data) -> bool:
+        if self.head is None or self.causal_lm.base_model is self.causal_lm:
+            return False
+        probe = {"input_ids": data["input_ids"][:1, :PROBE_TOKENS]}
+        training = self.training
+        self.eval()  # dropout would make two calls differ
+        try:
+            theirs = self.llm(**probe, use_cache=False).logits.float()
+            hidden = self.causal_lm.base_model(**probe, use_cache=False).last_hidden_state
+            ours = self.rule(self.head(hidden).float())
+        finally:
+            self.train(training)
+        return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)

@@ -1,260 +1,184 @@
-"""The loss of a language model: which tokens count, and cross-entropy without all the logits.
+"""Cross-entropy on the supervised tokens alone, never with all logits at once.
 
-Logits are formed for supervised positions only, and a chunk of them at a time. ``chunked_log_probs``
-gives the log-probability of each token in the same way, for losses on preferences.
+The vocabulary projection and the softmax go over the supervised positions in chunks, and the
+gradients of a chunk are made while its logits are there: the largest tensor is one chunk's logits,
+whatever the length and the vocabulary.
+
+Shapes: B batch, S tokens, N supervised tokens, H width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xtuner.model.modules.head import Head
 from xtuner.utils.constants import IGNORE_INDEX
 
-# Logits that are held at once, as a number of elements. A larger chunk adds to the head's gradient
-# less often, which matters with large vocabularies; a smaller one stays in the processor's cache.
-LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
-FEWEST_ROWS = 512
+CHUNK_LOGITS = 2**24
+"""Logits computed at once: 64 MiB of them in float32."""
 
 
-def shift_labels(labels: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-    """Give each position the label of the next token.
+def shift_labels(labels: Tensor, borders: Tensor | None = None) -> Tensor:
+    """The token that each position must predict: the label of the next position.
 
     Args:
-        labels: ``(B, S)``, ``IGNORE_INDEX`` where nothing is trained.
-        cu_seqlens: borders of the samples in a packed row, ``(num_samples + 1,)``, from 0 to S
-            (B = 1). The first token of a sample is not predicted from the sample before it.
+        labels: (B, S), ``IGNORE_INDEX`` where a token is not trained.
+        borders: (samples + 1,) borders of a packed row (B is 1); the first token of a sample is
+            never predicted from the sample before it.
 
     Returns:
-        ``(B, S)``; the last position of each row and of each sample is ``IGNORE_INDEX``.
+        (B, S); ``IGNORE_INDEX`` at the last position of each row and of each packed sample.
     """
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    if cu_seqlens is not None and len(cu_seqlens) > 2:
-        shifted[:, cu_seqlens[1:-1].long() - 1] = IGNORE_INDEX
-    return shifted
+    targets = torch.full_like(labels, IGNORE_INDEX)
+    targets[:, :-1] = labels[:, 1:]
+    if borders is not None and len(borders) > 2:
+        targets[:, borders[1:-1].long() - 1] = IGNORE_INDEX
+    return targets
 
 
-def cross_entropy_sum(
-    hidden: Tensor,
-    labels: Tensor,
-    head: Head,
-    *,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+@dataclass(frozen=True)
+class LogitRule:
+    """What a model does to its logits after the projection: scale, then soft cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitRule:
+        """Read the rule from a transformers config (Cohere, Granite and Gemma have one)."""
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule | None = None
 ) -> Tensor:
-    """Sum the cross-entropy over the supervised positions.
+    """Sum of the cross-entropies of the supervised tokens.
 
     Args:
-        hidden: ``(B, S, H)`` or ``(N, H)``, the body's output.
-        labels: ``(B, S)`` or ``(N,)``, already shifted.
-        head: what makes logits of hidden states.
-        label_smoothing: share of the target spread evenly over the vocabulary.
-        z_loss: weight of the squared log-normaliser, which keeps logits small.
+        hidden: (N, H) last hidden states at the supervised positions.
+        head: the output layer; a plain ``nn.Linear`` takes the fast path, others (an adapter on the
+            head) are computed twice, chunk by chunk.
+        targets: (N,) token ids.
+        rule: what is done to the logits.
 
     Returns:
-        A float32 scalar; 0, still part of the graph, when nothing is supervised.
+        A float32 scalar; 0, connected to ``hidden``, when there is no token.
     """
-    rows, targets = _supervised(hidden, labels)
-    weight = head.weight
-    if weight is not None:
-        settings = (head.scale, head.softcap, label_smoothing, z_loss, torch.is_grad_enabled())
-        return _LinearCrossEntropy.apply(rows, weight, head.bias, targets, *settings)
-    total = rows.new_zeros((), dtype=torch.float32)
-    for part in _chunks(len(rows), head.vocab_size, rows.device):
-        total = total + checkpoint(
-            _chunk_loss, rows[part], targets[part], head, label_smoothing, z_loss,
-            use_reentrant=False,
-        )  # fmt: skip
+    rule = rule or LogitRule()
+    if not len(targets):
+        return hidden.float().sum() * 0.0
+    if type(head) is nn.Linear and head.bias is None and rule == LogitRule():
+        dtype = _compute_dtype(hidden)
+        return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    size = _chunk_size(_vocabulary(head))
+    for part, goal in zip(hidden.split(size), targets.split(size), strict=True):
+        total = total + checkpoint(_chunk_loss, part, head, goal, rule, use_reentrant=False)
     return total
 
 
-def chunked_log_probs(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
-    """The log-probability of each label.
+def token_log_probs(
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule | None = None
+) -> Tensor:
+    """Log-probability of each target, in chunks.
 
     Args:
-        hidden: ``(B, S, H)``, the body's output.
-        labels: ``(B, S)``, already shifted.
-        head: what makes logits of hidden states.
+        hidden: (N, H) last hidden states.
+        head: the output layer.
+        targets: (N,) token ids.
+        rule: what is done to the logits.
 
     Returns:
-        ``(B, S)`` in float32, 0 where the label is ``IGNORE_INDEX``.
+        (N,) in float32, differentiable.
     """
-    at = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    rows, targets = hidden[at], labels[at]
-    found = [
-        checkpoint(_chunk_log_probs, rows[part], targets[part], head, use_reentrant=False)
-        for part in _chunks(len(rows), head.vocab_size, rows.device)
+    rule = rule or LogitRule()
+    if not len(targets):
+        return hidden.float().sum(-1)
+    size = _chunk_size(_vocabulary(head))
+    parts = [
+        checkpoint(_chunk_log_probs, part, head, goal, rule, use_reentrant=False)
+        for part, goal in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    values = torch.cat(found) if found else rows.sum(-1).float()
-    return torch.zeros(labels.shape, device=hidden.device).index_put(at, values)
+    return torch.cat(parts)
 
 
-def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and labels of the supervised positions.
-
-    When there are none, one row without a label stays, so that every parameter gets a gradient
-    (of zero), which processes that exchange gradients rely on.
-    """
-    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    at = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-    if not len(at):
-        return hidden[:1], labels[:1]
-    if len(at) == len(labels):
-        return hidden, labels
-    return hidden[at], labels[at]
+def _chunk_log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule) -> Tensor:
+    logits = rule(head(hidden).float())
+    return -nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def _chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
-    at_once = LOGITS_AT_ONCE.get(device.type, 2**28)
-    size = max(FEWEST_ROWS, at_once // vocab_size)
-    for begin in range(0, rows, size):
-        yield slice(begin, begin + size)
+def _chunk_loss(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule) -> Tensor:
+    return -_chunk_log_probs(hidden, head, targets, rule).sum()
 
 
-def _chunk_loss(
-    rows: Tensor, targets: Tensor, head: Head, label_smoothing: float, z_loss: float
-) -> Tensor:
-    logits = head(rows).float()
-    loss = F.cross_entropy(
-        logits,
-        targets,
-        ignore_index=IGNORE_INDEX,
-        label_smoothing=label_smoothing,
-        reduction="sum",
-    )
-    if z_loss:
-        counted = (targets != IGNORE_INDEX).float()
-        loss = loss + z_loss * (logits.logsumexp(-1).square() * counted).sum()
-    return loss
+def _chunk_size(vocabulary: int) -> int:
+    return max(16, CHUNK_LOGITS // vocabulary)
 
 
-def _chunk_log_probs(rows: Tensor, targets: Tensor, head: Head) -> Tensor:
-    logits = head(rows).float()
-    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+def _vocabulary(head: nn.Module) -> int:
+    return int(getattr(head, "out_features", None) or next(head.parameters()).shape[0])
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of a linear head, summed, with its gradients found on the way forward.
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
 
-    The gradient of a sum is known up to one factor, so each chunk's logits are formed once: three
-    matrix products instead of the four that recomputing them in the backward takes.
-    """
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """Projection and cross-entropy whose gradients are made in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        scale: float,
-        softcap: float | None,
-        label_smoothing: float,
-        z_loss: float,
-        with_grad: bool,
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        dtype = compute_dtype(weight)
-        with torch.autocast(rows.device.type, enabled=False):
-            matrix, inputs = weight.to(dtype), rows.to(dtype)
-            wanted = [with_grad and needed for needed in ctx.needs_input_grad[:3]]
-            grad_rows = torch.empty_like(inputs) if wanted[0] else None
-            grad_weight = _zeros(weight) if wanted[1] else None
-            grad_bias = _zeros(bias) if wanted[2] and bias is not None else None
-            total = rows.new_zeros((), dtype=torch.float32)
-            for part in _chunks(len(rows), len(weight), rows.device):
-                x = inputs[part]
-                logits = F.linear(x, matrix, None if bias is None else bias.to(dtype))
-                loss, grad = _loss_and_grad(
-                    logits, targets[part], scale, softcap, label_smoothing, z_loss, any(wanted)
-                )
-                total += loss
-                if grad is None:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        matrix = weight.to(dtype)
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        size = _chunk_size(weight.shape[0])
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), size):
+                part = hidden[start : start + size].to(dtype)
+                goal = targets[start : start + size, None]
+                logits = (part @ matrix.T).float()
+                norm = logits.logsumexp(-1, keepdim=True)
+                total += (norm - logits.gather(1, goal)).sum()
+                if not (need_hidden or need_weight):
                     continue
-                grad = grad.to(dtype)
-                if grad_rows is not None:
-                    torch.mm(grad, matrix, out=grad_rows[part])
+                # softmax minus one-hot, in the memory of the logits
+                slope = logits.sub_(norm).exp_()
+                slope.scatter_add_(1, goal, slope.new_full(goal.shape, -1.0))
+                slope = slope.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[start : start + size] = (slope @ matrix).to(hidden.dtype)
                 if grad_weight is not None:
-                    grad_weight += grad.t() @ x
-                if grad_bias is not None:
-                    grad_bias += grad.sum(0, dtype=torch.float32)
-        ctx.grads = (grad_rows, grad_weight, grad_bias)
-        ctx.dtypes = (rows.dtype, weight.dtype, None if bias is None else bias.dtype)
+                    grad_weight += slope.T @ part
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [
-            None if grad is None else grad.mul_(outputs[0]).to(dtype)
-            for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
-        ]
-        ctx.grads = (None, None, None)  # each may be large: hand it over
-        return (*grads, None, None, None, None, None, None)
-
-
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """What matrix products with ``weight`` run in: autocast's dtype, or the weight's own."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros_like(like, dtype=torch.float32)
-
-
-def _loss_and_grad(
-    logits: Tensor,
-    targets: Tensor,
-    scale: float,
-    softcap: float | None,
-    label_smoothing: float,
-    z_loss: float,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of a chunk, and its gradient by what the head's matrix gave.
-
-    Args:
-        logits: ``(n, V)``, before scale and soft cap.
-        targets: ``(n,)``.
-        scale: factor on the logits.
-        softcap: bound that the logits are bent towards, or None.
-        label_smoothing: share of the target that is spread evenly.
-        z_loss: weight of the squared log-normaliser.
-        with_grad: whether the gradient is wanted.
-    """
-    raw = logits.float()
-    values = raw if scale == 1.0 else raw.mul_(scale)
-    bent = None
-    if softcap is not None:
-        bent = torch.tanh(values / softcap)
-        values = bent * softcap
-    counted = targets != IGNORE_INDEX
-    at = torch.where(counted, targets, 0).unsqueeze(-1)
-    log_probs = torch.log_softmax(values, -1)
-    mine = log_probs.gather(-1, at).squeeze(-1)
-    share = label_smoothing / values.shape[-1]
-    each = -(1.0 - label_smoothing) * mine
-    if label_smoothing:
-        each = each - share * log_probs.sum(-1)
-    normaliser = None
-    if z_loss:
-        normaliser = values[:, 0] - log_probs[:, 0]  # log of the sum of exponentials
-        each = each + z_loss * normaliser.square()
-    loss = torch.where(counted, each, 0.0).sum()
-    if not with_grad:
-        return loss, None
-    grad = log_probs.exp_()
-    if normaliser is not None:
-        grad.mul_((1.0 + 2.0 * z_loss * normaliser).unsqueeze(-1))
-    if label_smoothing:
-        grad.sub_(share)
-    grad.scatter_add_(-1, at, torch.full_like(at, label_smoothing - 1.0, dtype=grad.dtype))
-    if bent is not None:
-        grad.mul_(1.0 - bent.square_())
-    grad.mul_(counted.unsqueeze(-1) * scale)
-    return loss, grad
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (slope,) = grads
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * slope.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * slope.to(grad_weight.dtype),
+            None,
+            None,
+        )
