@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml requirements/tested.txt
 quickstart: install
 	$(BIN)/xtuner train quickstart --work-dir $(OUT)
 	$(BIN)/xtuner convert pth_to_hf $$(ls -t $(OUT)/*.pth | head -n 1) $(OUT)/hf --force
-	printf '请做一下自我介绍\nPlease introduce yourself\nexit\n' | \
+	printf '请做一下自我介绍\nRESET\nPlease introduce yourself\nexit\n' | \
 		$(BIN)/xtuner chat $(OUT)/hf --prompt-template internlm2_chat
 
 test: install

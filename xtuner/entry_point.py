@@ -125,8 +125,6 @@ COMMANDS: Mapping[str, Command] = {
         "check_template",
     ),
     "chat": Command("talk to a model", "与模型对话", "chat"),
-    "mmbench": Command("evaluate on MMBench", "在 MMBench 上评测", "mmbench"),
-    "eval_refcoco": Command("evaluate on RefCOCO", "在 RefCOCO 上评测", "eval_refcoco"),
 }
 
 
