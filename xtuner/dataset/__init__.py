@@ -3,5 +3,12 @@
 from xtuner.utils.lazy import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"huggingface": ("process_hf_dataset",), "json_file": ("load_json_file",)}
+    __name__,
+    {
+        "huggingface": ("process_hf_dataset",),
+        "modelscope": ("process_ms_dataset",),
+        "concat": ("ConcatDataset",),
+        "moss": ("MOSSSFTDataset",),
+        "json_file": ("load_json_file",),
+    },
 )

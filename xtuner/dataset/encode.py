@@ -1,7 +1,8 @@
 """From turns of text to token ids and labels.
 
-A sample is bos, then for each turn the question with its surroundings (no loss), the answer with its
-suffix and eos (loss), and the separator (no loss); bos comes again after a turn that ended in eos.
+A sample is bos, then for each turn the question with its surroundings (no loss), the answer with
+its suffix and eos (loss), and the separator (no loss); bos comes again after a turn that ended in
+eos.
 Pieces are tokenised as ``utils.pieces`` does, so that chat, which builds the same pieces, sends the
 very ids that training saw.
 """

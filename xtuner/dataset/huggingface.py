@@ -122,7 +122,7 @@ def _rows(dataset: Any, split: str | None) -> Dataset:
             raise UserError(
                 tr(f"the dataset cannot be loaded: {error}", f"无法加载数据集: {error}"),
                 hint=tr(
-                    "for files of your own: dict(type=load_dataset, path='json', data_files='my.jsonl')",
+                    "your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')",
                     "自己的文件请写: dict(type=load_dataset, path='json', data_files='my.jsonl')",
                 ),
                 where=Where(key="dataset"),
@@ -182,7 +182,8 @@ def _map_one(
             tr(
                 f"row {number}: {name} cannot read it ({type(error).__name__}: {error}); "
                 f"its fields are: {fields}",
-                f"第 {number} 行: {name} 无法读取（{type(error).__name__}: {error}），字段有: {fields}",
+                f"第 {number} 行: {name} 无法读取（{type(error).__name__}: {error}），"
+                f"字段有: {fields}",
             ),
             hint=tr(
                 "'xtuner check-custom-dataset CONFIG' names the map function that fits.",

@@ -1,7 +1,8 @@
-"""Rows of a dataset → one batch of tensors, padded or packed (``docs/architecture.md``, "Batch")."""
+"""Rows of a dataset → one batch of tensors, padded or packed: "Batch" in the architecture."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def _joined(instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sizes: list[int] = []
     for row in instances:
         borders = row.get("cumulative_len") or [0, len(row["input_ids"])]
-        sizes += [b - a for a, b in zip(borders, borders[1:], strict=False)]
+        sizes += [b - a for a, b in itertools.pairwise(borders)]
     borders = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
     return {
         "input_ids": torch.cat([_ids(row["input_ids"]) for row in instances])[None],

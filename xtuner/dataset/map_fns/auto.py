@@ -25,8 +25,8 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
     """Recognise a row's layout and map it.
 
     Args:
-        example: a row with ``conversation``, ``messages``, ``conversations`` (ShareGPT in any common
-            spelling), ``instruction``/``output``, their ``_zh``, ``input``/``output``, or ``text``.
+        example: a row with ``conversation``, ``messages``, ``conversations`` (ShareGPT in any
+            common spelling), ``instruction``/``output``, their ``_zh``, ``input``/``output``, or ``text``.
 
     Raises:
         ValueError: when no layout fits.

@@ -51,7 +51,7 @@ def turn_is_answer(turn: Row) -> bool:
 
 @dataclass(frozen=True)
 class TemplateMapFn:
-    """``template_map_fn`` with its template; ``AUTO_TEMPLATE`` leaves the turns to the tokenizer."""
+    """``template_map_fn`` with its template; ``AUTO_TEMPLATE`` leaves the turns as they are."""
 
     template: Any
 

@@ -1,0 +1,46 @@
+"""Several datasets one after the other, as one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import ConcatDataset as TorchConcatDataset
+
+from xtuner.registry import BUILDER
+
+
+class ConcatDataset(TorchConcatDataset[Any]):
+    """The rows of all datasets.
+
+    Args:
+        datasets: datasets, or the configs to build them from.
+    """
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        built = [BUILDER.build(dict(d)) if isinstance(d, Mapping) else d for d in datasets]
+        super().__init__(built)
+
+    @property
+    def length(self) -> list[int]:
+        """Tokens of each row, as length-grouped sampling asks for."""
+        return self._joined("length")
+
+    @property
+    def modality_length(self) -> list[int]:
+        """Tokens of each row, negative for rows without an image."""
+        return self._joined("modality_length")
+
+    def _joined(self, name: str) -> list[int]:
+        return list(itertools.chain.from_iterable(_property(d, name) for d in self.datasets))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(str(len(dataset)) for dataset in self.datasets)  # type: ignore[arg-type]
+        return f"ConcatDataset({len(self)} rows = {sizes})"
+
+
+def _property(dataset: Any, name: str) -> Sequence[int]:
+    """What a dataset says of its rows: an attribute, or a column."""
+    columns = getattr(dataset, "column_names", ())
+    return list(dataset[name]) if name in columns else list(getattr(dataset, name))

@@ -1,0 +1,31 @@
+"""The order of InternLM's training code: mmengine's, from a fixed seed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from mmengine.dataset import DefaultSampler
+
+SEED = 1024
+
+
+class InternRepoSampler(DefaultSampler):
+    """mmengine's ``DefaultSampler`` whose seed is 1024 unless given.
+
+    Args:
+        dataset: what is sampled.
+        shuffle: by epoch.
+        seed: of the order.
+    """
+
+    def __init__(self, dataset: Any, shuffle: bool = True, seed: int | None = None) -> None:
+        super().__init__(dataset, shuffle=shuffle, seed=SEED if seed is None else seed)
+
+
+class InternlmRepoSampler(InternRepoSampler):
+    """The former name of ``InternRepoSampler``."""
+
+    def __init__(self, dataset: Any, shuffle: bool = True, seed: int | None = None) -> None:
+        warnings.warn("InternlmRepoSampler is now InternRepoSampler", FutureWarning, stacklevel=2)
+        super().__init__(dataset, shuffle, seed)
