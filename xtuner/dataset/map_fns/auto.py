@@ -26,7 +26,8 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         example: a row with ``conversation``, ``messages``, ``conversations`` (ShareGPT in any
-            common spelling), ``instruction``/``output``, their ``_zh``, ``input``/``output``, or ``text``.
+            common spelling), ``instruction``/``output``, their ``_zh``, ``input``/``output``, or
+            ``text``.
 
     Raises:
         ValueError: when no layout fits.

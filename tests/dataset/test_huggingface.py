@@ -1,0 +1,224 @@
+"""process_hf_dataset: ids and masks, packing that loses nothing, the account, the cache."""
+
+import itertools
+import random
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.tiny import make_tokenizer
+from xtuner.dataset import ConcatDataset, process_hf_dataset
+from xtuner.dataset import huggingface as module
+from xtuner.dataset.account import account_of
+from xtuner.dataset.collate_fns import default_collate_fn
+from xtuner.dataset.map_fns import default_map_fn, openai_map_fn, template_map_fn_factory
+from xtuner.dataset.packing import pack_stream, pack_whole
+from xtuner.utils import PROMPT_TEMPLATE
+from xtuner.utils.errors import UserError
+
+IGNORED = -100
+TEMPLATES = sorted(set(PROMPT_TEMPLATE) - {"auto"})
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XTUNER_CACHE", str(tmp_path / "cache"))
+
+
+def rows(count=9, seed=0):
+    words = [
+        "Paris",
+        "is",
+        "the",
+        "capital",
+        "of",
+        "France",
+        "and",
+        "walks",
+        "are",
+        "good",
+        "for",
+        "staying",
+        "healthy",
+    ]
+    draw = random.Random(seed)
+    return Dataset.from_list(
+        [
+            {
+                "input": f"question {i}: {' '.join(draw.choices(words, k=draw.randint(1, 5)))}",
+                "output": " ".join(draw.choices(words, k=draw.randint(1, 14))),
+            }
+            for i in range(count)
+        ]
+    )
+
+
+def prepared(tokenizer, data=None, **settings):
+    defaults = dict(
+        tokenizer=tokenizer,
+        max_length=64,
+        dataset_map_fn=default_map_fn,
+        template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.default),
+        pack_to_max_length=False,
+    )
+    return process_hf_dataset(rows() if data is None else data, **(defaults | settings))
+
+
+def published(tokenizer, row, template):
+    """The published encoding of one single-turn row, written out: every piece by itself."""
+
+    def encode(text):
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    ends = not template.get("SUFFIX_AS_EOS", False)
+    question = template["INSTRUCTION"].replace("{input}", row["input"]).replace("{round}", "1")
+    pieces = [
+        ([tokenizer.bos_token_id], False),
+        (encode(question), False),
+        (encode(row["output"] + template.get("SUFFIX", "")), True),
+        ([tokenizer.eos_token_id] if ends else [], True),
+        (encode(template.get("SEP", "")), False),
+    ]
+    ids = [token for piece, _ in pieces for token in piece]
+    labels = [token if trained else IGNORED for piece, trained in pieces for token in piece]
+    return ids, labels
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "bos_eos"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_and_labels_are_the_published_ones(name, kind):
+    tokenizer = make_tokenizer(kind)
+    template = PROMPT_TEMPLATE[name]
+    data = rows(4)
+    made = prepared(
+        tokenizer, data, max_length=2048, template_map_fn=template_map_fn_factory(template)
+    )
+    for row, sample in zip(data, made, strict=True):
+        assert (sample["input_ids"], sample["labels"]) == published(tokenizer, row, template)
+
+
+def test_the_tokenizers_own_template_trains_the_answers_alone(tokenizer):
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello you"},
+        {"role": "user", "content": "bye"},
+        {"role": "assistant", "content": "good bye"},
+    ]
+    made = prepared(
+        tokenizer,
+        Dataset.from_list([{"messages": messages}]),
+        dataset_map_fn=openai_map_fn,
+        template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
+    )
+    (sample,) = made
+    assert sample["input_ids"] == tokenizer.apply_chat_template(messages, return_dict=False)
+    trained = tokenizer.decode([token for token in sample["labels"] if token != IGNORED])
+    assert trained == "hello you<|im_end|>good bye<|im_end|>"
+
+
+def supervised(dataset):
+    return sorted(token for row in dataset for token in row["labels"] if token != IGNORED)
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+def test_packing_loses_no_token(tokenizer, varlen):
+    alone = prepared(tokenizer, max_length=4096)
+    packed = prepared(tokenizer, pack_to_max_length=True, use_varlen_attn=varlen, max_length=150)
+    assert len(packed) < len(alone)
+    assert max(packed["length"]) <= 150
+    assert supervised(packed) == supervised(alone)
+
+
+def test_packed_samples_are_whole_and_traced(tokenizer):
+    data = rows(12)
+    alone = prepared(tokenizer, data, max_length=200)
+    packed = prepared(
+        tokenizer, data, pack_to_max_length=True, use_varlen_attn=True, max_length=200
+    )
+    seen = []
+    for row in packed:
+        for (a, b), number in zip(
+            itertools.pairwise(row["cumulative_len"]), row["rows"], strict=True
+        ):
+            assert row["input_ids"][a:b] == alone[number]["input_ids"]
+            assert row["position_ids"][a:b] == list(range(b - a))
+            seen.append(number)
+    assert sorted(seen) == list(range(12))
+
+
+@given(st.lists(st.integers(1, 40), max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_packs_hold_every_token_once(lengths):
+    whole = pack_whole(lengths, 40)
+    assert sorted(part for row in whole for part in row) == [
+        (number, 0, length) for number, length in enumerate(lengths)
+    ]
+    for pack in (whole, pack_stream(lengths, 40)):
+        assert all(sum(stop - start for _, start, stop in row) <= 40 for row in pack)
+        tokens = [(n, t) for row in pack for n, a, b in row for t in range(a, b)]
+        assert sorted(tokens) == [(n, t) for n, length in enumerate(lengths) for t in range(length)]
+
+
+@pytest.mark.parametrize("policy", ["cut", "split", "drop"])
+def test_the_account_adds_up(tokenizer, policy):
+    data = Dataset.from_list([*rows(3), {"input": "long", "output": "word " * 300}])
+    made = prepared(tokenizer, data, max_length=60, long_samples=policy)
+    account = account_of(made)
+    assert account.rows_in == 4
+    assert account.tokens_in == (
+        account.tokens_trained + account.tokens_cut + account.tokens_dropped
+    )
+    assert account.tokens_trained == sum(made["length"])
+    assert account.rows_cut == ([3] if policy == "cut" else [])
+    assert account.dropped["too_long"] == ([3] if policy == "drop" else [])
+
+
+def test_long_samples_can_be_refused(tokenizer):
+    with pytest.raises(UserError, match=r"row 0 has .* more than max_length=8"):
+        prepared(tokenizer, max_length=8, long_samples="error")
+
+
+def test_a_wrong_map_function_names_the_row_and_its_fields(tokenizer):
+    with pytest.raises(UserError, match=r"row 0: openai_map_fn .* input, output"):
+        prepared(tokenizer, dataset_map_fn=openai_map_fn)
+
+
+def test_rows_without_a_map_function_say_what_is_missing(tokenizer):
+    with pytest.raises(UserError, match="row 0 has no 'conversation'"):
+        prepared(tokenizer, dataset_map_fn=None)
+
+
+def test_the_second_time_comes_from_the_cache(tokenizer, monkeypatch):
+    data = rows()
+    first = prepared(tokenizer, data)
+    monkeypatch.setattr(module, "_prepare", lambda *_: pytest.fail("prepared again"))
+    assert prepared(tokenizer, data).to_dict() == first.to_dict()
+    assert account_of(prepared(tokenizer, data)) == account_of(first)
+
+
+def test_another_setting_is_another_cache_entry(tokenizer):
+    data = rows()
+    assert max(prepared(tokenizer, data, max_length=20)["length"]) == 20
+    assert max(prepared(tokenizer, data, max_length=21)["length"]) == 21
+
+
+def test_padded_and_packed_batches(tokenizer):
+    made = prepared(tokenizer, rows(3))
+    batch = default_collate_fn(list(made), pad_index=2)["data"]
+    lengths = made["length"]
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+    assert batch["input_ids"].shape == (3, max(lengths))
+    joined = default_collate_fn(list(made), use_varlen_attn=True)["data"]
+    assert joined["input_ids"].shape == (1, sum(lengths))
+    assert joined["cumulative_len"][0].tolist() == list(itertools.accumulate([0, *lengths]))
+    assert joined["max_seqlen"] == max(lengths)
+    assert joined["rows"] == [0, 1, 2]
+
+
+def test_joined_datasets_keep_all_rows(tokenizer):
+    parts = [prepared(tokenizer, rows(n, seed=n)) for n in (2, 3)]
+    joined = ConcatDataset(parts)
+    assert len(joined) == 5
+    assert joined.length == [*parts[0]["length"], *parts[1]["length"]]
