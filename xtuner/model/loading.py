@@ -55,9 +55,10 @@ def _keep_4bit_layout(llm: nn.Module) -> None:
     It does so at the first forward pass outside training, for speed, and the repacked weights have
     no backward pass: after one sample answer, training would go on with wrong gradients.
     """
-    for module in llm.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layer: Any
+    for layer in llm.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _stretched(settings: Mapping[str, Any], length: int) -> Any:

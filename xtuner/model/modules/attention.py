@@ -80,7 +80,12 @@ def attention(
             "attention sinks are not computed here: set attn_implementation='eager' in the model."
         )
     causal = bool(getattr(module, "is_causal", True))
-    settings = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "cap": softcap}
+    settings: dict[str, Any] = {
+        "scaling": scaling,
+        "dropout": dropout,
+        "window": sliding_window,
+        "cap": softcap,
+    }
     if cu_seq_lens_q is not None:
         if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
             packed = _packed_on_gpu(
@@ -251,7 +256,7 @@ def _packed_on_gpu(
         return None
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(
+    out: Any = varlen_attn(
         q,
         k,
         v,
@@ -262,4 +267,5 @@ def _packed_on_gpu(
         scale=scaling,
         window_size=sides,
         enable_gqa=q.shape[1] != k.shape[1],
-    ).unsqueeze(0)
+    )
+    return out.unsqueeze(0)

@@ -141,7 +141,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     """Projection and cross-entropy whose gradients are made in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]

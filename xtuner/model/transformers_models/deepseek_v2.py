@@ -8,5 +8,5 @@ from xtuner.model.transformers_models.experts import PublishedExperts
 __all__ = ["DeepseekV2Config", "DeepseekV2ForCausalLM"]
 
 
-class DeepseekV2ForCausalLM(PublishedExperts, _DeepseekV2ForCausalLM):
+class DeepseekV2ForCausalLM(PublishedExperts, _DeepseekV2ForCausalLM):  # type: ignore[misc]
     """transformers' class, with the keywords that published configs hand over."""

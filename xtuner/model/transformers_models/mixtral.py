@@ -8,5 +8,5 @@ from xtuner.model.transformers_models.experts import PublishedExperts
 __all__ = ["MixtralConfig", "MixtralForCausalLM"]
 
 
-class MixtralForCausalLM(PublishedExperts, _MixtralForCausalLM):
+class MixtralForCausalLM(PublishedExperts, _MixtralForCausalLM):  # type: ignore[misc]
     """transformers' class, with the keywords that published configs hand over."""
