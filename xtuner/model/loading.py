@@ -82,7 +82,9 @@ def _stretched(settings: Mapping[str, Any], length: int) -> Any:
 
 def keeps_samples_apart(llm: Any) -> bool:
     """Whether packed samples of one row cannot see each other in this model."""
-    return bool(getattr(llm, "_supports_attention_backend", False))
+    chosen = getattr(llm.config, "_attn_implementation", None)
+    # Eager attention relies on masks from each model's own code, and some forget the borders.
+    return chosen != "eager" and bool(getattr(llm, "_supports_attention_backend", False))
 
 
 def require_apart(llm: Any) -> None:
@@ -95,8 +97,9 @@ def require_apart(llm: Any) -> None:
         name = type(llm).__name__
         raise UserError(
             tr(
-                f"{name} computes attention by its own code: packed samples would see each other.",
-                f"{name} 使用自带的注意力代码，打包的样本会互相可见。",
+                f"{name} computes attention by its own code, or eagerly: packed samples might see "
+                f"each other.",
+                f"{name} 使用自带的或 eager 注意力，打包的样本可能互相可见。",
             ),
             hint=tr(
                 "set use_varlen_attn = False, or use the model's class in transformers "

@@ -24,6 +24,7 @@ def plain(hidden, head, targets, rule):
 def small_chunks(monkeypatch):
     """Several chunks and an odd last one, at the tests' sizes."""
     monkeypatch.setattr(module, "CHUNK_LOGITS", 97 * 20)
+    monkeypatch.setattr(module, "MIN_ROWS", 16)
 
 
 @pytest.mark.parametrize("count", [1, 16, 20, 53])
@@ -72,6 +73,7 @@ def test_no_token_gives_zero_that_still_has_a_gradient():
     value.backward()
     assert value.item() == 0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
+    assert torch.equal(head.weight.grad, torch.zeros_like(head.weight))
 
 
 def test_token_log_probs_equal_the_plain_ones():

@@ -77,7 +77,8 @@ def attention(
     """
     if s_aux is not None:
         raise NotImplementedError(
-            "attention sinks are not computed here: set attn_implementation='eager' in the model."
+            "attention sinks are not computed here: set attn_implementation='eager' in the model "
+            "and use_varlen_attn=False."
         )
     causal = bool(getattr(module, "is_causal", True))
     settings: dict[str, Any] = {

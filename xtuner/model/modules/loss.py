@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from xtuner.utils.constants import IGNORE_INDEX
 
 CHUNK_LOGITS = 2**24
-"""Logits computed at once: 64 MiB of them in float32."""
+"""Logits computed at once: 64 MiB of them in float32 ..."""
+MIN_ROWS = 256
+"""... but never fewer rows than this: narrow products leave most of a processor idle."""
 
 
 def shift_labels(labels: Tensor, borders: Tensor | None = None) -> Tensor:
@@ -77,7 +79,9 @@ def linear_cross_entropy(
     """
     rule = rule or LogitRule()
     if not len(targets):
-        return hidden.float().sum() * 0.0
+        # Every weight gets a gradient, if of zeros: other processes wait for it.
+        weights = [weight for weight in head.parameters() if weight.requires_grad]
+        return sum((weight.sum() * 0.0 for weight in weights), hidden.float().sum() * 0.0)
     if type(head) is nn.Linear and head.bias is None and rule == LogitRule():
         dtype = _compute_dtype(hidden)
         return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype)
@@ -123,7 +127,7 @@ def _chunk_loss(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRul
 
 
 def _chunk_size(vocabulary: int) -> int:
-    return max(16, CHUNK_LOGITS // vocabulary)
+    return max(MIN_ROWS, CHUNK_LOGITS // vocabulary)
 
 
 def _vocabulary(head: nn.Module) -> int:
