@@ -74,6 +74,15 @@ def test_imports_go_down_only(trees):
     assert not wrong, "\n".join(wrong)
 
 
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring: contracts may be as long as they need to be."""
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function):
+        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
+    return lines
+
+
 def test_files_and_functions_fit(trees):
     wrong = []
     for file, tree in trees.items():
@@ -82,9 +91,10 @@ def test_files_and_functions_fit(trees):
             wrong.append(f"{relative(file)}: {lines} lines")
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or node.lineno) - node.lineno + 1
-                if length > MAX_FUNCTION_LINES:
-                    wrong.append(f"{relative(file)}:{node.lineno} {node.name}: {length} lines")
+                if code_lines(node) > MAX_FUNCTION_LINES:
+                    wrong.append(
+                        f"{relative(file)}:{node.lineno} {node.name}: {code_lines(node)} lines"
+                    )
     assert not wrong, "\n".join(wrong)
 
 

@@ -84,8 +84,7 @@ def process_hf_dataset(
     Raises:
         UserError: when rows cannot be read or mapped, naming the row; when no sample is left.
     """
-    if long_samples not in LONG_SAMPLES:
-        raise UserError(f"long_samples={long_samples!r}", hint=f"one of: {', '.join(LONG_SAMPLES)}")
+    _check_policy(long_samples)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
     rows = _rows(dataset, split)
@@ -110,6 +109,11 @@ def process_hf_dataset(
     return _shared(
         home, lambda: _prepare(rows, tokenizer, map_row, add_template, renames, settings)
     )
+
+
+def _check_policy(long_samples: str) -> None:
+    if long_samples not in LONG_SAMPLES:
+        raise UserError(f"long_samples={long_samples!r}", hint=f"one of: {', '.join(LONG_SAMPLES)}")
 
 
 def _rows(dataset: Any, split: str | None) -> Dataset:

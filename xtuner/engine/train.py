@@ -56,6 +56,7 @@ def train(
             )
         )
     cfg = prepare(config, work_dir=work_dir, options=options, launcher=launcher, seed=seed)
+    _refuse_shared_samples(cfg.get("sequence_parallel_size", 1))
     if cfg.get("framework", "mmengine").lower() == "huggingface":
         from xtuner.engine.huggingface import train as train_with_trainer
 
@@ -69,6 +70,17 @@ def train(
     runner.train()
     leave_processes()
     return 0
+
+
+def _refuse_shared_samples(sequence_parallel_size: int) -> None:
+    if sequence_parallel_size > 1:
+        raise UserError(
+            tr(
+                "sequence_parallel_size above 1 is not available in this version.",
+                "这个版本还不支持大于 1 的 sequence_parallel_size。",
+            ),
+            hint="--cfg-options sequence_parallel_size=1",
+        )
 
 
 def test(
