@@ -90,11 +90,11 @@ def test_files_and_functions_fit(trees):
         if lines > MAX_FILE_LINES:
             wrong.append(f"{relative(file)}: {lines} lines")
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                if code_lines(node) > MAX_FUNCTION_LINES:
-                    wrong.append(
-                        f"{relative(file)}:{node.lineno} {node.name}: {code_lines(node)} lines"
-                    )
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_function and code_lines(node) > MAX_FUNCTION_LINES:
+                wrong.append(
+                    f"{relative(file)}:{node.lineno} {node.name}: {code_lines(node)} lines"
+                )
     assert not wrong, "\n".join(wrong)
 
 

@@ -1,4 +1,4 @@
-"""What is trained: supervised fine-tuning, preferences, reward models, images and text."""
+"""What is trained, and how it is loaded."""
 
 from xtuner.utils.lazy import lazy_exports
 
@@ -7,7 +7,5 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "sft": ("SupervisedFinetune",),
         "base": ("FinetuneModel",),
-        "llava": ("LLaVAModel",),
-        "internvl": ("InternVL_V1_5",),
     },
 )
