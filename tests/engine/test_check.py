@@ -62,7 +62,7 @@ def test_loaded_config_is_checked_too():
 def test_errors_stop_a_run():
     with pytest.raises(UserError) as error:
         check_or_raise(load_config(NAME, ["batch_size=4", "accumulative_counts=0"]))
-    assert "XT0302" in str(error.value) and "XT0310" in str(error.value)
+    assert "XT0310" in str(error.value)
     assert f"{NAME}.py:" in str(error.value)
 
 
@@ -74,4 +74,4 @@ def test_warnings_do_not(capsys):
 def test_chinese(monkeypatch):
     monkeypatch.setenv("XTUNER_LANG", "zh")
     problem = next(p for p in check(NAME, ["batch_size=4"]) if p.code == "XT0302")
-    assert "错误 XT0302" in str(problem)
+    assert "警告 XT0302" in str(problem)

@@ -15,7 +15,7 @@ def test_good(capsys):
 def test_error_and_warning(capsys):
     assert main(["check-cfg", NAME, "--cfg-options", "lr=1e-6"]) == 0
     assert "0 error(s), 1 warning(s)" in capsys.readouterr().out
-    assert main(["check-cfg", NAME, "--cfg-options", "batch_size=4"]) == 1
+    assert main(["check-cfg", NAME, "--cfg-options", "accumulative_counts=0"]) == 1
     assert f"{NAME}.py:" in capsys.readouterr().out
 
 

@@ -74,8 +74,8 @@ def pack_keeps_columns(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0302", ERROR)
-def varlen_needs_single_rows(context: Context) -> Iterator[Finding]:
+@rule("XT0302", WARNING)
+def varlen_joins_rows(context: Context) -> Iterator[Finding]:
     size = context.get("train_dataloader.batch_size")
     if context.get("model.use_varlen_attn") and is_number(size) and size > 1:
         if name_of(context.get("model.type")) != SFT:
@@ -83,12 +83,14 @@ def varlen_needs_single_rows(context: Context) -> Iterator[Finding]:
         yield Finding(
             "train_dataloader.batch_size",
             tr(
-                f"use_varlen_attn=True takes one packed row at a time, batch_size is {size}",
-                f"use_varlen_attn=True 时一次只取一行打包数据，而 batch_size 是 {size}",
+                f"packed rows are joined into one of {size} x max_length tokens: "
+                f"batch_size is {size}",
+                f"打包的行会接成一行，长 {size} x max_length: batch_size 是 {size}",
             ),
             tr(
-                "batch_size = 1, and a longer max_length or more accumulative_counts instead",
-                "请设 batch_size = 1，改为增大 max_length 或 accumulative_counts",
+                "right, if the memory suffices; "
+                "otherwise batch_size = 1 and more accumulative_counts",
+                "显存足够即可；否则请设 batch_size = 1 并增大 accumulative_counts",
             ),
         )
 
