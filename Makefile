@@ -26,7 +26,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: install
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

@@ -1,5 +1,7 @@
 """process_hf_dataset: ids and masks, packing that loses nothing, the account, the cache."""
 
+import functools
+import importlib
 import itertools
 import random
 
@@ -222,3 +224,71 @@ def test_joined_datasets_keep_all_rows(tokenizer):
     joined = ConcatDataset(parts)
     assert len(joined) == 5
     assert joined.length == [*parts[0]["length"], *parts[1]["length"]]
+
+
+def asked(row, prefix=""):
+    return {"conversation": [{"input": prefix + row["input"], "output": row["output"]}]}
+
+
+def closure(prefix):
+    return lambda row: asked(row, prefix)
+
+
+def test_what_a_map_function_holds_is_part_of_the_cache(tokenizer):
+    made = [
+        prepared(tokenizer, dataset_map_fn=function)[0]["input_ids"]
+        for function in (
+            closure("A "),
+            closure("B "),
+            functools.partial(asked, prefix="C "),
+            functools.partial(asked, prefix="D "),
+        )
+    ]
+    assert len({tuple(ids) for ids in made}) == 4
+
+
+def test_an_edited_constant_beside_a_map_function_is_part_of_the_cache(
+    tokenizer, tmp_path, monkeypatch
+):
+    text = (
+        "PREFIX = {!r}\n"
+        "def function(row):\n"
+        "    turn = {{'input': PREFIX + row['input'], 'output': row['output']}}\n"
+        "    return {{'conversation': [turn]}}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    file = tmp_path / "edited_map_fn.py"
+    file.write_text(text.format("A "))
+    edited = importlib.import_module("edited_map_fn")
+    first = prepared(tokenizer, dataset_map_fn=edited.function)
+    file.write_text(text.format("longer "))
+    importlib.reload(edited)
+    second = prepared(tokenizer, dataset_map_fn=edited.function)
+    assert first[0]["input_ids"] != second[0]["input_ids"]
+
+
+def test_drawn_rows_keep_their_numbers_in_the_source(tokenizer):
+    data = rows(20)
+    made = prepared(tokenizer, data, max_dataset_length=5)
+    assert len(made) == 5
+    for sample in made:
+        (number,) = sample["rows"]
+        assert data[number]["input"] in tokenizer.decode(sample["input_ids"])
+
+
+def test_a_chat_template_that_rewrites_earlier_turns_is_refused():
+    rewriting = make_tokenizer(
+        chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last %}{{ m.content }}"
+        "{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    turns = [{"input": "one", "output": "<think>two</think>three"}, {"input": "a", "output": "b"}]
+    with pytest.raises(UserError, match=r"row 0.*earlier turns"):
+        prepared(
+            rewriting,
+            Dataset.from_list([{"conversation": turns}]),
+            dataset_map_fn=None,
+            template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
+        )

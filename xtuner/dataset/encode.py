@@ -83,21 +83,31 @@ def encode_messages(
 
     Returns:
         As ``encode_conversation``.
+
+    Raises:
+        ValueError: when the template writes an earlier answer differently once more messages
+            follow (some leave out its reasoning), so that its place cannot be told.
     """
     messages: list[dict[str, str]] = []
     spans: list[tuple[int, int]] = []
+    beginnings: list[str] = []
     for turn in conversation:
         if turn.get("system"):
             messages.append({"role": "system", "content": str(turn["system"])})
         messages.append({"role": "user", "content": str(turn["input"])})
-        start = len(_rendered(tokenizer, messages, prompt=True))
+        prompt = _rendered(tokenizer, messages, prompt=True)
         messages.append({"role": "assistant", "content": str(turn["output"])})
-        stop = len(_rendered(tokenizer, messages).rstrip())
+        answered = _rendered(tokenizer, messages).rstrip()
+        beginnings += [prompt, answered]
         if turn.get("output_with_loss", True):
-            spans.append((start, stop))
-    encoded = tokenizer(
-        _rendered(tokenizer, messages), add_special_tokens=False, return_offsets_mapping=True
-    )
+            spans.append((len(prompt), len(answered)))
+    text = _rendered(tokenizer, messages)
+    if not all(text.startswith(beginning) for beginning in beginnings):
+        raise ValueError(
+            "the tokenizer's chat template changes earlier turns when later ones follow; "
+            "give such rows one turn each, or use a named template"
+        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     labels = [
         token if any(a <= first and last <= b and first < last for a, b in spans) else IGNORE_INDEX

@@ -6,6 +6,7 @@ content, so that the processes of a run share it and none waits inside a collect
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -88,13 +89,14 @@ def process_hf_dataset(
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
     rows = _rows(dataset, split)
+    numbers: Sequence[int] = range(len(rows))
     if max_dataset_length is not None and len(rows) > max_dataset_length:
-        drawn = random.Random(seed).sample(range(len(rows)), max_dataset_length)
-        rows = rows.select(sorted(drawn))
+        numbers = sorted(random.Random(seed).sample(numbers, max_dataset_length))
+        rows = rows.select(numbers)
     map_row, add_template = _function(dataset_map_fn), _function(template_map_fn)
     renames = _renames(rename_maps)
     if not do_dataset_tokenization:
-        return _mapped(rows, map_row, add_template, renames)
+        return _mapped(rows, numbers, map_row, add_template, renames)
     settings = {
         "max_length": max_length,
         "shuffle": shuffle_before_pack,
@@ -107,7 +109,7 @@ def process_hf_dataset(
     }
     home = _cache_home() / _key(rows, tokenizer, map_row, add_template, renames, settings)
     return _shared(
-        home, lambda: _prepare(rows, tokenizer, map_row, add_template, renames, settings)
+        home, lambda: _prepare(rows, numbers, tokenizer, map_row, add_template, renames, settings)
     )
 
 
@@ -197,16 +199,22 @@ def _map_one(
         ) from error
 
 
-def _mapped(rows: Any, map_row: Any, add_template: Any, renames: Mapping[str, str]) -> Dataset:
+def _mapped(
+    rows: Any, numbers: Sequence[int], map_row: Any, add_template: Any, renames: Mapping[str, str]
+) -> Dataset:
     from datasets import Dataset
 
     return Dataset.from_list(
-        [_map_one(i, row, map_row, add_template, renames) for i, row in enumerate(rows)]
+        [
+            _map_one(i, row, map_row, add_template, renames)
+            for i, row in zip(numbers, rows, strict=True)
+        ]
     )
 
 
 def _prepare(
     rows: Any,
+    numbers: Sequence[int],
     tokenizer: Any,
     map_row: RowFunction | None,
     add_template: RowFunction | None,
@@ -214,7 +222,7 @@ def _prepare(
     settings: Mapping[str, Any],
 ) -> Dataset:
     account = Account(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
-    samples = _encoded(rows, tokenizer, map_row, add_template, renames, settings, account)
+    samples = _encoded(rows, numbers, tokenizer, map_row, add_template, renames, settings, account)
     if not samples:
         raise UserError(
             tr(
@@ -238,6 +246,7 @@ def _prepare(
 
 def _encoded(
     rows: Any,
+    numbers: Sequence[int],
     tokenizer: Any,
     map_row: RowFunction | None,
     add_template: RowFunction | None,
@@ -248,7 +257,7 @@ def _encoded(
     """The samples with their row numbers; what is dropped or cut is written into the account."""
     own_template = getattr(add_template, "template", None) == AUTO_TEMPLATE
     samples = []
-    for number, row in enumerate(rows):
+    for number, row in zip(numbers, rows, strict=True):
         mapped = _map_one(number, row, map_row, add_template, renames)
         if "conversation" not in mapped and "input_ids" not in mapped:
             raise UserError(
@@ -271,7 +280,7 @@ def _encoded(
             account.dropped["empty"].append(number)
             continue
         elif own_template:
-            sample = dict(encode.encode_messages(mapped["conversation"], tokenizer))
+            sample = _by_own_template(number, mapped["conversation"], tokenizer)
         else:
             sample = dict(
                 encode.encode_conversation(
@@ -282,6 +291,18 @@ def _encoded(
             )
         samples += _fitted(sample | {"row": number}, settings, account)
     return samples
+
+
+def _by_own_template(
+    number: int, conversation: Sequence[Mapping[str, Any]], tokenizer: Any
+) -> dict[str, Any]:
+    try:
+        return dict(encode.encode_messages(conversation, tokenizer))
+    except ValueError as error:
+        raise UserError(
+            tr(f"row {number}: {error}", f"第 {number} 行: {error}"),
+            where=Where(key="template_map_fn"),
+        ) from error
 
 
 def _fitted(
@@ -392,14 +413,24 @@ def _tokenizer_text(tokenizer: Any) -> str:
 
 
 def _function_text(function: RowFunction | None) -> str:
-    """The source of a row function and its settings; how Python shows it, where there is none."""
+    """What a row function depends on: its module's source, and what it holds.
+
+    The source of the function alone is not enough: two closures or partials of one function, or a
+    constant beside it that was edited, would get each other's rows from the cache.
+    """
+    from datasets.fingerprint import Hasher
+
     if function is None:
         return ""
-    owner = function if inspect.isroutine(function) else type(function)
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    module = inspect.getmodule(inner if inspect.isroutine(inner) else type(inner))
     try:
-        return f"{inspect.getsource(owner)}{getattr(function, '__dict__', '')}"
+        source = inspect.getsource(module) if module else ""
     except (OSError, TypeError):
-        return repr(function)
+        source = ""
+    return f"{source}{Hasher.hash(function)}"
 
 
 def _shared(home: Path, prepare: Callable[[], Dataset]) -> Dataset:

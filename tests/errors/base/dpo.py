@@ -14,16 +14,16 @@ from mmengine.hooks import (
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from xtuner.dataset.collate_fns.preference_collate_fn import preference_collate_fn
 from xtuner.dataset.preference_dataset import (
     build_preference_dataset,
     orpo_dpo_mix_40k_map_fn,
 )
-from xtuner.model.dpo import DPO
-from xtuner.parallel.sequence import SequenceParallelSampler
-
 from xtuner.engine.hooks import DatasetInfoHook, EvaluateChatHook
 from xtuner.engine.runner import TrainLoop
+from xtuner.model.dpo import DPO
+from xtuner.parallel.sequence import SequenceParallelSampler
 from xtuner.utils import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 #######################################################################
