@@ -16,6 +16,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
+from xtuner.model.modules import experts
 from xtuner.model.modules.loss import LogitRule
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
@@ -58,6 +59,9 @@ class FinetuneModel(BaseModel):
         grown = self.tokenizer is not None and grow_vocabulary(self.llm, self.tokenizer)
         if not full:
             self._add_adapter(lora, peft_model, grown)
+            experts.quantize_experts(
+                self.llm, getattr(self.llm.config, "quantization_config", None)
+            )
         if use_activation_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.rule = LogitRule.of(self.llm.config)
@@ -73,6 +77,7 @@ class FinetuneModel(BaseModel):
             config.target_modules = "all-linear"
         if grown:
             self._train_new_rows(config)
+        experts.drop_no_activations(config, self.llm)
         self.llm = get_peft_model(self.llm, config)
 
     def _train_new_rows(self, config: Any) -> None:

@@ -11,7 +11,11 @@ from xtuner.configs.models.recipes import (
     PRETRAIN,
 )
 
-MIXTRAL_TARGETS = {"lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"]}
+# peft has no dropout for experts, which transformers keeps in one tensor.
+MIXTRAL_LORA = {
+    "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"],
+    "lora_dropout": 0.0,
+}
 
 CARDS = (
     ModelCard(
@@ -60,7 +64,7 @@ CARDS = (
         path="mistralai/Mixtral-8x7B-v0.1",
         billions=46.7,
         template="mixtral",
-        settings=MIXTRAL_TARGETS,
+        settings=MIXTRAL_LORA,
         recipes=(*PRETRAIN, "full_oasst1_e3", "qlora_oasst1_e3"),
     ),
     ModelCard(
@@ -69,7 +73,7 @@ CARDS = (
         billions=46.7,
         template="mixtral",
         chat=True,
-        settings=MIXTRAL_TARGETS,
+        settings=MIXTRAL_LORA,
         recipes=(*CUSTOM_SFT, "full_oasst1_e3", "qlora_oasst1_e3"),
     ),
     ModelCard(

@@ -78,6 +78,8 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         count = state.shape.numel() if state is not None else parameter.numel()
+        if state is None and parameter.dtype == torch.uint8:
+            count *= 2  # experts in 4 bits: two in a byte
         total += count
         trained += count if parameter.requires_grad else 0
     return trained, max(1, total)
