@@ -135,7 +135,8 @@ def remote_code(model: ModelCard) -> dict[str, str]:
 
 
 def _tokenizer(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
-    return tokenizer(sentence.model, "pretrained_model_name_or_path", values)
+    path = "tokenizer_path" if "tokenizer_path" in values else "pretrained_model_name_or_path"
+    return tokenizer(sentence.model, path, values)
 
 
 def tokenizer(model: ModelCard, path: str, values: Mapping[str, Any]) -> Fragment:
@@ -158,6 +159,8 @@ def _model(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
     lora = filled(part("lora"), lora_holes(values))
     adapters = {"lora": expression(lora)} if method.adapters else {}
     holes: Holes = {"LLM": expression(llm), "LORA": adapters}
+    if method.kind == "sft":  # a tokenizer of its own may have more tokens than the model
+        holes["TOKENIZER"] = {"tokenizer": "tokenizer"} if "tokenizer_path" in values else {}
     model = filled(part(f"model_{method.kind}"), holes)
     return Fragment(model.text, {**model.modules, **llm.modules, **lora.modules})
 

@@ -34,6 +34,7 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
         "Model",
         {
             "pretrained_model_name_or_path": "a name on the Hugging Face hub or a local folder",
+            "tokenizer_path": "the tokenizer that made the tokens of your data",
             "llm_name_or_path": "a name on the Hugging Face hub or a local folder",
             "visual_encoder_name_or_path": "what looks at the images",
             "path": "a name on the Hugging Face hub or a local folder",
@@ -275,7 +276,10 @@ EXCEPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("qwen1_5_110b_*_16k_2gpus", {"sequence_parallel_size": 2, "evaluation_freq": 50}),
     ("mistral_7b_*_finetune_custom_*", {"template": "mistral"}),
     ("mistral_7b_w_*", {"dataloader_num_workers": 0}),
-    ("mistral_7b_w_tokenized_*", {"template": "internlm2_chat"}),
+    (
+        "mistral_7b_w_tokenized_*",
+        {"template": "internlm2_chat", "tokenizer_path": "/new/tokenizer/path"},
+    ),
     ("mistral_7b_w_untokenized_*", {"template": "mistral"}),
     ("mistral_7b_qlora_skypile_*", {"lora_dropout": 0.05}),
 )
