@@ -158,9 +158,13 @@ def _model(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
     llm = language_model(sentence.model, method.weights, "pretrained_model_name_or_path")
     lora = filled(part("lora"), lora_holes(values))
     adapters = {"lora": expression(lora)} if method.adapters else {}
-    holes: Holes = {"LLM": expression(llm), "LORA": adapters}
-    if method.kind == "sft":  # a tokenizer of its own may have more tokens than the model
-        holes["TOKENIZER"] = {"tokenizer": "tokenizer"} if "tokenizer_path" in values else {}
+    # A tokenizer of its own may have more tokens than the model.
+    own = {"TOKENIZER": {"tokenizer": "tokenizer"} if "tokenizer_path" in values else {}}
+    holes: Holes = {
+        "LLM": expression(llm),
+        "LORA": adapters,
+        **(own if method.kind == "sft" else {}),
+    }
     model = filled(part(f"model_{method.kind}"), holes)
     return Fragment(model.text, {**model.modules, **llm.modules, **lora.modules})
 

@@ -7,6 +7,7 @@ calls), ``check_sections.py`` (XT02xx: sections) or ``check_values.py`` and ``ch
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 
+from xtuner.engine.check_names import Undefined, undefined_names, with_meant_names
 from xtuner.engine.config_dump import dotted_name, own_values
 from xtuner.engine.config_load import load_source, override, read_source
 from xtuner.engine.config_source import Source, value_at
@@ -174,7 +176,8 @@ def check(config: str | os.PathLike[str] | Config, options: Sequence[str] = ()) 
         options: ``--cfg-options`` words, for a path or a name.
 
     Returns:
-        The problems, by line. A config that cannot be loaded has one problem.
+        The problems, by line. A config that cannot be loaded has one problem, or one for each
+        name that it does not define.
     """
     _load_rules()
     if isinstance(config, Config):
@@ -182,6 +185,9 @@ def check(config: str | os.PathLike[str] | Config, options: Sequence[str] = ()) 
         return _problems(Context(config, Source(text, config.filename or "config")))
     try:
         source = read_source(config)
+        undefined = undefined_names(source)
+        if undefined:
+            return _undefined(source, undefined)
         cfg = load_source(source)
         if options:
             source, cfg = override(source, cfg, options)
@@ -190,6 +196,26 @@ def check(config: str | os.PathLike[str] | Config, options: Sequence[str] = ()) 
         code = "XT0001" if where.line else "XT0002"
         return [Problem(code, ERROR, where, 1 if where.line else None, error.message, error.hint)]
     return _problems(Context(cfg, source))
+
+
+def _undefined(source: Source, found: list[Undefined]) -> list[Problem]:
+    """The names that are not defined, and what else is wrong if the meant ones are put there."""
+    problems = [
+        Problem(
+            "XT0001",
+            ERROR,
+            Where(source.file, use.node.lineno),
+            use.node.col_offset + 1,
+            tr(f"{use.node.id!r} is not defined", f"{use.node.id!r} 没有定义"),
+            tr(f"did you mean {use.meant!r}?", f"是不是 {use.meant!r}？") if use.meant else None,
+        )
+        for use in found
+    ]
+    mended = with_meant_names(source, found)
+    if mended is not None:
+        with contextlib.suppress(UserError):
+            problems += _problems(Context(load_source(mended), mended))
+    return sorted(problems, key=lambda problem: problem.where.line or 0)
 
 
 def _problems(context: Context) -> list[Problem]:

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner import configs
+from xtuner.engine.check_names import undefined_names
 from xtuner.engine.config_options import Option, parse_options
 from xtuner.engine.config_source import Source, value_at
 from xtuner.utils.errors import UserError, Where
@@ -174,8 +175,17 @@ def _failed(error: BaseException, source: Source, path: str) -> UserError:
     what = f"{type(error).__name__}: {error}".replace(path, source.file)
     return UserError(
         tr(f"this config fails while loading: {what}{shown}", f"加载配置时出错：{what}{shown}"),
+        hint=_meant(error, source),
         where=Where(source.file, line),
     )
+
+
+def _meant(error: BaseException, source: Source) -> str | None:
+    """The name that was meant where one is not defined."""
+    if not isinstance(error, NameError):
+        return None
+    meant = [use.meant for use in undefined_names(source) if use.node.id == error.name]
+    return _did_you_mean([meant[0]]) if meant and meant[0] else None
 
 
 def _load_plain(path: str, options: Sequence[str]) -> Config:
