@@ -226,6 +226,7 @@ def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> No
     import torch
     from peft import PeftModel
 
+    from xtuner.model.loading import build_llm
     from xtuner.registry import BUILDER
     from xtuner.tools.model_converters import export, probe
 
@@ -241,7 +242,8 @@ def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> No
         expected = probe.logits_of(plain(trained.llm), ids)
         del trained
         if adapter:
-            written = plain(PeftModel.from_pretrained(BUILDER.build(cfg.model.llm), str(aside)))
+            base = build_llm(cfg.model.llm, full=False)  # 4 bits computed as in training
+            written = plain(PeftModel.from_pretrained(base, str(aside)))
         else:
             written = probe.load_stock(aside)
         found = probe.logits_of(written, ids)
