@@ -61,15 +61,21 @@ def train(
         from xtuner.engine.huggingface import train as train_with_trainer
 
         return train_with_trainer(cfg, resume=resume)
+    if isinstance(resume, str) and not Path(resume).exists():
+        _find_checkpoint(cfg, resume)  # says so before the model is built
     runner = build_runner(cfg)
     if resume:
-        from xtuner.engine.resume import checkpoint_to_resume
-
-        runner.resume_from = checkpoint_to_resume(cfg.work_dir, resume)
+        runner.resume_from = _find_checkpoint(cfg, resume)
         runner.resume_allow = resume_allow
     runner.train()
     leave_processes()
     return 0
+
+
+def _find_checkpoint(cfg: Config, resume: str | bool) -> Path | None:
+    from xtuner.engine.resume import checkpoint_to_resume
+
+    return checkpoint_to_resume(cfg.work_dir, resume)
 
 
 def _refuse_shared_samples(sequence_parallel_size: int) -> None:

@@ -63,7 +63,7 @@ evaluation_inputs = ["请做一下自我介绍", "Please introduce yourself"]
 #######################################################################
 #                      PART 2  Model & Tokenizer                      #
 #######################################################################
-before_run = [dict(type=make_base, save_dir=pretrained_model_name_or_path)]
+before_run = [dict(type=make_base, save_dir="./work_dirs/quickstart_base")]
 
 tokenizer = dict(
     type=AutoTokenizer.from_pretrained,
