@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+from xtuner.utils.quiet import quiet_libraries
 from xtuner.version import __version__
 
 INTERRUPTED = 130
@@ -141,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     if debug:
         words.remove("--debug")
+    else:
+        quiet_libraries()
     try:
         return _dispatch(words)
     except UserError as error:

@@ -60,12 +60,17 @@ class Account:
                 f"（计算损失 {self.tokens_supervised:,}），截断 {self.tokens_cut:,}",
             ),
         ]
+        return "\n".join([*lines, *self.losses()])
+
+    def losses(self) -> list[str]:
+        """What does not reach training, a line for each reason."""
+        lines = []
         if self.rows_cut:
             lines.append(tr("cut at max_length: ", "按 max_length 截断: ") + _named(self.rows_cut))
         for reason, rows in self.dropped.items():
             if rows:
                 lines.append(tr("dropped, ", "丢弃，") + tr(*REASONS[reason]) + ": " + _named(rows))
-        return "\n".join(lines)
+        return lines
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -91,6 +96,16 @@ def account_of(dataset: Any) -> Account | None:
     if not isinstance(found, Mapping) or KEY not in found:
         return None
     return Account(**found[KEY])
+
+
+def accounts_of(dataset: Any) -> list[Account]:
+    """The accounts of a dataset, or of those that are joined in it.
+
+    Args:
+        dataset: a ``datasets.Dataset``, or one with its parts in ``.datasets``.
+    """
+    found = [account_of(part) for part in getattr(dataset, "datasets", None) or [dataset]]
+    return [account for account in found if account is not None]
 
 
 def attach(dataset: Any, account: Account) -> None:

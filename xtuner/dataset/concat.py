@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,12 @@ class ConcatDataset(TorchConcatDataset[Any]):
     def __init__(self, datasets: Sequence[Any]) -> None:
         built = [BUILDER.build(dict(d)) if isinstance(d, Mapping) else d for d in datasets]
         super().__init__(built)
+
+    def __getitem__(self, index: int) -> Any:
+        row = super().__getitem__(index)
+        if isinstance(row, dict) and "rows" in row:  # their numbers count within one dataset
+            row["part"] = bisect.bisect_right(self.cumulative_sizes, index % len(self))
+        return row
 
     @property
     def length(self) -> list[int]:

@@ -34,11 +34,13 @@ def default_collate_fn(
     data = _joined(instances) if use_varlen_attn else _padded(instances, pad_index)
     if any("rows" in row for row in instances):
         data["rows"] = [number for row in instances for number in row.get("rows", [])]
+        data["parts"] = [row.get("part", 0) for row in instances for _ in row.get("rows", [])]
     images = [row["pixel_values"] for row in instances if row.get("pixel_values") is not None]
     if images:
         data["pixel_values"] = torch.stack([torch.as_tensor(image) for image in images])
     if return_hf_format:
         data.pop("rows", None)
+        data.pop("parts", None)
         return data
     return {"data": data, "data_samples": None}
 

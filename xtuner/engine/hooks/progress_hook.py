@@ -46,8 +46,9 @@ class ProgressHook(Hook):
         self._started = time.perf_counter()
         if not is_main_process():
             return
-        from xtuner.engine.runner.summary import facts
+        from xtuner.engine.runner.summary import facts, write_account
 
+        write_account(runner)
         table = Table.grid(padding=(0, 2))
         for label, value in facts(runner):
             table.add_row(label, value)

@@ -28,6 +28,7 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
+from xtuner.dataset.doctor.places import Tracer
 from xtuner.engine import checkpoint, checkpoint_state, resume
 from xtuner.engine.hooks.metrics_hook import MetricsHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
@@ -53,6 +54,7 @@ class FinetuneRunner(Runner):
 
     fingerprints: Mapping[str, Any] = {}
     resume_from: Path | None = None
+    _tracer: Tracer | None = None
     resume_allow: Sequence[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -76,7 +78,9 @@ class FinetuneRunner(Runner):
 
     def trace(self, batch: Mapping[str, Any]) -> list[Any]:
         """The rows a micro-batch was made of, as ``file:line`` where that is known."""
-        return list(batch["data"].get("rows") or [])
+        if self._tracer is None:
+            self._tracer = Tracer((self.cfg.get("train_dataloader") or {}).get("dataset"))
+        return self._tracer(batch["data"])
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Join the other processes, where there are any, then do as mmengine does."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from xtuner.dataset.account import accounts_of
 from xtuner.engine.checkpoint_state import bare
 from xtuner.engine.optim import FinetuneOptimWrapper
+from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
@@ -106,12 +110,28 @@ def template_name(cfg: Any) -> str | None:
 
 
 def _data(loop: Any) -> str:
+    """Rows read, packs made of them, tokens, and what was left out and why."""
     dataset = loop.dataloader.dataset
-    rows = _length(dataset)
+    accounts = accounts_of(dataset)
     tokens = sum(_lengths(dataset))
     packed = "cumulative_len" in (getattr(dataset, "column_names", None) or ())
     kind = tr("packs", "个打包") if packed else tr("rows", "行")
-    return f"{rows:,} {kind}" + (f", {tokens:,} tokens" if tokens else "")
+    text = f"{_length(dataset):,} {kind}" + (f", {tokens:,} tokens" if tokens else "")
+    if not accounts:
+        return text
+    read = sum(account.rows_in for account in accounts)
+    supervised = sum(account.tokens_supervised for account in accounts)
+    text = tr(f"{read:,} rows read, ", f"读入 {read:,} 行，") + text
+    text += tr(f" ({supervised:,} with loss)", f"（计算损失 {supervised:,}）")
+    return "\n  ".join([text, *(line for account in accounts for line in account.losses())])
+
+
+def write_account(runner: Any) -> None:
+    """Write where all rows and tokens went to ``account.json`` in the work dir."""
+    accounts = accounts_of(runner.train_loop.dataloader.dataset)
+    if accounts:
+        text = json.dumps([asdict(account) for account in accounts], indent=1)
+        write_text(Path(runner.work_dir) / "account.json", text + "\n")
 
 
 def _lengths(dataset: Any) -> Iterator[int]:
@@ -131,7 +151,7 @@ def _steps(runner: Any) -> str:
     )
     if loop.epoch_length:
         epochs = loop.max_iters / loop.epoch_length
-        text += tr(f", {epochs:g} epochs", f"，{epochs:g} 个 epoch")
+        text += tr(f", {epochs:g} epoch{'s' * (epochs != 1)}", f"，{epochs:g} 个 epoch")
     size = loop.dataloader.batch_size or 1
     per_step = f"{size} x {loop.accumulative_counts} x {runner.world_size}"
     return text + tr(
@@ -149,6 +169,8 @@ def _optimizer(runner: Any) -> str:
 def _precision(runner: Any) -> str:
     wrapper = runner.optim_wrapper
     weights = sorted({str(p.dtype).removeprefix("torch.") for p in runner.model.parameters()})
+    if "uint8" in weights:
+        weights = [*(name for name in weights if name != "uint8"), tr("4 bits", "4 比特")]
     text = tr(f"weights in {', '.join(weights)}", f"权重 {', '.join(weights)}")
     if isinstance(wrapper, FinetuneOptimWrapper) and wrapper.dtype is not torch.float32:
         name = str(wrapper.dtype).removeprefix("torch.")

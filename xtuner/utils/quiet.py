@@ -1,0 +1,20 @@
+"""What libraries say that users can do nothing about is left out of the terminal and the logs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Leave out notes of libraries to their own developers; ``--debug`` brings them back.
+
+    Libraries' progress bars are for a terminal: in a file or a pipe each step would be a line.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
