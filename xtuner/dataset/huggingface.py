@@ -6,25 +6,17 @@ content, so that the processes of a run share it and none waits inside a collect
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
-import json
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset import encode, packing
+from xtuner.dataset import cache, encode, packing
 from xtuner.dataset.account import Account, attach
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
-from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE
-from xtuner.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,9 +99,11 @@ def process_hf_dataset(
         "seed": seed,
         "long": long_samples,
     }
-    home = _cache_home() / _key(rows, tokenizer, map_row, add_template, renames, settings)
-    return _shared(
-        home, lambda: _prepare(rows, numbers, tokenizer, map_row, add_template, renames, settings)
+    key = cache.content_key(
+        rows, tokenizer, [map_row, add_template], [renames, settings], [encode, packing]
+    )
+    return cache.prepared_once(
+        key, lambda: _prepare(rows, numbers, tokenizer, map_row, add_template, renames, settings)
     )
 
 
@@ -374,88 +368,3 @@ def _dataset(samples: list[dict[str, Any]], settings: Mapping[str, Any]) -> Data
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     return Dataset.from_dict(columns)
-
-
-def _cache_home() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("XTUNER_CACHE") or Path(base) / "xtuner") / "datasets"
-
-
-def _key(
-    rows: Any,
-    tokenizer: Any,
-    map_row: RowFunction | None,
-    add_template: RowFunction | None,
-    renames: Mapping[str, str],
-    settings: Mapping[str, Any],
-) -> str:
-    """What the result depends on, as one name: data, tokenizer, functions, settings, version."""
-    parts = [
-        __version__,
-        str(rows._fingerprint),
-        _tokenizer_text(tokenizer),
-        _function_text(map_row),
-        _function_text(add_template),
-        json.dumps([renames, settings], sort_keys=True),
-        *(inspect.getsource(module) for module in (encode, packing)),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _tokenizer_text(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = (
-        backend.to_str()
-        if backend is not None
-        else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    )
-    return f"{vocabulary}{tokenizer.special_tokens_map}{tokenizer.chat_template}"
-
-
-def _function_text(function: RowFunction | None) -> str:
-    """What a row function depends on: its module's source, and what it holds.
-
-    The source of the function alone is not enough: two closures or partials of one function, or a
-    constant beside it that was edited, would get each other's rows from the cache.
-    """
-    from datasets.fingerprint import Hasher
-
-    if function is None:
-        return ""
-    inner: Any = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    module = inspect.getmodule(inner if inspect.isroutine(inner) else type(inner))
-    try:
-        source = inspect.getsource(module) if module else ""
-    except (OSError, TypeError):
-        source = ""
-    return f"{source}{Hasher.hash(function)}"
-
-
-def _shared(home: Path, prepare: Callable[[], Dataset]) -> Dataset:
-    """Map the prepared dataset from the cache; the first process of the machine prepares it."""
-    import filelock
-    from datasets import load_from_disk
-
-    minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
-    home.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(f"{home}.lock", timeout=minutes * 60):
-            if not home.exists():
-                made = prepare()
-                with written_aside(home) as aside:
-                    made.save_to_disk(str(aside))
-    except filelock.Timeout as error:
-        raise UserError(
-            tr(
-                f"another process has been preparing this dataset for {minutes:g} minutes",
-                f"另一个进程准备该数据集已超过 {minutes:g} 分钟",
-            ),
-            hint=tr(
-                "set XTUNER_DATASET_TIMEOUT (minutes) higher, or prepare ahead with "
-                "'xtuner preprocess sft'.",
-                "请调大 XTUNER_DATASET_TIMEOUT（分钟），或先运行 'xtuner preprocess sft'。",
-            ),
-        ) from error
-    return load_from_disk(str(home))
