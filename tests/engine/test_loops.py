@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
+from mmengine.optim import LinearLR
 
 from tests.engine.toy import ToyModel, ToyRows, collate, write_config
 from xtuner.engine.optim import FinetuneOptimWrapper
@@ -33,6 +34,7 @@ def make_runner(
     launcher: str = "none",
     optimizer: type = torch.optim.SGD,
     lr: float = 0.1,
+    schedule: list | None = None,
     **loop,
 ) -> FinetuneRunner:
     loader = dict(
@@ -53,6 +55,7 @@ def make_runner(
             optimizer=dict(type=optimizer, lr=lr),
             accumulative_counts=accumulative_counts,
         ),
+        param_scheduler=schedule,
         default_hooks=dict(checkpoint=None, logger=None),
         custom_hooks=hooks or [],
         randomness=dict(seed=0),
@@ -198,6 +201,21 @@ def test_a_loss_that_is_not_a_number_stops_and_names_its_row(tmp_path):
     (entry,) = [json.loads(x) for x in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
     assert [row["row"] for row in entry["rows"]] == [row_with(token)]
     assert torch.isfinite(weights(runner)).all()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.15, 0.3])
+def test_a_short_run_gets_its_learning_rate_after_the_warmup(tmp_path, share):
+    warmup = dict(
+        type=LinearLR,
+        start_factor=1e-5,
+        by_epoch=True,
+        begin=0,
+        end=share,
+        convert_to_iter_based=True,
+    )
+    make_runner(tmp_path, schedule=[warmup], max_epochs=1).train()
+    rates = [line["lr"] for line in metrics(tmp_path)]
+    assert rates[-1] == pytest.approx(0.1)
 
 
 def test_a_bad_step_can_be_left_out(tmp_path):

@@ -4,13 +4,8 @@ The list may only get shorter: ``tests/compat/test_catalogue.py`` fails when one
 """
 
 MODULES = (
-    "xtuner.dataset.collate_fns.preference_collate_fn",
     "xtuner.dataset.intern_repo",
-    "xtuner.dataset.preference_dataset",
     "xtuner.dataset.refcoco_json",
-    "xtuner.model.dpo",
-    "xtuner.model.orpo",
-    "xtuner.model.reward",
 )
 NAMES = (
     ("xtuner.dataset", "InternVL_V1_5_Dataset"),

@@ -7,12 +7,13 @@ content, so that the processes of a run share it and none waits inside a collect
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xtuner.dataset import cache, encode, packing
 from xtuner.dataset.account import Account, attach
-from xtuner.registry import BUILDER, MAP_FUNC
+from xtuner.dataset.rows import RowFunction, load_rows, row_function
+from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -21,7 +22,6 @@ from xtuner.utils.templates import AUTO_TEMPLATE
 if TYPE_CHECKING:
     from datasets import Dataset
 
-RowFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 LONG_SAMPLES = ("cut", "split", "drop", "error")
 WRITE_BATCH = 1000
 
@@ -80,12 +80,12 @@ def process_hf_dataset(
     _check_policy(long_samples)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
-    rows = _rows(dataset, split)
+    rows = load_rows(dataset, split)
     numbers: Sequence[int] = range(len(rows))
     if max_dataset_length is not None and len(rows) > max_dataset_length:
         numbers = sorted(random.Random(seed).sample(numbers, max_dataset_length))
         rows = rows.select(numbers)
-    map_row, add_template = _function(dataset_map_fn), _function(template_map_fn)
+    map_row, add_template = row_function(dataset_map_fn), row_function(template_map_fn)
     renames = _renames(rename_maps)
     if not do_dataset_tokenization:
         return _mapped(rows, numbers, map_row, add_template, renames)
@@ -110,47 +110,6 @@ def process_hf_dataset(
 def _check_policy(long_samples: str) -> None:
     if long_samples not in LONG_SAMPLES:
         raise UserError(f"long_samples={long_samples!r}", hint=f"one of: {', '.join(LONG_SAMPLES)}")
-
-
-def _rows(dataset: Any, split: str | None) -> Dataset:
-    from datasets import DatasetDict
-
-    if isinstance(dataset, Mapping) and "type" in dataset:
-        try:
-            dataset = BUILDER.build(dict(dataset))
-        except (FileNotFoundError, ConnectionError, ValueError) as error:
-            raise UserError(
-                tr(f"the dataset cannot be loaded: {error}", f"无法加载数据集: {error}"),
-                hint=tr(
-                    "your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')",
-                    "自己的文件请写: dict(type=load_dataset, path='json', data_files='my.jsonl')",
-                ),
-                where=Where(key="dataset"),
-            ) from error
-    if not isinstance(dataset, DatasetDict):
-        return dataset
-    if split not in dataset:
-        raise UserError(
-            tr(f"the dataset has no split {split!r}", f"数据集没有划分 {split!r}"),
-            hint=", ".join(map(str, dataset)),
-            where=Where(key="split"),
-        )
-    return dataset[split]
-
-
-def _function(function: Any) -> RowFunction | None:
-    """A row function from what a config may hold: itself, its registered name, or its builder."""
-    if isinstance(function, str):
-        found = MAP_FUNC.get(function)
-        if found is None:
-            raise UserError(
-                tr(f"there is no map function {function!r}", f"没有名为 {function!r} 的 map 函数"),
-                where=Where(key="dataset_map_fn"),
-            )
-        return found
-    if isinstance(function, Mapping):
-        return BUILDER.build(dict(function))
-    return function
 
 
 def _renames(maps: Sequence[Any]) -> dict[str, str]:

@@ -7,5 +7,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "sft": ("SupervisedFinetune",),
         "base": ("FinetuneModel",),
+        "dpo": ("DPO",),
+        "orpo": ("ORPO",),
+        "reward": ("RewardModel",),
     },
 )

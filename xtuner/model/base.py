@@ -7,6 +7,7 @@ gives the micro-batch's share of the mean over ``totals``.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,8 @@ from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
 
 Data = dict[str, Any]
+PROBE_TOKENS = 8
+logger = logging.getLogger(__name__)
 
 
 class FinetuneModel(BaseModel):
@@ -37,6 +40,8 @@ class FinetuneModel(BaseModel):
         tokenizer: the tokenizer; the model grows rows for tokens that it lacks.
         max_position_embeddings: length to stretch the model to.
     """
+
+    _knows_head: bool | None = None
 
     def __init__(
         self,
@@ -111,6 +116,35 @@ class FinetuneModel(BaseModel):
             The body's output; ``last_hidden_state`` is (B, S, H).
         """
         return self.causal_lm.base_model(**self.inputs(data), use_cache=False)
+
+    def can_skip_logits(self, data: Data) -> bool:
+        """Whether head and body can be called apart: asked once, by comparing the logits."""
+        if getattr(self.llm.config, "output_router_logits", False):
+            return False
+        if self._knows_head is None:
+            self._knows_head = self._head_agrees(data)
+            if not self._knows_head:
+                logger.warning(
+                    "%s makes its logits in its own way: the loss is computed from all of them, "
+                    "which takes more memory.",
+                    type(self.causal_lm).__name__,
+                )
+        return self._knows_head
+
+    @torch.no_grad()
+    def _head_agrees(self, data: Data) -> bool:
+        if self.head is None or self.causal_lm.base_model is self.causal_lm:
+            return False
+        probe = {"input_ids": data["input_ids"][:1, :PROBE_TOKENS]}
+        training = self.training
+        self.eval()  # dropout would make two calls differ
+        try:
+            theirs = self.llm(**probe, use_cache=False).logits.float()
+            hidden = self.causal_lm.base_model(**probe, use_cache=False).last_hidden_state
+            ours = self.rule(self.head(hidden).float())
+        finally:
+            self.train(training)
+        return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
 
     @staticmethod
     def inputs(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,15 +12,9 @@ from xtuner.model.base import Data, FinetuneModel, packed_borders
 from xtuner.model.modules.loss import linear_cross_entropy, shift_labels
 from xtuner.utils.constants import IGNORE_INDEX
 
-logger = logging.getLogger(__name__)
-
-PROBE_TOKENS = 8
-
 
 class SupervisedFinetune(FinetuneModel):
     """Trains a language model to give the labelled tokens; see ``FinetuneModel`` for arguments."""
-
-    _knows_head: bool | None = None
 
     def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""
@@ -62,7 +55,7 @@ class SupervisedFinetune(FinetuneModel):
     def _loss_sum(self, data: Data) -> Tensor:
         targets = shift_labels(data["labels"], packed_borders(data)).flatten()
         supervised = (targets != IGNORE_INDEX).nonzero().flatten()
-        if not self._can_skip_logits(data):
+        if not self.can_skip_logits(data):
             return self._plain_loss_sum(data, targets)
         hidden = self.hidden_states(data).last_hidden_state.flatten(0, 1)
         return linear_cross_entropy(
@@ -81,32 +74,3 @@ class SupervisedFinetune(FinetuneModel):
             weight = getattr(self.causal_lm, "router_aux_loss_coef", 0.0)
             loss = loss + weight * router_loss * (targets != IGNORE_INDEX).sum()
         return loss
-
-    def _can_skip_logits(self, data: Data) -> bool:
-        """Whether head and body can be called apart: asked once, by comparing the logits."""
-        if getattr(self.llm.config, "output_router_logits", False):
-            return False
-        if self._knows_head is None:
-            self._knows_head = self._head_agrees(data)
-            if not self._knows_head:
-                logger.warning(
-                    "%s makes its logits in its own way: the loss is computed from all of them, "
-                    "which takes more memory.",
-                    type(self.causal_lm).__name__,
-                )
-        return self._knows_head
-
-    @torch.no_grad()
-    def _head_agrees(self, data: Data) -> bool:
-        if self.head is None or self.causal_lm.base_model is self.causal_lm:
-            return False
-        probe = {"input_ids": data["input_ids"][:1, :PROBE_TOKENS]}
-        training = self.training
-        self.eval()  # dropout would make two calls differ
-        try:
-            theirs = self.llm(**probe, use_cache=False).logits.float()
-            hidden = self.causal_lm.base_model(**probe, use_cache=False).last_hidden_state
-            ours = self.rule(self.head(hidden).float())
-        finally:
-            self.train(training)
-        return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)

@@ -93,6 +93,11 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.tools.chat_loading import locate
 
     folder, adapter = locate(args.model_name_or_path, args.adapter)
+    from xtuner.tools.chat_reward import is_reward_model, talk_to_judge
+
+    if is_reward_model(folder, adapter):
+        talk_to_judge(folder, adapter, args.torch_dtype)
+        return 0
     import torch
 
     from xtuner.chat.screen import talk

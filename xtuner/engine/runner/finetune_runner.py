@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from xtuner.dataset.doctor.places import Tracer
-from xtuner.engine import checkpoint, checkpoint_state, resume
+from xtuner.engine import checkpoint, checkpoint_state, reference, resume
 from xtuner.engine.hooks.metrics_hook import MetricsHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
 from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
@@ -173,15 +173,19 @@ class FinetuneRunner(Runner):
         return wrapper(optimizer=built, **settings)
 
     def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list[Any]:
-        """Build the schedules, without those that cover no iteration of this run.
+        """Build the schedules, without those that cover at most one iteration of this run.
 
-        A warm-up over 3 % of a short run may end before its first iteration.
+        A warm-up over 3 % of a short run may end before its first iteration; and mmengine's
+        schedules need a second one to arrive: of a warm-up over one iteration the whole run would
+        keep the first, tiny rate.
         """
         given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
         kept = []
         for each in given:
-            if isinstance(each, Mapping) and _covers_nothing(each, self.train_loop.epoch_length):
-                self.logger.info("left out, as it covers no iteration of this run: %s", each)
+            if isinstance(each, Mapping) and _is_too_short(each, self.train_loop.epoch_length):
+                self.logger.info(
+                    "left out, as it covers at most one iteration of this run: %s", each
+                )
                 continue
             kept.append(each)
         return super()._build_param_scheduler(kept, optim_wrapper)
@@ -237,6 +241,7 @@ class FinetuneRunner(Runner):
         ``load_from`` for a path.
         """
         self.fingerprints = resume.of_run(self)
+        reference.look_ahead(self)
         wanted = self.resume_from
         if wanted is None and self._resume:
             wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
@@ -290,15 +295,15 @@ def _is_for_people(record: logging.LogRecord) -> bool:
     return "will be deprecated in future" not in text and "registry tree" not in text
 
 
-def _covers_nothing(scheduler: Mapping[str, Any], epoch_length: int | None) -> bool:
-    """Whether a schedule ends before the first iteration after its begin."""
+def _is_too_short(scheduler: Mapping[str, Any], epoch_length: int | None) -> bool:
+    """Whether a schedule has fewer than the two iterations that it needs to get anywhere."""
     begin, end = scheduler.get("begin", 0), scheduler.get("end")
     if end is None:
         return False
     by_epoch = scheduler.get("by_epoch", True)
     if by_epoch and scheduler.get("convert_to_iter_based") and epoch_length:
-        return int(begin * epoch_length) >= int(end * epoch_length)
-    return begin >= end
+        begin, end = int(begin * epoch_length), int(end * epoch_length)
+    return end - begin < 2
 
 
 def _report_failure(logger: logging.Logger, hook: Hook, fn_name: str, error: Exception) -> None:

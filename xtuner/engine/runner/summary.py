@@ -61,7 +61,12 @@ def next_steps(runner: Any) -> list[tuple[str, str]]:
         )
     ]
     chat = [out]
-    if (runner.cfg.get("model") or {}).get("lora") is not None and base:
+    model = runner.cfg.get("model") or {}
+    has_adapter = model.get("lora") is not None and base
+    if getattr(model.get("type"), "__name__", "") == "RewardModel":
+        judge = [base, "--adapter", out] if has_adapter else [out]
+        return [*steps, (tr("score answers with it:", "用它给回答打分:"), _command("chat", *judge))]
+    if has_adapter:
         merged = work_dir / "merged"
         steps.append(
             (

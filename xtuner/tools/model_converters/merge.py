@@ -67,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     """Merge; see ``layer_merge`` for how."""
     import torch
 
+    from xtuner.tools.chat_reward import is_reward_model
     from xtuner.tools.model_converters import model_folder
     from xtuner.tools.model_converters.fingerprint import check_fingerprint
+    from xtuner.tools.model_converters.merge_reward import merge_reward
     from xtuner.tools.model_converters.serving import serving_commands
     from xtuner.tools.model_converters.shards import Weights, check_space, parse_size
     from xtuner.utils.files import written_aside
@@ -81,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype != "auto" else None
     args.device = _device(args.device)
     weights = Weights(base)
+    is_reward = is_reward_model(base, adapter)
     if args.force:
         print(tr("the base is not compared (--force)", "未核对基座模型（--force）"))
     elif check_fingerprint(adapter, weights) == "same":
@@ -88,13 +91,25 @@ def run(args: argparse.Namespace) -> int:
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        _write(weights, adapter, aside, dtype, args)
+        if is_reward:
+            merge_reward(
+                base,
+                adapter,
+                aside,
+                dtype=dtype,
+                device=args.device,
+                max_shard_size=args.max_shard_size,
+            )
+        else:
+            _write(weights, adapter, aside, dtype, args)
         if model_folder.copy_tokenizer(adapter, aside):
             print(tr("tokenizer and chat template: the adapter's", "分词器与对话模板取自适配器"))
-        if not args.is_clip and _wanted(args.verify, weights.nbytes):
+        if not (args.is_clip or is_reward) and _wanted(args.verify, weights.nbytes):
             _verify(base, adapter, aside)
     print(tr(f"wrote {out}", f"已写入 {out}"))
-    if not args.is_clip:
+    if is_reward:
+        print(tr("Score answers with it:", "用它给回答打分:") + f"\n  xtuner chat {out}")
+    elif not args.is_clip:
         print(serving_commands(out))
     return 0
 

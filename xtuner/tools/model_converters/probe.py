@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,17 @@ def probe_ids(vocab_size: int) -> torch.Tensor:
     """Token ids ``(2, 24)`` from all over the vocabulary, the same ones each time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab_size, (2, 24), generator=generator)
+
+
+@torch.no_grad()
+def rewards_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """A reward model's numbers ``(batch, 1)`` for whole texts, of ours or of a stock classifier."""
+    model.eval()
+    device = next(parameter for parameter in model.parameters() if not parameter.is_meta).device
+    ids = ids.to(device)
+    if hasattr(model, "v_head"):
+        return model({"input_ids": ids}, mode="predict")[:, -1:].float().cpu()
+    return model(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
 @torch.no_grad()
@@ -90,14 +101,16 @@ def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and advice out of the way."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if shown:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_stock(folder: Path, *, classifier: bool = False) -> Any:
@@ -106,3 +119,29 @@ def load_stock(folder: Path, *, classifier: bool = False) -> Any:
 
     kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     return kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
+
+
+def load_adapter(llm: Mapping[str, Any], folder: Path, *, classifier: bool = False) -> Any:
+    """Load an adapter with stock peft, on its base.
+
+    Args:
+        llm: the config of the base; 4 bits are computed as in training.
+        folder: the adapter.
+        classifier: the base gets a head for one number (a reward), which the adapter brings.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from xtuner.model.loading import build_llm
+
+    settings = dict(llm)
+    if classifier:
+        loader: Any = AutoModelForSequenceClassification
+        settings |= {"type": loader.from_pretrained, "num_labels": 1}
+    return PeftModel.from_pretrained(build_llm(settings, full=False), str(folder))
+
+
+def to_float(model: Any) -> Any:
+    """The model in fp32, unless its base is quantised."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return model if getattr(base, "is_quantized", False) else model.float()

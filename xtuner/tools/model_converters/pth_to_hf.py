@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         aside.mkdir(parents=True)
         _write(skeleton, weights, aside, dtype, args)
         _write_tokenizer(cfg, aside, args.force)
+        _write_reward_token(cfg, aside)
         _write_config(cfg, config, aside)
         if _to_be_verified(skeleton, args.verify):
             _verify(cfg, weights, aside, skeleton)
@@ -204,6 +206,16 @@ def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> None:
     tokenizer.save_pretrained(aside)
 
 
+def _write_reward_token(cfg: Any, aside: Path) -> None:
+    """Which token ends the texts that a reward model judges; its data's config says."""
+    from xtuner.tools.chat_reward import REWARD_FILE
+
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    if dataset.get("is_reward"):
+        text = json.dumps({"reward_token_id": dataset["reward_token_id"]})
+        (aside / REWARD_FILE).write_text(text + "\n", "utf-8")
+
+
 def _write_config(cfg: Any, config: str, aside: Path) -> None:
     from xtuner.engine.config import dump_config
 
@@ -224,31 +236,29 @@ def _to_be_verified(skeleton: Any, asked: bool | None) -> bool:
 def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> None:
     """Compare the model as trained with what was written, loaded by stock libraries."""
     import torch
-    from peft import PeftModel
 
-    from xtuner.model.loading import build_llm
     from xtuner.registry import BUILDER
     from xtuner.tools.model_converters import export, probe
 
-    def plain(model: Any) -> Any:
-        quantised = getattr(model.get_base_model() if adapter else model, "is_quantized", False)
-        return model if quantised else model.float()
-
     adapter = export.is_adapter(skeleton.llm)
+    classifier = hasattr(skeleton, "v_head")
+    measure: Any = probe.rewards_of if classifier else probe.logits_of
     with probe.quiet():
         trained = BUILDER.build(cfg.model)
         trained.load_state_dict(weights.tensors, strict=False)
+        probe.to_float(trained.llm)
         ids = probe.probe_ids(trained.llm.config.vocab_size)
-        expected = probe.logits_of(plain(trained.llm), ids)
+        expected = measure(trained if classifier else trained.llm, ids)
         del trained
         if adapter:
-            base = build_llm(cfg.model.llm, full=False)  # 4 bits computed as in training
-            written = plain(PeftModel.from_pretrained(base, str(aside)))
+            written = probe.load_adapter(cfg.model.llm, aside, classifier=classifier)
         else:
-            written = probe.load_stock(aside)
-        found = probe.logits_of(written, ids)
+            written = probe.load_stock(aside, classifier=classifier)
+        found = measure(probe.to_float(written), ids)
     dtypes = {info.dtype for info in weights.infos.values()}
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
+    if adapter and cfg.model.llm.get("quantization_config"):
+        dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
     probe.judge(probe.compare(expected, found), dtype, tr("the trained model", "训练后的模型"))
 
 
@@ -257,6 +267,9 @@ def _next_steps(skeleton: Any, out: Path) -> str:
     from xtuner.tools.model_converters.serving import serving_commands
 
     llm: Any = getattr(skeleton, "llm", None)
+    if hasattr(skeleton, "v_head"):
+        base = f"{llm.get_base_model().name_or_path} --adapter " if export.is_adapter(llm) else ""
+        return tr("Score answers with it:", "用它给回答打分:") + f"\n  xtuner chat {base}{out}"
     if not export.is_adapter(llm):
         return serving_commands(out)
     base = llm.get_base_model().name_or_path

@@ -1,0 +1,109 @@
+"""Preference runs as typed: train, convert, merge, and the rewards that ``xtuner chat`` shows."""
+
+import io
+import json
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.helpers.tiny import save_tiny
+from xtuner.entry_point import main
+from xtuner.tools.chat_reward import score
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preference_runs")
+    save_tiny(folder / "base")
+    rows = []
+    for n in range(6):
+        ask = {"role": "user", "content": f"question {n}"}
+        yes, no = ({"role": "assistant", "content": text} for text in ("yes", "no, never"))
+        rows.append({"chosen": [ask, yes], "rejected": [ask, no]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+def train(folder, name, *options):
+    words = [
+        f"pretrained_model_name_or_path={folder / 'base'}",
+        "train_dataloader.dataset.dataset.path=json",
+        f"train_dataloader.dataset.dataset.data_files={folder / 'rows.jsonl'}",
+        "max_length=96",
+        "accumulative_counts=1",
+        "max_epochs=12",
+        "lr=5e-3",
+        *options,
+    ]
+    out = folder / f"{name}_{len(options)}"
+    assert main(["train", name, "--work-dir", str(out), "--cfg-options", *words]) == 0
+    return out
+
+
+def last_metrics(out):
+    return json.loads((out / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def reward_adapter(folder):
+    name = "internlm2_chat_1_8b_reward_lora_varlenattn_ultrafeedback"
+    out = train(folder, name, "reward_token_id=2")
+    (checkpoint,) = out.glob("iter_*.pth")
+    assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
+    return out
+
+
+def test_a_reward_model_learns_and_says_so(reward_adapter):
+    found = last_metrics(reward_adapter)
+    assert found["reward_acc"] == 1
+    assert found["chosen_rewards"] > found["rejected_rewards"]
+
+
+def rewards(capsys):
+    return [float(text) for text in re.findall(r"reward: (-?[\d.]+)", capsys.readouterr().out)]
+
+
+def test_chat_shows_rewards_and_merging_keeps_them(
+    folder, reward_adapter, capsys, monkeypatch, tmp_path
+):
+    base, adapter = str(folder / "base"), str(reward_adapter / "hf")
+    assert main(["convert", "merge", base, adapter, str(tmp_path / "merged")]) == 0
+    lines = "question 1\nyes\nquestion 1\nno, never\nexit\n"
+    shown = []
+    for words in ([base, "--adapter", adapter], [str(tmp_path / "merged")]):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        assert main(["chat", *words]) == 0
+        shown.append(rewards(capsys))
+    assert shown[0] == pytest.approx(shown[1], abs=2e-3)
+    assert shown[0][0] > shown[0][1]
+
+
+def test_a_full_reward_model_loads_in_stock_transformers(folder, capsys):
+    name = "internlm2_chat_1_8b_reward_full_varlenattn_ultrafeedback"
+    out = train(folder, name, "reward_token_id=2", "lr=1e-3")
+    (checkpoint,) = out.glob("iter_*.pth")
+    assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained(out / "hf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(out / "hf")
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    torch.testing.assert_close(model.score.weight, trained["v_head.weight"])
+    yes, no = (score(model, tokenizer, "question 2", text, 2) for text in ("yes", "no, never"))
+    assert yes > no
+
+
+def test_a_precomputed_reference_trains_the_same_and_is_kept(folder, capsys):
+    name = "internlm2_chat_1_8b_dpo_full_varlenattn"
+    options = ("max_epochs=1", "optim_wrapper.dtype=float32")
+    live = train(folder, name, *options)
+    ahead = train(folder, name, *options, "model.precompute_reference=True")
+    assert last_metrics(ahead)["loss"] == pytest.approx(last_metrics(live)["loss"], rel=1e-4)
+    assert last_metrics(live)["reward_margin"] != 0
+    with safe_open(str(ahead / "reference.safetensors"), "pt") as kept:
+        assert kept.get_tensor("log_probs").shape == (6, 2)
+    capsys.readouterr()
+    train(folder, name, *options, "model.precompute_reference=True")
+    assert "computing the reference" not in capsys.readouterr().out

@@ -1,0 +1,313 @@
+"""Pairs of answers, one preferred to the other, ready for DPO, ORPO and reward models.
+
+A row is a prompt with a chosen and a rejected answer: as message lists (``prompt``, ``chosen``,
+``rejected``), as the two whole conversations without a ``prompt``, or as text. The tokenizer's own
+chat template writes it; what it adds for the answer is trained, its prompt is not.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtuner.dataset import cache, packing
+from xtuner.dataset.account import Account, attach
+from xtuner.dataset.rows import load_rows, row_function
+from xtuner.registry import BUILDER
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Message = Mapping[str, Any]
+SIDES = ("chosen", "rejected")
+"""The label of a reward token is the place in here of the answer before it: 0 or 1."""
+
+
+def build_preference_dataset(
+    dataset: Any,
+    tokenizer: Any,
+    max_length: int,
+    dataset_map_fn: Any = None,
+    is_dpo: bool = True,
+    is_reward: bool = False,
+    reward_token_id: int = -1,
+    num_proc: int = 32,
+    use_varlen_attn: bool = False,
+    max_packed_length: int = 16384,
+    shuffle_before_pack: bool = True,
+    *,
+    seed: int = 0,
+) -> Dataset:
+    """Prepare pairs of answers.
+
+    Args:
+        dataset: a ``datasets.Dataset`` or ``DatasetDict``, or the config to build it from.
+        tokenizer: a fast tokenizer with a chat template, or the config to build it from.
+        max_length: tokens of a prompt with one answer; what is longer is cut at its end.
+        dataset_map_fn: row → ``{'prompt', 'chosen', 'rejected'}``; None when rows are so already.
+        is_dpo: answers get labels (DPO and ORPO).
+        is_reward: each answer ends in ``reward_token_id``, where the reward is read.
+        reward_token_id: see ``is_reward``.
+        num_proc: kept from v0.1; the result does not depend on processes, nor do we start any.
+        use_varlen_attn: put several pairs into one row, where no answer sees another.
+        max_packed_length: tokens of such a row.
+        shuffle_before_pack: shuffle the pairs (by ``seed``) before they are packed.
+        seed: of the shuffling.
+
+    Returns:
+        Columns ``chosen_ids``, ``chosen_labels``, ``rejected_ids``, ``rejected_labels``, ``length``
+        and ``rows``; packed ``input_ids``, ``labels``, ``position_ids``, ``cumulative_len`` (chosen
+        and rejected in turns), ``length`` and ``rows``.
+
+    Raises:
+        UserError: when rows cannot be read, naming the row, or settings contradict each other.
+    """
+    _check(is_dpo, is_reward, reward_token_id, max_length, max_packed_length, use_varlen_attn)
+    if isinstance(tokenizer, Mapping):
+        tokenizer = BUILDER.build(tokenizer)
+    if not tokenizer.chat_template:
+        raise UserError(
+            tr("the tokenizer has no chat template", "tokenizer 没有对话模板 (chat template)"),
+            hint=tr(
+                "preferences are written with it: start from a chat model, or from one that "
+                "'xtuner convert' wrote.",
+                "偏好数据用它来拼接：请从对话模型开始，或使用 'xtuner convert' 写出的模型。",
+            ),
+            where=Where(key="tokenizer"),
+        )
+    rows = load_rows(dataset, "train")
+    map_row = row_function(dataset_map_fn)
+    settings = {
+        "max_length": max_length,
+        "reward_token": reward_token_id if is_reward else None,
+        "packed": max_packed_length if use_varlen_attn else None,
+        "shuffle": shuffle_before_pack,
+        "seed": seed,
+    }
+    import xtuner.dataset.preference_dataset as this
+
+    key = cache.content_key(rows, tokenizer, [map_row], settings, [this, packing])
+    return cache.prepared_once(key, lambda: _prepare(rows, tokenizer, map_row, settings))
+
+
+def load_jsonl_dataset(data_files: str | Sequence[str]) -> Dataset:
+    """Rows of JSON-lines files.
+
+    Args:
+        data_files: a file, or several.
+
+    Raises:
+        UserError: when a file is missing, or a line of it is not JSON.
+    """
+    from datasets import Dataset
+
+    files = [data_files] if isinstance(data_files, str | Path) else list(data_files)
+    rows: list[Any] = []
+    for file in files:
+        try:
+            lines = Path(file).read_text("utf-8").splitlines()
+        except OSError as error:
+            raise UserError(
+                tr(f"the file cannot be read: {error.strerror}", f"无法读取: {error.strerror}"),
+                where=Where(str(file)),
+            ) from error
+        for number, line in enumerate(lines, 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise UserError(
+                    tr(f"this line is not JSON: {error}", f"这一行不是 JSON: {error}"),
+                    where=Where(str(file), number),
+                ) from error
+    return Dataset.from_list(rows)
+
+
+def orpo_dpo_mix_40k_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
+    """``mlabonne/orpo-dpo-mix-40k``: two conversations that differ in their last message."""
+    chosen, rejected = example["chosen"], example["rejected"]
+    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+
+
+def intel_orca_dpo_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
+    """``Intel/orca_dpo_pairs``: a system prompt, a question and two answers."""
+    return {
+        "prompt": [
+            {"role": "system", "content": example["system"]},
+            {"role": "user", "content": example["question"]},
+        ],
+        "chosen": [{"role": "assistant", "content": example["chosen"]}],
+        "rejected": [{"role": "assistant", "content": example["rejected"]}],
+    }
+
+
+def _check(
+    is_dpo: bool,
+    is_reward: bool,
+    reward_token_id: int,
+    max_length: int,
+    max_packed_length: int,
+    use_varlen_attn: bool,
+) -> None:
+    if is_dpo == is_reward:
+        raise UserError(
+            tr("set one of is_dpo and is_reward", "is_dpo 与 is_reward 必须且只能设置一个"),
+            where=Where(key="is_reward"),
+        )
+    if is_reward and reward_token_id < 0:
+        raise UserError(
+            tr(
+                "a reward model needs the id of the token at which its reward is read",
+                "奖励模型需要用于读取奖励的 token 的编号",
+            ),
+            where=Where(key="reward_token_id"),
+        )
+    if use_varlen_attn and max_packed_length < 2 * max_length:
+        raise UserError(
+            tr(
+                f"a row of {max_packed_length} tokens cannot hold a pair of two times {max_length}",
+                f"{max_packed_length} 个 token 的行放不下两个 {max_length} 的回答",
+            ),
+            hint="max_packed_length = max_length * 2",
+            where=Where(key="max_packed_length"),
+        )
+
+
+def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any]) -> Dataset:
+    from datasets import Dataset
+
+    account = Account(rows_in=len(rows), dropped={"no_label": []})
+    pairs = []
+    for number, row in enumerate(rows):
+        try:
+            messages = _messages(map_row(row) if map_row is not None else row)
+            sides = [_encode(messages[0], answer, tokenizer) for answer in messages[1:]]
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise _unreadable(number, row, error) from error
+        pair = _fitted(number, sides, settings, account)
+        pairs += [pair] if pair else []
+    if not pairs:
+        said = account.text()
+        raise UserError(
+            tr(f"no pair is left to train on.\n{said}", f"没有可以训练的数据。\n{said}")
+        )
+    account.rows_trained = len(pairs)
+    account.tokens_trained = sum(pair["length"] for pair in pairs)
+    account.tokens_supervised = sum(
+        label != IGNORE_INDEX
+        for pair in pairs
+        for side in SIDES
+        for label in pair[f"{side}_labels"]
+    )
+    made = Dataset.from_list(_packed(pairs, settings) if settings["packed"] else pairs)
+    attach(made, account)
+    return made
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[list[Message], list[Message], list[Message]]:
+    """Prompt, chosen and rejected of a row as message lists, whichever way they are written."""
+    chosen, rejected = (_as_messages(row[side], "assistant") for side in SIDES)
+    if row.get("prompt") is not None:
+        prompt = _as_messages(row["prompt"], "user")
+        begins = len(prompt) < len(chosen) and chosen[: len(prompt)] == prompt
+        if begins and rejected[: len(prompt)] == prompt:  # whole conversations beside it
+            return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+        return prompt, chosen, rejected
+    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+        raise ValueError("without a 'prompt', both answers must follow the same messages")
+    return chosen[:-1], chosen[-1:], rejected[-1:]
+
+
+def _as_messages(value: Any, role: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _encode(
+    prompt: list[Message], answer: list[Message], tokenizer: Any
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt with its answer, and labels: those of the answer alone."""
+    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
+    if not text.startswith(before):  # a template whose prompt for an answer is not in the answer
+        before = tokenizer.apply_chat_template(prompt, tokenize=False)
+    if not text.startswith(before):
+        raise ValueError("the chat template writes the prompt differently once an answer follows")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    labels = [
+        token if first >= len(before) else IGNORE_INDEX
+        for token, (first, _) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    return ids, labels
+
+
+def _fitted(
+    number: int,
+    sides: Sequence[tuple[list[int], list[int]]],
+    settings: Mapping[str, Any],
+    account: Account,
+) -> dict[str, Any] | None:
+    """A pair cut to the length, with its reward tokens; None when an answer is all cut away."""
+    token = settings["reward_token"]
+    limit = settings["max_length"] - (token is not None)
+    account.tokens_in += sum(len(ids) for ids, _ in sides)
+    if any(len(ids) > limit for ids, _ in sides):
+        account.rows_cut.append(number)
+        account.tokens_cut += sum(max(0, len(ids) - limit) for ids, _ in sides)
+    pair: dict[str, Any] = {}
+    for side, (ids, labels) in zip(SIDES, sides, strict=True):
+        ids, labels = ids[:limit], labels[:limit]
+        if all(label == IGNORE_INDEX for label in labels):
+            account.rows_cut = [row for row in account.rows_cut if row != number]
+            account.dropped["no_label"].append(number)
+            account.tokens_dropped += sum(min(limit, len(ids)) for ids, _ in sides)
+            return None
+        if token is not None:
+            ids = [*ids, token]
+            labels = [IGNORE_INDEX] * (len(ids) - 1) + [SIDES.index(side)]
+        pair |= {f"{side}_ids": ids, f"{side}_labels": labels}
+    length = len(pair["chosen_ids"]) + len(pair["rejected_ids"])
+    return {**pair, "length": length, "rows": [number]}
+
+
+def _packed(pairs: list[dict[str, Any]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of several pairs; a pair stays whole, its chosen answer before its rejected one."""
+    if settings["shuffle"]:
+        pairs = random.Random(settings["seed"]).sample(pairs, len(pairs))
+    made = []
+    for parts in packing.pack_whole([pair["length"] for pair in pairs], settings["packed"]):
+        members = [pairs[number] for number, _, _ in parts]
+        ids, labels = (
+            [pair[f"{side}_{kind}"] for pair in members for side in SIDES]
+            for kind in ("ids", "labels")
+        )
+        whole = [(number, 0, len(sample)) for number, sample in enumerate(ids)]
+        row: dict[str, Any] = dict(packing.join(ids, labels, whole))
+        row |= {"length": len(row["input_ids"])}
+        made.append(row | {"rows": [number for pair in members for number in pair["rows"]]})
+    return made
+
+
+def _unreadable(number: int, row: Mapping[str, Any], error: Exception) -> UserError:
+    why = f"{type(error).__name__}: {error}"
+    fields = ", ".join(row)
+    return UserError(
+        tr(
+            f"row {number} is no pair of answers ({why}); its fields are: {fields}",
+            f"第 {number} 行不是成对的回答（{why}），字段有: {fields}",
+        ),
+        hint=tr(
+            "rows need prompt, chosen and rejected: set dataset_map_fn to a function that makes "
+            "them, for example orpo_dpo_mix_40k_map_fn.",
+            "数据需要 prompt、chosen、rejected 字段：请用 dataset_map_fn 转换，"
+            "例如 orpo_dpo_mix_40k_map_fn。",
+        ),
+        where=Where(key="dataset_map_fn"),
+    )

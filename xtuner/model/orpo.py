@@ -1,0 +1,72 @@
+"""ORPO: supervised fine-tuning with a penalty on the odds of the rejected answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xtuner.model.base import Data
+from xtuner.model.modules.preference_losses import log_odds_ratio
+from xtuner.model.preference import PreferenceModel, count_pairs, reward_facts
+from xtuner.utils.constants import IGNORE_INDEX
+
+
+class ORPO(PreferenceModel):
+    """Odds-ratio preference optimization (Hong et al. 2024).
+
+    Args:
+        *args: as ``FinetuneModel``.
+        beta: weight of the odds ratio beside the loss of the chosen answer (lambda in the paper).
+        **kwargs: as ``FinetuneModel``.
+    """
+
+    def __init__(self, *args: Any, beta: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+
+    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+        """``{'pairs': P, 'tokens': labelled tokens of the chosen answers}``."""
+        return {"pairs": count_pairs(data), "tokens": _chosen_tokens(data)}
+
+    def forward(
+        self,
+        data: Data,
+        data_samples: Any = None,
+        mode: str = "loss",
+        totals: Mapping[str, int] | None = None,
+    ) -> Any:
+        """The loss and what is logged beside it; see ``docs/architecture.md``, "Model".
+
+        Args:
+            data: a batch of ``preference_collate_fn``.
+            data_samples: unused.
+            mode: ``loss``; ``tensor`` for the output of the transformers model.
+            totals: denominators of the means; the micro-batch's own when None.
+        """
+        if mode != "loss":
+            return self.llm(**self.inputs(data))
+        totals = totals if totals is not None else self.count_items(data)
+        pairs, tokens = max(1, totals["pairs"]), max(1, totals["tokens"])
+        answers = self.answers(data)
+        chosen, rejected = answers.means[::2], answers.means[1::2]
+        likelihood = -answers.log_probs[::2].sum() / tokens
+        odds = log_odds_ratio(chosen, rejected).sum() / pairs
+        facts = reward_facts(self.beta * chosen, self.beta * rejected, pairs)
+        return {
+            "loss": likelihood - self.beta * odds,
+            "nll_loss": likelihood.detach(),
+            "log_odds": odds.detach(),
+            **facts,
+        }
+
+
+def _chosen_tokens(data: Mapping[str, Any]) -> int:
+    """Labelled tokens of every second sample that have a token before them in it."""
+    from xtuner.model.base import packed_borders
+
+    labels, borders = data["labels"], packed_borders(data)
+    if borders is None:
+        return int((labels[::2, 1:] != IGNORE_INDEX).sum())
+    marks = borders.tolist()
+    spans = list(zip(marks[:-1:2], marks[1::2], strict=True))
+    return sum(int((labels[0, a + 1 : b] != IGNORE_INDEX).sum()) for a, b in spans)

@@ -1,0 +1,83 @@
+"""What DPO and ORPO share: the log-probabilities of answers that stand in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from xtuner.model.base import Data, FinetuneModel, packed_borders
+from xtuner.model.modules.loss import LogitRule, shift_labels, token_log_probs
+from xtuner.utils.constants import IGNORE_INDEX
+
+
+class Answers(NamedTuple):
+    """(2 P,) of P pairs, chosen and rejected in turns."""
+
+    log_probs: Tensor
+    """Sums over the labelled tokens, float32."""
+    tokens: Tensor
+    """How many these are."""
+
+    @property
+    def means(self) -> Tensor:
+        return self.log_probs / self.tokens.clamp(min=1)
+
+
+class PreferenceModel(FinetuneModel):
+    """A model trained on batches of ``preference_collate_fn``; arguments as ``FinetuneModel``."""
+
+    def answers(self, data: Data, llm: Any = None) -> Answers:
+        """Log-probabilities of the answers of a batch, never with all logits at once.
+
+        Args:
+            data: ``input_ids`` and ``labels`` (2 P, S), or one packed row of 2 P samples.
+            llm: a transformers model instead of the one that is trained.
+        """
+        borders = packed_borders(data)
+        targets = shift_labels(data["labels"], borders).flatten()
+        places = (targets != IGNORE_INDEX).nonzero().flatten()
+        if borders is None:
+            samples = places // data["labels"].shape[1]
+        else:
+            samples = torch.bucketize(places, borders[1:].to(places.dtype), right=True)
+        log_probs = self._token_log_probs(data, places, targets[places], llm)
+        count = 2 * count_pairs(data)
+        empty = log_probs.new_zeros(count)
+        return Answers(
+            empty.index_add(0, samples, log_probs),
+            empty.index_add(0, samples, torch.ones_like(log_probs)).detach(),
+        )
+
+    def _token_log_probs(self, data: Data, places: Tensor, targets: Tensor, llm: Any) -> Tensor:
+        """(N,) of the labelled tokens."""
+        causal_lm = self.causal_lm if llm is None else llm
+        if not self.can_skip_logits(data):
+            logits = causal_lm(**self.inputs(data), use_cache=False).logits.flatten(0, 1)
+            head: Any = torch.nn.Identity()
+            head.out_features = logits.shape[-1]
+            return token_log_probs(logits[places], head, targets, LogitRule())
+        hidden = causal_lm.base_model(**self.inputs(data), use_cache=False).last_hidden_state
+        head = causal_lm.get_output_embeddings()
+        return token_log_probs(hidden.flatten(0, 1)[places], head, targets, self.rule)
+
+
+def count_pairs(data: Mapping[str, Any]) -> int:
+    """P: the pairs of a micro-batch."""
+    borders = packed_borders(data)
+    samples = len(data["input_ids"]) if borders is None else len(borders) - 1
+    return samples // 2
+
+
+def reward_facts(chosen: Tensor, rejected: Tensor, pairs: int) -> dict[str, Tensor]:
+    """What is logged of rewards (P,): shares of means over ``pairs``, which add up."""
+    chosen, rejected = chosen.detach().float(), rejected.detach().float()
+    facts = {
+        "chosen_rewards": chosen,
+        "rejected_rewards": rejected,
+        "reward_acc": (chosen > rejected).float(),
+        "reward_margin": chosen - rejected,
+    }
+    return {name: values.sum() / max(1, pairs) for name, values in facts.items()}

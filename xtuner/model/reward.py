@@ -1,0 +1,180 @@
+"""Reward models: a number for an answer, higher for the one that people prefer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xtuner.model.base import Data, FinetuneModel
+from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
+from xtuner.model.preference import reward_facts
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.files import written_aside
+from xtuner.utils.lang import tr
+
+CHOSEN, REJECTED = 0, 1
+
+
+class RewardModel(FinetuneModel):
+    """A language model whose last hidden state at the reward token becomes a number.
+
+    Args:
+        *args: as ``FinetuneModel``; ``llm`` may be an ``AutoModel`` or an ``AutoModelForCausalLM``.
+        reward_token_id: kept from v0.1: the dataset puts the token there, and its label says where.
+        loss_type: ``ranking`` or ``focal``.
+        penalty_type: ``log_barrier``, ``L2`` or ``none``: keeps rewards small.
+        penalty_weight: its weight.
+        **kwargs: as ``FinetuneModel``.
+
+    Raises:
+        UserError: for a loss or a penalty that does not exist.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        reward_token_id: int | None = None,
+        loss_type: str = "ranking",
+        penalty_type: str = "log_barrier",
+        penalty_weight: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        for key, name, known in (
+            ("loss_type", loss_type, REWARD_LOSSES),
+            ("penalty_type", penalty_type, PENALTIES),
+        ):
+            if name not in known:
+                raise UserError(
+                    tr(f"there is no {key} {name!r}", f"没有 {key} {name!r}"),
+                    hint=", ".join(known),
+                    where=Where(key=f"model.{key}"),
+                )
+        super().__init__(*args, **kwargs)
+        self.reward_token_id = reward_token_id
+        self.loss_type = loss_type
+        self.penalty_type = penalty_type
+        self.penalty_weight = penalty_weight
+        width = self.causal_lm.config.get_text_config().hidden_size
+        # Small, so that all answers begin near a reward of 0 (Stiennon et al. 2020).
+        self.v_head = nn.Linear(width, 1, bias=False)
+        nn.init.normal_(self.v_head.weight, std=1 / (width + 1) ** 0.5)
+
+    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+        """``{'pairs': P}``."""
+        return {"pairs": int((data["labels"] == CHOSEN).sum())}
+
+    def forward(
+        self,
+        data: Data,
+        data_samples: Any = None,
+        mode: str = "loss",
+        totals: Mapping[str, int] | None = None,
+    ) -> Any:
+        """The loss and what is logged beside it, or rewards.
+
+        Args:
+            data: a batch of ``preference_collate_fn``: labels are 0 (chosen) and 1 (rejected) at
+                reward tokens, ``IGNORE_INDEX`` elsewhere.
+            data_samples: unused.
+            mode: ``loss``; ``predict`` or ``tensor`` for the rewards (B, S) of all positions.
+            totals: denominators of the means; the micro-batch's own when None.
+        """
+        if mode != "loss":
+            return self.v_head(self._hidden(data)).squeeze(-1)
+        pairs = max(1, (totals if totals is not None else self.count_items(data))["pairs"])
+        labels = data["labels"]
+        hidden = self._hidden(data)
+        chosen, rejected = (
+            self.v_head(hidden[labels == side]).squeeze(-1).float() for side in (CHOSEN, REJECTED)
+        )
+        loss = REWARD_LOSSES[self.loss_type](chosen, rejected).sum() / pairs
+        walls = PENALTIES[self.penalty_type](torch.cat([chosen, rejected])).sum() / (2 * pairs)
+        return {
+            "loss": loss + self.penalty_weight * walls,
+            **reward_facts(chosen, rejected, pairs),
+        }
+
+    def _hidden(self, data: Data) -> Tensor:
+        """(B, S, H) in the head's number format."""
+        return self.hidden_states(data).last_hidden_state.to(self.v_head.weight.dtype)
+
+    def to_hf(
+        self,
+        save_dir: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: str = "2GB",
+    ) -> None:
+        """Write a model, or an adapter, for ``AutoModelForSequenceClassification``, head included.
+
+        Args:
+            save_dir: the folder.
+            dtype: number format of the weights; as they are when None.
+            safe_serialization: kept from v0.1.
+            max_shard_size: of a file of a whole model.
+        """
+        with written_aside(save_dir) as aside:
+            if self.has_adapter:
+                self._write_adapter(aside, dtype)
+            else:
+                self._write_classifier(aside, dtype, max_shard_size)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(aside)
+
+    def _write_adapter(self, aside: Any, dtype: torch.dtype | None) -> None:
+        import json
+
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        weights = get_peft_model_state_dict(self.llm)
+        body = "base_model.model."
+        prefix = self._body_prefix()
+        inside = f"{body}{prefix}"
+        weights = {
+            name if name.startswith(inside) else name.replace(body, inside, 1): value
+            for name, value in weights.items()
+        }
+        weights[f"{body}score.weight"] = self.v_head.weight
+        weights = {name: _plain(value, dtype) for name, value in weights.items()}
+        aside.mkdir(parents=True, exist_ok=True)
+        self.llm.peft_config[self.llm.active_adapter].save_pretrained(str(aside))
+        file = aside / "adapter_config.json"
+        settings = json.loads(file.read_text("utf-8"))
+        kept = set(settings.get("modules_to_save") or ()) | {"score"}
+        settings |= {"task_type": "SEQ_CLS", "modules_to_save": sorted(kept)}
+        file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        save_file(weights, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def _write_classifier(self, aside: Any, dtype: torch.dtype | None, max_shard_size: str) -> None:
+        import copy
+
+        from transformers import AutoModelForSequenceClassification
+
+        config = copy.deepcopy(self.llm.config)
+        config.num_labels = 1
+        if self.tokenizer is not None and config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+        with torch.device("meta"):
+            classifier: Any = AutoModelForSequenceClassification.from_config(config)
+        prefix = f"{classifier.base_model_prefix}."
+        inner = self.llm.base_model.state_dict()
+        weights = {f"{prefix}{name}": _plain(value, dtype) for name, value in inner.items()}
+        weights["score.weight"] = _plain(self.v_head.weight, dtype)
+        classifier.load_state_dict(weights, assign=True)
+        classifier.save_pretrained(aside, max_shard_size=max_shard_size)
+
+    def _body_prefix(self) -> str:
+        """How the body is called in a model with a head: ``model.`` in most architectures."""
+        return f"{self.causal_lm.base_model_prefix}."
+
+
+def _plain(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    value = value.detach()
+    if dtype is not None and value.is_floating_point():
+        value = value.to(dtype)
+    return value.contiguous().cpu() if not value.is_meta else value

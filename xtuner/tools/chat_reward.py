@@ -1,0 +1,120 @@
+"""``xtuner chat`` with a reward model: question and answer in, the reward of the answer out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from xtuner.tools.model_converters.model_folder import read_json
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+REWARD_FILE = "xtuner_reward.json"
+
+
+def is_reward_model(folder: Path, adapter: Path | None) -> bool:
+    """Whether a folder holds a model, or an adapter, with a head for one number."""
+    if adapter is not None:
+        return read_json(adapter / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    names = read_json(folder / "config.json").get("architectures") or [""]
+    return str(names[0]).endswith("ForSequenceClassification")
+
+
+def talk_to_judge(folder: Path, adapter: Path | None, dtype: str = "auto") -> None:
+    """Read question and answer in turns and print rewards, until ``exit`` or the end of the input.
+
+    Args:
+        folder: the model's folder.
+        adapter: the adapter's, if there is one.
+        dtype: as ``--torch-dtype``.
+    """
+    model, tokenizer = _load(folder, adapter, dtype)
+    file = (adapter or folder) / REWARD_FILE
+    token = read_json(file).get("reward_token_id") if file.is_file() else None
+    shown = sys.stdin.isatty()
+    while True:
+        question = _read("user: ", shown)
+        answer = _read("assistant: ", shown) if question is not None else None
+        if question is None or answer is None:
+            return
+        if not shown:
+            print(f"user: {question}\nassistant: {answer}")
+        reward = score(model, tokenizer, question, answer, token)
+        print(tr(f"reward: {reward:.3f}", f"奖励: {reward:.3f}"), flush=True)
+
+
+def score(model: Any, tokenizer: Any, question: str, answer: str, token: int | None) -> float:
+    """The reward of an answer.
+
+    Args:
+        model: a sequence classifier with one label.
+        tokenizer: with the chat template of the training.
+        question: of the user.
+        answer: of the assistant.
+        token: the token that ended each text in training, where the reward is read.
+    """
+    import torch
+
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if token is not None:
+        ids = [*ids, token]
+    # One text without padding: its last token is the one that counts, even if it is the pad token.
+    model.config.get_text_config().pad_token_id = None
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids], device=model.device)).logits
+    return float(logits[0, 0])
+
+
+def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from xtuner.tools.chat_loading import DTYPES
+    from xtuner.tools.model_converters.probe import quiet
+
+    loader: Any = AutoModelForSequenceClassification
+    try:
+        with quiet():
+            model = loader.from_pretrained(
+                folder,
+                num_labels=1,
+                dtype=dtype if dtype == "auto" else getattr(torch, DTYPES[dtype]),
+                device_map="auto" if torch.cuda.is_available() else "cpu",
+                trust_remote_code=True,
+            )
+            if adapter is not None:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, str(adapter))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            tr(f"the model cannot be loaded: {error}", f"模型无法加载: {error}"),
+            where=Where(str(folder)),
+        ) from error
+    own = adapter if adapter is not None and any(adapter.glob("tokenizer*")) else folder
+    tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=True)
+    if not tokenizer.chat_template:
+        raise UserError(
+            tr("the tokenizer has no chat template", "tokenizer 没有对话模板 (chat template)"),
+            where=Where(str(own)),
+        )
+    return model.eval(), tokenizer
+
+
+def _read(label: str, shown: bool) -> str | None:
+    """A line that is not empty; None for ``exit`` and at the end of the input."""
+    while True:
+        try:
+            line = input(label if shown else "").strip()
+        except EOFError:
+            return None
+        if line.lower() == "exit":
+            return None
+        if line:
+            return line
