@@ -53,7 +53,7 @@ def _batches(runner: Any) -> Iterator[Mapping[str, Any]]:
 def _key(runner: Any) -> str:
     """What the numbers depend on: data and model."""
     rows = getattr(runner.train_dataloader.dataset, "_fingerprint", "")
-    text = f"{rows}{runner.fingerprints['data']}{runner.cfg.model}"
+    text = f"{rows}{runner.fingerprints['data']}{runner.cfg.get('model')}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
