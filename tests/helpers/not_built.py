@@ -9,10 +9,8 @@ MODULES = (
 )
 NAMES = (
     ("xtuner.dataset", "InternVL_V1_5_Dataset"),
-    ("xtuner.dataset", "LLaVADataset"),
     ("xtuner.evaluation", "MMLUMetric"),
     ("xtuner.model", "InternVL_V1_5"),
-    ("xtuner.model", "LLaVAModel"),
 )
 
 

@@ -10,5 +10,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "concat": ("ConcatDataset",),
         "moss": ("MOSSSFTDataset",),
         "json_file": ("load_json_file",),
+        "llava": ("LLaVADataset",),
+        "images": ("decode_base64_to_image", "expand2square", "load_image"),
     },
 )

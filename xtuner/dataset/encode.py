@@ -9,13 +9,15 @@ very ids that training saw.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from xtuner.utils.pieces import encode_pieces
 
 Sample = dict[str, list[int]]
+IMAGE = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)})")
 
 
 def encode_conversation(
@@ -24,6 +26,7 @@ def encode_conversation(
     *,
     max_length: int | None = None,
     input_ids_with_output: bool = True,
+    with_image_token: bool = False,
 ) -> Sample:
     """Tokenise one conversation whose turns have their template already.
 
@@ -33,6 +36,7 @@ def encode_conversation(
         tokenizer: of transformers.
         max_length: tokens after which the sample is cut; None: never.
         input_ids_with_output: False leaves the answers out, for evaluation by generation.
+        with_image_token: each ``<image>`` in a question becomes one ``IMAGE_TOKEN_INDEX``.
 
     Returns:
         ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
@@ -51,7 +55,9 @@ def encode_conversation(
     for turn in conversation:
         if starts:
             add(bos, False)
-        add(str(turn["input"]), False)
+        question = str(turn["input"])
+        for part in IMAGE.split(question) if with_image_token else [question]:
+            add(part, False)
         ends = bool(turn.get("need_eos_token", True))
         if input_ids_with_output:
             with_loss = bool(turn.get("output_with_loss", True))
@@ -62,10 +68,19 @@ def encode_conversation(
         starts = ends
     ids: list[int] = []
     labels: list[int] = []
-    for piece, with_loss in zip(encode_pieces(tokenizer, pieces), trained, strict=True):
+    for piece, with_loss in zip(
+        _encoded(tokenizer, pieces, with_image_token), trained, strict=True
+    ):
         ids += piece
         labels += piece if with_loss else [IGNORE_INDEX] * len(piece)
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def _encoded(tokenizer: Any, pieces: list[str], with_image_token: bool) -> list[list[int]]:
+    """The ids of consecutive pieces; an image's place is one id, and no text to what follows."""
+    images = {n for n, piece in enumerate(pieces) if with_image_token and IMAGE.fullmatch(piece)}
+    texts = iter(encode_pieces(tokenizer, [p for n, p in enumerate(pieces) if n not in images]))
+    return [[IMAGE_TOKEN_INDEX] if n in images else next(texts) for n in range(len(pieces))]
 
 
 def encode_messages(

@@ -240,6 +240,7 @@ def _encoded(
                     mapped["conversation"],
                     tokenizer,
                     input_ids_with_output=settings["with_output"],
+                    with_image_token=settings["image"],
                 )
             )
         samples += _fitted(sample | {"row": number}, settings, account)

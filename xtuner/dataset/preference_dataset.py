@@ -7,7 +7,6 @@ chat template writes it; what it adds for the answer is trained, its prompt is n
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtuner.dataset import cache, packing
 from xtuner.dataset.account import Account, attach
+from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.rows import load_rows, row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
@@ -108,24 +108,7 @@ def load_jsonl_dataset(data_files: str | Sequence[str]) -> Dataset:
     from datasets import Dataset
 
     files = [data_files] if isinstance(data_files, str | Path) else list(data_files)
-    rows: list[Any] = []
-    for file in files:
-        try:
-            lines = Path(file).read_text("utf-8").splitlines()
-        except OSError as error:
-            raise UserError(
-                tr(f"the file cannot be read: {error.strerror}", f"无法读取: {error.strerror}"),
-                where=Where(str(file)),
-            ) from error
-        for number, line in enumerate(lines, 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise UserError(
-                    tr(f"this line is not JSON: {error}", f"这一行不是 JSON: {error}"),
-                    where=Where(str(file), number),
-                ) from error
-    return Dataset.from_list(rows)
+    return Dataset.from_list([row for file in files for row in read_json_rows(file)])
 
 
 def orpo_dpo_mix_40k_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:

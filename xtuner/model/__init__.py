@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "dpo": ("DPO",),
         "orpo": ("ORPO",),
         "reward": ("RewardModel",),
+        "llava": ("LLaVAModel",),
     },
 )

@@ -135,7 +135,8 @@ class FinetuneModel(BaseModel):
     def _head_agrees(self, data: Data) -> bool:
         if self.head is None or self.causal_lm.base_model is self.causal_lm:
             return False
-        probe = {"input_ids": data["input_ids"][:1, :PROBE_TOKENS]}
+        name = "inputs_embeds" if "inputs_embeds" in data else "input_ids"
+        probe = {name: data[name][:1, :PROBE_TOKENS]}
         training = self.training
         self.eval()  # dropout would make two calls differ
         try:

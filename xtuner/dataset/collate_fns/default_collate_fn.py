@@ -23,7 +23,7 @@ def default_collate_fn(
 
     Args:
         instances: rows with ``input_ids`` and ``labels``; packed ones with ``cumulative_len`` and
-            ``position_ids``; with images ``pixel_values``.
+            ``position_ids``; with images ``pixel_values``, (3, H, W) or, of several, (N, 3, H, W).
         pad_index: id that padding gets.
         return_hf_format: give the tensors alone, as transformers' Trainer wants them.
         use_varlen_attn: the rows are joined into one row whose samples do not see each other.
@@ -37,7 +37,7 @@ def default_collate_fn(
         data["parts"] = [row.get("part", 0) for row in instances for _ in row.get("rows", [])]
     images = [row["pixel_values"] for row in instances if row.get("pixel_values") is not None]
     if images:
-        data["pixel_values"] = torch.stack([torch.as_tensor(image) for image in images])
+        data["pixel_values"] = torch.cat([_of_row(torch.as_tensor(image)) for image in images])
     if return_hf_format:
         data.pop("rows", None)
         data.pop("parts", None)
@@ -76,3 +76,8 @@ def _joined(instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _ids(values: Any) -> Tensor:
     return torch.as_tensor(values, dtype=torch.long)
+
+
+def _of_row(pixels: Tensor) -> Tensor:
+    """The images of a row, (N, 3, H, W)."""
+    return pixels if pixels.dim() == 4 else pixels[None]

@@ -1,0 +1,86 @@
+"""Reading images: from a path, a URL or base64, made square, checked before the training."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+Color = tuple[int, int, int]
+READERS = 8
+"""Threads that look at image headers: it is waiting for the disk, not work."""
+
+
+def load_image(image_file: str | os.PathLike[str]) -> Image.Image:
+    """Read an image in RGB.
+
+    Args:
+        image_file: a path, or an ``http(s)`` address.
+
+    Raises:
+        OSError: when it is missing, or no image.
+    """
+    text = os.fspath(image_file)
+    if text.startswith(("http://", "https://")):
+        from urllib.request import urlopen
+
+        with urlopen(text, timeout=30) as answer:
+            return Image.open(io.BytesIO(answer.read())).convert("RGB")
+    with Image.open(text) as image:
+        return image.convert("RGB")
+
+
+def decode_base64_to_image(text: str) -> Image.Image:
+    """An image from base64."""
+    return Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
+
+
+def expand2square(image: Image.Image, background_color: Color) -> Image.Image:
+    """Put an image in the middle of a square of one color.
+
+    Args:
+        image: of any size.
+        background_color: of what is added.
+    """
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new(image.mode, (side, side), background_color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def mean_color(image_processor: Any) -> Color:
+    """The color that an image processor turns into zeros."""
+    red, green, blue = (int(value * 255) for value in image_processor.image_mean)
+    return red, green, blue
+
+
+def pixel_values(image: Image.Image, image_processor: Any, square: bool) -> Any:
+    """(3, H, W) of an image as a visual encoder wants it."""
+    if square:
+        image = expand2square(image, mean_color(image_processor))
+    return image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def problems_of(files: Sequence[Path]) -> list[str | None]:
+    """For each file what is wrong with it, None where it begins like an image."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(_problem_of, files))
+
+
+def _problem_of(file: Path) -> str | None:
+    try:
+        with Image.open(file):
+            return None
+    except UnidentifiedImageError:
+        return "is no image"
+    except OSError as error:
+        return error.strerror or str(error)

@@ -1,0 +1,123 @@
+"""Images in a sequence of tokens: their features take the places of the image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+
+def has_class_token(visual_encoder: Any) -> bool:
+    """Whether the first feature of an encoder stands for the whole image (CLIP), not a patch."""
+    return any(name.endswith("class_embedding") for name, _ in visual_encoder.named_parameters())
+
+
+def visual_features(visual_encoder: Any, pixel_values: Tensor, layer: int) -> Tensor:
+    """The patches of images as a layer of the encoder sees them.
+
+    Args:
+        visual_encoder: of transformers: CLIP, SigLIP, ...
+        pixel_values: (N, 3, H, W).
+        layer: which hidden states; -2 are those before the last layer.
+
+    Returns:
+        (N, P, W): P patches without the class token.
+    """
+    dtype = next(visual_encoder.parameters()).dtype
+    outputs = visual_encoder(pixel_values.to(dtype), output_hidden_states=True)
+    states = outputs.hidden_states[layer]
+    return states[:, 1:] if has_class_token(visual_encoder) else states
+
+
+def freeze_unseen_layers(visual_encoder: Any, layer: int) -> None:
+    """Freeze what comes after the layer whose states are taken: it never gets a gradient.
+
+    Args:
+        visual_encoder: changed in place.
+        layer: which hidden states are taken.
+    """
+    for name, module in visual_encoder.named_modules():
+        if isinstance(module, nn.ModuleList) and name.endswith("layers"):
+            used = layer if layer >= 0 else len(module) + 1 + layer
+            for unseen in module[used:]:
+                unseen.requires_grad_(False)
+        elif name.rpartition(".")[2] in ("post_layernorm", "head"):
+            module.requires_grad_(False)
+
+
+def merge_images(
+    data: Mapping[str, Any], features: Tensor, embeddings: nn.Module
+) -> dict[str, Any]:
+    """Put the features of images in the places of their tokens.
+
+    Args:
+        data: ``input_ids`` (B, S) with ``IMAGE_TOKEN_INDEX``, and where given ``labels``,
+            ``attention_mask`` (B, S) or ``cumulative_len`` (packed, B is 1).
+        features: (N, P, H): P for each of N images, in the order of their tokens.
+        embeddings: the language model's.
+
+    Returns:
+        The same with ``inputs_embeds`` instead of ``input_ids``; image positions have no label.
+        What follows an image moves by P - 1, borders of packed samples too.
+
+    Raises:
+        ValueError: when there are not as many images as image tokens.
+    """
+    ids = data["input_ids"]
+    is_image = ids == IMAGE_TOKEN_INDEX
+    count = int(is_image.sum())
+    if count != len(features):
+        raise ValueError(f"{count} image tokens in the text, but {len(features)} images")
+    embedded = embeddings(ids.masked_fill(is_image, 0))
+    spans = torch.where(is_image, features.shape[1], 1)
+    mask = data.get("attention_mask")
+    lengths = [int(n) for n in mask.sum(1)] if mask is not None else [ids.shape[1]] * len(ids)
+    waiting = iter(features.to(embedded.dtype))
+    rows, labels = [], []
+    for row, length in enumerate(lengths):
+        # A row's real tokens: first in rows padded on the right, last when padded on the left.
+        real = slice(0, length) if mask is None or bool(mask[row, 0]) else slice(-length, None)
+        rows.append(_merged_row(embedded[row, real], is_image[row, real], waiting))
+        if data.get("labels") is not None:
+            label = data["labels"][row, real].masked_fill(is_image[row, real], IGNORE_INDEX)
+            labels.append(label.repeat_interleave(spans[row, real]))
+    merged = {key: value for key, value in data.items() if key not in _REPLACED}
+    merged["inputs_embeds"] = pad_sequence(rows, batch_first=True)
+    if labels:
+        merged["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+    sizes = torch.tensor([len(row) for row in rows], device=ids.device)
+    places = torch.arange(int(sizes.max()), device=ids.device).expand(len(rows), -1)
+    if data.get("cumulative_len") is None:
+        merged["attention_mask"] = (places < sizes[:, None]).long()
+        merged["position_ids"] = places
+        return merged
+    return merged | _moved_borders(data["cumulative_len"], spans[0])
+
+
+_REPLACED = ("input_ids", "attention_mask", "position_ids", "pixel_values", "labels")
+
+
+def _merged_row(embedded: Tensor, is_image: Tensor, waiting: Any) -> Tensor:
+    pieces, start = [], 0
+    for place in is_image.nonzero().flatten().tolist():
+        pieces += [embedded[start:place], next(waiting)]
+        start = place + 1
+    return torch.cat([*pieces, embedded[start:]])
+
+
+def _moved_borders(borders: Any, spans: Tensor) -> dict[str, Any]:
+    """Borders, longest sample and restarting positions of a packed row with its images."""
+    (old,) = borders if isinstance(borders, list | tuple) else [borders]
+    ends = torch.cat([spans.new_zeros(1), spans.cumsum(0)])
+    new = ends[old.long()].to(torch.int32)
+    sizes = new.diff().tolist()
+    return {
+        "cumulative_len": [new],
+        "max_seqlen": max(sizes),
+        "position_ids": torch.cat([torch.arange(n, device=spans.device) for n in sizes])[None],
+    }
