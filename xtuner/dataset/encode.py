@@ -9,15 +9,13 @@ very ids that training saw.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from xtuner.utils.pieces import encode_pieces
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.pieces import encode_pieces, split_images
 
 Sample = dict[str, list[int]]
-IMAGE = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)})")
 
 
 def encode_conversation(
@@ -56,7 +54,7 @@ def encode_conversation(
         if starts:
             add(bos, False)
         question = str(turn["input"])
-        for part in IMAGE.split(question) if with_image_token else [question]:
+        for part in split_images(question) if with_image_token else [question]:
             add(part, False)
         ends = bool(turn.get("need_eos_token", True))
         if input_ids_with_output:
@@ -68,19 +66,11 @@ def encode_conversation(
         starts = ends
     ids: list[int] = []
     labels: list[int] = []
-    for piece, with_loss in zip(
-        _encoded(tokenizer, pieces, with_image_token), trained, strict=True
-    ):
+    encoded = encode_pieces(tokenizer, pieces, with_image_token)
+    for piece, with_loss in zip(encoded, trained, strict=True):
         ids += piece
         labels += piece if with_loss else [IGNORE_INDEX] * len(piece)
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
-
-
-def _encoded(tokenizer: Any, pieces: list[str], with_image_token: bool) -> list[list[int]]:
-    """The ids of consecutive pieces; an image's place is one id, and no text to what follows."""
-    images = {n for n, piece in enumerate(pieces) if with_image_token and IMAGE.fullmatch(piece)}
-    texts = iter(encode_pieces(tokenizer, [p for n, p in enumerate(pieces) if n not in images]))
-    return [[IMAGE_TOKEN_INDEX] if n in images else next(texts) for n in range(len(pieces))]
 
 
 def encode_messages(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.utils.errors import UserError, require
+from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
@@ -90,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
         from xtuner.tools.chat_lagent import talk_to_agent
 
         return talk_to_agent(args)
-    from xtuner.tools.chat_loading import locate
+    from xtuner.tools.chat_loading import llava_adapter, locate
 
-    folder, adapter = locate(args.model_name_or_path, args.adapter)
+    folder, adapter = locate(args.model_name_or_path, args.adapter or llava_adapter(args.llava))
     from xtuner.tools.chat_reward import is_reward_model, talk_to_judge
 
     if is_reward_model(folder, adapter):
@@ -109,16 +109,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Find what does not go together before anything is loaded."""
-    if args.llava or args.visual_encoder or args.image:
+    if (args.visual_encoder or args.image) and not args.llava:
         raise UserError(
             tr(
-                "chat about images is not available in this version.",
-                "这个版本还不支持图文对话。",
+                "--image and --visual-encoder go with --llava.", "--image 需要与 --llava 一起使用。"
             ),
-            hint=tr(
-                "leave out --llava, --visual-encoder and --image.",
-                "请去掉 --llava、--visual-encoder 和 --image。",
-            ),
+            hint="xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE",
+        )
+    if args.llava and not args.image:
+        raise UserError(tr("which image?", "缺少图片。"), hint="--image FILE")
+    if args.llava and not args.prompt_template:
+        raise UserError(
+            tr("a chat about images needs a template.", "图文对话需要对话模板。"),
+            hint="--prompt-template vicuna",
         )
     if args.with_plugins:
         moss = "moss_sft"
@@ -150,6 +153,13 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     )
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
     prompt = ChatPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
+    if args.llava:
+        from xtuner.chat.seeing import SeeingPrompt, put_together
+        from xtuner.dataset.images import load_image
+
+        model = put_together(model, Path(args.llava), args.visual_encoder, args.visual_select_layer)
+        model.look_at(_image(args.image, load_image))
+        prompt = SeeingPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
     _notice(_about(model, prompt))
     if _system(args) and template is not None and "SYSTEM" not in template:
         _notice(
@@ -172,6 +182,15 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         run_tools=run_tools,
         notice=_notice,
     )
+
+
+def _image(file: str, load: Any) -> Any:
+    try:
+        return load(file)
+    except OSError as error:
+        raise UserError(
+            tr(f"the image cannot be read: {error}", f"无法读取图片: {error}"), where=Where(file)
+        ) from error
 
 
 def _stop_ids(model: Any) -> list[int]:

@@ -27,6 +27,23 @@ def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | 
     return folder, find_model(adapter, "adapter_config.json") if adapter else None
 
 
+def llava_adapter(llava: str | None) -> str | None:
+    """The adapter of the language model in the folder of a LLaVA model, if there is one."""
+    if llava is None:
+        return None
+    if not (Path(llava) / "projector").is_dir():
+        raise UserError(
+            tr("there is no projector/ in this folder.", "该文件夹中没有 projector/。"),
+            hint=tr(
+                "'xtuner convert pth_to_hf' writes it from a LLaVA checkpoint.",
+                "请用 'xtuner convert pth_to_hf' 从 LLaVA 检查点写出。",
+            ),
+            where=Where(llava),
+        )
+    folder = Path(llava) / "llm_adapter"
+    return str(folder) if folder.is_dir() else None
+
+
 def load_for_chat(
     folder: Path,
     adapter_folder: Path | None = None,

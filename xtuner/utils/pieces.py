@@ -8,16 +8,30 @@ model would learn to say.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 
-def encode_pieces(tokenizer: Any, pieces: Sequence[str]) -> list[list[int]]:
+_IMAGE = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)})")
+
+
+def split_images(text: str) -> list[str]:
+    """A text cut around each ``<image>``, which become pieces of their own."""
+    return [piece for piece in _IMAGE.split(text) if piece]
+
+
+def encode_pieces(
+    tokenizer: Any, pieces: Sequence[str], with_image_token: bool = False
+) -> list[list[int]]:
     """Tokenise consecutive pieces of one text.
 
     Args:
         tokenizer: of transformers.
         pieces: the text in order; special tokens are recognised, none is added.
+        with_image_token: a piece that is ``<image>`` becomes one ``IMAGE_TOKEN_INDEX``; to what
+            follows it is no text.
 
     Returns:
         The ids of each piece. Joined they are the ids of the joined text, but for tokens that would
@@ -30,6 +44,9 @@ def encode_pieces(tokenizer: Any, pieces: Sequence[str]) -> list[list[int]]:
     encoded = []
     before = ""
     for piece in pieces:
+        if with_image_token and piece == DEFAULT_IMAGE_TOKEN:
+            encoded.append([IMAGE_TOKEN_INDEX])
+            continue
         encoded.append(_continue(tokenizer, _tail(before, added), piece))
         before = (before + piece)[-256:]
     return encoded

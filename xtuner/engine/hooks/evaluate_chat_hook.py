@@ -14,10 +14,11 @@ from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
 from xtuner.utils.chat_template import render_question, single_token, stop_words
-from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
+from xtuner.utils.pieces import encode_pieces, split_images
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
 
 TOKENS_BEFORE_TRAINING = 50
@@ -181,18 +182,16 @@ class EvaluateChatHook(Hook):
 
     def _encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added; an image's place is kept by ``IMAGE_TOKEN_INDEX``."""
-        pieces = text.split(DEFAULT_IMAGE_TOKEN) if self.images else [text]
-        ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            ids += [IMAGE_TOKEN_INDEX] if number else []
-            ids += self.tokenizer.encode(piece, add_special_tokens=False)
-        return ids
+        pieces = split_images(text) if self.images else [text]
+        encoded = encode_pieces(self.tokenizer, pieces, with_image_token=bool(self.images))
+        return [token for piece in encoded for token in piece]
 
     def _picture(self, number: int) -> torch.Tensor:
-        from transformers.image_utils import load_image
+        from xtuner.dataset.images import load_image, pixel_values
 
         image = load_image(self.images[number if len(self.images) > 1 else 0])
-        return self.image_processor(image, return_tensors="pt")["pixel_values"]
+        pixels: torch.Tensor = pixel_values(image, self.image_processor, square=True)
+        return pixels[None]
 
 
 def _built(value: Any) -> Any:

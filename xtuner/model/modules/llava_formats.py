@@ -44,7 +44,9 @@ def _save(part: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: st
 
         folder.mkdir(parents=True, exist_ok=True)
         part.peft_config[part.active_adapter].save_pretrained(str(folder))
-        plain = {k: _cast(v, dtype) for k, v in get_peft_model_state_dict(part).items()}
+        trained = get_peft_model_state_dict(part)
+        # A converter's model has no values where nothing was trained: behind the selected layer.
+        plain = {k: _cast(v, dtype) for k, v in trained.items() if not v.is_meta}
         save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         return
     weights = {name: _cast(value, dtype) for name, value in weights.items()}

@@ -101,14 +101,15 @@ def run(args: argparse.Namespace) -> int:
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        _write(skeleton, weights, aside, dtype, args)
+        _write(cfg, skeleton, weights, aside, dtype, args)
         _write_tokenizer(cfg, aside, args.force)
         _write_reward_token(cfg, aside)
         _write_config(cfg, config, aside)
         if _to_be_verified(skeleton, args.verify):
             _verify(cfg, weights, aside, skeleton)
     print(tr(f"wrote {out}", f"已写入 {out}"))
-    print(_next_steps(skeleton, out))
+    if args.save_format == "xtuner":
+        print(_next_steps(skeleton, out))
     return 0
 
 
@@ -145,6 +146,7 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
 
 
 def _write(
+    cfg: Any,
     skeleton: Any,
     weights: TrainedWeights,
     aside: Path,
@@ -157,13 +159,20 @@ def _write(
     from xtuner.tools.model_converters.shards import parse_size
 
     size, safe = parse_size(args.max_shard_size), args.safe_serialization
+    if args.save_format != "xtuner":  # these hold the parts too that were not trained
+        from xtuner.registry import BUILDER
+
+        model = BUILDER.build(cfg.model)
+        model.load_state_dict(weights.tensors, strict=False)
+        model.tokenizer = model.tokenizer or BUILDER.build(cfg.get("tokenizer"))
+        model.to_hf(aside, dtype=dtype, max_shard_size=size, save_format=args.save_format)
+        return
     if not export.can_stream(skeleton, weights):
         import torch
 
         # Read straight from the mapped file, whatever load_state_dict of the model would copy.
         torch.nn.Module.load_state_dict(skeleton, weights.tensors, strict=False, assign=True)
-        settings = {} if args.save_format == "xtuner" else {"save_format": args.save_format}
-        skeleton.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size, **settings)
+        skeleton.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size)
         return
     if export.is_adapter(skeleton.llm):
         export.export_adapter(skeleton.llm, weights, aside, dtype=dtype, safe=safe)
@@ -227,7 +236,7 @@ def _write_config(cfg: Any, config: str, aside: Path) -> None:
 def _to_be_verified(skeleton: Any, asked: bool | None) -> bool:
     from xtuner.tools.model_converters.probe import SMALL
 
-    if not hasattr(skeleton, "llm"):
+    if not hasattr(skeleton, "llm") or hasattr(skeleton, "visual_encoder"):
         return False
     size = 2 * sum(parameter.numel() for parameter in skeleton.llm.parameters())
     return size <= SMALL if asked is None else asked
@@ -267,6 +276,14 @@ def _next_steps(skeleton: Any, out: Path) -> str:
     from xtuner.tools.model_converters.serving import serving_commands
 
     llm: Any = getattr(skeleton, "llm", None)
+    if hasattr(skeleton, "visual_encoder"):
+        own = (out / "config.json").is_file() or not llm.name_or_path
+        vision = getattr(skeleton.visual_encoder, "name_or_path", "") or "VISUAL_ENCODER"
+        words = f"{out if own else llm.name_or_path} --llava {out} --visual-encoder {vision}"
+        return (
+            tr("Ask about an image:", "就图片提问:")
+            + f"\n  xtuner chat {words} --image FILE --prompt-template NAME"
+        )
     if hasattr(skeleton, "v_head"):
         base = f"{llm.get_base_model().name_or_path} --adapter " if export.is_adapter(llm) else ""
         return tr("Score answers with it:", "用它给回答打分:") + f"\n  xtuner chat {base}{out}"

@@ -1,0 +1,177 @@
+"""LLaVA as typed: pretrain, fine-tune on red and blue squares, convert, ask about a picture."""
+
+import io
+import json
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers.seeing import save_clip, save_square
+from tests.helpers.tiny import save_tiny
+from xtuner.dataset import LLaVADataset
+from xtuner.engine.config import load_config
+from xtuner.entry_point import main
+from xtuner.registry import BUILDER
+from xtuner.utils.errors import UserError
+
+COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
+QUESTION = "<image>\nWhat is the capital color?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llava")
+    save_tiny(folder / "llm", initializer_range=0.2)
+    save_clip(folder / "clip")
+    rows = []
+    draw = random.Random(0)
+    for number in range(16):
+        name = "red" if number % 2 else "blue"
+        color = tuple(min(255, max(0, value + draw.randint(-20, 20))) for value in COLORS[name])
+        save_square(folder / "images" / f"{number}.png", color)
+        answer = {"from": "gpt", "value": name}
+        ask = {"from": "human", "value": QUESTION}
+        rows.append({"image": f"{number}.png", "conversations": [ask, answer]})
+    rows.append(
+        {"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "yes"}]}
+    )
+    (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
+    return folder
+
+
+def options(folder, *more):
+    return [
+        f"llm_name_or_path={folder / 'llm'}",
+        f"visual_encoder_name_or_path={folder / 'clip'}",
+        f"data_path={folder / 'rows.json'}",
+        f"image_folder={folder / 'images'}",
+        "batch_size=4",
+        "accumulative_counts=1",
+        "dataloader_num_workers=0",
+        "max_length=64",
+        "evaluation_images=" + str(folder / "images" / "1.png"),
+        *more,
+    ]
+
+
+PRETRAIN = "llava_vicuna_7b_v15_clip_vit_large_p14_336_e1_gpu8_pretrain"
+FINETUNE = "llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    first = folder / "pretrain"
+    words = options(folder, "max_epochs=5", "lr=1e-2")
+    assert main(["train", PRETRAIN, "--work-dir", str(first), "--cfg-options", *words]) == 0
+    (checkpoint,) = first.glob("iter_*.pth")
+    second = folder / "finetune"
+    words = options(folder, f"pretrained_pth={checkpoint}", "max_epochs=8", "lr=1e-2")
+    assert main(["train", FINETUNE, "--work-dir", str(second), "--cfg-options", *words]) == 0
+    return first, second
+
+
+def losses(work_dir):
+    lines = (work_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["loss"] for line in lines if "loss" in line]
+
+
+def test_both_stages_lower_the_loss(trained):
+    for work_dir in trained:
+        found = losses(work_dir)
+        assert found[-1] < 0.8 * found[0]
+
+
+def ask(folder, parts, color, monkeypatch, capsys):
+    picture = save_square(folder / f"{color}.png", COLORS[color])
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital color?\nexit\n"))
+    words = ["chat", str(folder / "llm"), "--llava", str(parts), "--image", str(picture)]
+    words += ["--visual-encoder", str(folder / "clip"), "--prompt-template", "vicuna"]
+    assert main([*words, "--temperature", "0", "--max-new-tokens", "4"]) == 0
+    return capsys.readouterr().out
+
+
+def test_chat_tells_red_from_blue(folder, trained, monkeypatch, capsys):
+    (checkpoint,) = trained[1].glob("iter_*.pth")
+    parts = folder / "parts"
+    assert main(["convert", "pth_to_hf", str(checkpoint), str(parts)]) == 0
+    assert {path.name for path in parts.iterdir()} >= {
+        "llm_adapter",
+        "projector",
+        "visual_encoder_adapter",
+    }
+    for color in COLORS:
+        assert color in ask(folder, parts, color, monkeypatch, capsys)
+
+
+def dataset(folder, rows, **settings):
+    (folder / "other.json").write_text(json.dumps(rows), "utf-8")
+    cfg = load_config(PRETRAIN, options(folder))
+    return BUILDER.build(
+        {
+            **cfg.train_dataloader.dataset,
+            "data_path": str(folder / "other.json"),
+            **settings,
+        }
+    )
+
+
+def test_bad_images_are_named_and_left_out(folder, caplog):
+    good = json.loads((folder / "rows.json").read_text("utf-8"))[:2]
+    bad = []
+    for number in range(25):
+        bad.append({**good[0], "image": f"missing_{number}.png"})
+        (folder / "images" / f"no_image_{number}.png").write_text("text", "utf-8")
+        bad.append({**good[0], "image": f"no_image_{number}.png"})
+    made = dataset(folder, [*bad[:25], *good, *bad[25:]])
+    assert isinstance(made, LLaVADataset)
+    assert len(made) == 2
+    for row in bad:
+        assert row["image"] in caplog.text
+    with pytest.raises(UserError, match="50 rows have bad images"):
+        dataset(folder, [*bad, *good], bad_images="error")
+
+
+def test_more_places_than_images_are_named(folder, caplog):
+    good = json.loads((folder / "rows.json").read_text("utf-8"))[0]
+    without = {"conversations": good["conversations"]}
+    assert len(dataset(folder, [without, good])) == 1
+    assert "1 <image> in the text, 0 images" in caplog.text
+
+
+def test_an_image_that_breaks_off_is_not_trained_on(folder, caplog):
+    file = folder / "images" / "cut.png"
+    Image.effect_noise((64, 64), 80).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[:1500])
+    good = json.loads((folder / "rows.json").read_text("utf-8"))[0]
+    made = dataset(folder, [{**good, "image": "cut.png"}])
+    row = made[0]
+    assert set(row["labels"]) == {-100}
+    assert row["pixel_values"].shape == (1, 3, 32, 32)
+    assert "cut.png is broken" in caplog.text
+    with pytest.raises(UserError, match="is broken"):
+        dataset(folder, [{**good, "image": "cut.png"}], bad_images="error")[0]
+
+
+def test_rows_group_by_modality(folder):
+    cfg = load_config(PRETRAIN, options(folder))
+    lengths = BUILDER.build(cfg.train_dataloader.dataset).modality_length
+    assert sum(length > 0 for length in lengths) == 16
+    assert sum(length < 0 for length in lengths) == 1
+
+
+def test_chat_without_an_image_is_one_message(folder, capsys):
+    assert main(["chat", str(folder / "llm"), "--image", "x.png"]) == 1
+    assert "go with --llava" in capsys.readouterr().err
+    assert main(["chat", str(folder / "llm"), "--llava", str(folder), "--image", "x.png"]) == 1
+    assert "needs a template" in capsys.readouterr().err
+
+
+def test_a_batch_is_what_the_model_needs(folder):
+    cfg = load_config(PRETRAIN, options(folder))
+    made = BUILDER.build(cfg.train_dataloader.dataset)
+    batch = cfg.train_dataloader.collate_fn.type([made[0], made[16], made[1]])["data"]
+    assert batch["pixel_values"].shape == (2, 3, 32, 32)
+    assert (batch["input_ids"] == -200).sum() == 2
+    assert torch.isfinite(BUILDER.build(cfg.model)(batch)["loss"])
