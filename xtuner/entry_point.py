@@ -118,6 +118,12 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command("train", "训练", "train"),
     "dist_train": Command("train with several processes", "多进程训练", "dist_train"),
     "test": Command("evaluate a checkpoint", "评测检查点", "test"),
+    "mmbench": Command(
+        "measure a LLaVA model on MMBench", "在 MMBench 上评测 LLaVA 模型", "mmbench"
+    ),
+    "eval_refcoco": Command(
+        "measure how a LLaVA model finds things", "在 RefCOCO 上评测 LLaVA 模型", "eval_refcoco"
+    ),
     "plot": Command("draw the curves of one or more runs", "绘制训练曲线", "plot"),
     "convert": Command("convert, merge or split models", "转换、合并、拆分模型", commands=CONVERT),
     "check-template": Command(

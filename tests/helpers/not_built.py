@@ -3,13 +3,9 @@
 The list may only get shorter: ``tests/compat/test_catalogue.py`` fails when one of them exists.
 """
 
-MODULES = (
-    "xtuner.dataset.intern_repo",
-    "xtuner.dataset.refcoco_json",
-)
+MODULES = ("xtuner.dataset.intern_repo",)
 NAMES = (
     ("xtuner.dataset", "InternVL_V1_5_Dataset"),
-    ("xtuner.evaluation", "MMLUMetric"),
     ("xtuner.model", "InternVL_V1_5"),
 )
 

@@ -11,6 +11,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "moss": ("MOSSSFTDataset",),
         "json_file": ("load_json_file",),
         "llava": ("LLaVADataset",),
+        "refcoco_json": (
+            "InvRefCOCOJsonDataset",
+            "RefCOCOJsonDataset",
+            "RefCOCOJsonEvalDataset",
+        ),
         "images": ("decode_base64_to_image", "expand2square", "load_image"),
     },
 )

@@ -58,7 +58,7 @@ def process_hf_dataset(
         template_map_fn: adds the template to the turns; None when they need none.
         max_dataset_length: rows drawn at random when there are more; None: all.
         split: of a ``DatasetDict``.
-        remove_unused_columns: kept from v0.1; only what training reads is kept in any case.
+        remove_unused_columns: leave out what training does not read; packed rows never have it.
         rename_maps: ``dict(old=..., new=...)`` or pairs: columns to rename after mapping.
         shuffle_before_pack: shuffle the samples (by ``seed``) before they are packed.
         pack_to_max_length: put several samples into one row.
@@ -98,6 +98,7 @@ def process_hf_dataset(
         "image": with_image_token,
         "seed": seed,
         "long": long_samples,
+        "keep_columns": not (pack_to_max_length or remove_unused_columns),
     }
     key = cache.content_key(
         rows, tokenizer, [map_row, add_template], [renames, settings], [encode, packing]
@@ -193,8 +194,21 @@ def _prepare(
         label != IGNORE_INDEX for sample in samples for label in sample["labels"]
     )
     made = _dataset(samples, settings)
+    if settings["keep_columns"]:
+        made = _with_source_columns(made, rows, numbers)
     attach(made, account)
     return made
+
+
+def _with_source_columns(made: Dataset, rows: Any, numbers: Sequence[int]) -> Dataset:
+    """The rows with the columns that they had before, such as the subject of a question."""
+    from datasets import concatenate_datasets
+
+    places = {number: place for place, number in enumerate(numbers)}
+    taken = {*made.column_names, "conversation"}
+    source = rows.select([places[number] for (number,) in made["rows"]])
+    source = source.remove_columns([name for name in source.column_names if name in taken])
+    return concatenate_datasets([made, source], axis=1) if source.column_names else made
 
 
 def _encoded(

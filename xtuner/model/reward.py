@@ -80,11 +80,13 @@ class RewardModel(FinetuneModel):
             data: a batch of ``preference_collate_fn``: labels are 0 (chosen) and 1 (rejected) at
                 reward tokens, ``IGNORE_INDEX`` elsewhere.
             data_samples: unused.
-            mode: ``loss``; ``predict`` or ``tensor`` for the rewards (B, S) of all positions.
+            mode: ``loss``; ``tensor`` for the rewards (B, S) of all positions, ``predict`` for
+                ``[{'rewards': (B, S)}]``.
             totals: denominators of the means; the micro-batch's own when None.
         """
         if mode != "loss":
-            return self.v_head(self._hidden(data)).squeeze(-1)
+            rewards = self.v_head(self._hidden(data)).squeeze(-1)
+            return [{"rewards": rewards}] if mode == "predict" else rewards
         pairs = max(1, (totals if totals is not None else self.count_items(data))["pairs"])
         labels = data["labels"]
         hidden = self._hidden(data)

@@ -45,7 +45,7 @@ def rewards_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     device = next(parameter for parameter in model.parameters() if not parameter.is_meta).device
     ids = ids.to(device)
     if hasattr(model, "v_head"):
-        return model({"input_ids": ids}, mode="predict")[:, -1:].float().cpu()
+        return model({"input_ids": ids}, mode="tensor")[:, -1:].float().cpu()
     return model(input_ids=ids, use_cache=False).logits.float().cpu()
 
 

@@ -1,0 +1,162 @@
+"""Boxes in images: where is what a text names, and what is in a box (RefCOCO).
+
+A row is ``{id, image, width, height, bbox: [x1, y1, x2, y2] in pixels, sents: [text, ...]}``, as
+``xtuner preprocess refcoco`` writes it. Boxes are written ``{<x1><y1><x2><y2>}`` in hundredths of
+the image's sides; with ``pad_image_to_square`` of the square's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from xtuner.dataset.images import load_image, pixel_values
+from xtuner.dataset.json_file import read_json_rows
+from xtuner.dataset.llava import LLaVADataset
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+PARTS = 100
+REFER = "[refer] give me the location of {text}"
+IDENTIFY = "[identify] what is this {box}"
+FIELDS = ("image", "width", "height", "bbox", "sents")
+
+
+def box_text(row: Mapping[str, Any], square: bool) -> str:
+    """A row's box as models write it.
+
+    Args:
+        row: with ``width``, ``height`` and ``bbox`` in pixels.
+        square: the image is padded to a square, which the box then refers to.
+    """
+    return "{" + "".join(f"<{value}>" for value in scaled_box(row, square)) + "}"
+
+
+def scaled_box(row: Mapping[str, Any], square: bool) -> list[int]:
+    """A row's box in hundredths, each corner within the image."""
+    width, height = float(row["width"]), float(row["height"])
+    left, top = 0.0, 0.0
+    if square:
+        side = max(width, height)
+        left, top = (side - width) // 2, (side - height) // 2
+        width = height = side
+    x1, y1, x2, y2 = (float(value) for value in row["bbox"])
+    corners = ((x1 + left) / width, (y1 + top) / height, (x2 + left) / width, (y2 + top) / height)
+    return [min(PARTS, max(0, round(corner * PARTS))) for corner in corners]
+
+
+class RefCOCOJsonDataset(LLaVADataset):
+    """Asks for the box of each text; arguments as ``LLaVADataset``."""
+
+    def read_rows(self, data_path: str) -> list[dict[str, Any]]:
+        """Conversations: a text, answered by its box."""
+        return [
+            self._row(row, REFER.format(text=text), box_text(row, self.pad_image_to_square))
+            for row in read_boxes(data_path)
+            for text in row["sents"]
+        ]
+
+    @staticmethod
+    def _row(row: Mapping[str, Any], question: str, answer: str) -> dict[str, Any]:
+        return {
+            "image": row["image"],
+            "conversations": [
+                {"from": "human", "value": f"{DEFAULT_IMAGE_TOKEN}\n{question}"},
+                {"from": "gpt", "value": answer},
+            ],
+        }
+
+
+class InvRefCOCOJsonDataset(RefCOCOJsonDataset):
+    """Asks what is in each box; arguments as ``LLaVADataset``."""
+
+    def read_rows(self, data_path: str) -> list[dict[str, Any]]:
+        """Conversations: a box, answered by each text for it."""
+        return [
+            self._row(row, IDENTIFY.format(box=box_text(row, self.pad_image_to_square)), text)
+            for row in read_boxes(data_path)
+            for text in row["sents"]
+        ]
+
+
+class RefCOCOJsonEvalDataset(Dataset[dict[str, Any]]):
+    """The questions of ``xtuner eval_refcoco``: one for each text.
+
+    Args:
+        data_path: a file of rows.
+        image_folder: what their files are relative to.
+        image_processor: of transformers; None leaves the images out.
+        pad_image_to_square: make images square before they are scaled.
+    """
+
+    def __init__(
+        self,
+        data_path: str,
+        image_folder: str = "",
+        image_processor: Any = None,
+        pad_image_to_square: bool = True,
+    ) -> None:
+        self.image_folder = image_folder
+        self.image_processor = image_processor
+        self.pad_image_to_square = pad_image_to_square
+        self.rows = [
+            {
+                "id": row.get("id", number),
+                "image": row["image"],
+                "text": text,
+                "question": REFER.format(text=text),
+                "box": scaled_box(row, pad_image_to_square),
+            }
+            for number, row in enumerate(read_boxes(data_path))
+            for text in row["sents"]
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = dict(self.rows[index])
+        if self.image_processor is not None:
+            file = f"{self.image_folder}/{row['image']}" if self.image_folder else row["image"]
+            row["pixel_values"] = pixel_values(
+                load_image(file), self.image_processor, self.pad_image_to_square
+            )
+        return row
+
+
+def read_boxes(data_path: str) -> list[dict[str, Any]]:
+    """The rows of a file.
+
+    Raises:
+        UserError: naming all rows that lack a field or whose box is no box.
+    """
+    rows = read_json_rows(data_path)
+    wrong = [
+        f"{number}: {why}" for number, row in enumerate(rows) if (why := _problem(row)) is not None
+    ]
+    if wrong:
+        named = "\n".join(wrong[:50])
+        raise UserError(
+            tr(f"{len(wrong)} rows are no boxes:\n{named}", f"{len(wrong)} 行不是框标注:\n{named}"),
+            hint=tr(
+                "'xtuner preprocess refcoco' writes such files.",
+                "请用 'xtuner preprocess refcoco' 生成。",
+            ),
+            where=Where(data_path),
+        )
+    return rows
+
+
+def _problem(row: Any) -> str | None:
+    if not isinstance(row, Mapping):
+        return "not an object"
+    missing = [name for name in FIELDS if name not in row]
+    if missing:
+        return f"no {', '.join(missing)}"
+    box = row["bbox"]
+    if not isinstance(box, Sequence) or len(box) != 4:
+        return f"bbox {box!r}"
+    return None if box[0] < box[2] and box[1] < box[3] else f"empty bbox {box!r}"

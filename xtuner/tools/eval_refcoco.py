@@ -1,0 +1,76 @@
+"""``xtuner eval_refcoco``: how often a LLaVA model finds what a text names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from xtuner.tools.seeing_evaluation import add_shared_arguments
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    add_shared_arguments(parser)
+    parser.add_argument(
+        "--image-folder",
+        default="",
+        help=tr("what the images' paths are relative to", "图片路径的起点"),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer all questions; write ``refcoco_result.json``.
+
+    Returns:
+        0.
+    """
+    from xtuner.dataset.images import load_image
+    from xtuner.dataset.refcoco_json import RefCOCOJsonEvalDataset
+    from xtuner.evaluation.boxes import accuracy
+    from xtuner.tools import seeing_evaluation as common
+    from xtuner.utils.files import write_text
+
+    dataset = RefCOCOJsonEvalDataset(args.data_path)
+    folder = common.work_dir_of(args, "eval_refcoco")
+    files = [str(Path(args.image_folder) / row["image"]) for row in dataset.rows]
+    _require_images(files)
+    common.begin(args, "eval_refcoco")
+    session = common.load_session(args)
+
+    def one(number: int) -> str:
+        question = dataset.rows[number]["question"]
+        return common.answer(session, load_image(files[number]), question)
+
+    answers = common.answer_all(len(dataset), one, "RefCOCO")
+    if answers is not None:
+        share = accuracy(answers, [row["box"] for row in dataset.rows])
+        rows = [{**row, "answer": said} for row, said in zip(dataset.rows, answers, strict=True)]
+        text = json.dumps({"accuracy": share, "rows": rows}, ensure_ascii=False, indent=1)
+        write_text(folder / "refcoco_result.json", text + "\n")
+        print(
+            tr(
+                f"accuracy (IoU above 0.5): {100 * share:.2f} % of {len(rows)}",
+                f"准确率 (IoU 大于 0.5): {len(rows)} 题中的 {100 * share:.2f} %",
+            )
+        )
+        print(tr(f"results: {folder}", f"结果: {folder}"))
+    common.leave()
+    return 0
+
+
+def _require_images(files: list[str]) -> None:
+    """See that all images are there, before anything takes long."""
+    from xtuner.dataset.images import problems_of
+
+    paths = [Path(file) for file in dict.fromkeys(files)]
+    wrong = [f"{path}: {why}" for path, why in zip(paths, problems_of(paths), strict=True) if why]
+    if wrong:
+        named = "\n".join(wrong[:50])
+        raise UserError(
+            tr(f"{len(wrong)} images are bad:\n{named}", f"{len(wrong)} 张图片有问题:\n{named}"),
+            hint="--image-folder FOLDER",
+            where=Where(key="--image-folder"),
+        )
