@@ -278,7 +278,7 @@ EXCEPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("mistral_7b_w_*", {"dataloader_num_workers": 0}),
     (
         "mistral_7b_w_tokenized_*",
-        {"template": "internlm2_chat", "tokenizer_path": "/path/to/new/tokenizer"},
+        {"template": "internlm2_chat", "tokenizer_path": "path/to/your/tokenizer"},
     ),
     ("mistral_7b_w_untokenized_*", {"template": "mistral"}),
     ("mistral_7b_qlora_skypile_*", {"lora_dropout": 0.05}),

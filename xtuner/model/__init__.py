@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "orpo": ("ORPO",),
         "reward": ("RewardModel",),
         "llava": ("LLaVAModel",),
+        "internvl": ("InternVL_V1_5",),
     },
 )

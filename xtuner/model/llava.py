@@ -73,12 +73,12 @@ class LLaVAModel(SupervisedFinetune):
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
         if freeze_llm and llm_lora is None:
             self.llm.requires_grad_(False)
-        self.visual_encoder = _built(visual_encoder)
+        self.visual_encoder = built(visual_encoder)
         self.visual_select_layer = visual_select_layer
         if freeze_visual_encoder or visual_encoder_lora is not None:
             self.visual_encoder.requires_grad_(False)
         if visual_encoder_lora is not None:
-            self.visual_encoder = _with_adapter(self.visual_encoder, visual_encoder_lora)
+            self.visual_encoder = with_adapter(self.visual_encoder, visual_encoder_lora)
         freeze_unseen_layers(self.visual_encoder, visual_select_layer)
         if use_activation_checkpointing and not freeze_visual_encoder:
             self.visual_encoder.gradient_checkpointing_enable({"use_reentrant": False})
@@ -218,7 +218,7 @@ class LLaVAModel(SupervisedFinetune):
         return has_class_token(self.visual_encoder)
 
 
-def _built(value: Any) -> Any:
+def built(value: Any) -> Any:
     return BUILDER.build(value) if isinstance(value, Mapping) else value
 
 
@@ -227,10 +227,10 @@ def _vision_config(visual_encoder: Any) -> Any:
     return getattr(config, "vision_config", config)
 
 
-def _with_adapter(visual_encoder: Any, lora: Any) -> Any:
+def with_adapter(visual_encoder: Any, lora: Any) -> Any:
     from peft import get_peft_model
 
-    config = _built(lora)
+    config = built(lora)
     if config.target_modules is None:
         config.target_modules = sorted(
             {

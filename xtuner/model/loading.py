@@ -45,11 +45,11 @@ def build_llm(
         if max_position_embeddings:
             settings["config"] = _stretched(settings, max_position_embeddings)
     built = BUILDER.build(settings)
-    _keep_4bit_layout(built)
+    keep_4bit_layout(built)
     return built
 
 
-def _keep_4bit_layout(llm: nn.Module) -> None:
+def keep_4bit_layout(llm: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights in evaluation mode on a CPU.
 
     It does so at the first forward pass outside training, for speed, and the repacked weights have

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xtuner.model.modules.merging import merged_copy
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import written_aside
@@ -60,26 +60,6 @@ def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.contiguous()
 
 
-def _merged(part: Any) -> Any:
-    """A copy of a part with its adapter merged; the part itself where it has none."""
-    if not hasattr(part, "peft_config"):
-        return part
-    if getattr(part.get_base_model(), "is_quantized", False):
-        raise UserError(
-            tr(
-                "an adapter on quantised weights is not merged here",
-                "不能在这里合并量化权重上的适配器",
-            ),
-            hint=tr(
-                "convert with --save-format xtuner, merge llm_adapter with 'xtuner convert merge', "
-                "and give the merged model as llm of the config.",
-                "请先用 --save-format xtuner 转换，再用 'xtuner convert merge' 合并 llm_adapter，"
-                "并把合并后的模型作为配置里的 llm。",
-            ),
-        )
-    return copy.deepcopy(part).merge_and_unload()
-
-
 def write_huggingface(
     model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: str
 ) -> None:
@@ -93,7 +73,7 @@ def write_huggingface(
                 "Hugging Face 的 LLaVA 只支持深度为 2 的投影层",
             )
         )
-    llm, encoder = _merged(model.llm), _merged(model.visual_encoder)
+    llm, encoder = merged_copy(model.llm), merged_copy(model.visual_encoder)
     vision = getattr(encoder.config, "vision_config", encoder.config)
     image_token = _image_token(model, llm)
     config = LlavaConfig(
@@ -174,7 +154,7 @@ def write_official(
     model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: str
 ) -> None:
     """The LLaVA project's ``LlavaLlamaForCausalLM``: a Llama with ``model.mm_projector``."""
-    llm = _merged(model.llm)
+    llm = merged_copy(model.llm)
     if llm.config.model_type != "llama":
         raise UserError(
             tr(
@@ -209,7 +189,9 @@ def write_official(
         }
         (aside / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         if trained:
-            _save(_merged(model.visual_encoder), aside / "visual_encoder", dtype, max_shard_size)
+            _save(
+                merged_copy(model.visual_encoder), aside / "visual_encoder", dtype, max_shard_size
+            )
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(aside)
 

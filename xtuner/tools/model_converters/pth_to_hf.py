@@ -96,7 +96,12 @@ def run(args: argparse.Namespace) -> int:
     if "model" not in cfg:
         raise UserError(tr("the config has no model.", "配置中没有 model。"), where=Where(config))
     weights = TrainedWeights(checkpoint, min(REMAP_AFTER, shard_size // 4))
-    skeleton = build_skeleton(cfg.model)
+    if getattr(cfg.model.type, "needs_weights", False):
+        from xtuner.registry import BUILDER
+
+        skeleton = BUILDER.build(cfg.model)
+    else:
+        skeleton = build_skeleton(cfg.model)
     weights.check(skeleton.state_dict())
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:

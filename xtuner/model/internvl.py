@@ -1,0 +1,234 @@
+"""InternVL 1.5 and 2: its own visual encoder, projector and language model, fine-tuned together."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xtuner.model.base import Data
+from xtuner.model.llava import built, with_adapter
+from xtuner.model.loading import keep_4bit_layout
+from xtuner.model.modules.merging import merged_copy
+from xtuner.model.sft import SupervisedFinetune
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.files import written_aside
+from xtuner.utils.lang import tr
+
+CONTEXT_TOKEN = "<IMG_CONTEXT>"
+"""The token whose places image features take."""
+
+
+class InternVL_V1_5(SupervisedFinetune):
+    """Fine-tunes a model of the InternVL family, whose code comes with its weights.
+
+    Args:
+        model_path: hub name or folder of the whole model; its own code is run
+            (``trust_remote_code``), which is said.
+        freeze_llm: leave the language model as it is; it may still get an adapter.
+        freeze_visual_encoder: likewise.
+        llm_lora: adapter of the language model.
+        visual_encoder_lora: adapter of the visual encoder.
+        quantization_vit: load the visual encoder in 4 bits (with an adapter only).
+        quantization_llm: load the language model in 4 bits (with an adapter only).
+        pretrained_pth: a checkpoint to begin with.
+        use_activation_checkpointing: compute activations twice instead of keeping them.
+
+    Raises:
+        UserError: when all weights of a quantised part are to be trained.
+    """
+
+    needs_weights = True  # a converter cannot build it from its config alone
+
+    def __init__(
+        self,
+        model_path: str,
+        freeze_llm: bool = False,
+        freeze_visual_encoder: bool = False,
+        llm_lora: Any = None,
+        visual_encoder_lora: Any = None,
+        quantization_vit: bool = False,
+        quantization_llm: bool = False,
+        pretrained_pth: str | None = None,
+        use_activation_checkpointing: bool = True,
+    ) -> None:
+        _check(quantization_llm, freeze_llm, llm_lora, "llm")
+        _check(quantization_vit, freeze_visual_encoder, visual_encoder_lora, "visual_encoder")
+        whole, tokenizer = _load(model_path, quantization_vit, quantization_llm)
+        # The language model is not asked for variable-length attention: its code is its own.
+        super().__init__(
+            whole.language_model,
+            lora=_targets(llm_lora),
+            use_activation_checkpointing=False,
+        )
+        self.tokenizer = tokenizer
+        self.model_path = model_path
+        self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
+        self.visual_encoder, self.projector = whole.vision_model, whole.mlp1
+        if freeze_llm and llm_lora is None:
+            self.llm.requires_grad_(False)
+        if freeze_visual_encoder or visual_encoder_lora is not None:
+            self.visual_encoder.requires_grad_(False)
+        if visual_encoder_lora is not None:
+            self.visual_encoder = with_adapter(self.visual_encoder, visual_encoder_lora)
+            whole.vision_model = self.visual_encoder
+        self.projector.requires_grad_(True)
+        object.__setattr__(self, "whole", whole)  # its parts are registered above
+        self.context_id = int(tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN))
+        whole.img_context_token_id = self.context_id
+        if use_activation_checkpointing:
+            self._checkpoint_activations()
+        if pretrained_pth is not None:
+            state = torch.load(pretrained_pth, map_location="cpu", weights_only=True, mmap=True)
+            self.load_state_dict(state.get("state_dict", state), strict=False)
+
+    def _checkpoint_activations(self) -> None:
+        parts = [(self.causal_lm, False), (self.visual_encoder, self.freeze_visual_encoder)]
+        for part, frozen in parts:
+            if not frozen and getattr(part, "supports_gradient_checkpointing", False):
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The weights that are trained."""
+        state = nn.Module.state_dict(self, *args, **kwargs)
+        prefix = str(kwargs.get("prefix", ""))
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        return {
+            name: value for name, value in state.items() if name.removeprefix(prefix) in trained
+        }
+
+    def forward(
+        self,
+        data: Data,
+        data_samples: Any = None,
+        mode: str = "loss",
+        totals: Mapping[str, int] | None = None,
+    ) -> Any:
+        """As ``SupervisedFinetune``, images included.
+
+        Args:
+            data: a batch of ``InternVL_V1_5_Dataset``; ``pixel_values`` (T, 3, H, W) are the tiles
+                of all its images.
+            data_samples: unused.
+            mode: ``loss``, ``predict`` or ``tensor``.
+            totals: denominators of the mean; the micro-batch's own when None.
+        """
+        return super().forward(self.with_images(data), data_samples, mode, totals)
+
+    def with_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with the features of its tiles in the places of the context tokens."""
+        ids = data["input_ids"]
+        embedded = self.llm.get_input_embeddings()(ids)
+        given = data.get("pixel_values")
+        blank = given is None or not len(given)
+        features = self._features(self._blank_tile(ids.device) if blank else given)
+        places = ids == self.context_id
+        if blank:  # every trained weight gets a gradient, if of zeros: other processes wait for it
+            embedded = embedded + features.sum() * 0.0
+        else:
+            flat = features.flatten(0, 1).to(embedded.dtype)
+            if int(places.sum()) != len(flat):
+                raise ValueError(f"{int(places.sum())} places for {len(flat)} image features")
+            embedded = embedded.masked_scatter(places[..., None], flat)
+        merged = {key: value for key, value in data.items() if key not in _REPLACED}
+        return merged | {"inputs_embeds": embedded}
+
+    def _features(self, tiles: Any) -> Tensor:
+        """(T, P, H) of (T, 3, H, W)."""
+        dtype = next(self.projector.parameters()).dtype
+        features: Tensor = self.whole.extract_feature(tiles.to(dtype))
+        return features
+
+    def _blank_tile(self, device: torch.device) -> Tensor:
+        size = image_size(self.whole.config)
+        return torch.zeros(1, 3, size, size, device=device)
+
+    def to_hf(
+        self,
+        save_dir: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: str = "2GB",
+    ) -> None:
+        """Write the whole model with adapters merged, and the code that it needs.
+
+        Args:
+            save_dir: the folder.
+            dtype: number format of the weights; as they are when None.
+            safe_serialization: kept from v0.1; transformers 5 writes safetensors only.
+            max_shard_size: of a file.
+        """
+        whole = copy.copy(self.whole)
+        whole._modules = dict(self.whole._modules)
+        whole.language_model = merged_copy(self.llm)
+        whole.vision_model = merged_copy(self.visual_encoder)
+        weights = {
+            name: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
+            for name, value in whole.state_dict().items()
+        }
+        with written_aside(save_dir) as aside:
+            whole.save_pretrained(aside, state_dict=weights, max_shard_size=max_shard_size)
+            for file in Path(self.model_path).glob("*.py"):
+                if not (aside / file.name).exists():
+                    shutil.copy(file, aside / file.name)
+            self.tokenizer.save_pretrained(aside)
+
+
+_REPLACED = ("input_ids", "pixel_values")
+
+
+def image_size(config: Any) -> int:
+    """The side of a tile in pixels, by the config of the whole model."""
+    return int(getattr(config, "force_image_size", None) or config.vision_config.image_size)
+
+
+def _check(quantised: bool, frozen: bool, lora: Any, part: str) -> None:
+    if quantised and not frozen and lora is None:
+        raise UserError(
+            tr(
+                f"the {part} is quantised and all its weights are to be trained",
+                f"{part} 已量化，不能训练全部权重",
+            ),
+            hint=tr(
+                f"freeze it (freeze_{part}=True) or give it an adapter.",
+                f"请冻结它（freeze_{part}=True），或给它一个适配器。",
+            ),
+            where=Where(key=f"model.quantization_{'llm' if part == 'llm' else 'vit'}"),
+        )
+
+
+def _targets(lora: Any) -> Any:
+    return None if lora is None else built(lora)
+
+
+def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any, Any]:
+    """The whole model and its tokenizer, by the code that comes with them."""
+    from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
+
+    print(
+        tr(
+            f"{model_path} brings its own code, which is run (trust_remote_code).",
+            f"{model_path} 自带代码，将会运行它 (trust_remote_code)。",
+        )
+    )
+    settings: dict[str, Any] = {"trust_remote_code": True, "dtype": torch.bfloat16}
+    if quantise_vit or quantise_llm:
+        kept = ["mlp1", "lm_head", "output"]
+        kept += [] if quantise_vit else ["vision_model"]
+        kept += [] if quantise_llm else ["language_model"]
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            llm_int8_skip_modules=kept,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    whole: Any = AutoModel.from_pretrained(model_path, **settings)
+    keep_4bit_layout(whole)
+    return whole, AutoTokenizer.from_pretrained(model_path, trust_remote_code=True)
