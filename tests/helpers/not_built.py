@@ -3,7 +3,7 @@
 The list may only get shorter: ``tests/compat/test_catalogue.py`` fails when one of them exists.
 """
 
-MODULES = ("xtuner.dataset.intern_repo",)
+MODULES = ()
 NAMES = ()
 
 

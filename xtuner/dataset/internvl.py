@@ -123,7 +123,7 @@ class InternVL_V1_5_Dataset(LLaVADataset):
         self.fewest = int(config.min_dynamic_patch)
         self.most = int(config.max_dynamic_patch)
         self.thumbnail = bool(config.use_thumbnail)
-        self.marks: list[int] = [int(tokenizer.convert_tokens_to_ids(mark)) for mark in MARKS]
+        self.marks: list[Any] = [tokenizer.convert_tokens_to_ids(mark) for mark in MARKS]
         self.max_length = max_length
         self.sources = _sources(data_paths, image_folders, repeat_times)
         super().__init__(
