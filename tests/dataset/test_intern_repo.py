@@ -104,9 +104,7 @@ def test_damage_is_named(folder):
         load_intern_repo_tokenized_dataset(str(folder / "none"))
 
 
-@pytest.mark.parametrize(
-    "name", ["internlm2_7b_w_tokenized_dataset", "internlm2_7b_w_untokenized_dataset"]
-)
+@pytest.mark.parametrize("kind", ["tokenized", "untokenized"])
 def test_configs_read_it(kind, folder):
     base = save_tiny(folder / "base")
     turn = {"system": "s", "input": "hello", "output": "hi"}
