@@ -39,7 +39,8 @@ def train(folder, name, *options):
         *options,
     ]
     out = folder / f"{name}_{len(options)}"
-    assert main(["train", name, "--work-dir", str(out), "--cfg-options", *words]) == 0
+    typed = ["train", name, "--work-dir", str(out), "--seed", "0", "--cfg-options", *words]
+    assert main(typed) == 0
     return out
 
 

@@ -27,7 +27,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         if aside.is_dir() and target.exists():
             target.rename(aside.parent / "replaced")
         aside.replace(target)
-        flush(target.parent)
+        _fsync(target.parent)
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
 

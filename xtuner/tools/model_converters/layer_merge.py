@@ -28,6 +28,9 @@ _REDONE = ("pissa", "olora")
 """Initialisations that take something off the base's weight, here as when training began."""
 _NOT_REDONE = ("corda", "loftq", "eva")
 """Initialisations that need data or the whole model."""
+HEAD_WEIGHTS = ("score.weight", "classifier.weight")
+DEFAULT_LABELS = 2
+"""Labels of a classifier whose config does not say, in transformers."""
 
 
 class CannotStream(Exception):
@@ -115,13 +118,17 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
         raise CannotStream(tr("adapters on single parameters", "针对单个参数的适配器"))
     if _initialised_by(config).startswith(_NOT_REDONE):
         raise CannotStream(tr("adapters initialised from data", "由数据初始化的适配器"))
-    model = _empty_model(base.path, config.task_type)
+    model = _empty_model(base.path, config.task_type, adapter)
     vocab_size = model.config.vocab_size
     _check_names(model, base)
     wrapped = _put_on(model, config, adapter)
     merge = LayerMerge(base, config, dtype, device)
     if model.config.vocab_size != vocab_size:
         merge.config_changes["vocab_size"] = model.config.vocab_size
+    if model.config.num_labels != DEFAULT_LABELS:
+        names = {number: f"LABEL_{number}" for number in range(model.config.num_labels)}
+        merge.config_changes["id2label"] = names
+        merge.config_changes["label2id"] = {name: number for number, name in names.items()}
     if type(model).__name__ not in (model.config.architectures or ()):
         merge.config_changes["architectures"] = [type(model).__name__]
     _collect(wrapped, merge)
@@ -129,7 +136,7 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
     return merge
 
 
-def _empty_model(base: Path, task_type: Any) -> Any:
+def _empty_model(base: Path, task_type: Any, adapter: Path) -> Any:
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -144,6 +151,7 @@ def _empty_model(base: Path, task_type: Any) -> Any:
     kind: Any = AutoModelForCausalLM
     if str(getattr(task_type, "value", task_type)) == "SEQ_CLS":
         kind = AutoModelForSequenceClassification
+        config.num_labels = _labels_of(adapter)
     with torch.device("meta"):
         model = kind.from_config(config, trust_remote_code=True)
     conversions = get_model_conversion_mapping(model, add_legacy=False)
@@ -154,10 +162,18 @@ def _empty_model(base: Path, task_type: Any) -> Any:
     return model
 
 
+def _labels_of(adapter: Path) -> int:
+    """How many labels the head in an adapter has."""
+    heads = [
+        tensor for name, tensor in read_adapter(adapter).items() if name.endswith(HEAD_WEIGHTS)
+    ]
+    return int(heads[0].shape[0]) if heads else DEFAULT_LABELS
+
+
 def _check_names(model: Any, base: Weights) -> None:
     """The base must have the model's parameters, by their names and shapes."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    heads = {"score.weight", "classifier.weight"}  # new in a classifier made of a language model
+    heads = set(HEAD_WEIGHTS)  # new in a classifier made of a language model
     wanted = {
         name: tuple(parameter.shape)
         for name, parameter in model.named_parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,10 +68,9 @@ def run(args: argparse.Namespace) -> int:
     """Merge; see ``layer_merge`` for how."""
     import torch
 
-    from xtuner.tools.chat_reward import is_reward_model
+    from xtuner.tools.chat_reward import REWARD_FILE, is_reward_model
     from xtuner.tools.model_converters import model_folder
     from xtuner.tools.model_converters.fingerprint import check_fingerprint
-    from xtuner.tools.model_converters.merge_reward import merge_reward
     from xtuner.tools.model_converters.serving import serving_commands
     from xtuner.tools.model_converters.shards import Weights, check_space, parse_size
     from xtuner.utils.files import written_aside
@@ -83,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype != "auto" else None
     args.device = _device(args.device)
     weights = Weights(base)
-    is_reward = is_reward_model(base, adapter)
     if args.force:
         print(tr("the base is not compared (--force)", "未核对基座模型（--force）"))
     elif check_fingerprint(adapter, weights) == "same":
@@ -91,23 +90,15 @@ def run(args: argparse.Namespace) -> int:
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        if is_reward:
-            merge_reward(
-                base,
-                adapter,
-                aside,
-                dtype=dtype,
-                device=args.device,
-                max_shard_size=args.max_shard_size,
-            )
-        else:
-            _write(weights, adapter, aside, dtype, args)
+        _write(weights, adapter, aside, dtype, args)
+        if (adapter / REWARD_FILE).is_file():
+            shutil.copy(adapter / REWARD_FILE, aside / REWARD_FILE)
         if model_folder.copy_tokenizer(adapter, aside):
             print(tr("tokenizer and chat template: the adapter's", "分词器与对话模板取自适配器"))
-        if not (args.is_clip or is_reward) and _wanted(args.verify, weights.nbytes):
+        if not args.is_clip and _wanted(args.verify, weights.nbytes):
             _verify(base, adapter, aside)
     print(tr(f"wrote {out}", f"已写入 {out}"))
-    if is_reward:
+    if is_reward_model(base, adapter):
         print(tr("Score answers with it:", "用它给回答打分:") + f"\n  xtuner chat {out}")
     elif not args.is_clip:
         print(serving_commands(out))
@@ -209,11 +200,12 @@ def _verify(base: Path, adapter: Path, merged: Path) -> None:
         found_model = probe.load_stock(merged, classifier=classifier)
         ids = probe.probe_ids(found_model.config.vocab_size)
         found = probe.logits_of(found_model, ids)
+        labels = found_model.config.num_labels
         del found_model
         if "quantization_config" in read_json(base / "config.json"):
             model = load_base(base, torch.float32, "cpu", is_clip=False)
         else:
-            model = probe.load_stock(base, classifier=classifier)
+            model = probe.load_stock(base, classifier=classifier, num_labels=labels)
         grow_embeddings(model, read_adapter(adapter))
         expected = probe.logits_of(PeftModel.from_pretrained(model, str(adapter)), ids)
     dtype = getattr(torch, read_json(merged / "config.json").get("dtype", "float32"))

@@ -113,12 +113,13 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_stock(folder: Path, *, classifier: bool = False) -> Any:
-    """Load a model as anybody would, in fp32."""
+def load_stock(folder: Path, *, classifier: bool = False, num_labels: int | None = None) -> Any:
+    """Load a model as anybody would, in fp32; a classifier may get its number of labels."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    return kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
+    settings = {"num_labels": num_labels} if classifier and num_labels else {}
+    return kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, **settings)
 
 
 def load_adapter(llm: Mapping[str, Any], folder: Path, *, classifier: bool = False) -> Any:

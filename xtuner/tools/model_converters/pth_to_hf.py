@@ -136,11 +136,11 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
             ),
             where=Where(str(checkpoint)),
         )
-    if len(words) == 3:
-        return words[0], checkpoint, out
     from xtuner.engine.checkpoint import config_beside
 
     config = config_beside(checkpoint)
+    if len(words) == 3:
+        return _as_trained(words[0], config), checkpoint, out
     if config is None:
         raise UserError(
             tr("there is no config beside this checkpoint.", "检查点旁没有配置文件。"),
@@ -148,6 +148,20 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
             where=Where(str(checkpoint)),
         )
     return str(config), checkpoint, out
+
+
+def _as_trained(given: str, beside: Path | None) -> str:
+    """The run's own copy of the config that was given: its overrides (--cfg-options) are in it."""
+    name = Path(given).name.removesuffix(".py")
+    if beside is None or beside.stem != name or beside.resolve() == Path(given).resolve():
+        return given
+    print(
+        tr(
+            f"using {beside}: {name} with the settings of the run",
+            f"使用 {beside}: 包含训练时设置的 {name}",
+        )
+    )
+    return str(beside)
 
 
 def _write(
