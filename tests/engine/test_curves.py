@@ -67,3 +67,20 @@ def test_a_folder_without_metrics(tmp_path, capsys):
 
 def test_the_mean_passes_over_what_is_not_finite():
     assert running_mean([1.0, float("nan"), 1.0], 0.9) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_rewards_of_preference_runs_are_drawn(tmp_path):
+    lines = [
+        {"iter": n, "loss": 1 / n, "reward_acc": n / 5, "reward_margin": float(n)}
+        for n in range(1, 6)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(tmp_path)
+    shown = "\n".join(in_words(run))
+    assert "reward accuracy" in shown
+    assert "reward margin" in shown
+    draw([run], tmp_path / "few.png", ["loss"])
+    draw([run], tmp_path / "all.png")
+    few, every = (size((tmp_path / f"{name}.png").read_bytes()) for name in ("few", "all"))
+    assert every[0] > few[0]
+    assert every[1] > few[1]

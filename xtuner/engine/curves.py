@@ -13,10 +13,24 @@ from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 
 FILE = "metrics.jsonl"
-SHOWN = ("loss", "val/loss", "lr", "grad_norm", "tokens_per_sec")
+SHOWN = (
+    "loss",
+    "val/loss",
+    "reward_acc",
+    "reward_margin",
+    "chosen_rewards",
+    "rejected_rewards",
+    "lr",
+    "grad_norm",
+    "tokens_per_sec",
+)
 TITLES = {
     "loss": "loss",
     "val/loss": "validation loss",
+    "reward_acc": "reward accuracy",
+    "reward_margin": "reward margin",
+    "chosen_rewards": "chosen rewards",
+    "rejected_rewards": "rejected rewards",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "tokens_per_sec": "tokens/s",
