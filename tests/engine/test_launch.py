@@ -25,7 +25,7 @@ def test_the_forms_of_the_guides():
         {"NPROC_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "1", "PORT": "29600", "ADDR": "h"}
     )
     assert layout.command(["train", "c.py"]) == [
-        *("-m", "torch.distributed.run", "--nnodes=2", "--node_rank=1", "--nproc_per_node=8"),
+        *("-m", "xtuner.engine.torchrun", "--nnodes=2", "--node_rank=1", "--nproc_per_node=8"),
         *("--master_addr=h", "--master_port=29600", "-m", "xtuner", "train", "c.py"),
     ]
     assert 20000 <= read_layout({"NPROC_PER_NODE": "2"}).port <= 29999
@@ -54,3 +54,20 @@ def test_dist_train_starts_the_processes_and_hands_on_their_status(tmp_path):
     assert "2 x CPU" in good.stdout
     assert "2 optimizer steps, 4 micro-batches" in good.stdout  # 8 rows, 2 processes, 2 each
     assert (tmp_path / "out" / "iter_4.pth").exists()
+
+
+def test_the_status_and_the_message_of_the_process_that_failed_are_the_last_word(tmp_path):
+    config = write_config(tmp_path)
+    words = ["dist_train", str(config), "2", "--work-dir", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    environment.pop("LOCAL_RANK", None)
+    failed = subprocess.run(
+        [sys.executable, "-m", "xtuner", *words, "--resume", str(tmp_path / "none.pth")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert failed.returncode == 1
+    assert "there is no such checkpoint" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "ChildFailedError" not in failed.stderr

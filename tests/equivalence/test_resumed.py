@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -187,9 +188,23 @@ def test_a_signal_to_two_processes_gives_one_checkpoint_and_one_message(tmp_path
     wait_for(tmp_path / "run" / "iter_50.pth.json", run)
     run.send_signal(signal.SIGTERM)
     printed, _ = run.communicate(timeout=60)
-    assert run.returncode != 0
+    assert run.returncode == 143, printed
     assert printed.count("SIGTERM was received") == 1, printed
+    assert "Traceback" not in printed
     assert len(load_checkpoint(find_latest(tmp_path / "run"))["random_states"]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells processes of their parent's end")
+def test_no_process_outlives_a_kill_9_of_the_first(tmp_path):
+    options = ["--cfg-options", "max_epochs=3000", "save_steps=50"]
+    run = start(TOY, tmp_path / "run", *options, processes=2)
+    wait_for(tmp_path / "run" / "iter_50.pth.json", run)
+    others = psutil.Process(run.pid).children(recursive=True)
+    assert len(others) >= 2
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(others, timeout=30)
+    assert not alive
 
 
 def test_a_checkpoint_of_v0_1_is_resumed(undisturbed, tmp_path):

@@ -30,7 +30,7 @@ class Layout:
         """The words after ``python`` that start this machine's processes of ``xtuner WORDS``."""
         return [
             "-m",
-            "torch.distributed.run",
+            "xtuner.engine.torchrun",
             f"--nnodes={self.nodes}",
             f"--node_rank={self.rank if rank is None else rank}",
             f"--nproc_per_node={self.processes}",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
 import os
+import signal
 import subprocess
+import sys
 
 import torch
 
@@ -12,6 +16,7 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 DEFAULT_PORT = "29500"
+_SET_PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
 # Who started us -> the variables in which it tells rank, world size and rank on this machine.
 TOLD_BY = {
     "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -48,12 +53,21 @@ def join_processes(launcher: str, backend: str = "nccl") -> None:
     os.environ.setdefault("MASTER_PORT", os.environ.get("PORT", DEFAULT_PORT))
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = os.environ.get("ADDR") or _first_host(launcher)
+    if launcher == "pytorch":
+        _end_with_parent()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(local_rank) % torch.cuda.device_count())
     minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
     torch.distributed.init_process_group(
         backend, timeout=datetime.timedelta(minutes=max(30.0, minutes))
     )
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for SIGTERM when torchrun dies, by kill -9 too: no process is left behind."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _first_host(launcher: str) -> str:
