@@ -136,7 +136,7 @@ def test_bad_images_are_named_and_left_out(folder, caplog):
     assert len(made) == 2
     for row in bad:
         assert row["image"] in caplog.text
-    with pytest.raises(UserError, match="50 rows have bad images"):
+    with pytest.raises(UserError, match="50 rows are broken, or their images are"):
         dataset(folder, [*bad, *good], bad_images="error")
 
 
