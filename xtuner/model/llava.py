@@ -46,6 +46,8 @@ class LLaVAModel(SupervisedFinetune):
         UserError: when ``pretrained_pth`` cannot be used.
     """
 
+    save_formats = ("xtuner", "huggingface", "official")
+
     def __init__(
         self,
         llm: Any,
