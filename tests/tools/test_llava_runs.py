@@ -302,3 +302,30 @@ def test_boxes_become_conversations(folder):
     assert "[refer] give me the location of it" in asked[0]
     assert "{<0><20><50><80>}" in asked[0]
     assert "[identify] what is this {<0><20><50><80>}" in asked[1]
+
+
+def test_the_hugging_face_form_is_written_by_the_command(folder, trained, tmp_path, capsys):
+    (first,), (second,) = (work_dir.glob("iter_*.pth") for work_dir in trained)
+    words = ["--save-format", "huggingface"]
+    assert main(["convert", "pth_to_hf", str(first), str(tmp_path / "one"), *words]) == 0
+    capsys.readouterr()
+    assert main(["convert", "pth_to_hf", str(second), str(tmp_path / "two"), *words]) == 0
+    assert "as the base has them" in capsys.readouterr().out
+    cfg = load_config(PRETRAIN, options(folder))
+    row = BUILDER.build(cfg.train_dataloader.dataset)[0]
+    cfg.model.llm.quantization_config = None
+    ours = BUILDER.build(cfg.model).float().eval()
+    ours.load_state_dict(torch.load(first, weights_only=True)["state_dict"], strict=False)
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "one", dtype=torch.float32)
+    image = theirs.config.image_token_index
+    ids = [
+        token
+        for each in row["input_ids"]
+        for token in ([image] * theirs.config.image_seq_length if each < 0 else [each])
+    ]
+    batch = cfg.train_dataloader.collate_fn.type([row])["data"]
+    with torch.no_grad():
+        expected = ours(batch, mode="tensor").logits
+        found = theirs(input_ids=torch.tensor([ids]), pixel_values=row["pixel_values"]).logits
+    size = min(expected.shape[-1], found.shape[-1])
+    torch.testing.assert_close(found[..., :size], expected[..., :size], rtol=1e-3, atol=1e-3)

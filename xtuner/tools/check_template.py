@@ -124,6 +124,10 @@ def compare(
     for conversation in conversations:
         system, pairs = conversation
         turns = [Turn(question, answer) for question, answer in pairs]
+        trained, chatted = trained_ids(tokenizer, template, conversation), prompt.ids(turns, system)
+        if trained != chatted:
+            problems.append(_difference(tokenizer, conversation, trained, chatted, False))
+            continue
         for known in ([*turns[:-1], Turn(turns[-1].question)], turns):
             expected = prompt.ids(known, system)
             text = tokenizer.apply_chat_template(
@@ -148,6 +152,20 @@ def compare(
             )
         )
     return problems
+
+
+def trained_ids(
+    tokenizer: Any, template: Mapping[str, Any], conversation: Conversation
+) -> list[int]:
+    """The token ids of a conversation as the data of a training has them."""
+    from xtuner.dataset.encode import encode_conversation
+    from xtuner.dataset.map_fns import template_map_fn_factory
+
+    system, pairs = conversation
+    turns = [{"input": question, "output": answer} for question, answer in pairs]
+    turns[0]["system"] = system
+    mapped = template_map_fn_factory(template)({"conversation": turns})
+    return encode_conversation(mapped["conversation"], tokenizer)["input_ids"]
 
 
 def refuse(problems: Sequence[Mismatch]) -> None:

@@ -27,10 +27,8 @@ def merged_copy(part: Any) -> Any:
                 "不能在这里合并量化权重上的适配器",
             ),
             hint=tr(
-                "convert with the quantisation switched off: "
-                "--cfg-options model.quantization_llm=False or model.llm.quantization_config=None.",
-                "请关闭量化再转换: --cfg-options model.quantization_llm=False 或 "
-                "model.llm.quantization_config=None。",
+                "'xtuner convert pth_to_hf' loads the base without quantisation for this.",
+                "'xtuner convert pth_to_hf' 会以非量化方式加载基座再合并。",
             ),
         )
     return copy.deepcopy(part).merge_and_unload()

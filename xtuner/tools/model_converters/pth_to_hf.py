@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         whole_llava.require_llava(cfg.model, args.save_format)
     weights = TrainedWeights(checkpoint, min(REMAP_AFTER, shard_size // 4))
     if getattr(cfg.model.type, "needs_weights", False):
-        skeleton = BUILDER.build(cfg.model)
+        skeleton = BUILDER.build(_unquantised(cfg.model))
     else:
         skeleton = build_skeleton(cfg.model)
     weights.check(skeleton.state_dict())
@@ -185,9 +186,8 @@ def _write(
     size, safe = parse_size(args.max_shard_size), args.safe_serialization
     if args.save_format != "xtuner":  # these hold the parts too that were not trained
         from xtuner.registry import BUILDER
-        from xtuner.tools.model_converters.whole_llava import unquantised
 
-        model = BUILDER.build(unquantised(cfg.model))
+        model = BUILDER.build(_unquantised(cfg.model))
         model.load_state_dict(weights.tensors, strict=False)
         model.tokenizer = model.tokenizer or BUILDER.build(cfg.get("tokenizer"))
         model.to_hf(aside, dtype=dtype, max_shard_size=size, save_format=args.save_format)
@@ -213,6 +213,24 @@ def _write(
             safe=safe,
             progress=lambda nbytes: progress.advance(task, nbytes),
         )
+
+
+def _unquantised(model: Any) -> Any:
+    """The model's config without quantisation: what is written as a whole is in 16 bits or more."""
+    plain = copy.deepcopy(model)
+    found = [key for key in ("quantization_llm", "quantization_vit") if plain.pop(key, False)]
+    for part in ("llm", "visual_encoder"):
+        settings = plain.get(part)
+        if isinstance(settings, dict) and settings.pop("quantization_config", None) is not None:
+            found.append(part)
+    if found:
+        print(
+            tr(
+                "the weights that were quantised in training are written as the base has them.",
+                "训练时量化的权重按基座的原始精度写出。",
+            )
+        )
+    return plain
 
 
 def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> Any:

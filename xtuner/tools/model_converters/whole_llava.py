@@ -1,4 +1,4 @@
-"""LLaVA models in other projects' forms: the whole model, on weights that are not quantised."""
+"""What LLaVA models in other projects' forms need besides the weights; who has such forms."""
 
 from __future__ import annotations
 
@@ -30,20 +30,6 @@ def require_llava(model: Mapping[str, Any], save_format: str) -> None:
             ),
             hint=tr("leave it out.", "请去掉该选项。"),
         )
-
-
-def unquantised(section: Any) -> Any:
-    """A config's section with every ``quantization_config`` left out.
-
-    Adapters are trained on quantised weights to save memory; they are merged into the weights as
-    they were before, which would otherwise be rounded twice.
-    """
-    if isinstance(section, Mapping):
-        kept = {key: value for key, value in section.items() if key != "quantization_config"}
-        return {key: unquantised(value) for key, value in kept.items()}
-    if isinstance(section, list | tuple):
-        return type(section)(unquantised(item) for item in section)
-    return section
 
 
 def write_processor(cfg: Any, tokenizer: Any, folder: Path) -> None:
