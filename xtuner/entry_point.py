@@ -52,6 +52,16 @@ CONVERT = {
         "把适配器合并进基座模型",
         "model_converters.merge",
     ),
+    "llava": Command(
+        "rewrite a LLaVA model in another form",
+        "把 LLaVA 模型改写成另一种格式",
+        "model_converters.llava",
+    ),
+    "phi_to_llama": Command(
+        "rewrite a Phi-3 model as a Llama model",
+        "把 Phi-3 模型改写成 Llama 模型",
+        "model_converters.phi_to_llama",
+    ),
     "split": Command(
         "split a model into one file per tensor",
         "把模型按张量拆分成单独的文件",

@@ -1,8 +1,10 @@
-"""Where configs' ``type=`` names are looked up: anything buildable, and row map functions."""
+"""Where names are looked up: what configs build, row map functions, readers of checkpoints."""
 
 from mmengine.registry import Registry
 
-__all__ = ["BUILDER", "MAP_FUNC"]
+__all__ = ["BUILDER", "MAP_FUNC", "READERS"]
 
 BUILDER = Registry("builder")
 MAP_FUNC = Registry("map_fn")
+READERS = Registry("reader", locations=["xtuner.engine.checkpoint"])
+"""How parts below ``engine`` read what it wrote: ``READERS.get('weights')(path)``."""

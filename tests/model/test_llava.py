@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from peft import LoraConfig, PeftModel
-from transformers import AutoModel, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModel, AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from tests.helpers.seeing import PATCHES, SIZE, make_clip
 from tests.helpers.tiny import make_model, make_tokenizer
@@ -182,6 +183,51 @@ def test_pretraining_goes_on_in_fine_tuning(tmp_path):
     torch.save({"state_dict": {"other.weight": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="of another model"):
         make(pretrained_pth=str(tmp_path / "other.pth"))
+
+
+def test_checkpoints_of_v0_1_and_of_deepspeed_are_begun_with(tmp_path):
+    first = make(freeze_llm=True, freeze_visual_encoder=True)
+    weights = first.state_dict()
+    history = HistoryBuffer()
+    history.update(1.0)
+    old = {"state_dict": weights, "message_hub": {"log_scalars": {"loss": history}}}
+    torch.save(old, tmp_path / "iter_1.pth")
+    folder = tmp_path / "iter_2.pth"
+    folder.mkdir()
+    model = {
+        "module": weights,
+        "param_shapes": [{name: value.shape for name, value in weights.items()}],
+        "mp_world_size": 1,
+    }
+    torch.save(model, folder / "mp_rank_00_model_states.pt")
+    flat = torch.cat([value.flatten() for value in weights.values()])
+    part = {"single_partition_of_fp32_groups": [flat], "partition_count": [1]}
+    name = "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"optimizer_state_dict": part}, folder / name)
+    for place in ("iter_1.pth", "iter_2.pth"):
+        torch.manual_seed(7)
+        second = LLaVAModel(
+            llm=make_model("llama"),
+            visual_encoder=make_clip(),
+            pretrained_pth=str(tmp_path / place),
+        )
+        torch.testing.assert_close(second.projector.state_dict(), first.projector.state_dict())
+
+
+def test_a_frozen_language_model_keeps_its_number_format(tmp_path):
+    make_model("llama").bfloat16().save_pretrained(tmp_path)
+    llm = dict(
+        type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=str(tmp_path)
+    )
+    for frozen, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        ours = LLaVAModel(llm=llm, visual_encoder=make_clip(), freeze_llm=frozen)
+        assert ours.llm.dtype == dtype
+
+
+@pytest.mark.parametrize("encoder_lora", [None, LoraConfig(**LORA)])
+def test_an_encoder_that_is_trained_computes_its_activations_twice(encoder_lora):
+    ours = make(freeze_visual_encoder=True, visual_encoder_lora=encoder_lora)
+    assert ours.visual_encoder.is_gradient_checkpointing == (encoder_lora is not None)
 
 
 def test_hugging_faces_form_has_equal_logits(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from openpyxl import load_workbook
 from PIL import Image
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.helpers.seeing import save_clip, save_square
 from tests.helpers.tiny import save_tiny
@@ -64,6 +64,7 @@ def options(folder, *more):
 
 
 PRETRAIN = "llava_vicuna_7b_v15_clip_vit_large_p14_336_e1_gpu8_pretrain"
+HF = ["--save-format", "huggingface", "--fp32"]
 FINETUNE = "llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
 
 
@@ -113,6 +114,35 @@ def test_chat_tells_red_from_blue(folder, trained, monkeypatch, capsys):
         assert color in ask(folder, parts, color, monkeypatch, capsys)
 
 
+def test_stock_transformers_tells_red_from_blue(folder, trained):
+    (checkpoint,) = trained[1].glob("iter_*.pth")  # of a model in 4 bits
+    out = folder / "hf"
+    assert main(["convert", "pth_to_hf", str(checkpoint), str(out), *HF]) == 0
+    model = LlavaForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
+    assert getattr(model.config.text_config, "quantization_config", None) is None
+    processor = AutoProcessor.from_pretrained(out)
+    messages = [{"role": "user", "content": QUESTION}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    for name, color in COLORS.items():
+        picture = Image.open(save_square(folder / f"{name}.png", color))
+        inputs = processor(images=picture, text=text, return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        shown = processor.tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :])
+        assert name in shown
+
+
+def test_an_evaluation_image_that_is_missing_is_said(folder, caplog):
+    cfg = load_config(PRETRAIN, options(folder, "evaluation_images=http://127.0.0.1:9/x.png"))
+    (settings,) = (hook for hook in cfg.custom_hooks if "evaluation_images" in hook)
+    hook = BUILDER.build(settings)
+    assert hook._askable() == []
+    assert "x.png cannot be read" in caplog.text
+    good, bad = str(folder / "images" / "1.png"), str(folder / "none.png")
+    hook = BUILDER.build({**settings, "evaluation_images": [good, bad]})
+    assert hook._askable() == [0]
+
+
 def dataset(folder, rows, **settings):
     (folder / "other.json").write_text(json.dumps(rows), "utf-8")
     cfg = load_config(PRETRAIN, options(folder))
@@ -137,7 +167,7 @@ def test_bad_images_are_named_and_left_out(folder, caplog):
     assert len(made) == 2
     for row in bad:
         assert row["image"] in caplog.text
-    with pytest.raises(UserError, match="50 rows have bad images"):
+    with pytest.raises(UserError, match="50 rows are broken, or their images are"):
         dataset(folder, [*bad, *good], bad_images="error")
 
 

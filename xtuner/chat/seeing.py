@@ -101,7 +101,7 @@ def put_together(
     Raises:
         UserError: when a part is missing.
     """
-    from transformers import AutoConfig, AutoModel, CLIPImageProcessor, CLIPVisionModel
+    from transformers import AutoImageProcessor
 
     from xtuner.model.llava import LLaVAModel
     from xtuner.model.modules.projector import ProjectorModel
@@ -114,10 +114,7 @@ def put_together(
             hint="--visual-encoder openai/clip-vit-large-patch14-336",
             where=Where(str(llava)),
         )
-    is_clip = AutoConfig.from_pretrained(place).model_type.startswith("clip")
-    loader: Any = CLIPVisionModel if is_clip else AutoModel
-    encoder = loader.from_pretrained(place, dtype=llm.dtype)
-    encoder = getattr(encoder, "vision_model", encoder) if not is_clip else encoder
+    encoder = _visual_encoder(place, llm.dtype)
     if (llava / "visual_encoder_adapter").is_dir():
         from peft import PeftModel
 
@@ -126,7 +123,7 @@ def put_together(
         llm=llm,
         visual_encoder=encoder,
         freeze_llm=True,
-        freeze_visual_encoder=True,
+        freeze_visual_encoder=not own.is_dir(),
         visual_select_layer=visual_select_layer,
         use_activation_checkpointing=False,
     )
@@ -134,5 +131,31 @@ def put_together(
     model.visual_encoder.to(llm.device)
     model.projector.to(llm.device)
     model.llm.config.use_cache = True
-    processor = CLIPImageProcessor.from_pretrained(visual_encoder or place)
+    try:
+        processor = AutoImageProcessor.from_pretrained(visual_encoder or place)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            tr("there is no image processor", "缺少图像处理器"),
+            hint=tr(
+                "--visual-encoder with the visual encoder that training began with.",
+                "请用 --visual-encoder 指定训练开始时的视觉编码器。",
+            ),
+            where=Where(visual_encoder or place),
+        ) from error
     return SeeingModel(model.eval(), processor)
+
+
+def _visual_encoder(place: str, dtype: torch.dtype) -> Any:
+    """The visual half of a model, by the class that configs name (CLIPVisionModel, ...)."""
+    from transformers import MODEL_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(place)
+        loader: Any = MODEL_MAPPING[type(getattr(config, "vision_config", config))]
+        return loader.from_pretrained(place, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            tr(f"the visual encoder cannot be loaded: {error}", f"视觉编码器无法加载: {error}"),
+            hint="--visual-encoder openai/clip-vit-large-patch14-336",
+            where=Where(place),
+        ) from error

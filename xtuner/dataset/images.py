@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from xtuner.utils.lang import tr
+
 Color = tuple[int, int, int]
 READERS = 8
 """Threads that look at image headers: it is waiting for the disk, not work."""
@@ -24,9 +26,17 @@ def load_image(image_file: str | os.PathLike[str]) -> Image.Image:
         image_file: a path, or an ``http(s)`` address.
 
     Raises:
-        OSError: when it is missing, or no image.
+        OSError: when it is missing, no image, damaged, or too large to be one.
     """
-    text = os.fspath(image_file)
+    try:
+        return _read(os.fspath(image_file))
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        raise OSError(f"it cannot be decoded: {error}") from error
+
+
+def _read(text: str) -> Image.Image:
     if text.startswith(("http://", "https://")):
         from urllib.request import urlopen
 
@@ -71,7 +81,11 @@ def pixel_values(image: Image.Image, image_processor: Any, square: bool) -> Any:
 
 
 def problems_of(files: Sequence[Path]) -> list[str | None]:
-    """For each file what is wrong with it, None where it begins like an image."""
+    """For each file what is wrong with it, None where it begins like an image.
+
+    Args:
+        files: read by their headers alone, several at a time.
+    """
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(_problem_of, files))
 
@@ -81,6 +95,8 @@ def _problem_of(file: Path) -> str | None:
         with Image.open(file):
             return None
     except UnidentifiedImageError:
-        return "is no image"
+        return tr("is no image", "不是图片")
     except OSError as error:
         return error.strerror or str(error)
+    except Exception as error:  # damaged headers make Pillow's decoders raise nearly anything
+        return str(error)

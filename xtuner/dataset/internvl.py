@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from xtuner.dataset.image_rows import BadRowError, listed_files
 from xtuner.dataset.images import load_image
 from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.llava import LLaVADataset
@@ -138,17 +139,21 @@ class InternVL_V1_5_Dataset(LLaVADataset):
         )
         self._lengths = self._measure()
 
-    def read_rows(self, data_path: str) -> list[dict[str, Any]]:
+    def read_rows(self, data_path: str) -> list[Any]:
         """The rows of all files, images with their folders."""
         rows = []
         for file, folder, repeats in self.sources:
-            rows += [self._placed(row, folder) for row in read_json_rows(file)] * repeats
+            placed = [self._placed(row, folder) for row in read_json_rows(file, keep_broken=True)]
+            rows += placed * repeats
         return rows
 
     @staticmethod
-    def _placed(row: dict[str, Any], folder: str) -> dict[str, Any]:
-        image = row.get("image")
-        names = [image] if isinstance(image, str) else list(image or [])
+    def _placed(row: Any, folder: str) -> Any:
+        """The row with its images' folder; what is wrong with a row is found later."""
+        try:
+            names = listed_files(row.get("image"))
+        except (AttributeError, BadRowError):
+            return row
         return {**row, "image": [str(Path(folder) / name) for name in names]}
 
     def _measure(self) -> list[int]:
@@ -199,7 +204,7 @@ class InternVL_V1_5_Dataset(LLaVADataset):
         try:
             images = [load_image(file) for file in files]
             tiles = [cut(i, self._grid(i), self.tile_size, self.thumbnail) for i in images]
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError) as error:
             self._report_broken(files, row, error)
             row["labels"] = [IGNORE_INDEX] * len(row["labels"])
             blank = Image.new("RGB", (self.tile_size, self.tile_size))

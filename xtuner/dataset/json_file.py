@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,17 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """Stands where a row should be that cannot be used.
+
+    Attributes:
+        why: what is wrong with it.
+    """
+
+    why: str
 
 
 def load_json_file(data_files: str | os.PathLike[str]) -> Dataset:
@@ -28,11 +40,12 @@ def load_json_file(data_files: str | os.PathLike[str]) -> Dataset:
     return load_dataset("json", data_files=str(data_files), split="train")
 
 
-def read_json_rows(file: str | os.PathLike[str]) -> list[Any]:
+def read_json_rows(file: str | os.PathLike[str], keep_broken: bool = False) -> list[Any]:
     """The rows of a ``.jsonl`` file, or of a ``.json`` file that is a list.
 
     Args:
         file: the file.
+        keep_broken: a line that is not JSON becomes a ``BrokenRow`` instead of an error.
 
     Raises:
         UserError: naming the file, and the line that is not JSON.
@@ -44,11 +57,20 @@ def read_json_rows(file: str | os.PathLike[str]) -> list[Any]:
         raise _unreadable(path, None, getattr(error, "strerror", None) or error) from error
     if path.suffix == ".jsonl":
         lines = enumerate(text.splitlines(), 1)
-        return [_parsed(path, number, line) for number, line in lines if line.strip()]
+        return [_line(path, number, line, keep_broken) for number, line in lines if line.strip()]
     rows = _parsed(path, None, text)
     if not isinstance(rows, list):
         raise _unreadable(path, None, tr("it is not a list of rows", "不是数据列表"))
     return rows
+
+
+def _line(path: Path, number: int, text: str, keep_broken: bool) -> Any:
+    try:
+        return _parsed(path, number, text)
+    except UserError as error:
+        if not keep_broken:
+            raise
+        return BrokenRow(tr(f"line {number}: {error.message}", f"第 {number} 行: {error.message}"))
 
 
 def _parsed(path: Path, number: int | None, text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -13,8 +14,10 @@ import torch
 from torch.utils.data import Dataset
 
 from xtuner.dataset.huggingface import process_hf_dataset
+from xtuner.dataset.image_rows import listed_files, map_rows
 from xtuner.dataset.images import load_image, pixel_values, problems_of
 from xtuner.dataset.json_file import read_json_rows
+from xtuner.dataset.rows import row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from xtuner.utils.errors import UserError, Where
@@ -23,7 +26,7 @@ from xtuner.utils.lang import tr
 logger = logging.getLogger(__name__)
 BAD_IMAGES = ("drop", "error")
 NAMED = 50
-"""Bad images that are named one by one; of more the rest is counted."""
+"""Bad rows that are named one by one; of more the rest is counted."""
 
 
 class LLaVADataset(Dataset[dict[str, Any]]):
@@ -41,8 +44,8 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         template_map_fn: as ``process_hf_dataset``.
         max_length: tokens of a row, an image counted as one.
         pad_image_to_square: make images square before they are scaled, so that nothing is cropped.
-        bad_images: rows whose images are missing or no images are left out and named (``drop``), or
-            stop the run before it begins (``error``).
+        bad_images: rows that are broken, or whose images are missing or no images, are left out
+            and named (``drop``), or stop the run before it begins (``error``).
 
     Raises:
         UserError: when the data cannot be read, or no row is left.
@@ -80,36 +83,40 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         )
         self.pad_image_to_square = pad_image_to_square
         self.bad_images = bad_images
+        wrong: dict[int, str] = {}
         if offline_processed_text_folder is not None:
-            from datasets import load_from_disk
-
-            self.text_data = load_from_disk(offline_processed_text_folder)
+            texts = _prepared_ahead(offline_processed_text_folder)
         else:
             assert data_path is not None
-            self.text_data = prepare_texts(
-                self.read_rows(data_path),
+            rows, wrong = map_rows(self.read_rows(data_path), row_function(dataset_map_fn))
+            if wrong and len(wrong) == len(rows):
+                raise self._refusal(wrong, data_path)
+            texts = prepare_texts(
+                rows,
                 tokenizer=tokenizer,
                 max_length=max_length,
-                dataset_map_fn=dataset_map_fn,
                 template_map_fn=template_map_fn,
                 max_dataset_length=max_dataset_length,
             )
-        self.text_data = self._with_good_images(self.text_data, data_path)
+        self.text_data = self._with_good_images(texts, wrong, data_path)
 
-    def read_rows(self, data_path: str) -> list[dict[str, Any]]:
-        """The rows of a data file; datasets with another layout make theirs of it."""
-        return read_json_rows(data_path)
+    def read_rows(self, data_path: str) -> list[Any]:
+        """The rows of a data file, a ``BrokenRow`` in the place of one that cannot be read.
 
-    def _with_good_images(self, texts: Any, data_path: str | None) -> Any:
-        """The rows whose images are all there; the others are named."""
-        files = [self._files(row["image"]) for row in texts.select_columns(["image"])]
+        Datasets with another layout make theirs of it.
+        """
+        return read_json_rows(data_path, keep_broken=True)
+
+    def _with_good_images(self, texts: Any, wrong: Mapping[int, str], data_path: str | None) -> Any:
+        """The rows whose images are all there; the others, and those of ``wrong``, are named."""
+        files = [self._files(image) for image in texts["image"]]
         flat = sorted({file for of_row in files for file in of_row})
-        wrong = {f: why for f, why in zip(flat, problems_of(flat), strict=True) if why}
-        bad: list[str] = []
+        broken = {f: why for f, why in zip(flat, problems_of(flat), strict=True) if why}
+        bad = dict(wrong)
         good = []
-        for index, of_row in enumerate(files):
-            marks = texts[index]["input_ids"].count(IMAGE_TOKEN_INDEX)
-            why = next((f"{file}: {wrong[file]}" for file in of_row if file in wrong), None)
+        numbers = _source_numbers(texts)
+        for index, (of_row, marks) in enumerate(zip(files, count_images(texts), strict=True)):
+            why = next((f"{file}: {broken[file]}" for file in of_row if file in broken), None)
             if why is None and marks > len(of_row):
                 why = tr(
                     f"{marks} <image> in the text, {len(of_row)} images",
@@ -118,21 +125,27 @@ class LLaVADataset(Dataset[dict[str, Any]]):
             if why is None:
                 good.append(index)
             else:
-                bad.append(tr(f"row {texts[index]['rows'][0]}: {why}", f"第 {index} 行: {why}"))
+                bad[numbers[index]] = why
         if bad and (self.bad_images == "error" or not good):
             raise self._refusal(bad, data_path)
-        for line in bad[:NAMED]:
-            logger.warning(tr("left out, %s", "丢弃，%s"), line)
+        self._warn(bad, data_path)
+        return texts.select(good) if len(good) < len(texts) else texts
+
+    @staticmethod
+    def _warn(bad: Mapping[int, str], data_path: str | None) -> None:
+        place = f"{data_path}: " if data_path else ""
+        for line in _lines(bad)[:NAMED]:
+            logger.warning(tr("left out, %s%s", "丢弃，%s%s"), place, line)
         if len(bad) > NAMED:
             logger.warning(tr("... and %d more rows", "……以及另外 %d 行"), len(bad) - NAMED)
-        return texts.select(good) if bad else texts
 
-    def _refusal(self, bad: Sequence[str], data_path: str | None) -> UserError:
-        named = "\n".join(bad[:NAMED])
+    @staticmethod
+    def _refusal(bad: Mapping[int, str], data_path: str | None) -> UserError:
+        named = "\n".join(_lines(bad)[:NAMED])
         return UserError(
             tr(
-                f"{len(bad)} rows have bad images:\n{named}",
-                f"{len(bad)} 行数据的图片有问题:\n{named}",
+                f"{len(bad)} rows are broken, or their images are:\n{named}",
+                f"{len(bad)} 行数据或其图片有问题:\n{named}",
             ),
             hint=tr(
                 "mend image_folder or these rows, or leave them out with bad_images='drop'.",
@@ -142,8 +155,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         )
 
     def _files(self, image: Any) -> list[Path]:
-        names = [image] if isinstance(image, str) else list(image or [])
-        return [self.image_folder / name for name in names]
+        return [self.image_folder / name for name in listed_files(image)]
 
     @property
     def length(self) -> list[int]:
@@ -166,7 +178,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
             return row
         try:
             row["pixel_values"] = torch.stack([self._pixels(file) for file in files])
-        except (OSError, ValueError, SyntaxError) as error:  # as Pillow says that a file is broken
+        except (OSError, ValueError) as error:  # of the file, or of a shape that is no picture
             self._report_broken(files, row, error)
             row["labels"] = [IGNORE_INDEX] * len(row["labels"])
             row["pixel_values"] = torch.zeros(len(files), 3, *self._image_size())
@@ -178,9 +190,10 @@ class LLaVADataset(Dataset[dict[str, Any]]):
     def _report_broken(self, files: Sequence[Path], row: Mapping[str, Any], error: Any) -> None:
         """A file that begins like an image and breaks off: seen only when all of it is read."""
         names = ", ".join(os.fspath(file) for file in files)
+        number = "".join(str(number) for number in row.get("rows", []))
         text = tr(
-            f"row {row['rows'][0]}: {names} is broken ({error})",
-            f"第 {row['rows'][0]} 行: {names} 已损坏（{error}）",
+            f"row {number}: {names} is broken ({error})",
+            f"第 {number} 行: {names} 已损坏（{error}）",
         )
         if self.bad_images == "error":
             raise UserError(text, where=Where(key="image_folder")) from error
@@ -197,7 +210,7 @@ def prepare_texts(rows: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
     """Token ids and labels of rows with their images, ``<image>`` as one ``IMAGE_TOKEN_INDEX``.
 
     Args:
-        rows: with ``image`` (a file, several, or none) and what ``dataset_map_fn`` reads.
+        rows: as ``map_rows`` gives them.
         settings: of ``process_hf_dataset``.
 
     Returns:
@@ -206,31 +219,70 @@ def prepare_texts(rows: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
     """
     from datasets import Dataset as Table
 
-    images = [_listed(row.get("image")) for row in rows]
     texts = [{key: value for key, value in row.items() if key != "image"} for row in rows]
     made = process_hf_dataset(
         Table.from_list([{"row": json.dumps(text)} for text in texts]),
-        **settings | {"dataset_map_fn": _FromJson(settings.get("dataset_map_fn"))},
+        **settings,
+        dataset_map_fn=_from_json,
+        remove_unused_columns=True,
         pack_to_max_length=False,
         with_image_token=True,
     )
-    return made.add_column("image", [images[number] for (number,) in made["rows"]])
+    return made.add_column("image", [rows[number]["image"] for (number,) in made["rows"]])
 
 
-class _FromJson:
-    """A row function for rows kept as text: their fields may differ in type from row to row."""
-
-    def __init__(self, function: Any) -> None:
-        from xtuner.dataset.rows import row_function
-
-        self.function = row_function(function)
-
-    def __call__(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        value = json.loads(row["row"])
-        return value if self.function is None else self.function(value)
+def _from_json(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Rows are kept as text: the fields of their turns may differ from row to row."""
+    value: Mapping[str, Any] = json.loads(row["row"])
+    return value
 
 
-def _listed(image: Any) -> list[str]:
-    if not image:
-        return []
-    return [image] if isinstance(image, str) else list(image)
+def _prepared_ahead(folder: str) -> Any:
+    from datasets import load_from_disk
+
+    try:
+        texts = load_from_disk(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            tr(f"these are no prepared texts: {error}", f"这不是预处理好的文本: {error}"),
+            hint="xtuner preprocess llava CONFIG",
+            where=Where(folder, key="offline_processed_text_folder"),
+        ) from error
+    missing = {"input_ids", "labels", "image"} - set(texts.column_names)
+    if missing:
+        raise UserError(
+            tr(
+                f"these texts have no {', '.join(sorted(missing))}",
+                f"这些文本缺少 {', '.join(sorted(missing))}",
+            ),
+            hint="xtuner preprocess llava CONFIG",
+            where=Where(folder, key="offline_processed_text_folder"),
+        )
+    if "length" not in texts.column_names:
+        return texts.add_column("length", [len(ids) for ids in texts["input_ids"]])
+    return texts
+
+
+def count_images(texts: Any) -> list[int]:
+    """How many ``IMAGE_TOKEN_INDEX`` each row has."""
+    import pyarrow.compute as arrow
+
+    counts: list[int] = []
+    for table in texts.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
+        column = table["input_ids"].combine_chunks()
+        ends = arrow.list_value_length(column).to_numpy(zero_copy_only=False).cumsum()
+        hits = (column.flatten().to_numpy(zero_copy_only=False) == IMAGE_TOKEN_INDEX).cumsum()
+        upto = [int(hits[end - 1]) if end else 0 for end in ends]
+        counts += [b - a for a, b in itertools.pairwise([0, *upto])]
+    return counts
+
+
+def _source_numbers(texts: Any) -> list[int]:
+    """For each row its number in the data file; texts of v0.1 do not know it."""
+    if "rows" not in texts.column_names:
+        return list(range(len(texts)))
+    return [number for (number,) in texts["rows"]]
+
+
+def _lines(bad: Mapping[int, str]) -> list[str]:
+    return [tr(f"row {n}: {why}", f"第 {n} 行: {why}") for n, why in sorted(bad.items())]

@@ -7,13 +7,14 @@ the image's sides; with ``pad_image_to_square`` of the square's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from xtuner.dataset.images import load_image, pixel_values
-from xtuner.dataset.json_file import read_json_rows
+from xtuner.dataset.json_file import BrokenRow, read_json_rows
 from xtuner.dataset.llava import LLaVADataset
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError, Where
@@ -51,13 +52,21 @@ def scaled_box(row: Mapping[str, Any], square: bool) -> list[int]:
 class RefCOCOJsonDataset(LLaVADataset):
     """Asks for the box of each text; arguments as ``LLaVADataset``."""
 
-    def read_rows(self, data_path: str) -> list[dict[str, Any]]:
-        """Conversations: a text, answered by its box."""
-        return [
-            self._row(row, REFER.format(text=text), box_text(row, self.pad_image_to_square))
-            for row in read_boxes(data_path)
-            for text in row["sents"]
-        ]
+    def read_rows(self, data_path: str) -> list[Any]:
+        """Conversations of all boxes; what is no box stays as a ``BrokenRow``."""
+        rows: list[Any] = []
+        for number, row in enumerate(read_json_rows(data_path, keep_broken=True)):
+            why = _problem(row)
+            if why is not None:
+                rows.append(BrokenRow(tr(f"box {number}: {why}", f"第 {number} 个框: {why}")))
+                continue
+            box = box_text(row, self.pad_image_to_square)
+            rows += [self.conversation(row, text, box) for text in row["sents"]]
+        return rows
+
+    def conversation(self, row: Mapping[str, Any], text: str, box: str) -> dict[str, Any]:
+        """A text, answered by its box."""
+        return self._row(row, REFER.format(text=text), box)
 
     @staticmethod
     def _row(row: Mapping[str, Any], question: str, answer: str) -> dict[str, Any]:
@@ -73,13 +82,9 @@ class RefCOCOJsonDataset(LLaVADataset):
 class InvRefCOCOJsonDataset(RefCOCOJsonDataset):
     """Asks what is in each box; arguments as ``LLaVADataset``."""
 
-    def read_rows(self, data_path: str) -> list[dict[str, Any]]:
-        """Conversations: a box, answered by each text for it."""
-        return [
-            self._row(row, IDENTIFY.format(box=box_text(row, self.pad_image_to_square)), text)
-            for row in read_boxes(data_path)
-            for text in row["sents"]
-        ]
+    def conversation(self, row: Mapping[str, Any], text: str, box: str) -> dict[str, Any]:
+        """A box, answered by a text for it."""
+        return self._row(row, IDENTIFY.format(box=box), text)
 
 
 class RefCOCOJsonEvalDataset(Dataset[dict[str, Any]]):
@@ -133,7 +138,7 @@ def read_boxes(data_path: str) -> list[dict[str, Any]]:
     Raises:
         UserError: naming all rows that lack a field or whose box is no box.
     """
-    rows = read_json_rows(data_path)
+    rows = read_json_rows(data_path, keep_broken=True)
     wrong = [
         f"{number}: {why}" for number, row in enumerate(rows) if (why := _problem(row)) is not None
     ]
@@ -151,12 +156,27 @@ def read_boxes(data_path: str) -> list[dict[str, Any]]:
 
 
 def _problem(row: Any) -> str | None:
+    if isinstance(row, BrokenRow):
+        return row.why
     if not isinstance(row, Mapping):
         return "not an object"
     missing = [name for name in FIELDS if name not in row]
     if missing:
         return f"no {', '.join(missing)}"
+    if not isinstance(row["image"], str):
+        return f"image {row['image']!r}"
+    texts = row["sents"]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return f"sents {texts!r}"
+    sides = [row["width"], row["height"]]
+    if not _are_numbers(sides) or min(sides) <= 0:
+        return f"width and height {sides!r}"
     box = row["bbox"]
-    if not isinstance(box, Sequence) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
         return f"bbox {box!r}"
     return None if box[0] < box[2] and box[1] < box[3] else f"empty bbox {box!r}"
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether all are finite numbers (JSON as Python reads it has NaN and Infinity)."""
+    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)

@@ -30,6 +30,7 @@ from xtuner.engine.checkpoint_manifest import (
     write_manifest,
 )
 from xtuner.engine.checkpoint_plain import SavedHistory, to_plain
+from xtuner.registry import READERS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -81,6 +82,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+@READERS.register_module(name="weights")
 def load_state_dict(path: str | Path) -> Mapping[str, torch.Tensor]:
     """Load only the model's weights from a checkpoint.
 

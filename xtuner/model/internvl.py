@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xtuner.model.base import Data
 from xtuner.model.llava import built, with_adapter
-from xtuner.model.loading import keep_4bit_layout
+from xtuner.model.loading import begin_with, keep_4bit_layout
 from xtuner.model.modules.merging import merged_copy
 from xtuner.model.sft import SupervisedFinetune
 from xtuner.utils.errors import UserError, Where
@@ -85,8 +85,7 @@ class InternVL_V1_5(SupervisedFinetune):
         if use_activation_checkpointing:
             self._checkpoint_activations()
         if pretrained_pth is not None:
-            state = torch.load(pretrained_pth, map_location="cpu", weights_only=True, mmap=True)
-            self.load_state_dict(state.get("state_dict", state), strict=False)
+            begin_with(self, pretrained_pth)
 
     def _checkpoint_activations(self) -> None:
         parts = [(self.causal_lm, False), (self.visual_encoder, self.freeze_visual_encoder)]

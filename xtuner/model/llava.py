@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xtuner.model.base import Data
+from xtuner.model.loading import begin_with, build_llm
 from xtuner.model.modules.images import (
     freeze_unseen_layers,
     has_class_token,
@@ -20,8 +21,6 @@ from xtuner.model.modules.images import (
 from xtuner.model.modules.projector import ProjectorConfig, ProjectorModel
 from xtuner.model.sft import SupervisedFinetune
 from xtuner.registry import BUILDER
-from xtuner.utils.errors import UserError, Where
-from xtuner.utils.lang import tr
 
 
 class LLaVAModel(SupervisedFinetune):
@@ -33,7 +32,8 @@ class LLaVAModel(SupervisedFinetune):
         freeze_llm: leave the language model as it is; it may still get an adapter.
         freeze_visual_encoder: likewise.
         visual_select_layer: which hidden states of the visual encoder are taken.
-        pretrained_pth: a checkpoint to begin with, such as the one of pretraining.
+        pretrained_pth: a checkpoint to begin with, such as the one of pretraining: a file, or a
+            folder of DeepSpeed or FSDP.
         projector_depth: linear layers of the projector.
         llm_lora: adapter of the language model.
         visual_encoder_lora: adapter of the visual encoder.
@@ -43,8 +43,10 @@ class LLaVAModel(SupervisedFinetune):
         tokenizer: saved with the converted model.
 
     Raises:
-        UserError: when an adapter is asked for where all weights are trained.
+        UserError: when ``pretrained_pth`` cannot be used.
     """
+
+    save_formats = ("xtuner", "huggingface", "official")
 
     def __init__(
         self,
@@ -62,13 +64,13 @@ class LLaVAModel(SupervisedFinetune):
         use_varlen_attn: bool = False,
         tokenizer: Any = None,
     ) -> None:
+        full = llm_lora is None and not freeze_llm  # only then it has to be kept in float32
         super().__init__(
-            llm,
+            build_llm(llm, full=full, max_position_embeddings=max_position_embeddings),
             lora=llm_lora,
             use_activation_checkpointing=use_activation_checkpointing,
             use_varlen_attn=use_varlen_attn,
             tokenizer=tokenizer,
-            max_position_embeddings=max_position_embeddings,
         )
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
         if freeze_llm and llm_lora is None:
@@ -80,7 +82,8 @@ class LLaVAModel(SupervisedFinetune):
         if visual_encoder_lora is not None:
             self.visual_encoder = with_adapter(self.visual_encoder, visual_encoder_lora)
         freeze_unseen_layers(self.visual_encoder, visual_select_layer)
-        if use_activation_checkpointing and not freeze_visual_encoder:
+        trained = any(weight.requires_grad for weight in self.visual_encoder.parameters())
+        if use_activation_checkpointing and trained:
             self.visual_encoder.gradient_checkpointing_enable({"use_reentrant": False})
         self.projector = ProjectorModel(
             ProjectorConfig(
@@ -90,31 +93,7 @@ class LLaVAModel(SupervisedFinetune):
             )
         )
         if pretrained_pth is not None:
-            self._begin_with(pretrained_pth)
-
-    def _begin_with(self, file: str) -> None:
-        """Take the weights of a checkpoint that have a place here."""
-        path = Path(file)
-        if not path.is_file():
-            raise UserError(
-                tr("there is no such checkpoint", "没有这个检查点"),
-                hint=tr(
-                    "train the config of pretraining first; it writes iter_N.pth.",
-                    "请先运行预训练的配置，它会写出 iter_N.pth。",
-                ),
-                where=Where(file, key="model.pretrained_pth"),
-            )
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = state.get("state_dict", state)
-        unknown = self.load_state_dict(state, strict=False).unexpected_keys
-        if unknown:
-            raise UserError(
-                tr(
-                    f"this checkpoint is of another model: {', '.join(unknown[:3])}, ...",
-                    f"这个检查点属于另一个模型: {', '.join(unknown[:3])} 等",
-                ),
-                where=Where(file, key="model.pretrained_pth"),
-            )
+            begin_with(self, pretrained_pth)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The weights that are trained."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from xtuner.model.modules import attention
-from xtuner.registry import BUILDER
-from xtuner.utils.errors import UserError
+from xtuner.registry import BUILDER, READERS
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 VOCABULARY_MULTIPLE = 64
@@ -108,6 +109,44 @@ def require_apart(llm: Any) -> None:
                 "（trust_remote_code=False）。",
             ),
         )
+
+
+def begin_with(model: nn.Module, checkpoint: str) -> None:
+    """Give a model the weights of an earlier training.
+
+    Args:
+        model: changed in place; what the checkpoint does not have stays.
+        checkpoint: an ``iter_N.pth`` of this version or of v0.1, a file or a folder (DeepSpeed,
+            FSDP).
+
+    Raises:
+        UserError: when it is missing, damaged, or of another model.
+    """
+    where = Where(checkpoint, key="model.pretrained_pth")
+    if not Path(checkpoint).exists():
+        raise UserError(
+            tr("there is no such checkpoint", "没有这个检查点"),
+            hint=tr(
+                "train the config of pretraining first; it writes iter_N.pth.",
+                "请先运行预训练的配置，它会写出 iter_N.pth。",
+            ),
+            where=where,
+        )
+    weights = READERS.get("weights")(checkpoint)
+    own = {name: value.shape for name, value in nn.Module.state_dict(model).items()}
+    wrong = [name for name, value in weights.items() if own.get(name) != value.shape]
+    if wrong:
+        named = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise UserError(
+            tr(
+                f"this checkpoint is of another model; {len(wrong)} of its tensors have no place "
+                f"here, or another shape: {named}",
+                f"这个检查点属于另一个模型；其中 {len(wrong)} 个张量在此没有位置或形状不同: "
+                f"{named}",
+            ),
+            where=where,
+        )
+    model.load_state_dict(weights, strict=False)
 
 
 def grow_vocabulary(llm: Any, tokenizer: Any) -> bool:

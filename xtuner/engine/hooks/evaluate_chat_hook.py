@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -20,6 +21,8 @@ from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.pieces import encode_pieces, split_images
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+
+logger = logging.getLogger(__name__)
 
 TOKENS_BEFORE_TRAINING = 50
 
@@ -35,7 +38,7 @@ class EvaluateChatHook(Hook):
         tokenizer: the tokenizer, or its config.
         evaluation_inputs: a question, or several.
         evaluation_images: a picture for each question, or one for all (path or URL); for models
-            that see.
+            that see. Questions whose picture cannot be read are not asked, and that is said.
         image_processor: the image processor, or its config.
         system: the system text; taken literally, braces too.
         prompt_template: an entry of ``PROMPT_TEMPLATE`` or its name; ``PROMPT_TEMPLATE.auto`` for
@@ -80,6 +83,7 @@ class EvaluateChatHook(Hook):
         self.stop_words = [*_listed(stop_word), *(stop_words or ())]
         self.generation_kwargs = dict(generation_kwargs or {})
         self._is_due = False
+        self._pictures: list[torch.Tensor | None] | None = None
 
     def before_train(self, runner: Any) -> None:
         """Ask the model as it is before the training."""
@@ -119,7 +123,7 @@ class EvaluateChatHook(Hook):
             with torch.random.fork_rng(devices), runner.autocast():
                 texts = [
                     self._answer(model, runner.device, number, max_new_tokens)
-                    for number in range(len(self.inputs))
+                    for number in self._askable()
                 ]
         finally:
             model.train(was_training)
@@ -149,7 +153,9 @@ class EvaluateChatHook(Hook):
         question, pictures = self.inputs[number], {}
         if self.images:
             question = f"{DEFAULT_IMAGE_TOKEN}\n{question}"
-            pictures = {"pixel_values": self._picture(number).to(device)}
+            picture = self._picture(number)
+            assert picture is not None  # asked is what is askable
+            pictures = {"pixel_values": picture.to(device)}
         ids = torch.tensor([self.prompt(question)], device=device)
         settings = self._settings(max_new_tokens)
         generate = model.generate if hasattr(model, "generate") else model.llm.generate
@@ -186,12 +192,39 @@ class EvaluateChatHook(Hook):
         encoded = encode_pieces(self.tokenizer, pieces, with_image_token=bool(self.images))
         return [token for piece in encoded for token in piece]
 
-    def _picture(self, number: int) -> torch.Tensor:
-        from xtuner.dataset.images import load_image, pixel_values
+    def _askable(self) -> list[int]:
+        """The questions whose picture is there; all where there are no pictures."""
+        numbers = range(len(self.inputs))
+        return [n for n in numbers if not self.images or self._picture(n) is not None]
 
-        image = load_image(self.images[number if len(self.images) > 1 else 0])
-        pixels: torch.Tensor = pixel_values(image, self.image_processor, square=True)
-        return pixels[None]
+    def _picture(self, number: int) -> torch.Tensor | None:
+        """(1, 3, H, W) of a question's picture, None when it could not be read."""
+        if self._pictures is None:
+            # Read by one process: were a picture there for some only, the others would wait.
+            read = [[_read(image, self.image_processor) for image in self.images]]
+            broadcast_object_list(read)
+            (self._pictures,) = read
+        return self._pictures[number if len(self.images) > 1 else 0]
+
+
+def _read(image: str, image_processor: Any) -> torch.Tensor | None:
+    from xtuner.dataset.images import load_image, pixel_values
+
+    if not is_main_process():
+        return None
+    try:
+        pixels: torch.Tensor = pixel_values(load_image(image), image_processor, square=True)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            tr(
+                "evaluation_images: %s cannot be read (%s); it is not asked about",
+                "evaluation_images: %s 无法读取（%s），不会就它提问",
+            ),
+            image,
+            error,
+        )
+        return None
+    return pixels[None]
 
 
 def _built(value: Any) -> Any:

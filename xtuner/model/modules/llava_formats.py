@@ -106,6 +106,46 @@ def write_huggingface(
             model.tokenizer.save_pretrained(aside)
 
 
+def save_processor(
+    image_processor: Any, tokenizer: Any, config: Any, folder: Path, *, square: bool
+) -> None:
+    """Write the ``LlavaProcessor`` that goes with a model in Hugging Face's form.
+
+    Args:
+        image_processor: of the visual encoder.
+        tokenizer: with ``<image>``.
+        config: the model's ``LlavaConfig``.
+        folder: where it goes.
+        square: images are padded to squares, as in training.
+    """
+    from transformers import LlavaProcessor
+
+    if square:
+        image_processor = _padding_processor(image_processor)
+    drops = config.vision_feature_select_strategy == "default"
+    processor = LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(drops),  # the class token, which is dropped again
+        chat_template=tokenizer.chat_template,
+    )
+    processor.save_pretrained(folder)
+
+
+def _padding_processor(image_processor: Any) -> Any:
+    """The same image processor as one that makes images square first."""
+    import transformers
+
+    settings = image_processor.to_dict()
+    settings.pop("image_processor_type", None)
+    settings.setdefault("do_center_crop", False)  # Llava's own is True
+    plain = type(image_processor).__name__.endswith("Pil")
+    kind = getattr(transformers, "LlavaImageProcessor" + ("Pil" if plain else ""))
+    return kind(**{**settings, "do_pad": True})
+
+
 def _image_token(model: Any, llm: Any) -> int:
     """The id of ``<image>``: the tokenizer's own, or the next free one."""
     tokenizer = model.tokenizer

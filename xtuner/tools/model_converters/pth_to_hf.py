@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from xtuner.engine.config import load_config
-    from xtuner.tools.model_converters import model_folder
+    from xtuner.registry import BUILDER
+    from xtuner.tools.model_converters import model_folder, whole_llava
     from xtuner.tools.model_converters.shards import check_space, parse_size
     from xtuner.tools.model_converters.skeleton import build_skeleton
     from xtuner.tools.model_converters.trained import REMAP_AFTER, TrainedWeights
@@ -96,10 +97,10 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(config, args.cfg_options)
     if "model" not in cfg:
         raise UserError(tr("the config has no model.", "配置中没有 model。"), where=Where(config))
+    if args.save_format != "xtuner":
+        whole_llava.require_llava(cfg.model, args.save_format)
     weights = TrainedWeights(checkpoint, min(REMAP_AFTER, shard_size // 4))
     if getattr(cfg.model.type, "needs_weights", False):
-        from xtuner.registry import BUILDER
-
         skeleton = BUILDER.build(_unquantised(cfg.model))
     else:
         skeleton = build_skeleton(cfg.model)
@@ -108,7 +109,11 @@ def run(args: argparse.Namespace) -> int:
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
         _write(cfg, skeleton, weights, aside, dtype, args)
-        _write_tokenizer(cfg, aside, args.force)
+        tokenizer = _write_tokenizer(cfg, aside, args.force)
+        if args.save_format == "huggingface" and tokenizer is not None:
+            whole_llava.write_processor(cfg, tokenizer, aside)
+        if (aside / "visual_encoder").is_dir() and "image_processor" in cfg:
+            BUILDER.build(cfg.image_processor).save_pretrained(aside / "visual_encoder")
         _write_reward_token(cfg, aside)
         _write_config(cfg, config, aside)
         if _to_be_verified(skeleton, args.verify):
@@ -228,15 +233,19 @@ def _unquantised(model: Any) -> Any:
     return plain
 
 
-def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> None:
-    """The run's tokenizer with the run's prompt template, and the stop tokens of that template."""
+def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> Any:
+    """Write the run's tokenizer with the run's prompt template, and that template's stop tokens.
+
+    Returns:
+        The tokenizer, if the config has one.
+    """
     from xtuner.registry import BUILDER
     from xtuner.tools.check_template import compare, refuse
     from xtuner.tools.model_converters import trained_template
 
     section = cfg.get("tokenizer")
     if section is None:
-        return
+        return None
     tokenizer = BUILDER.build(section)
     try:
         template = trained_template.template_of(cfg)
@@ -251,6 +260,7 @@ def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> None:
         if not force:
             refuse(compare(tokenizer, template))
     tokenizer.save_pretrained(aside)
+    return tokenizer
 
 
 def _write_reward_token(cfg: Any, aside: Path) -> None:

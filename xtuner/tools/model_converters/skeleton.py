@@ -38,6 +38,8 @@ def without_weights(node: Any) -> Any:
         copied = {key: without_weights(value) for key, value in node.items()}
         if "quantization_config" in copied:
             copied["quantization_config"] = None
+        if "pretrained_pth" in copied:  # what training began with
+            copied["pretrained_pth"] = None
         if is_model_loader(copied.get("type")):
             copied["type"] = _empty_loader(copied["type"].__self__)
         return copied

@@ -21,8 +21,14 @@ def wizardlm_map_fn(example: Row) -> Mapped:
 
 
 def llava_map_fn(example: Row) -> Mapped:
-    """As ``wizardlm``; ``<image>`` in a question moves to its front."""
+    """As ``wizardlm``; ``<image>`` in a question moves to its front.
+
+    Where a row has several images, their marks stay: the text tells which is where.
+    """
     turns = list(_turns(example["conversations"]))
+    images = example.get("image")
+    if isinstance(images, list) and len(images) > 1:
+        return {"conversation": turns}
     for turn in turns:
         if DEFAULT_IMAGE_TOKEN in turn["input"]:
             rest = turn["input"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
@@ -43,6 +49,8 @@ def _turns(messages: Iterable[Row]) -> Iterable[dict[str, Any]]:
     """A turn for each answer; the questions since the last one are joined."""
     question, asked = "", False
     for message in messages:
+        if message["value"] is None:
+            raise ValueError("a message's 'value' is null")
         if message["from"] == "human":
             question, asked = question + str(message["value"]), True
         elif message["from"] == "gpt":

@@ -1,0 +1,98 @@
+"""Rows about images as conversations with their files; rows that cannot be used are named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xtuner.dataset.json_file import BrokenRow
+from xtuner.dataset.rows import RowFunction
+from xtuner.utils.lang import tr
+
+
+class BadRowError(ValueError):
+    """What is wrong with a row, in words for people."""
+
+
+EMPTY: dict[str, Any] = {"conversation": [], "image": []}
+"""In the place of a row that is left out, so that the others keep their numbers."""
+
+
+def map_rows(
+    rows: Sequence[Any], function: RowFunction | None
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Map rows, and find those that cannot be.
+
+    Args:
+        rows: with ``image`` (a file, several, or none) and what ``function`` reads.
+        function: row → ``{'conversation': [...]}``; None when rows are so already.
+
+    Returns:
+        A row for each: ``conversation`` (or ``input_ids`` and ``labels``) and ``image``, a list of
+        files; ``EMPTY`` for those that cannot be used. Their numbers, and what is wrong with them.
+    """
+    mapped, wrong = [], {}
+    for number, row in enumerate(rows):
+        try:
+            mapped.append(_mapped(row, function))
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            wrong[number] = _why(error, function)
+            mapped.append(EMPTY)
+    return mapped, wrong
+
+
+def _why(error: Exception, function: RowFunction | None) -> str:
+    if isinstance(error, BadRowError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return tr(f"it has no {error}", f"它没有 {error}")
+    name = getattr(function, "__name__", "dataset_map_fn")
+    return tr(f"{name} cannot read it ({error})", f"{name} 无法读取（{error}）")
+
+
+def _mapped(row: Any, function: RowFunction | None) -> dict[str, Any]:
+    if isinstance(row, BrokenRow):
+        raise BadRowError(row.why)
+    if not isinstance(row, Mapping):
+        kind = type(row).__name__
+        raise BadRowError(tr(f"it is a {kind}, not an object", f"它是 {kind}，不是对象"))
+    files = listed_files(row.get("image"))
+    made = row if function is None else {**row, **function(row)}
+    if "conversation" not in made and "input_ids" in made:
+        kept = {name: made[name] for name in ("input_ids", "labels") if name in made}
+        return {**kept, "image": files}
+    turns = list(made["conversation"])
+    if not turns:
+        raise BadRowError(tr("its conversation is empty", "对话为空"))
+    for turn in turns:
+        _check_turn(turn)
+    return {"conversation": turns, "image": files}
+
+
+def _check_turn(turn: Any) -> None:
+    for name in ("input", "output"):
+        text = turn[name]
+        if not isinstance(text, str):
+            raise BadRowError(
+                tr(f"the {name} of a turn is {text!r}, no text", f"某轮的 {name} 是 {text!r}")
+            )
+        text.encode()  # half of a pair of surrogates is no text that a tokenizer takes
+
+
+def listed_files(image: Any) -> list[str]:
+    """The files of a row's ``image``: one, several or none.
+
+    Raises:
+        BadRowError: when it is something else.
+    """
+    if not image:
+        return []
+    files = [image] if isinstance(image, str) else image
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise BadRowError(
+            tr(
+                f"its image is {image!r}, neither the name of a file nor a list of names",
+                f"它的 image 是 {image!r}，既不是文件名也不是文件名列表",
+            )
+        )
+    return list(files)

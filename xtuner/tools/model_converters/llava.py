@@ -1,0 +1,110 @@
+"""``xtuner convert llava``: a LLaVA model in another form, from ours or from Hugging Face's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "source",
+        help=tr(
+            "what pth_to_hf wrote (a folder with projector/), or a folder of "
+            "LlavaForConditionalGeneration",
+            "pth_to_hf 写出的文件夹（含 projector/），或 LlavaForConditionalGeneration 的文件夹",
+        ),
+    )
+    parser.add_argument("out", help=tr("the folder to write", "输出文件夹"))
+    parser.add_argument(
+        "--save-format",
+        choices=("xtuner", "official", "huggingface"),
+        default="huggingface",
+        help=tr("default: huggingface", "默认 huggingface"),
+    )
+    parser.add_argument(
+        "--llm",
+        help=tr("the language model, where it is not in the folder", "语言模型（文件夹中没有时）"),
+    )
+    parser.add_argument(
+        "--visual-encoder",
+        help=tr("the visual encoder, likewise", "视觉编码器（文件夹中没有时）"),
+    )
+    parser.add_argument(
+        "--visual-select-layer", type=int, default=-2, help=tr("default: -2", "默认 -2")
+    )
+    parser.add_argument(
+        "--torch-dtype",
+        choices=("fp16", "bf16", "fp32", "auto"),
+        default="auto",
+        help=tr("default: the model's own", "默认使用模型自身的类型"),
+    )
+    parser.add_argument(
+        "--max-shard-size", default="2GB", help=tr("default: 2GB", "分片大小，默认 2GB")
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Put the parts together and write them."""
+    from xtuner.tools.model_converters import model_folder, whole_llava
+    from xtuner.tools.model_converters.shards import parse_size
+    from xtuner.utils.files import written_aside
+
+    source, out = Path(args.source), Path(args.out)
+    size = parse_size(args.max_shard_size)
+    model_folder.check_output(out, [source])
+    whole = _is_whole(source)
+    model, tokenizer, image_processor = (_read_whole if whole else _read_parts)(args)
+    model.tokenizer = tokenizer
+    with written_aside(out) as aside:
+        model.to_hf(aside, max_shard_size=size, save_format=args.save_format)
+        if args.save_format == "huggingface":
+            whole_llava.save_with_image_token(image_processor, tokenizer, aside, square=True)
+        elif (aside / "visual_encoder").is_dir():
+            image_processor.save_pretrained(aside / "visual_encoder")
+    print(tr(f"wrote {out}", f"已写入 {out}"))
+    return 0
+
+
+def _is_whole(source: Path) -> bool:
+    from xtuner.tools.model_converters.model_folder import read_json
+
+    file = source / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == "llava"
+
+
+def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor of our own form."""
+    from xtuner.chat.seeing import put_together
+    from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
+
+    adapter = llava_adapter(args.source)
+    if args.llm is None and not (Path(args.source) / "config.json").is_file():
+        raise UserError(
+            tr("the language model is not in this folder.", "该文件夹中没有语言模型。"),
+            hint="--llm",
+        )
+    folder, adapter_folder = locate(args.llm or args.source, adapter)
+    llm, tokenizer = load_for_chat(folder, adapter_folder, dtype=args.torch_dtype)
+    seeing = put_together(llm, Path(args.source), args.visual_encoder, args.visual_select_layer)
+    seeing.llava.freeze_llm = args.llm is not None
+    return seeing.llava, tokenizer, seeing.image_processor
+
+
+def _read_whole(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor of Hugging Face's form."""
+    import torch
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    from xtuner.model.modules.llava_reading import read_huggingface
+    from xtuner.tools.chat_loading import DTYPES
+
+    name = DTYPES[args.torch_dtype]
+    model = read_huggingface(args.source, name if name == "auto" else getattr(torch, name))
+    tokenizer = AutoTokenizer.from_pretrained(args.source)
+    return model, tokenizer, AutoImageProcessor.from_pretrained(args.source)

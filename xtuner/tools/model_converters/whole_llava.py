@@ -1,0 +1,81 @@
+"""What LLaVA models in other projects' forms need besides the weights; who has such forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+
+def require_llava(model: Mapping[str, Any], save_format: str) -> None:
+    """Refuse another project's form for a model that has none.
+
+    Args:
+        model: a config's section.
+        save_format: as asked for.
+
+    Raises:
+        UserError: when the model is not a LLaVA model.
+    """
+    if not hasattr(model["type"], "save_formats"):
+        name = getattr(model["type"], "__name__", model["type"])
+        raise UserError(
+            tr(
+                f"--save-format {save_format} is for LLaVA models; this is {name}.",
+                f"--save-format {save_format} 只用于 LLaVA 模型；这里是 {name}。",
+            ),
+            hint=tr("leave it out.", "请去掉该选项。"),
+        )
+
+
+def write_processor(cfg: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what Hugging Face's LLaVA makes of texts and images, as in training.
+
+    Args:
+        cfg: the config of the training; ``image_processor`` and its dataset's
+            ``pad_image_to_square`` are read.
+        tokenizer: gets ``<image>``.
+        folder: with the model's ``config.json``.
+    """
+    from xtuner.registry import BUILDER
+
+    section = cfg.get("image_processor")
+    if section is None:
+        print(
+            tr(
+                "the config has no image_processor: none is written",
+                "配置中没有 image_processor，因此不写出",
+            )
+        )
+    image_processor = None if section is None else BUILDER.build(section)
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    parts = dataset.get("datasets") or [dataset]
+    square = any(part.get("pad_image_to_square", False) for part in parts)
+    save_with_image_token(image_processor, tokenizer, folder, square=square)
+
+
+def save_with_image_token(
+    image_processor: Any, tokenizer: Any, folder: Path, *, square: bool
+) -> None:
+    """Write tokenizer and image processor of Hugging Face's form.
+
+    Args:
+        image_processor: of the visual encoder, if it is known.
+        tokenizer: gets ``<image>`` if it has not got it.
+        folder: with the model's ``config.json``.
+        square: images are padded to squares.
+    """
+    from transformers import LlavaConfig
+
+    from xtuner.model.modules.llava_formats import save_processor
+
+    tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    if image_processor is None:
+        return
+    config: Any = LlavaConfig.from_pretrained(folder)
+    save_processor(image_processor, tokenizer, config, folder, square=square)
