@@ -283,3 +283,26 @@ def test_the_official_form_is_a_llama_with_a_projector(tmp_path):
         weights["model.mm_projector.2.weight"], ours.projector.model[2].weight.data
     )
     assert "model.layers.1.mlp.up_proj.weight" in weights
+
+
+def test_siglip_has_a_feature_for_every_patch():
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(0)
+    encoder = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=SIZE,
+            patch_size=8,
+        )
+    )
+    ours = LLaVAModel(llm=make_model("llama"), visual_encoder=encoder)
+    batch = default_collate_fn(rows())["data"]
+    merged = ours.with_images(batch)
+    assert merged["inputs_embeds"].shape[1] == 7 - 2 + 2 * PATCHES
+    ours(batch)["loss"].backward()
+    for name, weight in ours.named_parameters():
+        assert weight.grad is not None or not weight.requires_grad, name

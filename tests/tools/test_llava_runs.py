@@ -280,6 +280,14 @@ def test_eval_refcoco_scores_what_the_model_says(folder, parts, tmp_path, capsys
     assert result["accuracy"] == accuracy(
         [row["answer"] for row in result["rows"]], [row["box"] for row in result["rows"]]
     )
+    words[words.index("--work-dir") + 1] = str(tmp_path / "two")
+    subprocess.run(
+        [sys.executable, "-m", "xtuner", "eval_refcoco", *words, "--image-folder", str(tmp_path)],
+        env={**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    assert json.loads((tmp_path / "two" / "refcoco_result.json").read_text("utf-8")) == result
     assert main(["eval_refcoco", *words, "--image-folder", str(tmp_path / "none")]) == 1
     assert "1 images are bad" in capsys.readouterr().err
 
