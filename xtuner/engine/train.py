@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,9 @@ def test(
     if _is_first():
         what = checkpoint or tr("the base model (no --checkpoint)", "基座模型（未给 --checkpoint）")
         print(tr(f"measuring {what} on the {split} data", f"在 {split} 数据上评测 {what}"))
-    build_runner(cfg).test()
+    metrics = build_runner(cfg).test()
+    if _is_first():
+        write_text(Path(cfg.work_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
     leave_processes()
     return 0
 

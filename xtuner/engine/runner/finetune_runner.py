@@ -33,6 +33,7 @@ from xtuner.engine import checkpoint, checkpoint_state, reference, resume
 from xtuner.engine.hooks.metrics_hook import MetricsHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
 from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
+from xtuner.engine.runner.loops import TrainLoop
 from xtuner.engine.runner.scalar_visualizer import ScalarVisualizer
 from xtuner.parallel.processes import join_processes
 from xtuner.utils.errors import UserError
@@ -240,8 +241,9 @@ class FinetuneRunner(Runner):
         Asked for by ``resume_from`` (the command line) or by the config's ``resume = True``, with
         ``load_from`` for a path.
         """
-        self.fingerprints = resume.of_run(self)
-        reference.look_ahead(self)
+        if isinstance(self._train_loop, TrainLoop):  # a test does not load the training's data
+            self.fingerprints = resume.of_run(self)
+            reference.look_ahead(self)
         wanted = self.resume_from
         if wanted is None and self._resume:
             wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
@@ -292,7 +294,8 @@ class FinetuneRunner(Runner):
 def _is_for_people(record: logging.LogRecord) -> bool:
     """Whether a warning is of use to someone who trains: not what mmengine says of itself."""
     text = record.getMessage()
-    return "will be deprecated in future" not in text and "registry tree" not in text
+    of_mmengine = ("will be deprecated in future", "registry tree", "has no metainfo")
+    return not any(words in text for words in of_mmengine)
 
 
 def _is_too_short(scheduler: Mapping[str, Any], epoch_length: int | None) -> bool:

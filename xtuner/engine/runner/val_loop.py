@@ -47,6 +47,11 @@ class ValLoop(_MetricValLoop):
         runner.call_hook("after_val")
         return metrics
 
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Give a batch to the model and what it says to the metrics."""
+        _measure_batch(self, "val", idx, data_batch)
+
 
 class TestLoop(_MetricTestLoop):
     """Test, as ``ValLoop`` validates."""
@@ -68,6 +73,21 @@ class TestLoop(_MetricTestLoop):
         runner.call_hook("after_test_epoch", metrics=metrics)
         runner.call_hook("after_test")
         return metrics
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Give a batch to the model and what it says to the metrics."""
+        _measure_batch(self, "test", idx, data_batch)
+
+
+def _measure_batch(loop: Any, kind: str, idx: int, data_batch: Any) -> None:
+    """mmengine's step of a metric loop, for a model in any wrapper and on any device."""
+    runner = loop.runner
+    runner.call_hook(f"before_{kind}_iter", batch_idx=idx, data_batch=data_batch)
+    with runner.autocast():
+        outputs = bare(runner.model)(**to_device(data_batch, runner.device), mode="predict")
+    loop.evaluator.process(data_samples=outputs, data_batch=data_batch)
+    runner.call_hook(f"after_{kind}_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
 
 
 class LossParts:
