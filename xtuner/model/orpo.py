@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xtuner.model.base import Data
+from xtuner.model.base import Data, packed_borders
+from xtuner.model.modules.loss import shift_labels
 from xtuner.model.modules.preference_losses import log_odds_ratio
 from xtuner.model.preference import PreferenceModel, count_pairs, reward_facts
 from xtuner.utils.constants import IGNORE_INDEX
@@ -61,12 +62,11 @@ class ORPO(PreferenceModel):
 
 
 def _chosen_tokens(data: Mapping[str, Any]) -> int:
-    """Labelled tokens of every second sample that have a token before them in it."""
-    from xtuner.model.base import packed_borders
-
-    labels, borders = data["labels"], packed_borders(data)
+    """Labelled tokens of every second sample, as many as the loss has."""
+    borders = packed_borders(data)
+    trained = shift_labels(data["labels"], borders, data.get("attention_mask")) != IGNORE_INDEX
     if borders is None:
-        return int((labels[::2, 1:] != IGNORE_INDEX).sum())
+        return int(trained[::2].sum())
     marks = borders.tolist()
-    spans = list(zip(marks[:-1:2], marks[1::2], strict=True))
-    return sum(int((labels[0, a + 1 : b] != IGNORE_INDEX).sum()) for a, b in spans)
+    spans = zip(marks[:-1:2], marks[1::2], strict=True)
+    return sum(int(trained[0, start:stop].sum()) for start, stop in spans)

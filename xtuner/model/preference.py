@@ -37,7 +37,7 @@ class PreferenceModel(FinetuneModel):
             llm: a transformers model instead of the one that is trained.
         """
         borders = packed_borders(data)
-        targets = shift_labels(data["labels"], borders).flatten()
+        targets = shift_labels(data["labels"], borders, data.get("attention_mask")).flatten()
         places = (targets != IGNORE_INDEX).nonzero().flatten()
         if borders is None:
             samples = places // data["labels"].shape[1]

@@ -18,7 +18,7 @@ class SupervisedFinetune(FinetuneModel):
 
     def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""
-        targets = shift_labels(data["labels"], packed_borders(data))
+        targets = shift_labels(data["labels"], packed_borders(data), data.get("attention_mask"))
         return {"tokens": int((targets != IGNORE_INDEX).sum())}
 
     def forward(
@@ -53,7 +53,9 @@ class SupervisedFinetune(FinetuneModel):
         raise NotImplementedError(f"mode {mode!r}; there are: loss, predict, tensor")
 
     def _loss_sum(self, data: Data) -> Tensor:
-        targets = shift_labels(data["labels"], packed_borders(data)).flatten()
+        targets = shift_labels(
+            data["labels"], packed_borders(data), data.get("attention_mask")
+        ).flatten()
         supervised = (targets != IGNORE_INDEX).nonzero().flatten()
         if not self.can_skip_logits(data):
             return self._plain_loss_sum(data, targets)

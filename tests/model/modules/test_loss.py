@@ -89,3 +89,10 @@ def test_shift_never_crosses_a_border():
     assert shift_labels(labels).tolist() == [[2, 3, 4, 5, 6, IGNORED]]
     borders = torch.tensor([0, 2, 6])
     assert shift_labels(labels, borders).tolist() == [[2, IGNORED, 4, 5, 6, IGNORED]]
+
+
+def test_nothing_is_predicted_from_padding():
+    labels = torch.tensor([[IGNORED, IGNORED, 3, 4], [1, 2, 3, IGNORED]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    expected = [[IGNORED, IGNORED, 4, IGNORED], [2, 3, IGNORED, IGNORED]]
+    assert shift_labels(labels, attention_mask=mask).tolist() == expected

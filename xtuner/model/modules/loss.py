@@ -24,13 +24,16 @@ MIN_ROWS = 256
 """... but never fewer rows than this: narrow products leave most of a processor idle."""
 
 
-def shift_labels(labels: Tensor, borders: Tensor | None = None) -> Tensor:
+def shift_labels(
+    labels: Tensor, borders: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Tensor:
     """The token that each position must predict: the label of the next position.
 
     Args:
         labels: (B, S), ``IGNORE_INDEX`` where a token is not trained.
         borders: (samples + 1,) borders of a packed row (B is 1); the first token of a sample is
             never predicted from the sample before it.
+        attention_mask: (B, S), 0 at padding, from which nothing is predicted.
 
     Returns:
         (B, S); ``IGNORE_INDEX`` at the last position of each row and of each packed sample.
@@ -39,6 +42,8 @@ def shift_labels(labels: Tensor, borders: Tensor | None = None) -> Tensor:
     targets[:, :-1] = labels[:, 1:]
     if borders is not None and len(borders) > 2:
         targets[:, borders[1:-1].long() - 1] = IGNORE_INDEX
+    if attention_mask is not None:
+        targets.masked_fill_(attention_mask == 0, IGNORE_INDEX)
     return targets
 
 
