@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 from xtuner.engine.stop import OUT_OF_TIME, Stop, exit_status, told
 
@@ -26,3 +27,20 @@ def test_the_end_of_a_slurm_job_is_heeded_only_where_asked(monkeypatch):
     assert Stop(save_before=None).agreed() is None
     assert Stop(save_before=60).agreed() is None
     assert Stop(save_before=200).agreed() == OUT_OF_TIME
+
+
+def test_a_signal_during_the_agreement_is_heeded_at_the_next_step(monkeypatch):
+    stop = Stop()
+    stop.install()
+    monkeypatch.setattr("xtuner.engine.stop.get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    arrives = [True, False]
+
+    def all_reduce(told, op):
+        if arrives.pop(0):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert stop.agreed() is None  # the other ranks were told nothing yet
+    assert stop.agreed() == signal.SIGTERM
+    stop.uninstall()

@@ -53,7 +53,9 @@ class Stop:
         if torch.distributed.get_backend() == "nccl":
             told = told.cuda()
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        self.reason = None if told.item() < 0 else int(told.item())
+        if told.item() < 0:
+            return None  # a signal noted since this rank was asked is told at the next step
+        self.reason = int(told.item())
         return self.reason
 
     def _note(self, number: int, frame: FrameType | None) -> None:
