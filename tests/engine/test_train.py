@@ -153,8 +153,7 @@ def test_a_test_of_no_checkpoint_is_refused(tmp_path, capsys):
     assert "there is no such checkpoint" in capsys.readouterr().err
 
 
-def test_validation_keeps_the_best_and_stops_early(tmp_path, capsys):
-    extra = """
+STOPS_EARLY = """
 from mmengine.hooks import EarlyStoppingHook
 val_dataloader = dict(
     batch_size=2,
@@ -172,8 +171,25 @@ custom_hooks = [
     dict(type=EarlyStoppingHook, monitor="loss", rule="less", min_delta=100.0, patience=2)
 ]
 """
+
+
+def test_validation_keeps_the_best_and_stops_early(tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["train", str(write_config(tmp_path, extra)), "--work-dir", str(out)]) == 0
-    assert "validation  loss" in capsys.readouterr().out
+    assert main(["train", str(write_config(tmp_path, STOPS_EARLY)), "--work-dir", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "validation  loss" in printed
+    assert printed.count("stopping early: loss is ") == 1 and "after iteration 24" in printed
     assert len(list(out.glob("best_loss_iter_*.pth"))) == 1
     assert (out / "metrics.jsonl").read_text().count("val/loss") == 3  # one, then two no better
+
+
+@pytest.mark.parametrize("killed_after", [8, 16, 24])
+def test_a_resumed_run_stops_early_where_an_undisturbed_one_does(tmp_path, killed_after):
+    config = write_config(tmp_path, STOPS_EARLY.replace("interval=100", "interval=8"))
+    out = tmp_path / "out"
+    assert main(["train", str(config), "--work-dir", str(out)]) == 0
+    for checkpoint in out.glob("iter_*.pth*"):
+        if int(checkpoint.name.split(".")[0].removeprefix("iter_")) > killed_after:
+            checkpoint.unlink()
+    assert main(["train", str(config), "--work-dir", str(out), "--resume"]) == 0
+    assert (out / "metrics.jsonl").read_text().count("val/loss") == 3

@@ -160,6 +160,7 @@ def adapt_loops(cfg: Config) -> None:
 
 def _adapt_hooks(cfg: Config) -> None:
     from xtuner.engine.hooks.checkpoint_hook import CheckpointHook
+    from xtuner.engine.hooks.early_stopping_hook import EarlyStoppingHook
 
     hooks = cfg.get("default_hooks")
     if hooks is None:
@@ -169,6 +170,9 @@ def _adapt_hooks(cfg: Config) -> None:
         hook["type"] = CheckpointHook
         if not hook.get("by_epoch", True):
             hook.setdefault("save_last", True)
+    for each in [*hooks.values(), *(cfg.get("custom_hooks") or [])]:
+        if isinstance(each, dict) and name_of(each.get("type")) == "EarlyStoppingHook":
+            each["type"] = EarlyStoppingHook
 
 
 def _dicts(value: Any, path: str) -> Iterator[tuple[str, ConfigDict]]:

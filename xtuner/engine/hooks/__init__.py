@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "checkpoint_hook": ("CheckpointHook",),
         "dataset_info_hook": ("DatasetInfoHook",),
+        "early_stopping_hook": ("EarlyStoppingHook",),
         "evaluate_chat_hook": ("EvaluateChatHook",),
         "hf_checkpoint_hook": ("HFCheckpointHook",),
         "metrics_hook": ("MetricsHook",),
