@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
-from tests.equivalence.runs import differences, outcome, train
+from tests.equivalence.runs import differences, outcome, start, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -33,3 +34,38 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, config, packing):
     assert status == 0, printed
     found = list(differences(outcome(tmp_path / "whole"), outcome(tmp_path / "resumed")))
     assert not found, found
+
+
+def test_resumed_equals_uninterrupted_with_two_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["train_cfg.max_epochs=None", "train_cfg.max_iters=4", "save_steps=2"]
+    options += ["save_total_limit=-1", "custom_hooks.1.max_new_tokens=2"]
+    (tmp_path / "resumed").mkdir()
+    for folder, words in (("whole", []), ("resumed", ["--resume"])):
+        run = start(
+            "quickstart_lora", tmp_path / folder, *words, "--cfg-options", *options, processes=2
+        )
+        printed, _ = run.communicate(timeout=200)
+        assert run.returncode == 0, printed
+        if folder == "whole":
+            for name in ("iter_2.pth", "iter_2.pth.json", "metrics.jsonl"):
+                shutil.copy(tmp_path / "whole" / name, tmp_path / "resumed")
+    assert "Going on from" in printed
+    found = list(differences(outcome(tmp_path / "whole"), outcome(tmp_path / "resumed")))
+    assert not found, found
+
+
+def test_another_tokenizer_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["train_cfg.max_epochs=None", "train_cfg.max_iters=2", "save_steps=1"]
+    options += ["custom_hooks.1.max_new_tokens=2"]
+    status, printed = train("quickstart_lora", tmp_path / "run", "--cfg-options", *options)
+    assert status == 0, printed
+    tokenizer = AutoTokenizer.from_pretrained("work_dirs/quickstart_base")
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained("work_dirs/quickstart_base")
+    words = ["--resume", "--cfg-options", *options]
+    status, printed = train("quickstart_lora", tmp_path / "run", *words)
+    assert status == 1 and "  tokenizer: vocabulary or settings" in printed, printed
+    assert "--resume-allow tokenizer" in printed

@@ -14,6 +14,7 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from xtuner.engine.checkpoint import config_beside, find_latest, load_checkpoint
 from xtuner.engine.checkpoint_state import SCHEDULE_ENDS, bare, restore
+from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
@@ -98,7 +99,7 @@ def of_run(runner: Any) -> dict[str, Any]:
     return fingerprints(
         config=runner.cfg,
         dataset=runner.train_dataloader.dataset,
-        tokenizer=getattr(bare(runner.model), "tokenizer", None),
+        tokenizer=_tokenizer_of(runner),
         world_size=get_world_size(),
     )
 
@@ -345,6 +346,14 @@ def _sample(dataset: Any) -> str:
             if isinstance(row, Mapping) and name in row:
                 digest.update(repr(list(map(int, row[name]))).encode())
     return digest.hexdigest()
+
+
+def _tokenizer_of(runner: Any) -> Any:
+    """The tokenizer that the data was encoded with; None where the config names none."""
+    built = getattr(bare(runner.model), "tokenizer", None)
+    dataset = (runner.cfg.get("train_dataloader") or {}).get("dataset") or {}
+    named = built or runner.cfg.get("tokenizer") or dataset.get("tokenizer")
+    return BUILDER.build(named) if isinstance(named, Mapping) else named
 
 
 def _tokenizer(tokenizer: Any) -> str:
