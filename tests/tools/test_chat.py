@@ -20,8 +20,8 @@ from xtuner.chat import screen
 from xtuner.chat.prompt import ChatPrompt, Turn
 from xtuner.chat.session import ChatSession, Sampling
 from xtuner.entry_point import main
-from xtuner.tools.model_converters.fingerprint import write_fingerprint
-from xtuner.tools.model_converters.shards import Weights
+from xtuner.model.files.fingerprint import write_fingerprint
+from xtuner.model.files.shards import Weights
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 TEMPLATE = ["--prompt-template", "internlm2_chat"]

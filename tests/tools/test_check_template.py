@@ -7,9 +7,9 @@ import json
 import pytest
 
 from tests.helpers.tiny import make_tokenizer
+from xtuner.engine.trained_template import put_template
 from xtuner.entry_point import main
 from xtuner.tools.check_template import PROBES, compare, read_conversations
-from xtuner.tools.model_converters.trained_template import put_template
 from xtuner.utils.chat_template import render_question, to_jinja
 from xtuner.utils.errors import UserError
 from xtuner.utils.templates import PROMPT_TEMPLATE

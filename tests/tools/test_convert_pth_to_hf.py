@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.engine.config import load_config
 from xtuner.entry_point import main
+from xtuner.model.files.shards import Weights
 from xtuner.registry import BUILDER
-from xtuner.tools.model_converters.shards import Weights
 
 PROBE = torch.arange(40).reshape(2, 20) * 7 % 500
 

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.entry_point import main
-from xtuner.tools.model_converters.fingerprint import write_fingerprint
-from xtuner.tools.model_converters.shards import Weights
+from xtuner.model.files.fingerprint import write_fingerprint
+from xtuner.model.files.shards import Weights
 
 PROBE = torch.arange(40).reshape(2, 20) * 7 % 500
 

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xtuner.tools.model_converters.model_folder import read_json
+from xtuner.model.files.model_folder import read_json
+from xtuner.utils.constants import REWARD_FILE
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-
-REWARD_FILE = "xtuner_reward.json"
 
 
 def is_reward_model(folder: Path, adapter: Path | None) -> bool:

@@ -264,7 +264,7 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
         cfg = load_config(str(config))
     template = dict(PROMPT_TEMPLATE[template_name]) if template_name else None
     if template is None and cfg is not None:
-        from xtuner.tools.model_converters.trained_template import template_of
+        from xtuner.engine.trained_template import template_of
 
         template = template_of(cfg)
     if template is None:
@@ -277,8 +277,8 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=True), template
+    from xtuner.engine.trained_template import put_template
     from xtuner.registry import BUILDER
-    from xtuner.tools.model_converters.trained_template import put_template
 
     tokenizer = BUILDER.build(cfg.tokenizer)
     put_template(tokenizer, template)

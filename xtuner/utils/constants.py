@@ -11,3 +11,6 @@ IMAGE_TOKEN_INDEX = -200
 
 DEFAULT_IMAGE_TOKEN = "<image>"
 """What stands for an image in a text."""
+
+REWARD_FILE = "xtuner_reward.json"
+"""Beside a reward model: which token ends the texts that it judges."""

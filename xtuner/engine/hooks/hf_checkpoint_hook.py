@@ -9,6 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from xtuner.engine import beside_weights, trained_template
 from xtuner.engine.checkpoint_state import bare
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
@@ -17,7 +18,10 @@ from xtuner.utils.lang import tr
 
 @HOOKS.register_module()
 class HFCheckpointHook(Hook):
-    """Writes the model, or its adapter, as a Hugging Face folder.
+    """Writes the model, or its adapter, as a Hugging Face folder that is ready to be used.
+
+    Beside the weights lie, as ``xtuner convert pth_to_hf`` writes them, the config's tokenizer with
+    the prompt template of the training, its stop tokens, and the fingerprint of an adapter's base.
 
     Args:
         out_dir: the folder; ``<work_dir>/hf_model`` when None.
@@ -32,7 +36,8 @@ class HFCheckpointHook(Hook):
         self.every_save = every_save
 
     def before_train(self, runner: Any) -> None:
-        """Refuse, before anything takes long, to replace a folder that is no earlier export."""
+        """Refuse, before anything takes long, what could not be exported at the end."""
+        trained_template.template_of(runner.cfg)
         folder = self._folder(runner)
         exports = ("config.json", "adapter_config.json")
         occupied = folder.is_dir() and any(folder.iterdir())
@@ -66,4 +71,15 @@ class HFCheckpointHook(Hook):
             with written_aside(folder) as aside:
                 model: Any = bare(runner.model)
                 model.to_hf(str(aside))
+                self._write_beside(runner.cfg, aside)
+                if (aside / "adapter_config.json").is_file():
+                    beside_weights.write_base(aside, model.llm.get_base_model().name_or_path)
             runner.logger.info(f"exported in Hugging Face layout: {folder}")
+
+    def _write_beside(self, config: Any, aside: Path) -> None:
+        tokenizer = trained_template.tokenizer_of(config)
+        if tokenizer is not None:
+            beside_weights.write_tokenizer(aside, tokenizer, trained_template.template_of(config))
+        reward_token = trained_template.reward_token_of(config)
+        if reward_token is not None:
+            beside_weights.write_reward_token(aside, reward_token)

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from xtuner.tools.model_converters.fingerprint import write_fingerprint
-from xtuner.tools.model_converters.model_folder import copy_side_files, find_model
-from xtuner.tools.model_converters.shards import ShardWriter, TensorInfo, Weights
+from xtuner.engine.beside_weights import write_base
+from xtuner.model.files.model_folder import copy_side_files, find_model
+from xtuner.model.files.shards import ShardWriter, TensorInfo
 from xtuner.tools.model_converters.trained import TrainedWeights
-from xtuner.utils.errors import UserError
-from xtuner.utils.lang import tr
 
 PREFIX = "llm."
 
@@ -105,15 +103,7 @@ def export_adapter(
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     config.save_pretrained(str(out))
-    try:
-        write_fingerprint(out, base_name, Weights(find_model(base_name)))
-    except UserError as error:
-        print(
-            tr(
-                f"the base has no fingerprint in the adapter: {error.message}",
-                f"适配器中没有写入基座模型的指纹: {error.message}",
-            )
-        )
+    write_base(out, base_name)
 
 
 def _dtype(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xtuner.tools.model_converters.shards import TensorInfo, Weights, shown
+from xtuner.model.files.shards import TensorInfo, Weights, shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

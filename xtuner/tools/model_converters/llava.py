@@ -51,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Put the parts together and write them."""
-    from xtuner.tools.model_converters import model_folder, whole_llava
-    from xtuner.tools.model_converters.shards import parse_size
+    from xtuner.model.files import model_folder
+    from xtuner.model.files.shards import parse_size
+    from xtuner.tools.model_converters import whole_llava
     from xtuner.utils.files import written_aside
 
     source, out = Path(args.source), Path(args.out)
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_whole(source: Path) -> bool:
-    from xtuner.tools.model_converters.model_folder import read_json
+    from xtuner.model.files.model_folder import read_json
 
     file = source / "config.json"
     return file.is_file() and read_json(file).get("model_type") == "llava"

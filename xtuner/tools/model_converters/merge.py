@@ -13,8 +13,8 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     import torch
 
+    from xtuner.model.files.shards import Weights
     from xtuner.tools.model_converters.layer_merge import LayerMerge
-    from xtuner.tools.model_converters.shards import Weights
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -68,11 +68,12 @@ def run(args: argparse.Namespace) -> int:
     """Merge; see ``layer_merge`` for how."""
     import torch
 
-    from xtuner.tools.chat_reward import REWARD_FILE, is_reward_model
-    from xtuner.tools.model_converters import model_folder
-    from xtuner.tools.model_converters.fingerprint import check_fingerprint
+    from xtuner.model.files import model_folder
+    from xtuner.model.files.fingerprint import check_fingerprint
+    from xtuner.model.files.shards import Weights, check_space, parse_size
+    from xtuner.tools.chat_reward import is_reward_model
     from xtuner.tools.model_converters.serving import serving_commands
-    from xtuner.tools.model_converters.shards import Weights, check_space, parse_size
+    from xtuner.utils.constants import REWARD_FILE
     from xtuner.utils.files import written_aside
 
     parse_size(args.max_shard_size)
@@ -132,8 +133,8 @@ def _write(
     args: argparse.Namespace,
 ) -> None:
     """Write the merged model, layer by layer where possible."""
+    from xtuner.model.files.shards import parse_size
     from xtuner.tools.model_converters.layer_merge import CannotStream, prepare
-    from xtuner.tools.model_converters.shards import parse_size
 
     size, safe, device = parse_size(args.max_shard_size), args.safe_serialization, args.device
     try:
@@ -155,8 +156,8 @@ def _write(
 def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -> None:
     from rich.progress import Progress
 
-    from xtuner.tools.model_converters import model_folder
-    from xtuner.tools.model_converters.shards import ShardWriter
+    from xtuner.model.files import model_folder
+    from xtuner.model.files.shards import ShardWriter
 
     with ShardWriter(aside, merge.plan, shard_size, safe) as writer, Progress() as progress:
         total = sum(info.nbytes for info in merge.plan)
@@ -176,7 +177,7 @@ def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -
 def _write_whole(
     base: Path, adapter: Path, aside: Path, dtype: torch.dtype | None, args: argparse.Namespace
 ) -> None:
-    from xtuner.tools.model_converters.shards import parse_size
+    from xtuner.model.files.shards import parse_size
     from xtuner.tools.model_converters.whole_merge import merge_whole, reshard
 
     whole = aside.parent / "whole"
@@ -190,9 +191,9 @@ def _verify(base: Path, adapter: Path, merged: Path) -> None:
     import torch
     from peft import PeftConfig, PeftModel
 
+    from xtuner.model.files.model_folder import read_json
     from xtuner.tools.model_converters import probe
     from xtuner.tools.model_converters.layer_merge import grow_embeddings, read_adapter
-    from xtuner.tools.model_converters.model_folder import read_json
     from xtuner.tools.model_converters.whole_merge import load_base
 
     classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +80,13 @@ def run(args: argparse.Namespace) -> int:
     """Convert; nothing is left behind unless all of it went well."""
     import torch
 
+    from xtuner.engine.beside_weights import write_reward_token
     from xtuner.engine.config import load_config
+    from xtuner.engine.trained_template import reward_token_of
+    from xtuner.model.files import model_folder
+    from xtuner.model.files.shards import check_space, parse_size
     from xtuner.registry import BUILDER
-    from xtuner.tools.model_converters import model_folder, whole_llava
-    from xtuner.tools.model_converters.shards import check_space, parse_size
+    from xtuner.tools.model_converters import whole_llava
     from xtuner.tools.model_converters.skeleton import build_skeleton
     from xtuner.tools.model_converters.trained import REMAP_AFTER, TrainedWeights
     from xtuner.utils.files import written_aside
@@ -114,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
             whole_llava.write_processor(cfg, tokenizer, aside)
         if (aside / "visual_encoder").is_dir() and "image_processor" in cfg:
             BUILDER.build(cfg.image_processor).save_pretrained(aside / "visual_encoder")
-        _write_reward_token(cfg, aside)
+        reward_token = reward_token_of(cfg)
+        if reward_token is not None:
+            write_reward_token(aside, reward_token)
         _write_config(cfg, config, aside)
         if _to_be_verified(skeleton, args.verify):
             _verify(cfg, weights, aside, skeleton)
@@ -180,8 +184,8 @@ def _write(
 ) -> None:
     from rich.progress import Progress
 
+    from xtuner.model.files.shards import parse_size
     from xtuner.tools.model_converters import export
-    from xtuner.tools.model_converters.shards import parse_size
 
     size, safe = parse_size(args.max_shard_size), args.safe_serialization
     if args.save_format != "xtuner":  # these hold the parts too that were not trained
@@ -234,43 +238,29 @@ def _unquantised(model: Any) -> Any:
 
 
 def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> Any:
-    """Write the run's tokenizer with the run's prompt template, and that template's stop tokens.
+    """Write the run's tokenizer with the run's prompt template, if they go together.
 
     Returns:
         The tokenizer, if the config has one.
     """
-    from xtuner.registry import BUILDER
+    from xtuner.engine.beside_weights import write_tokenizer
+    from xtuner.engine.trained_template import template_of, tokenizer_of
     from xtuner.tools.check_template import compare, refuse
-    from xtuner.tools.model_converters import trained_template
 
-    section = cfg.get("tokenizer")
-    if section is None:
+    tokenizer = tokenizer_of(cfg)
+    if tokenizer is None:
         return None
-    tokenizer = BUILDER.build(section)
     try:
-        template = trained_template.template_of(cfg)
+        template = template_of(cfg)
     except UserError as error:
         if not force:
             raise
         print(error)
         template = None
-    if template is not None:
-        trained_template.put_template(tokenizer, template)
-        trained_template.write_stop_tokens(aside, tokenizer, template)
-        if not force:
-            refuse(compare(tokenizer, template))
-    tokenizer.save_pretrained(aside)
+    write_tokenizer(aside, tokenizer, template)
+    if template is not None and not force:
+        refuse(compare(tokenizer, template))
     return tokenizer
-
-
-def _write_reward_token(cfg: Any, aside: Path) -> None:
-    """Which token ends the texts that a reward model judges; its data's config says."""
-    from xtuner.tools.chat_reward import REWARD_FILE
-
-    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
-    if dataset.get("is_reward"):
-        text = json.dumps({"reward_token_id": dataset["reward_token_id"]})
-        (aside / REWARD_FILE).write_text(text + "\n", "utf-8")
 
 
 def _write_config(cfg: Any, config: str, aside: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from xtuner.tools.model_converters.model_folder import find_model
+from xtuner.model.files.model_folder import find_model
 
 # What from_pretrained takes besides the settings of a model's config.
 _LOADING_ONLY = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner.tools.model_converters.shards import TensorInfo, shown
+from xtuner.model.files.shards import TensorInfo, shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from xtuner.tools.model_converters.model_folder import copy_side_files, read_json
-from xtuner.tools.model_converters.shards import ShardWriter, Weights
+from xtuner.model.files.model_folder import copy_side_files, read_json
+from xtuner.model.files.shards import ShardWriter, Weights
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from xtuner.tools.model_converters.shards import ShardWriter, TensorInfo, Weights, parse_size
+from xtuner.model.files.shards import ShardWriter, TensorInfo, Weights, parse_size
 from xtuner.utils.errors import UserError
 
 TENSORS = {

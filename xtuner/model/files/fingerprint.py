@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner.tools.model_converters.shards import Weights
+from xtuner.model.files.shards import Weights
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

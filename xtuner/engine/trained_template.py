@@ -1,4 +1,4 @@
-"""Which prompt template a config trained with, and writing it into what is handed on."""
+"""What a config trained with, and templates in the form in which they are handed on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from xtuner.registry import BUILDER
 from xtuner.utils.chat_template import stop_ids, stop_words, to_jinja
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -42,6 +43,18 @@ def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
             ),
         )
     return found[0] if found else None
+
+
+def tokenizer_of(cfg: Mapping[str, Any]) -> Any:
+    """The config's tokenizer, built; None when it names none."""
+    section = cfg.get("tokenizer")
+    return BUILDER.build(section) if isinstance(section, Mapping) else section
+
+
+def reward_token_of(cfg: Mapping[str, Any]) -> int | None:
+    """The token that ends the texts of a reward model's data; None for other trainings."""
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    return dataset["reward_token_id"] if dataset.get("is_reward") else None
 
 
 def _templates(node: Any) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Models as they lie on disk: their folders, shards, and the fingerprints of bases."""
