@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtuner.dataset import cache, encode, packing
 from xtuner.dataset.account import Account, attach
+from xtuner.dataset.held_out import rows_of_part
 from xtuner.dataset.rows import RowFunction, load_rows, row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
@@ -46,6 +47,8 @@ def process_hf_dataset(
     *,
     seed: int = 0,
     long_samples: str = "cut",
+    val_size: float = 0,
+    part: str = "train",
 ) -> Dataset:
     """Prepare a dataset for training.
 
@@ -69,6 +72,8 @@ def process_hf_dataset(
         seed: of the shuffling and drawing.
         long_samples: what to do with samples longer than ``max_length`` when they are packed whole:
             ``cut``, ``split`` into several, ``drop``, or stop with an ``error``.
+        val_size: rows kept from training, drawn by ``seed``: a share (below 1) or a number.
+        part: ``train``, or ``val`` for just those rows.
 
     Returns:
         Columns ``input_ids``, ``labels``, ``length``, ``rows`` (numbers of the source rows); with
@@ -84,6 +89,8 @@ def process_hf_dataset(
     numbers: Sequence[int] = range(len(rows))
     if max_dataset_length is not None and len(rows) > max_dataset_length:
         numbers = sorted(random.Random(seed).sample(numbers, max_dataset_length))
+    numbers = rows_of_part(numbers, part, val_size, seed)
+    if len(numbers) < len(rows):
         rows = rows.select(numbers)
     map_row, add_template = row_function(dataset_map_fn), row_function(template_map_fn)
     renames = _renames(rename_maps)

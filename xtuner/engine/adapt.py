@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from xtuner.engine.config_compat import adapt_published
+from xtuner.engine.validation_split import adapt_validation_split
 from xtuner.utils.lang import tr
 
 HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
@@ -35,6 +36,7 @@ def adapt(cfg: Config, *, launcher: str = "none") -> list[str]:
     gpu = torch.cuda.is_available()
     _adapt_model(cfg, said, gpu)
     _adapt_optimizer(cfg, said, gpu)
+    adapt_validation_split(cfg, said)
     adapt_loops(cfg)
     _adapt_hooks(cfg)
     backend = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("backend")

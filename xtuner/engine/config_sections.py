@@ -50,6 +50,7 @@ SECTIONS: Mapping[str, frozenset[str] | None] = {
     "train_dataset": ANY,
     "max_length": ANY,
     "sequence_parallel_size": ANY,
+    "val_size": ANY,
 }
 
 DATALOADER_KEYS = frozenset(

@@ -1,0 +1,41 @@
+"""Which rows of a dataset are kept from training, to validate with them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+PARTS = ("train", "val")
+
+
+def rows_of_part(numbers: Sequence[int], part: str, val_size: float, seed: int) -> Sequence[int]:
+    """The rows of a part, in their order.
+
+    Args:
+        numbers: row numbers.
+        part: ``train`` or ``val``.
+        val_size: how many rows are kept from training: a share (below 1) or a number; 0 for none.
+        seed: of the drawing.
+
+    Raises:
+        UserError: for another part, a size below 0, or one that leaves nothing to train on.
+    """
+    if part not in PARTS:
+        raise UserError(f"part={part!r}", hint=f"one of: {', '.join(PARTS)}")
+    if not val_size and part == "train":
+        return numbers
+    count = int(val_size) if val_size >= 1 else max(1, round(len(numbers) * val_size))
+    if val_size <= 0 or count >= len(numbers):
+        raise UserError(
+            tr(
+                f"val_size={val_size} does not split {len(numbers)} rows in two.",
+                f"val_size={val_size} 无法把 {len(numbers)} 行分成两部分。",
+            ),
+            hint=tr("a share such as 0.02, or a number of rows.", "请给出比例（如 0.02）或行数。"),
+            where=Where(key="val_size"),
+        )
+    held_out = set(random.Random(f"{seed} val").sample(numbers, count))
+    return [number for number in numbers if (number in held_out) == (part == "val")]

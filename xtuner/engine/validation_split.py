@@ -1,0 +1,79 @@
+"""``val_size``: a part of the training data becomes the validation data of the same run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+# The builders that can keep rows from training.
+SPLIT_BY = ("process_hf_dataset", "process_ms_dataset")
+
+
+def adapt_validation_split(cfg: Config, said: list[str]) -> None:
+    """Give a config with ``val_size`` a validation dataloader.
+
+    Args:
+        cfg: a loaded config; changed in place.
+        said: what people should know of is added.
+
+    Raises:
+        UserError: where there is validation data already, or the training data cannot be split.
+    """
+    size = cfg.pop("val_size", 0)
+    if not size:
+        return
+    if cfg.get("val_dataloader") is not None:
+        raise _refused(
+            tr("there is a val_dataloader already.", "已经有 val_dataloader 了。"),
+            tr("set val_size=0, or leave the val_dataloader out.", "请二选一。"),
+        )
+    training = cfg.get("train_dataloader") or {}
+    datasets = list(_leaves(training.get("dataset")))
+    others = sorted({_name(dataset) for dataset in datasets} - {*SPLIT_BY})
+    if others or not datasets:
+        raise _refused(
+            tr(
+                f"it splits data of {' and '.join(SPLIT_BY)}, not of {', '.join(others) or '-'}.",
+                f"只能拆分 {' 和 '.join(SPLIT_BY)} 的数据，不能拆分 {', '.join(others) or '-'}。",
+            ),
+            tr("give a val_dataloader instead.", "请改为设置 val_dataloader。"),
+        )
+    for dataset in datasets:
+        dataset["val_size"] = size
+    validation = copy.deepcopy(training)
+    for dataset in _leaves(validation["dataset"]):
+        dataset["part"] = "val"
+    validation.pop("batch_sampler", None)
+    validation["sampler"] = dict(type=DefaultSampler, shuffle=False)
+    cfg.val_dataloader = validation
+    said.append(
+        tr(
+            f"val_size={size}: of each dataset so much is kept for validation.",
+            f"val_size={size}: 每个数据集中留出这么多用于验证。",
+        )
+    )
+
+
+def _leaves(dataset: Any) -> Iterator[Any]:
+    """The datasets that are read, within those that only join others."""
+    if isinstance(dataset, dict) and "datasets" in dataset:
+        for each in dataset["datasets"]:
+            yield from _leaves(each)
+    elif isinstance(dataset, dict):
+        yield dataset
+
+
+def _name(dataset: Any) -> str:
+    kind = dataset.get("type")
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+
+
+def _refused(text: str, hint: str) -> UserError:
+    return UserError(f"val_size: {text}", hint=hint, where=Where(key="val_size"))
