@@ -3,9 +3,11 @@
 import shutil
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from tests.equivalence.runs import differences, outcome, start, train
+from xtuner.entry_point import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -22,18 +24,38 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, config, packing):
         pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert_resumed_equals_uninterrupted(config, tmp_path, PACKING[packing])
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW8bit", "PagedAdamW32bit"])
+def test_resumed_equals_uninterrupted_with_other_optimizers(tmp_path, monkeypatch, optimizer):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["copy-cfg", "quickstart", "."]) == 0
+    config = tmp_path / "quickstart_copy.py"
+    text = config.read_text().replace("optim_type = AdamW", f"optim_type = {optimizer}")
+    config.write_text(f"from bitsandbytes.optim import {optimizer}\n{text}")
+    state = assert_resumed_equals_uninterrupted(config, tmp_path, [])["optimizer"]["state"][0]
+    kept = state.get("__bnb_optimizer_quant_state__", state)
+    assert kept["state1"].dtype == (torch.uint8 if "8bit" in optimizer else torch.float32)
+
+
+def assert_resumed_equals_uninterrupted(config, folder, more):
     options = ["train_cfg.max_epochs=None", "train_cfg.max_iters=6", "save_steps=2"]
-    options += ["save_total_limit=-1", "evaluation_freq=3", *PACKING[packing]]
+    options += ["save_total_limit=-1", "evaluation_freq=3", *more]
     options += ["custom_hooks.1.max_new_tokens=4"]  # an untrained model would go on for long
-    status, printed = train(config, tmp_path / "whole", "--cfg-options", *options)
+    status, printed = train(config, folder / "whole", "--cfg-options", *options)
     assert status == 0, printed
-    (tmp_path / "resumed").mkdir()
+    (folder / "resumed").mkdir()
     for name in ("iter_2.pth", "iter_2.pth.json", "metrics.jsonl"):
-        shutil.copy(tmp_path / "whole" / name, tmp_path / "resumed")
-    status, printed = train(config, tmp_path / "resumed", "--resume", "--cfg-options", *options)
+        shutil.copy(folder / "whole" / name, folder / "resumed")
+    status, printed = train(config, folder / "resumed", "--resume", "--cfg-options", *options)
     assert status == 0, printed
-    found = list(differences(outcome(tmp_path / "whole"), outcome(tmp_path / "resumed")))
+    expected = outcome(folder / "whole")
+    found = list(differences(expected, outcome(folder / "resumed")))
     assert not found, found
+    return expected
 
 
 def test_resumed_equals_uninterrupted_with_two_processes(tmp_path, monkeypatch):
