@@ -277,7 +277,7 @@ def test_drawn_rows_keep_their_numbers_in_the_source(tokenizer):
         assert data[number]["input"] in tokenizer.decode(sample["input_ids"])
 
 
-def test_a_chat_template_that_rewrites_earlier_turns_is_refused():
+def test_a_chat_template_that_rewrites_earlier_turns_is_followed():
     rewriting = make_tokenizer(
         chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if loop.last %}{{ m.content }}"
@@ -285,10 +285,11 @@ def test_a_chat_template_that_rewrites_earlier_turns_is_refused():
         "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     turns = [{"input": "one", "output": "<think>two</think>three"}, {"input": "a", "output": "b"}]
-    with pytest.raises(UserError, match=r"row 0.*earlier turns"):
-        prepared(
-            rewriting,
-            Dataset.from_list([{"conversation": turns}]),
-            dataset_map_fn=None,
-            template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
-        )
+    (sample,) = prepared(
+        rewriting,
+        Dataset.from_list([{"conversation": turns}]),
+        dataset_map_fn=None,
+        template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
+    )
+    trained = rewriting.decode([token for token in sample["labels"] if token != IGNORED])
+    assert trained == "three<|im_end|>b<|im_end|>"

@@ -10,9 +10,13 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset import cache, encode, packing
+from jinja2 import TemplateError
+
+from xtuner.dataset import cache, encode, messages, packing
 from xtuner.dataset.account import Account, attach
 from xtuner.dataset.held_out import rows_of_part
+from xtuner.dataset.map_fns.auto import auto_map_fn
+from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
 from xtuner.dataset.rows import RowFunction, load_rows, row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
@@ -23,6 +27,7 @@ from xtuner.utils.templates import AUTO_TEMPLATE
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TRAIN_ON = ("answers", "last_answer", "everything")
 LONG_SAMPLES = ("cut", "split", "drop", "error")
 WRITE_BATCH = 1000
 
@@ -47,6 +52,7 @@ def process_hf_dataset(
     *,
     seed: int = 0,
     long_samples: str = "cut",
+    train_on: str = "answers",
     val_size: float = 0,
     part: str = "train",
 ) -> Dataset:
@@ -72,6 +78,7 @@ def process_hf_dataset(
         seed: of the shuffling and drawing.
         long_samples: what to do with samples longer than ``max_length`` when they are packed whole:
             ``cut``, ``split`` into several, ``drop``, or stop with an ``error``.
+        train_on: ``answers`` (those without loss left out), the ``last_answer``, or ``everything``.
         val_size: rows kept from training, drawn by ``seed``: a share (below 1) or a number.
         part: ``train``, or ``val`` for just those rows.
 
@@ -82,7 +89,8 @@ def process_hf_dataset(
     Raises:
         UserError: when rows cannot be read or mapped, naming the row; when no sample is left.
     """
-    _check_policy(long_samples)
+    _check_choice("long_samples", long_samples, LONG_SAMPLES)
+    _check_choice("train_on", train_on, TRAIN_ON)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
     rows = load_rows(dataset, split)
@@ -105,19 +113,20 @@ def process_hf_dataset(
         "image": with_image_token,
         "seed": seed,
         "long": long_samples,
+        "train_on": train_on,
         "keep_columns": not (pack_to_max_length or remove_unused_columns),
     }
     key = cache.content_key(
-        rows, tokenizer, [map_row, add_template], [renames, settings], [encode, packing]
+        rows, tokenizer, [map_row, add_template], [renames, settings], [encode, messages, packing]
     )
     return cache.prepared_once(
         key, lambda: _prepare(rows, numbers, tokenizer, map_row, add_template, renames, settings)
     )
 
 
-def _check_policy(long_samples: str) -> None:
-    if long_samples not in LONG_SAMPLES:
-        raise UserError(f"long_samples={long_samples!r}", hint=f"one of: {', '.join(LONG_SAMPLES)}")
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value!r}", hint=f"one of: {', '.join(choices)}")
 
 
 def _renames(maps: Sequence[Any]) -> dict[str, str]:
@@ -230,10 +239,12 @@ def _encoded(
 ) -> list[dict[str, Any]]:
     """The samples with their row numbers; what is dropped or cut is written into the account."""
     own_template = getattr(add_template, "template", None) == AUTO_TEMPLATE
+    reads_messages = map_row in (None, auto_map_fn, openai_map_fn)
     samples = []
     for number, row in zip(numbers, rows, strict=True):
         mapped = _map_one(number, row, map_row, add_template, renames)
-        if "conversation" not in mapped and "input_ids" not in mapped:
+        talk = mapped.get("messages") if own_template and reads_messages else None
+        if not talk and "conversation" not in mapped and "input_ids" not in mapped:
             raise UserError(
                 tr(
                     f"row {number} has no 'conversation'; its fields are: {', '.join(mapped)}",
@@ -247,33 +258,53 @@ def _encoded(
                 where=Where(key="dataset_map_fn"),
             )
         sample: dict[str, Any]
-        if "conversation" not in mapped:  # tokenised already
+        if talk:
+            sample = _by_own_template(number, talk, mapped.get("tools"), tokenizer, settings)
+        elif "conversation" not in mapped:  # tokenised already
             ids = list(mapped["input_ids"])
             sample = {"input_ids": ids, "labels": list(mapped.get("labels") or ids)}
         elif not mapped["conversation"]:
             account.dropped["empty"].append(number)
             continue
         elif own_template:
-            sample = _by_own_template(number, mapped["conversation"], tokenizer)
+            talk = messages.messages_of(mapped["conversation"])
+            sample = _by_own_template(number, talk, None, tokenizer, settings)
         else:
             sample = dict(
                 encode.encode_conversation(
-                    mapped["conversation"],
+                    _with_loss_on(mapped["conversation"], settings["train_on"]),
                     tokenizer,
                     input_ids_with_output=settings["with_output"],
                     with_image_token=settings["image"],
                 )
             )
+        if settings["train_on"] == "everything":
+            ids = sample["input_ids"]
+            sample["labels"] = [token if token >= 0 else IGNORE_INDEX for token in ids]
         samples += _fitted(sample | {"row": number}, settings, account)
     return samples
 
 
+def _with_loss_on(
+    conversation: Sequence[Mapping[str, Any]], train_on: str
+) -> Sequence[Mapping[str, Any]]:
+    if train_on != "last_answer":
+        return conversation
+    before = [{**turn, "output_with_loss": False} for turn in conversation[:-1]]
+    return [*before, conversation[-1]]
+
+
 def _by_own_template(
-    number: int, conversation: Sequence[Mapping[str, Any]], tokenizer: Any
+    number: int,
+    talk: Sequence[Mapping[str, Any]],
+    tools: Any,
+    tokenizer: Any,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     try:
-        return dict(encode.encode_messages(conversation, tokenizer))
-    except ValueError as error:
+        last_only = settings["train_on"] == "last_answer"
+        return dict(messages.encode_messages(talk, tokenizer, tools=tools, last_only=last_only))
+    except (ValueError, TemplateError) as error:
         raise UserError(
             tr(f"row {number}: {error}", f"第 {number} 行: {error}"),
             where=Where(key="template_map_fn"),

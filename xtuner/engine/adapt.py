@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from xtuner.engine.config_compat import adapt_published
-from xtuner.engine.validation_split import adapt_validation_split
+from xtuner.engine.adapt_validation import adapt_validation_split
 from xtuner.utils.lang import tr
 
 HALVES = {"float16": "bfloat16", "bfloat16": "float16"}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xtuner.dataset.messages import has_loss
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 Row = Mapping[str, Any]
@@ -95,7 +96,7 @@ def openai_map_fn(example: Row) -> Mapped:
             turn = {"input": question, "output": content + _calls(message)}
             if system:
                 turn["system"] = system
-            turns.append(turn | {"output_with_loss": _loss(message.get("loss"))})
+            turns.append(turn | {"output_with_loss": has_loss(message)})
             system, question = "", ""
         else:
             raise ValueError(f"'role' is {role!r}, expected system, user, assistant or tool")
@@ -105,10 +106,3 @@ def openai_map_fn(example: Row) -> Mapped:
 def _calls(message: Row) -> str:
     calls = [call.get("function") or call for call in message.get("tool_calls") or ()]
     return "".join(json.dumps(call, ensure_ascii=False) for call in calls)
-
-
-def _loss(value: Any) -> bool:
-    """``loss`` as published data has it: absent, a bool, or its text."""
-    if isinstance(value, str):
-        return value.strip().lower() != "false"
-    return True if value is None else bool(value)
