@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [CONFIG ...]
 
-Fresh: no base model and no prepared data are there yet. Warm: both are. The time ends when the first
-step stands in ``metrics.jsonl``. The bound that the project holds itself to, on two cores: 10 s.
+Fresh: no base model and no prepared data are there yet. Warm: both are. The time ends when the
+first step stands in ``metrics.jsonl``. The bound is 10 s on two cores.
 Writes ``results/startup.json``.
 """
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 
-from xtuner.engine.config_compat import adapt_published
 from xtuner.engine.adapt_validation import adapt_validation_split
+from xtuner.engine.config_compat import adapt_published
 from xtuner.utils.lang import tr
 
 HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
