@@ -195,7 +195,7 @@ def test_rows_without_a_map_function_say_what_is_missing(tokenizer):
 def test_the_second_time_comes_from_the_cache(tokenizer, monkeypatch):
     data = rows()
     first = prepared(tokenizer, data)
-    monkeypatch.setattr(module, "_prepare", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr(module, "encode_rows", lambda *_: pytest.fail("prepared again"))
     assert prepared(tokenizer, data).to_dict() == first.to_dict()
     assert account_of(prepared(tokenizer, data)) == account_of(first)
 

@@ -46,6 +46,14 @@ class Account:
     rows_cut: list[int] = field(default_factory=list)
     dropped: dict[str, list[int]] = field(default_factory=dict)
 
+    def add(self, other: Account) -> None:
+        """Add the account of more rows."""
+        for name, value in asdict(other).items():
+            if name != "dropped":
+                setattr(self, name, getattr(self, name) + value)
+        for reason, rows in other.dropped.items():
+            self.dropped.setdefault(reason, []).extend(rows)
+
     def text(self) -> str:
         """The account for people, in their language."""
         lines = [

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.utils.constants import IGNORE_INDEX
-from xtuner.utils.pieces import encode_pieces, split_images
+from xtuner.utils.pieces import PieceEncoder, ids_of, packed_ids, split_images
+from xtuner.utils.words import Ids
 
 Sample = dict[str, list[int]]
+_NO_LABEL = packed_ids([IGNORE_INDEX])
 
 
 def encode_conversation(
@@ -40,34 +42,58 @@ def encode_conversation(
         ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
         loss.
     """
-    pieces: list[str] = []
-    trained: list[bool] = []
+    encoder = PieceEncoder(tokenizer, with_image_token)
+    ((ids, labels),) = encode_conversations([conversation], encoder, input_ids_with_output)
+    return {
+        "input_ids": ids_of(ids)[:max_length].tolist(),
+        "labels": ids_of(labels)[:max_length].tolist(),
+    }
 
-    def add(text: str, with_loss: bool) -> None:
-        if text:
-            pieces.append(text)
-            trained.append(with_loss)
 
-    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+def encode_conversations(
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    encoder: PieceEncoder,
+    input_ids_with_output: bool = True,
+) -> list[tuple[Ids, Ids]]:
+    """Tokenise many conversations at once.
+
+    Args:
+        conversations: each as for ``encode_conversation``.
+        encoder: of the tokenizer.
+        input_ids_with_output: as for ``encode_conversation``.
+
+    Returns:
+        Of each the token ids and the labels, as the bytes of int32 numbers.
+    """
+    taken = [_pieces(turns, encoder, input_ids_with_output) for turns in conversations]
+    encoded = encoder.packed([[text for text, _ in pieces] for pieces in taken])
+    samples = []
+    for pieces, parts in zip(taken, encoded, strict=True):
+        labels = [
+            part if with_loss else _NO_LABEL * (len(part) // len(_NO_LABEL))
+            for (_, with_loss), part in zip(pieces, parts, strict=True)
+        ]
+        samples.append((b"".join(parts), b"".join(labels)))
+    return samples
+
+
+def _pieces(
+    conversation: Sequence[Mapping[str, Any]], encoder: PieceEncoder, with_output: bool
+) -> list[tuple[str, bool]]:
+    """The texts of a sample in order, each with whether it is trained."""
+    bos, eos = encoder.tokenizer.bos_token or "", encoder.tokenizer.eos_token or ""
+    pieces: list[tuple[str, bool]] = []
     starts = True
     for turn in conversation:
         if starts:
-            add(bos, False)
+            pieces.append((bos, False))
         question = str(turn["input"])
-        for part in split_images(question) if with_image_token else [question]:
-            add(part, False)
+        parts = split_images(question) if encoder.with_image_token else [question]
+        pieces += [(part, False) for part in parts]
         ends = bool(turn.get("need_eos_token", True))
-        if input_ids_with_output:
+        if with_output:
             with_loss = bool(turn.get("output_with_loss", True))
-            add(str(turn["output"]), with_loss)
-            if ends:
-                add(eos, with_loss)
-            add(str(turn.get("sep", "")), False)
+            pieces += [(str(turn["output"]), with_loss), (eos if ends else "", with_loss)]
+            pieces.append((str(turn.get("sep", "")), False))
         starts = ends
-    ids: list[int] = []
-    labels: list[int] = []
-    encoded = encode_pieces(tokenizer, pieces, with_image_token)
-    for piece, with_loss in zip(encoded, trained, strict=True):
-        ids += piece
-        labels += piece if with_loss else [IGNORE_INDEX] * len(piece)
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+    return [piece for piece in pieces if piece[0]]

@@ -8,28 +8,44 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from xtuner.dataset import cache, encode, messages, packing
-from xtuner.dataset.account import Account, attach
+from xtuner.dataset import as_dataset, cache, encode, messages, samples
+from xtuner.dataset import packing as packs
+from xtuner.dataset.account import attach
+from xtuner.dataset.as_dataset import one_a_row, packed, shuffled
 from xtuner.dataset.held_out import rows_of_part
-from xtuner.dataset.map_fns.auto import auto_map_fn
-from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
-from xtuner.dataset.rows import RowFunction, load_rows, row_function
+from xtuner.dataset.rows import load_rows, row_function
+from xtuner.dataset.samples import Samples, Steps, encode_rows, map_one
 from xtuner.registry import BUILDER
-from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils import pieces
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.templates import AUTO_TEMPLATE
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 TRAIN_ON = ("answers", "last_answer", "everything")
 LONG_SAMPLES = ("cut", "split", "drop", "error")
-WRITE_BATCH = 1000
+# What of ``Steps`` is a plain value.
+PLAIN_STEPS = (
+    "renames",
+    "max_length",
+    "long_samples",
+    "train_on",
+    "with_output",
+    "with_image_token",
+)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How samples share rows: ``whole``, or cut from one stream; shuffled by ``seed``, or not."""
+
+    whole: bool
+    max_length: int
+    seed: int | None
 
 
 def process_hf_dataset(
@@ -74,7 +90,8 @@ def process_hf_dataset(
         use_varlen_attn: packed samples stay whole and do not see each other.
         input_ids_with_output: False leaves the answers out.
         with_image_token: ``<image>`` in a text stands for an image (multimodal datasets).
-        map_num_proc: kept from v0.1; the result does not depend on processes, nor do we start any.
+        map_num_proc: processes at most, where there are rows enough for several; the result does
+            not depend on it.
         seed: of the shuffling and drawing.
         long_samples: what to do with samples longer than ``max_length`` when they are packed whole:
             ``cut``, ``split`` into several, ``drop``, or stop with an ``error``.
@@ -100,28 +117,59 @@ def process_hf_dataset(
     numbers = rows_of_part(numbers, part, val_size, seed)
     if len(numbers) < len(rows):
         rows = rows.select(numbers)
-    map_row, add_template = row_function(dataset_map_fn), row_function(template_map_fn)
-    renames = _renames(rename_maps)
+    steps = Steps(
+        map_row=row_function(dataset_map_fn),
+        add_template=row_function(template_map_fn),
+        renames=_renames(rename_maps),
+        tokenizer=tokenizer,
+        # The published concatenation cuts at the ends of rows, not at those of samples.
+        max_length=None if pack_to_max_length and not use_varlen_attn else max_length,
+        long_samples=long_samples,
+        train_on=train_on,
+        with_output=input_ids_with_output,
+        with_image_token=with_image_token,
+    )
     if not do_dataset_tokenization:
-        return _mapped(rows, numbers, map_row, add_template, renames)
-    settings = {
-        "max_length": max_length,
-        "shuffle": shuffle_before_pack,
-        "pack": pack_to_max_length,
-        "varlen": use_varlen_attn,
-        "with_output": input_ids_with_output,
-        "image": with_image_token,
-        "seed": seed,
-        "long": long_samples,
-        "train_on": train_on,
-        "keep_columns": not (pack_to_max_length or remove_unused_columns),
-    }
+        return _mapped(rows, numbers, steps)
+    if pack_to_max_length and not max_length:
+        raise UserError(
+            tr("packing needs max_length", "打包数据需要 max_length"), where=Where(key="max_length")
+        )
+    packing = None
+    if pack_to_max_length and max_length:
+        packing = Packing(use_varlen_attn, max_length, seed if shuffle_before_pack else None)
+    keep_columns = packing is None and not remove_unused_columns
+    return _prepared_once(rows, numbers, steps, packing, keep_columns, map_num_proc)
+
+
+def _prepared_once(
+    rows: Any,
+    numbers: Sequence[int],
+    steps: Steps,
+    packing: Packing | None,
+    keep_columns: bool,
+    processes: int,
+) -> Dataset:
+    """The training rows, from the cache or made now."""
+
+    def prepare() -> Dataset:
+        encoded = encode_rows(rows, numbers, steps, processes)
+        _require_some(encoded)
+        made = one_a_row(encoded) if packing is None else _packed(encoded, packing)
+        if keep_columns:
+            made = _with_source_columns(made, rows, numbers)
+        attach(made, encoded.account)
+        return made
+
+    plain = {name: getattr(steps, name) for name in PLAIN_STEPS}
     key = cache.content_key(
-        rows, tokenizer, [map_row, add_template], [renames, settings], [encode, messages, packing]
+        rows,
+        steps.tokenizer,
+        [steps.map_row, steps.add_template],
+        [plain, packing and asdict(packing), keep_columns],
+        [pieces, encode, messages, samples, as_dataset, packs],
     )
-    return cache.prepared_once(
-        key, lambda: _prepare(rows, numbers, tokenizer, map_row, add_template, renames, settings)
-    )
+    return cache.prepared_once(key, prepare)
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
@@ -138,82 +186,34 @@ def _renames(maps: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def _map_one(
-    number: int,
-    row: Mapping[str, Any],
-    map_row: RowFunction | None,
-    add_template: RowFunction | None,
-    renames: Mapping[str, str],
-) -> dict[str, Any]:
-    try:
-        mapped = dict(row) if map_row is None else dict(row) | dict(map_row(row))
-        mapped = {renames.get(name, name): value for name, value in mapped.items()}
-        if add_template is not None and mapped.get("conversation"):
-            mapped |= add_template(mapped)
-        return mapped
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        name = getattr(map_row, "__name__", "dataset_map_fn")
-        fields = ", ".join(row)
-        raise UserError(
-            tr(
-                f"row {number}: {name} cannot read it ({type(error).__name__}: {error}); "
-                f"its fields are: {fields}",
-                f"第 {number} 行: {name} 无法读取（{type(error).__name__}: {error}），"
-                f"字段有: {fields}",
-            ),
-            hint=tr(
-                "'xtuner check-custom-dataset CONFIG' names the map function that fits.",
-                "'xtuner check-custom-dataset CONFIG' 会指出合适的 map 函数。",
-            ),
-            where=Where(key="dataset_map_fn"),
-        ) from error
-
-
-def _mapped(
-    rows: Any, numbers: Sequence[int], map_row: Any, add_template: Any, renames: Mapping[str, str]
-) -> Dataset:
+def _mapped(rows: Any, numbers: Sequence[int], steps: Steps) -> Dataset:
     from datasets import Dataset
 
-    return Dataset.from_list(
-        [
-            _map_one(i, row, map_row, add_template, renames)
-            for i, row in zip(numbers, rows, strict=True)
-        ]
-    )
+    return Dataset.from_list([map_one(i, row, steps) for i, row in zip(numbers, rows, strict=True)])
 
 
-def _prepare(
-    rows: Any,
-    numbers: Sequence[int],
-    tokenizer: Any,
-    map_row: RowFunction | None,
-    add_template: RowFunction | None,
-    renames: Mapping[str, str],
-    settings: Mapping[str, Any],
-) -> Dataset:
-    account = Account(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
-    samples = _encoded(rows, numbers, tokenizer, map_row, add_template, renames, settings, account)
-    if not samples:
+def _require_some(encoded: Samples) -> None:
+    if not len(encoded):
         raise UserError(
             tr(
-                f"no row is left to train on.\n{account.text()}",
-                f"没有可以训练的数据。\n{account.text()}",
+                f"no row is left to train on.\n{encoded.account.text()}",
+                f"没有可以训练的数据。\n{encoded.account.text()}",
             ),
             hint=tr(
                 "'xtuner check-custom-dataset CONFIG' tells why.",
                 "'xtuner check-custom-dataset CONFIG' 会说明原因。",
             ),
         )
-    account.rows_trained = len({sample["row"] for sample in samples})
-    account.tokens_trained = sum(len(sample["input_ids"]) for sample in samples)
-    account.tokens_supervised = sum(
-        label != IGNORE_INDEX for sample in samples for label in sample["labels"]
-    )
-    made = _dataset(samples, settings)
-    if settings["keep_columns"]:
-        made = _with_source_columns(made, rows, numbers)
-    attach(made, account)
-    return made
+
+
+def _packed(encoded: Samples, packing: Packing) -> Dataset:
+    order = list(range(len(encoded)))
+    if packing.seed is not None:
+        order = shuffled(len(encoded), packing.seed)
+    pack = packs.pack_whole if packing.whole else packs.pack_stream
+    rows = pack(encoded.lengths[order].tolist(), packing.max_length)
+    parts = [[(order[number], a, b) for number, a, b in row] for row in rows]
+    return packed(encoded, parts, with_borders=packing.whole)
 
 
 def _with_source_columns(made: Dataset, rows: Any, numbers: Sequence[int]) -> Dataset:
@@ -225,158 +225,3 @@ def _with_source_columns(made: Dataset, rows: Any, numbers: Sequence[int]) -> Da
     source = rows.select([places[number] for (number,) in made["rows"]])
     source = source.remove_columns([name for name in source.column_names if name in taken])
     return concatenate_datasets([made, source], axis=1) if source.column_names else made
-
-
-def _encoded(
-    rows: Any,
-    numbers: Sequence[int],
-    tokenizer: Any,
-    map_row: RowFunction | None,
-    add_template: RowFunction | None,
-    renames: Mapping[str, str],
-    settings: Mapping[str, Any],
-    account: Account,
-) -> list[dict[str, Any]]:
-    """The samples with their row numbers; what is dropped or cut is written into the account."""
-    own_template = getattr(add_template, "template", None) == AUTO_TEMPLATE
-    reads_messages = map_row in (None, auto_map_fn, openai_map_fn)
-    samples = []
-    for number, row in zip(numbers, rows, strict=True):
-        mapped = _map_one(number, row, map_row, add_template, renames)
-        talk = mapped.get("messages") if own_template and reads_messages else None
-        if not talk and "conversation" not in mapped and "input_ids" not in mapped:
-            raise UserError(
-                tr(
-                    f"row {number} has no 'conversation'; its fields are: {', '.join(mapped)}",
-                    f"第 {number} 行没有 'conversation'，字段有: {', '.join(mapped)}",
-                ),
-                hint=tr(
-                    "set dataset_map_fn to the function of your format: "
-                    "'xtuner list-dataset-format' lists them.",
-                    "请把 dataset_map_fn 设为对应格式的函数，'xtuner list-dataset-format' 会列出。",
-                ),
-                where=Where(key="dataset_map_fn"),
-            )
-        sample: dict[str, Any]
-        if talk:
-            sample = _by_own_template(number, talk, mapped.get("tools"), tokenizer, settings)
-        elif "conversation" not in mapped:  # tokenised already
-            ids = list(mapped["input_ids"])
-            sample = {"input_ids": ids, "labels": list(mapped.get("labels") or ids)}
-        elif not mapped["conversation"]:
-            account.dropped["empty"].append(number)
-            continue
-        elif own_template:
-            talk = messages.messages_of(mapped["conversation"])
-            sample = _by_own_template(number, talk, None, tokenizer, settings)
-        else:
-            sample = dict(
-                encode.encode_conversation(
-                    _with_loss_on(mapped["conversation"], settings["train_on"]),
-                    tokenizer,
-                    input_ids_with_output=settings["with_output"],
-                    with_image_token=settings["image"],
-                )
-            )
-        if settings["train_on"] == "everything":
-            ids = sample["input_ids"]
-            sample["labels"] = [token if token >= 0 else IGNORE_INDEX for token in ids]
-        samples += _fitted(sample | {"row": number}, settings, account)
-    return samples
-
-
-def _with_loss_on(
-    conversation: Sequence[Mapping[str, Any]], train_on: str
-) -> Sequence[Mapping[str, Any]]:
-    if train_on != "last_answer":
-        return conversation
-    before = [{**turn, "output_with_loss": False} for turn in conversation[:-1]]
-    return [*before, conversation[-1]]
-
-
-def _by_own_template(
-    number: int,
-    talk: Sequence[Mapping[str, Any]],
-    tools: Any,
-    tokenizer: Any,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    try:
-        last_only = settings["train_on"] == "last_answer"
-        return dict(messages.encode_messages(talk, tokenizer, tools=tools, last_only=last_only))
-    except (ValueError, TemplateError) as error:
-        raise UserError(
-            tr(f"row {number}: {error}", f"第 {number} 行: {error}"),
-            where=Where(key="template_map_fn"),
-        ) from error
-
-
-def _fitted(
-    sample: dict[str, Any], settings: Mapping[str, Any], account: Account
-) -> list[dict[str, Any]]:
-    """The sample as it goes on: cut, split, dropped or refused where it is too long."""
-    length, limit, number = len(sample["input_ids"]), settings["max_length"], sample["row"]
-    account.tokens_in += length
-    streamed = settings["pack"] and not settings["varlen"]
-    parts = [sample]
-    if limit and length > limit and not streamed:
-        if settings["long"] == "error":
-            raise UserError(
-                tr(
-                    f"row {number} has {length} tokens, more than max_length={limit}",
-                    f"第 {number} 行有 {length} 个 token，超过 max_length={limit}",
-                ),
-                where=Where(key="max_length"),
-            )
-        if settings["long"] == "drop":
-            account.dropped["too_long"].append(number)
-            account.tokens_dropped += length
-            return []
-        starts = range(0, length, limit) if settings["long"] == "split" else [0]
-        parts = [
-            sample | {key: sample[key][a : a + limit] for key in ("input_ids", "labels")}
-            for a in starts
-        ]
-        if settings["long"] == "cut":
-            account.rows_cut.append(number)
-            account.tokens_cut += length - limit
-    if settings["with_output"] and all(
-        label == IGNORE_INDEX for part in parts for label in part["labels"]
-    ):
-        account.dropped["no_label"].append(number)
-        account.tokens_dropped += sum(len(part["input_ids"]) for part in parts)
-        return []
-    return parts
-
-
-def _dataset(samples: list[dict[str, Any]], settings: Mapping[str, Any]) -> Dataset:
-    from datasets import Dataset
-
-    if not settings["pack"]:
-        return Dataset.from_dict(
-            {
-                "input_ids": [sample["input_ids"] for sample in samples],
-                "labels": [sample["labels"] for sample in samples],
-                "length": [len(sample["input_ids"]) for sample in samples],
-                "rows": [[sample["row"]] for sample in samples],
-            }
-        )
-    limit = settings["max_length"]
-    if not limit:
-        raise UserError(
-            tr("packing needs max_length", "打包数据需要 max_length"), where=Where(key="max_length")
-        )
-    if settings["shuffle"]:
-        samples = random.Random(settings["seed"]).sample(samples, len(samples))
-    ids = [sample["input_ids"] for sample in samples]
-    labels = [sample["labels"] for sample in samples]
-    pack = packing.pack_whole if settings["varlen"] else packing.pack_stream
-    columns: dict[str, list[Any]] = {}
-    for parts in pack([len(sample) for sample in ids], limit):
-        row: dict[str, Any] = dict(packing.join(ids, labels, parts))
-        if not settings["varlen"]:
-            del row["cumulative_len"], row["position_ids"]
-        row |= {"length": len(row["input_ids"]), "rows": [samples[n]["row"] for n, _, _ in parts]}
-        for name, value in row.items():
-            columns.setdefault(name, []).append(value)
-    return Dataset.from_dict(columns)

@@ -1,0 +1,310 @@
+"""Preparing alpaca-like rows for training: rows per second and peak memory, beside two others.
+
+* ours: ``process_hf_dataset``;
+* per row: the same steps as plain ``datasets.map`` calls, a row at a time, as v0.1 had them;
+* TRL: what ``SFTTrainer`` does to prompt-completion rows before it trains, with its packing.
+
+All map, add the template, tokenise and pack the same rows into the same length with two processes,
+each in a process of its own without a cache, and the rounds take turns. Writes ``results/data.json``.
+
+    python benchmarks/data.py [--rows 200000] [--rounds 3]      # needs trl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results" / "data.json"
+MAX_LENGTH, PROCESSES, VOCABULARY = 2048, 2, 8192
+PROMPT, END = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+
+
+def make_rows(folder: Path, count: int) -> None:
+    """Rows with lengths like alpaca's, of made-up words that come as often as words do (Zipf)."""
+    draw = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgk"
+    words = ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(30000)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+
+    def text(mean: int) -> str:
+        length = max(3, int(draw.lognormvariate(0, 0.6) * mean))
+        return " ".join(draw.choices(words, cum_weights=summed, k=length)) + "."
+
+    summed = [sum(weights[:0])]
+    for weight in weights:
+        summed.append(summed[-1] + weight)
+    summed = summed[1:]
+    with (folder / "rows.jsonl").open("w") as stream:
+        for _ in range(count):
+            row = {"instruction": text(12), "input": text(15) if draw.random() < 0.4 else ""}
+            stream.write(json.dumps(row | {"output": text(45)}) + "\n")
+
+
+def make_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer trained on some of the rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    with (folder / "rows.jsonl").open() as stream:
+        some = [json.loads(line)["output"] for line, _ in zip(stream, range(5000), strict=False)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(some, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder / "tokenizer")
+
+
+def ours(rows: Any, tokenizer: Any) -> Any:
+    """Through XTuner."""
+    from xtuner.dataset import process_hf_dataset
+    from xtuner.dataset.map_fns import alpaca_map_fn, template_map_fn_factory
+    from xtuner.utils import PROMPT_TEMPLATE
+
+    return process_hf_dataset(
+        rows,
+        tokenizer=tokenizer,
+        max_length=MAX_LENGTH,
+        dataset_map_fn=alpaca_map_fn,
+        template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.qwen_chat),
+        pack_to_max_length=True,
+        use_varlen_attn=True,
+        map_num_proc=PROCESSES,
+    )
+
+
+def per_row(rows: Any, tokenizer: Any) -> Any:
+    """Plain maps: a row to a conversation, to text, to ids; those without a label out; packed."""
+
+    def to_turn(row: dict[str, str]) -> dict[str, Any]:
+        question = f"{row['instruction']}\n{row['input']}"
+        return {"conversation": [{"input": question, "output": row["output"]}]}
+
+    def with_template(row: dict[str, Any]) -> dict[str, Any]:
+        (turn,) = row["conversation"]
+        return {
+            "conversation": [
+                {"input": PROMPT.format(turn["input"]), "output": turn["output"] + END}
+            ]
+        }
+
+    def to_ids(row: dict[str, Any]) -> dict[str, list[int]]:
+        (turn,) = row["conversation"]
+        bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+        question = tokenizer.encode(turn["input"], add_special_tokens=False)
+        answer = tokenizer.encode(turn["output"], add_special_tokens=False)
+        ids = [*bos, *question, *answer, *eos]
+        labels = [-100] * (1 + len(question)) + [*answer, *eos]
+        return {"input_ids": ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]}
+
+    def has_label(row: dict[str, list[int]]) -> bool:
+        return any(label >= 0 for label in row["labels"])
+
+    def joined(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        columns = {name: [token for row in value for token in row] for name, value in batch.items()}
+        starts = range(0, len(columns["input_ids"]), MAX_LENGTH)
+        return {
+            name: [tokens[start : start + MAX_LENGTH] for start in starts]
+            for name, tokens in columns.items()
+        }
+
+    rows = rows.map(to_turn, num_proc=PROCESSES, remove_columns=rows.column_names)
+    rows = rows.map(with_template, num_proc=PROCESSES)
+    rows = rows.map(to_ids, num_proc=PROCESSES, remove_columns=rows.column_names)
+    rows = rows.filter(has_label, num_proc=PROCESSES)
+    return (
+        rows.shuffle(seed=0)
+        .flatten_indices(num_proc=PROCESSES)
+        .map(joined, batched=True, num_proc=PROCESSES)
+    )
+
+
+def trl(rows: Any, tokenizer: Any) -> Any:
+    """Through TRL's trainer, which prepares its data when it is built."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    def to_prompt(row: dict[str, str]) -> dict[str, Any]:
+        question = f"{row['instruction']}\n{row['input']}"
+        return {
+            "prompt": [{"role": "user", "content": question}],
+            "completion": [{"role": "assistant", "content": row["output"]}],
+        }
+
+    rows = rows.map(to_prompt, num_proc=PROCESSES, remove_columns=rows.column_names)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        pad_token_id=0,
+    )
+    arguments = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_length=MAX_LENGTH,
+        packing=True,
+        dataset_num_proc=PROCESSES,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+    )
+    with torch.no_grad():
+        trainer = SFTTrainer(
+            LlamaForCausalLM(config), arguments, train_dataset=rows, processing_class=tokenizer
+        )
+    return trainer.train_dataset
+
+
+WAYS: dict[str, Callable[[Any, Any], Any]] = {"ours": ours, "per_row": per_row, "trl": trl}
+
+
+class PeakMemory(threading.Thread):
+    """The most memory that this process and its children held, looked at 20 times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self.largest_process = 0, 0
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while True:
+            held = []
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    held.append(process.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    continue
+            self.bytes = max(self.bytes, sum(held))
+            self.largest_process = max(self.largest_process, *held)
+            time.sleep(0.05)
+
+
+def measure_here(way: str, folder: Path) -> dict[str, float]:
+    """Prepare the rows once; called in a process of its own."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    datasets.disable_progress_bars()
+    loaded: Any = datasets.load_dataset(
+        "json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=str(folder / "hf")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    peak = PeakMemory()
+    peak.start()
+    begin = time.perf_counter()
+    made = WAYS[way](loaded, tokenizer)
+    seconds = time.perf_counter() - begin
+    tokens = sum(len(row) for row in made["input_ids"])
+    return {
+        "rows_per_second": round(loaded.num_rows / seconds, 1),
+        "peak_mib": round(peak.bytes / 2**20),
+        "largest_process_mib": round(peak.largest_process / 2**20),
+        "packed_rows": made.num_rows,
+        "tokens": tokens,
+    }
+
+
+def measure(way: str, folder: Path) -> dict[str, float]:
+    """The same in a new process with empty caches."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {
+            "XTUNER_CACHE": cache,
+            "HF_DATASETS_CACHE": f"{cache}/hf",
+            "TOKENIZERS_PARALLELISM": "false" if way != "ours" else "true",
+        }
+        # Maps of datasets that were loaded from a cache are kept beside it: a copy for each.
+        copy = Path(cache) / "data"
+        copy.mkdir()
+        (copy / "rows.jsonl").symlink_to(folder / "rows.jsonl")
+        (copy / "tokenizer").symlink_to(folder / "tokenizer")
+        done = subprocess.run(
+            [sys.executable, __file__, "--way", way, "--folder", str(copy)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    """Measure all in turns; print medians and ratios; write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.way:
+        print(json.dumps(measure_here(args.way, args.folder)))
+        return 0
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_rows(folder, args.rows)
+        make_tokenizer(folder)
+        for number in range(args.rounds):
+            for way in WAYS:
+                found[way].append(measure(way, folder))
+                print(f"round {number + 1}, {way}: {found[way][-1]}", flush=True)
+    medians = {
+        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for way, runs in found.items()
+    }
+    speed = {way: run["rows_per_second"] for way, run in medians.items()}
+    ratios = {way: round(speed["ours"] / speed[way], 2) for way in WAYS if way != "ours"}
+    for way, run in medians.items():
+        print(f"{way:<8} {run['rows_per_second']:>9,.0f} rows/s  peak {run['peak_mib']:,.0f} MiB")
+    print("ours is faster by " + ", ".join(f"{ratio}x ({way})" for way, ratio in ratios.items()))
+    import datasets
+    import tokenizers
+    import trl as trl_package
+
+    result = {
+        "date": date.today().isoformat(),
+        "command": f"python benchmarks/data.py --rows {args.rows} --rounds {args.rounds}",
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores, {platform.python_version()}",
+        "versions": {
+            "datasets": datasets.__version__,
+            "tokenizers": tokenizers.__version__,
+            "trl": trl_package.__version__,
+        },
+        "medians": medians,
+        "ours_is_faster_by": ratios,
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""From rows to samples: mapped, with their template, tokenised, and cut where they are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xtuner.dataset.account import Account
+from xtuner.dataset.encode import encode_conversations
+from xtuner.dataset.in_order import in_order, usable_processes, with_progress
+from xtuner.dataset.map_fns.auto import auto_map_fn
+from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
+from xtuner.dataset.messages import encode_messages, messages_of
+from xtuner.dataset.rows import RowFunction
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+from xtuner.utils.pieces import PieceEncoder, ids_of, packed_ids
+from xtuner.utils.templates import AUTO_TEMPLATE
+from xtuner.utils.words import Ids
+
+Tokens = npt.NDArray[np.int32]
+Encoded = tuple[int, Ids, Ids]
+"""The number of a row, its token ids and its labels."""
+ITEM = 4
+"""Bytes of a token id."""
+Row = Mapping[str, Any]
+
+CHUNK = 1000
+"""Rows that are tokenised together."""
+ROWS_A_PROCESS = 4000
+"""Fewer are not worth a process of their own."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done with each row.
+
+    Attributes:
+        map_row: the row to a conversation; None where it is one.
+        add_template: puts the template around the turns.
+        renames: column names, old to new, after mapping.
+        tokenizer: of transformers.
+        max_length: tokens of a sample at most; None for no limit.
+        long_samples: what becomes of longer ones: ``cut``, ``split``, ``drop`` or ``error``.
+        train_on: ``answers``, ``last_answer`` or ``everything``.
+        with_output: False leaves the answers out.
+        with_image_token: ``<image>`` stands for an image.
+    """
+
+    map_row: RowFunction | None
+    add_template: RowFunction | None
+    renames: Mapping[str, str]
+    tokenizer: Any
+    max_length: int | None = None
+    long_samples: str = "cut"
+    train_on: str = "answers"
+    with_output: bool = True
+    with_image_token: bool = False
+
+
+@dataclass
+class Samples:
+    """Samples as flat arrays.
+
+    Attributes:
+        input_ids: (tokens,) of all samples, one after the other.
+        labels: (tokens,) ``IGNORE_INDEX`` where there is no loss.
+        lengths: (samples,) tokens of each.
+        rows: (samples,) the number of the row that each is of.
+        account: where rows and tokens went.
+    """
+
+    input_ids: Tokens
+    labels: Tokens
+    lengths: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    account: Account = field(default_factory=Account)
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded], account: Account) -> Samples:
+        """Make the arrays."""
+        return cls(
+            ids_of(b"".join(ids for _, ids, _ in encoded)),
+            ids_of(b"".join(labels for _, _, labels in encoded)),
+            np.array([len(ids) // ITEM for _, ids, _ in encoded], dtype=np.int64),
+            np.array([row for row, _, _ in encoded], dtype=np.int64),
+            account,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Several, in order, as one."""
+        account = Account()
+        for part in parts:
+            account.add(part.account)
+        return cls(
+            np.concatenate([part.input_ids for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.rows for part in parts]),
+            account,
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def supervised(self) -> npt.NDArray[np.int64]:
+        """(samples,) How many tokens of each have a label."""
+        before = np.concatenate([[0], np.cumsum(self.labels != IGNORE_INDEX)])
+        ends = np.cumsum(self.lengths)
+        return before[ends] - before[ends - self.lengths]
+
+    def chosen(self, keep: npt.NDArray[np.bool_]) -> Samples:
+        """Those samples for which ``keep`` holds."""
+        tokens = np.repeat(keep, self.lengths)
+        return Samples(
+            self.input_ids[tokens],
+            self.labels[tokens],
+            self.lengths[keep],
+            self.rows[keep],
+            self.account,
+        )
+
+
+def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int) -> Samples:
+    """Encode all rows, in several processes where that pays; the result does not depend on them.
+
+    Args:
+        rows: a ``datasets.Dataset``.
+        numbers: of the rows in their source.
+        steps: what is done with each.
+        processes: at most.
+
+    Raises:
+        UserError: for the first row that cannot be read, mapped or encoded, naming it.
+    """
+    starts = range(0, len(rows), CHUNK)
+    many = len(rows) >= ROWS_A_PROCESS
+    encoder = PieceEncoder(steps.tokenizer, steps.with_image_token, many=many)
+
+    def work(number: int) -> Samples:
+        chosen = slice(starts[number], starts[number] + CHUNK)
+        return _encoded(_row_dicts(rows[chosen]), numbers[chosen], steps, encoder)
+
+    sizes = [min(CHUNK, len(rows) - start) for start in starts]
+    processes = min(usable_processes(processes), max(1, len(rows) // ROWS_A_PROCESS))
+    results = in_order(work, len(starts), processes)
+    what = tr("preparing data", "准备数据")
+    return Samples.joined([Samples.of([], Account()), *with_progress(results, sizes, what)])
+
+
+def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
+    """One row, mapped and with its template.
+
+    Raises:
+        UserError: when the map function cannot read it.
+    """
+    try:
+        mapped = dict(row) if steps.map_row is None else dict(row) | dict(steps.map_row(row))
+        mapped = {steps.renames.get(name, name): value for name, value in mapped.items()}
+        if steps.add_template is not None and mapped.get("conversation"):
+            mapped |= steps.add_template(mapped)
+        return mapped
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        name = getattr(steps.map_row, "__name__", "dataset_map_fn")
+        fields = ", ".join(row)
+        raise UserError(
+            tr(
+                f"row {number}: {name} cannot read it ({type(error).__name__}: {error}); "
+                f"its fields are: {fields}",
+                f"第 {number} 行: {name} 无法读取（{type(error).__name__}: {error}），"
+                f"字段有: {fields}",
+            ),
+            hint=tr(
+                "'xtuner check-custom-dataset CONFIG' names the map function that fits.",
+                "'xtuner check-custom-dataset CONFIG' 会指出合适的 map 函数。",
+            ),
+            where=Where(key="dataset_map_fn"),
+        ) from error
+
+
+def _row_dicts(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _encoded(
+    rows: Sequence[Row], numbers: Sequence[int], steps: Steps, encoder: PieceEncoder
+) -> Samples:
+    """The samples of some rows; what is dropped or cut stands in their account."""
+    account = Account(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
+    alone: dict[int, tuple[Ids, Ids]] = {}
+    turns: dict[int, Sequence[Row]] = {}  # of the rows that are tokenised together
+    for number, row in zip(numbers, rows, strict=True):
+        mapped = map_one(number, row, steps)
+        sample = _by_itself(number, mapped, steps)
+        if sample is not None:
+            alone[number] = packed_ids(sample["input_ids"]), packed_ids(sample["labels"])
+        elif mapped["conversation"]:
+            turns[number] = _with_loss_on(mapped["conversation"], steps.train_on)
+        else:
+            account.dropped["empty"].append(number)
+    encoded = encode_conversations(list(turns.values()), encoder, steps.with_output)
+    alone |= zip(turns, encoded, strict=True)
+    given = [(number, *alone[number]) for number in numbers if number in alone]
+    account.tokens_in = sum(len(ids) for _, ids, _ in given) // ITEM
+    return _labelled(Samples.of(_fitted(given, steps, account), account), steps)
+
+
+def _by_itself(number: int, mapped: Mapping[str, Any], steps: Steps) -> dict[str, Any] | None:
+    """The sample of a row that is tokenised already or has the tokenizer's own template.
+
+    Returns:
+        None for a row whose turns are to be tokenised together with others.
+    """
+    own_template = getattr(steps.add_template, "template", None) == AUTO_TEMPLATE
+    reads_messages = steps.map_row in (None, auto_map_fn, openai_map_fn)
+    talk = mapped.get("messages") if own_template and reads_messages else None
+    if talk:
+        return _by_own_template(number, talk, mapped.get("tools"), steps)
+    if "conversation" in mapped:
+        if not own_template or not mapped["conversation"]:
+            return None
+        return _by_own_template(number, messages_of(mapped["conversation"]), None, steps)
+    if "input_ids" in mapped:
+        ids = list(mapped["input_ids"])
+        labels = mapped.get("labels")
+        return {"input_ids": ids, "labels": ids if labels is None else list(labels)}
+    raise UserError(
+        tr(
+            f"row {number} has no 'conversation'; its fields are: {', '.join(mapped)}",
+            f"第 {number} 行没有 'conversation'，字段有: {', '.join(mapped)}",
+        ),
+        hint=tr(
+            "set dataset_map_fn to the function of your format: "
+            "'xtuner list-dataset-format' lists them.",
+            "请把 dataset_map_fn 设为对应格式的函数，'xtuner list-dataset-format' 会列出。",
+        ),
+        where=Where(key="dataset_map_fn"),
+    )
+
+
+def _with_loss_on(conversation: Sequence[Row], train_on: str) -> Sequence[Row]:
+    if train_on != "last_answer":
+        return conversation
+    before = [{**turn, "output_with_loss": False} for turn in conversation[:-1]]
+    return [*before, conversation[-1]]
+
+
+def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps) -> dict[str, Any]:
+    from jinja2 import TemplateError
+
+    try:
+        last_only = steps.train_on == "last_answer"
+        return dict(encode_messages(talk, steps.tokenizer, tools=tools, last_only=last_only))
+    except (ValueError, TemplateError) as error:
+        raise UserError(
+            tr(f"row {number}: {error}", f"第 {number} 行: {error}"),
+            where=Where(key="template_map_fn"),
+        ) from error
+
+
+def _fitted(given: Sequence[Encoded], steps: Steps, account: Account) -> list[Encoded]:
+    """The samples as they go on: cut, split, dropped or refused where they are too long."""
+    if not steps.max_length:
+        return list(given)
+    fitted: list[Encoded] = []
+    limit = steps.max_length * ITEM
+    for number, ids, labels in given:
+        if len(ids) <= limit:
+            fitted.append((number, ids, labels))
+        elif steps.long_samples == "error":
+            raise UserError(
+                tr(
+                    f"row {number} has {len(ids) // ITEM} tokens, more than "
+                    f"max_length={steps.max_length}",
+                    f"第 {number} 行有 {len(ids) // ITEM} 个 token，"
+                    f"超过 max_length={steps.max_length}",
+                ),
+                where=Where(key="max_length"),
+            )
+        elif steps.long_samples == "drop":
+            account.dropped["too_long"].append(number)
+            account.tokens_dropped += len(ids) // ITEM
+        elif steps.long_samples == "split":
+            starts = range(0, len(ids), limit)
+            fitted += [(number, ids[a : a + limit], labels[a : a + limit]) for a in starts]
+        else:
+            fitted.append((number, ids[:limit], labels[:limit]))
+            account.rows_cut.append(number)
+            account.tokens_cut += len(ids) // ITEM - steps.max_length
+    return fitted
+
+
+def _labelled(samples: Samples, steps: Steps) -> Samples:
+    """The samples of rows that have something to train; the account is completed."""
+    if steps.train_on == "everything":
+        ids = samples.input_ids
+        samples.labels = np.where(ids >= 0, ids, np.int32(IGNORE_INDEX))
+    account, supervised = samples.account, samples.supervised()
+    if steps.with_output:
+        keep = np.isin(samples.rows, samples.rows[supervised > 0])
+        account.dropped["no_label"] += np.unique(samples.rows[~keep]).tolist()
+        account.tokens_dropped += int(samples.lengths[~keep].sum())
+        samples = samples if keep.all() else samples.chosen(keep)
+    account.rows_trained = len(np.unique(samples.rows))
+    account.tokens_trained = len(samples.input_ids)
+    account.tokens_supervised = int(supervised.sum())
+    return samples
