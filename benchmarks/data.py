@@ -1,11 +1,12 @@
 """Preparing alpaca-like rows for training: rows per second and peak memory, beside two others.
 
 * ours: ``process_hf_dataset``;
-* per row: the same steps as plain ``datasets.map`` calls, a row at a time, as v0.1 had them;
+* per row: the same steps as plain ``datasets.map`` calls, a row at a time, as v0.1 had them, with
+  two processes and with one;
 * TRL: what ``SFTTrainer`` does to prompt-completion rows before it trains, with its packing.
 
 All map, add the template, tokenise and pack the same rows into the same length with two processes,
-each in a process of its own without a cache, and the rounds take turns. Writes ``results/data.json``.
+each in a new process without a cache; the rounds take turns. Writes ``results/data.json``.
 
     python benchmarks/data.py [--rows 200000] [--rounds 3]      # needs trl
 """
@@ -96,7 +97,7 @@ def ours(rows: Any, tokenizer: Any) -> Any:
     )
 
 
-def per_row(rows: Any, tokenizer: Any) -> Any:
+def per_row(rows: Any, tokenizer: Any, processes: int | None = PROCESSES) -> Any:
     """Plain maps: a row to a conversation, to text, to ids; those without a label out; packed."""
 
     def to_turn(row: dict[str, str]) -> dict[str, Any]:
@@ -131,15 +132,20 @@ def per_row(rows: Any, tokenizer: Any) -> Any:
             for name, tokens in columns.items()
         }
 
-    rows = rows.map(to_turn, num_proc=PROCESSES, remove_columns=rows.column_names)
-    rows = rows.map(with_template, num_proc=PROCESSES)
-    rows = rows.map(to_ids, num_proc=PROCESSES, remove_columns=rows.column_names)
-    rows = rows.filter(has_label, num_proc=PROCESSES)
+    rows = rows.map(to_turn, num_proc=processes, remove_columns=rows.column_names)
+    rows = rows.map(with_template, num_proc=processes)
+    rows = rows.map(to_ids, num_proc=processes, remove_columns=rows.column_names)
+    rows = rows.filter(has_label, num_proc=processes)
     return (
         rows.shuffle(seed=0)
-        .flatten_indices(num_proc=PROCESSES)
-        .map(joined, batched=True, num_proc=PROCESSES)
+        .flatten_indices(num_proc=processes)
+        .map(joined, batched=True, num_proc=processes)
     )
+
+
+def per_row_one_process(rows: Any, tokenizer: Any) -> Any:
+    """The same in one process, as ``datasets.map`` does it when it is not told otherwise."""
+    return per_row(rows, tokenizer, None)
 
 
 def trl(rows: Any, tokenizer: Any) -> Any:
@@ -185,7 +191,12 @@ def trl(rows: Any, tokenizer: Any) -> Any:
     return trainer.train_dataset
 
 
-WAYS: dict[str, Callable[[Any, Any], Any]] = {"ours": ours, "per_row": per_row, "trl": trl}
+WAYS: dict[str, Callable[[Any, Any], Any]] = {
+    "ours": ours,
+    "per_row": per_row,
+    "per_row_one_process": per_row_one_process,
+    "trl": trl,
+}
 
 
 class PeakMemory(threading.Thread):
@@ -284,7 +295,7 @@ def main() -> int:
     speed = {way: run["rows_per_second"] for way, run in medians.items()}
     ratios = {way: round(speed["ours"] / speed[way], 2) for way in WAYS if way != "ours"}
     for way, run in medians.items():
-        print(f"{way:<8} {run['rows_per_second']:>9,.0f} rows/s  peak {run['peak_mib']:,.0f} MiB")
+        print(f"{way:<20} {run['rows_per_second']:>9,.0f} rows/s  peak {run['peak_mib']:,.0f} MiB")
     print("ours is faster by " + ", ".join(f"{ratio}x ({way})" for way, ratio in ratios.items()))
     import datasets
     import tokenizers

@@ -82,26 +82,21 @@ def _packed(
         counts = np.array([len(parts) for parts in chosen], dtype=np.int64)
         sizes = tos - froms
         lengths = np.add.reduceat(sizes, np.cumsum(counts) - counts)
-        tokens = _ranges(starts[numbers] + froms, sizes)
+        begins = (starts[numbers] + froms).tolist()
+        slices = [slice(a, a + size) for a, size in zip(begins, sizes.tolist(), strict=True)]
         columns = {
-            "input_ids": _lists(samples.input_ids[tokens], lengths),
-            "labels": _lists(samples.labels[tokens], lengths),
+            "input_ids": _lists(np.concatenate([samples.input_ids[s] for s in slices]), lengths),
+            "labels": _lists(np.concatenate([samples.labels[s] for s in slices]), lengths),
         }
         if with_borders:
-            columns["position_ids"] = _lists(_ranges(np.zeros_like(sizes), sizes, "i4"), lengths)
+            places = np.arange(int(sizes.max()), dtype=np.int32)
+            positions = np.concatenate([places[:size] for size in sizes.tolist()])
+            columns["position_ids"] = _lists(positions, lengths)
             borders = [np.cumsum([0, *(b - a for _, a, b in parts)]) for parts in chosen]
             columns["cumulative_len"] = _lists(np.concatenate(borders), counts + 1)
         columns["length"] = lengths
         columns["rows"] = _lists(samples.rows[numbers], counts)
         yield pa.RecordBatch.from_pydict(columns)
-
-
-def _ranges(
-    starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], dtype: str = "i8"
-) -> npt.NDArray[np.int64]:
-    """Ranges of the given sizes from the given starts, one after the other."""
-    before = np.cumsum(sizes) - sizes
-    return (np.arange(int(sizes.sum())) + np.repeat(starts - before, sizes)).astype(dtype)
 
 
 def _lists(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> pa.ListArray:

@@ -81,7 +81,7 @@ def _pieces(
     conversation: Sequence[Mapping[str, Any]], encoder: PieceEncoder, with_output: bool
 ) -> list[tuple[str, bool]]:
     """The texts of a sample in order, each with whether it is trained."""
-    bos, eos = encoder.tokenizer.bos_token or "", encoder.tokenizer.eos_token or ""
+    bos, eos = encoder.bos, encoder.eos
     pieces: list[tuple[str, bool]] = []
     starts = True
     for turn in conversation:

@@ -162,7 +162,8 @@ def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
     """
     try:
         mapped = dict(row) if steps.map_row is None else dict(row) | dict(steps.map_row(row))
-        mapped = {steps.renames.get(name, name): value for name, value in mapped.items()}
+        if steps.renames:
+            mapped = {steps.renames.get(name, name): value for name, value in mapped.items()}
         if steps.add_template is not None and mapped.get("conversation"):
             mapped |= steps.add_template(mapped)
         return mapped

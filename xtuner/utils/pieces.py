@@ -71,6 +71,7 @@ class PieceEncoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.with_image_token = with_image_token
+        self.bos, self.eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._endings: dict[str, list[str]] = {}
         for token in filter(None, added):
@@ -103,10 +104,10 @@ class PieceEncoder:
                 keys.append([_IMAGE_KEY])
                 continue
             own = []
-            parts = [piece] if self._words is None else self._words.at_marks(piece)
+            parts = [piece] if self._words is None else self._words.parts(piece)
             for part in filter(None, parts):
                 own.append((self._tail(before), part))
-                before = (before + part)[-256:]
+                before = (before + part[-self._longest :])[-self._longest :]
             keys.append(own)
         return keys
 
@@ -133,8 +134,9 @@ class PieceEncoder:
         if self._words is None:
             found |= self._continued(new)
         else:
+            self._words.forget()
             split = [self._words.split(piece) for _, piece in new]
-            words = self._words.learn(split).__getitem__
+            words = self._words.learn().__getitem__
             starts = [(tail, parts[0]) for (tail, _), parts in zip(new, split, strict=True)]
             begun = self._continued(set(starts))
             for key, start, (_, *rest) in zip(new, starts, split, strict=True):

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Ids = bytes
@@ -21,9 +20,11 @@ Batch = Callable[[Sequence[str]], list[Ids]]
 # A space after a visible ASCII character and before an ASCII letter or digit.
 _SEAM = re.compile(r"(?<=[!-~])(?= [a-zA-Z0-9])")
 _WORD = re.compile(r"[a-zA-Z0-9](?:[^ ]*[!-~])?")
-_REACHES_OVER = re.compile("[^\nĠ▁ ][Ġ▁ ]")
+_REACHES_OVER = re.compile("[!-~][Ġ▁ ]")
 _NORMALIZERS = {"NFC", "NFKC", "Replace", "Prepend", "Sequence"}
 _PRE_TOKENIZERS = {"ByteLevel", "Split", "Metaspace", "Digits", "Sequence"}
+# Those that may come again: short, and of one line.
+_LASTING = re.compile(r"[a-zA-Z0-9](?:[^ \n]{0,38}[!-~])?")
 LONGEST, REMEMBERED = 64, 300_000
 
 
@@ -45,32 +46,43 @@ def goes_word_by_word(tokenizer: Any, batch: Batch) -> bool:
         return False
     if not _types(parts["pre_tokenizer"]) <= _PRE_TOKENIZERS:
         return False
-    for token in parts["added_tokens"]:
-        if token["rstrip"] or token["single_word"] or " " in token["content"]:
-            return False
+    if not all(map(_keeps_to_itself, parts["added_tokens"])):
+        return False
     added = {token["content"] for token in parts["added_tokens"]}
     vocabulary = "\n".join(token for token in model["vocab"] if token not in added)
     return not _REACHES_OVER.search(vocabulary) and _tried_out(batch)
+
+
+def _keeps_to_itself(token: dict[str, Any]) -> bool:
+    """Whether an added token takes no space that a word may stand after or before."""
+    text = token["content"]
+    takes_spaces = (
+        token["rstrip"] or token["single_word"] or (token["lstrip"] and text[0].isalnum())
+    )
+    return not takes_spaces and " " not in text
 
 
 def _types(part: Any) -> set[str]:
     """The kinds that a part of a tokenizer is made of."""
     if part is None:
         return set()
+    if part["type"] == "Replace" and part["pattern"] != {"String": " "}:
+        return {"Replace another"}
     inner = part.get("normalizers") or part.get("pretokenizers") or []
     return {part["type"]}.union(*(_types(each) for each in inner))
 
 
 def _tried_out(batch: Batch) -> bool:
+    """Whether a word after a space has the same ids whatever stands before the space."""
     visible = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     pairs = [(before, after) for before in visible for after in ("a", "Z", "0")]
     (context,) = batch(["a"])
     words = batch([f"a {after}y" for _, after in pairs])
-    heads = batch([f"x{before}" for before, _ in pairs])
+    starts = batch([f"x{before}" for before, _ in pairs])
     wholes = batch([f"x{before} {after}y" for before, after in pairs])
     return all(
-        word[: len(context)] == context and whole == head + word[len(context) :]
-        for word, head, whole in zip(words, heads, wholes, strict=True)
+        word.startswith(context) and whole == start + word[len(context) :]
+        for word, start, whole in zip(words, starts, wholes, strict=True)
     )
 
 
@@ -85,6 +97,7 @@ class WordCache:
     def __init__(self, tokenizer: Any, batch: Batch) -> None:
         self._batch = batch
         self._known: dict[str, Ids] = {}
+        self._new: set[str] = set()
         (self._context,) = batch(["a"])
         marks = [
             token["content"]
@@ -93,12 +106,16 @@ class WordCache:
         ]
         marks.sort(key=len, reverse=True)
         self._marks = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
+        self._parts: dict[str, list[str]] = {}
 
-    def at_marks(self, text: str) -> list[str]:
+    def parts(self, text: str) -> list[str]:
         """A text cut around the tokens that are found before anything else is."""
-        if self._marks is None:
-            return [text]
-        return [part for part in self._marks.split(text) if part]
+        if text in self._parts:
+            return self._parts[text]
+        parts = [text] if self._marks is None else self._marks.split(text)
+        if len(text) <= LONGEST and len(self._parts) < REMEMBERED:
+            self._parts[text] = parts
+        return parts
 
     def split(self, text: str) -> list[str]:
         """A text as its first part, and the words after it without the space before each."""
@@ -106,28 +123,27 @@ class WordCache:
         if not words:
             return [text]
         if first and "!" <= first[-1] <= "~":
-            known = self._known.__contains__
-            if all(map(known, words)) or all(known(w) or _WORD.fullmatch(w) for w in words):
+            strange = set(words).difference(self._known)
+            if all(map(_WORD.fullmatch, strange)):
+                self._new |= strange
                 return [first, *words]
         first, *parts = _SEAM.split(text)
-        return [first, *(part[1:] for part in parts)]
+        words = [part[1:] for part in parts]
+        self._new.update(words)
+        return [first, *words]
 
-    def learn(self, texts: Iterable[Sequence[str]]) -> dict[str, Ids]:
-        """Tokenise the words that are new.
-
-        Args:
-            texts: as ``split`` gave them.
-
-        Returns:
-            The ids of all words, and perhaps more.
-        """
-        if len(self._known) > REMEMBERED:
-            self._known.clear()
-        words = set(chain.from_iterable(parts[1:] for parts in texts))
-        new = sorted(words.difference(self._known))
+    def learn(self) -> dict[str, Ids]:
+        """Tokenise the words that ``split`` gave and that are new; the ids of all words."""
+        new = sorted(self._new.difference(self._known))
+        self._new.clear()
         skip = len(self._context)
         ids = [each[skip:] for each in self._batch([f"a {word}" for word in new])]
         found = dict(zip(new, ids, strict=True))
-        lasting = {w: i for w, i in found.items() if len(w) <= LONGEST and _WORD.fullmatch(w)}
+        lasting = {w: ids for w, ids in found.items() if _LASTING.fullmatch(w)}
         self._known |= lasting
         return self._known if len(lasting) == len(found) else self._known | found
+
+    def forget(self) -> None:
+        """Forget all words, when there are too many."""
+        if len(self._known) > REMEMBERED:
+            self._known.clear()

@@ -1,0 +1,88 @@
+"""Nothing is lost and nothing depends on the number of processes, whatever the rows and packing."""
+
+from collections import Counter
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.tiny import make_tokenizer
+from xtuner.dataset import process_hf_dataset, samples
+from xtuner.dataset.account import account_of
+from xtuner.dataset.encode import encode_conversation
+from xtuner.dataset.in_order import in_order
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.errors import UserError
+
+TOKENIZER = make_tokenizer()
+TEXT = st.text(alphabet="ab ,.\n的", max_size=40)
+ROWS = st.lists(st.tuples(TEXT, TEXT), min_size=3, max_size=30)
+PACKINGS = {
+    "whole": dict(pack_to_max_length=True, use_varlen_attn=True),
+    "stream": dict(pack_to_max_length=True, use_varlen_attn=False),
+    "alone": dict(pack_to_max_length=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(samples, "CHUNK", 3)
+    monkeypatch.setattr(samples, "ROWS_A_PROCESS", 4)
+    monkeypatch.setattr(samples, "usable_processes", lambda wanted: wanted)
+
+
+def supervised(rows):
+    return Counter(token for row in rows for token in row["labels"] if token != IGNORE_INDEX)
+
+
+def prepare(rows, processes, packing, monkeypatch, folder, seed=0, length=48, long="split"):
+    monkeypatch.setenv("XTUNER_CACHE", str(folder))
+    return process_hf_dataset(
+        Dataset.from_list([{"conversation": [{"input": q, "output": a}]} for q, a in rows]),
+        tokenizer=TOKENIZER,
+        max_length=length,
+        long_samples=long,
+        map_num_proc=processes,
+        seed=seed,
+        **PACKINGS[packing],
+    )
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@settings(max_examples=6, deadline=None)
+@given(rows=ROWS, seed=st.integers(0, 3))
+def test_tokens_in_are_tokens_out(packing, tmp_path_factory, rows, seed):
+    turns = [[{"input": q, "output": a}] for q, a in rows]
+    expected = supervised(encode_conversation(turn, TOKENIZER) for turn in turns)
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        for processes in (1, 2, 4):
+            folder = tmp_path_factory.mktemp("cache")
+            made.append(prepare(rows, processes, packing, patch, folder, seed))
+    assert supervised(made[0]) == expected
+    assert account_of(made[0]).tokens_supervised == sum(expected.values())
+    for other in made[1:]:
+        assert other.to_dict() == made[0].to_dict()
+        assert account_of(other) == account_of(made[0])
+
+
+def test_the_first_faulty_row_is_named_whoever_finds_it(tmp_path, monkeypatch):
+    rows = [("a", "b" * 10)] * 30
+    rows[7] = rows[20] = ("a", "b" * 300)
+    with pytest.raises(UserError, match="row 7 has"):
+        prepare(rows, 4, "whole", monkeypatch, tmp_path, long="error")
+
+
+def test_results_come_in_order_and_errors_through():
+    assert list(in_order(lambda n: n * n, 20, 3)) == [n * n for n in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda n: 1 // (n - 5), 20, 3))
+
+
+def test_a_process_that_is_killed_is_said():
+    import os
+    import signal
+
+    with pytest.raises(UserError, match="was killed"):
+        list(in_order(lambda n: os.kill(os.getpid(), signal.SIGKILL), 4, 2))
