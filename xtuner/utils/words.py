@@ -20,6 +20,7 @@ Batch = Callable[[Sequence[str]], list[Ids]]
 # A space after a visible ASCII character and before an ASCII letter or digit.
 _SEAM = re.compile(r"(?<=[!-~])(?= [a-zA-Z0-9])")
 _WORD = re.compile(r"[a-zA-Z0-9](?:[^ ]*[!-~])?")
+_BEGINS = re.compile("[a-zA-Z0-9]")
 _REACHES_OVER = re.compile("[!-~][Ġ▁ ]")
 _NORMALIZERS = {"NFC", "NFKC", "Replace", "Prepend", "Sequence"}
 _PRE_TOKENIZERS = {"ByteLevel", "Split", "Metaspace", "Digits", "Sequence"}
@@ -122,9 +123,11 @@ class WordCache:
         first, *words = text.split(" ")
         if not words:
             return [text]
-        if first and "!" <= first[-1] <= "~":
-            strange = set(words).difference(self._known)
+        *inner, last = words
+        if first and "!" <= first[-1] <= "~" and (last in self._known or _BEGINS.match(last)):
+            strange = set(inner).difference(self._known)
             if all(map(_WORD.fullmatch, strange)):
+                strange.add(last)
                 self._new |= strange
                 return [first, *words]
         first, *parts = _SEAM.split(text)
