@@ -1,0 +1,383 @@
+"""Fine-tuning beside TRL's SFTTrainer and a plain Transformers loop: tokens/s and peak memory.
+
+All train the same model in bf16 autocast on the same rows, each in a process of its own; the rounds
+take turns. Tokens are those of the rows, padding does not count.
+
+* ours: packed rows, samples kept apart; the runner of ``xtuner train`` with its optimizer.
+* trl: SFTTrainer, packing on, loss on completions.
+* plain: a loop over padded batches: model(**batch), backward, clip, AdamW.step.
+
+    python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora]    # needs trl
+
+Writes ``results/speed_<shape>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+WARM_STEPS, STEPS, ROUNDS = 2, 8, 3
+LORA = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model, the length of packed rows, and how many of them make a step."""
+
+    config: dict[str, Any]
+    max_length: int
+    packs_a_step: int
+
+
+SHAPES = {
+    "llama_34m": Shape(
+        dict(model_type="llama", vocab_size=8192, hidden_size=512, intermediate_size=1376)
+        | dict(num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8),
+        max_length=1024,
+        packs_a_step=2,
+    ),
+    "qwen_151k": Shape(
+        dict(model_type="qwen2", vocab_size=151936, hidden_size=896, intermediate_size=4864)
+        | dict(num_hidden_layers=2, num_attention_heads=14, num_key_value_heads=2)
+        | dict(tie_word_embeddings=True),
+        max_length=4096,
+        packs_a_step=1,
+    ),
+}
+
+
+def prepare(folder: Path, shape: Shape) -> None:
+    """Save the model, a word-level tokenizer with a chat template, and the rows."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    words = 4000
+    names = ["<pad>", "</s>", "<user>", "<bot>", *(f"w{n}" for n in range(words))]
+    inner = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, "<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<pad>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}{{ m.content }}"
+        " </s> {% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    settings = dict(shape.config) | dict(pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    draw = random.Random(0)
+
+    def text(mean: int) -> str:
+        size = max(4, int(draw.lognormvariate(0, 0.7) * mean))
+        return " ".join(f"w{draw.randrange(words)}" for _ in range(size))
+
+    tokens = (WARM_STEPS + STEPS + 1) * shape.packs_a_step * shape.max_length
+    rows = []
+    while tokens > 0:
+        row = {"prompt": text(60), "completion": text(120)}
+        tokens -= len(row["prompt"].split()) + len(row["completion"].split())
+        rows.append(row)
+    (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
+
+
+def messages(folder: Path) -> Any:
+    """The rows as a dataset of prompts and completions."""
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "completion": [{"role": "assistant", "content": row["completion"]}],
+            }
+            for row in json.loads((folder / "rows.json").read_text("utf-8"))
+        ]
+    )
+
+
+def packs(folder: Path, shape: Shape) -> Any:
+    """The rows tokenised by the tokenizer's own template and packed by us."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from xtuner.dataset import process_hf_dataset
+    from xtuner.dataset.map_fns import template_map_fn_factory
+    from xtuner.utils import PROMPT_TEMPLATE
+
+    talks = [{"messages": row["prompt"] + row["completion"]} for row in messages(folder)]
+    return process_hf_dataset(
+        Dataset.from_list(talks),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        max_length=shape.max_length,
+        template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
+        pack_to_max_length=True,
+        use_varlen_attn=True,
+    )
+
+
+def ours(folder: Path, shape: Shape, method: str) -> dict[str, float]:
+    """Through XTuner's runner."""
+    import torch
+    from mmengine.dataset import DefaultSampler
+    from mmengine.hooks import Hook
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    from xtuner.dataset.collate_fns import default_collate_fn
+    from xtuner.engine.optim import FinetuneOptimWrapper
+    from xtuner.engine.runner import FinetuneRunner, TrainLoop
+    from xtuner.model import SupervisedFinetune
+
+    clock = Clock()
+
+    class Timer(Hook):
+        def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+            outputs = kwargs.get("outputs")
+            if outputs:
+                clock.step(int(outputs["tokens"]), float(outputs["loss"]))
+
+    def collate(rows: Any) -> dict[str, Any]:
+        return default_collate_fn(rows, use_varlen_attn=True)
+
+    runner = FinetuneRunner(
+        model=SupervisedFinetune(
+            llm=dict(
+                type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=str(folder)
+            ),
+            lora=dict(type=LoraConfig, task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
+            use_varlen_attn=True,
+            use_activation_checkpointing=False,
+        ),
+        work_dir=str(folder / "ours"),
+        train_dataloader=dict(
+            batch_size=1,
+            num_workers=0,
+            dataset=packs(folder, shape),
+            sampler=dict(type=DefaultSampler, shuffle=False),
+            collate_fn=collate,
+        ),
+        train_cfg=dict(type=TrainLoop, max_iters=(WARM_STEPS + STEPS) * shape.packs_a_step),
+        optim_wrapper=dict(
+            type=FinetuneOptimWrapper,
+            optimizer=dict(type=torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True),
+            dtype="bfloat16",
+            clip_grad=dict(max_norm=1.0),
+            accumulative_counts=shape.packs_a_step,
+        ),
+        default_hooks=dict(checkpoint=None, logger=None, progress=None),
+        custom_hooks=[Timer()],
+        randomness=dict(seed=0),
+    )
+    runner.train()
+    return clock.facts()
+
+
+def trl(folder: Path, shape: Shape, method: str) -> dict[str, float]:
+    """Through TRL's SFTTrainer."""
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    clock, seen = Clock(), {"tokens": 0, "losses": []}
+
+    class Counting(SFTTrainer):  # type: ignore[misc]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            mask = inputs.get("attention_mask")
+            ids = inputs["input_ids"]
+            seen["tokens"] += int(mask.sum()) if mask is not None else ids.numel()
+            found = super().compute_loss(model, inputs, *args, **kwargs)
+            seen["losses"].append(float(found[0] if isinstance(found, tuple) else found))
+            return found
+
+    class Timer(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            clock.step(seen["tokens"], statistics.fmean(seen["losses"]))
+            seen["tokens"], seen["losses"] = 0, []
+
+    trainer = Counting(
+        model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa"),
+        args=SFTConfig(
+            output_dir=str(folder / "trl"),
+            per_device_train_batch_size=shape.packs_a_step,
+            max_steps=WARM_STEPS + STEPS,
+            learning_rate=1e-4,
+            lr_scheduler_type="constant",
+            optim="adamw_torch_fused",
+            bf16=True,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            packing=True,
+            completion_only_loss=True,
+            max_length=shape.max_length,
+            save_strategy="no",
+            report_to=[],
+            logging_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=messages(folder),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
+        callbacks=[Timer()],
+    )
+    trainer.train()
+    return clock.facts()
+
+
+def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
+    """A loop as in a tutorial: padded batches of about the same number of tokens."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    if method == "lora":
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+    samples = []
+    for pack in packs(folder, shape):
+        borders = pack["cumulative_len"]
+        for a, b in itertools.pairwise(borders):
+            samples.append((pack["input_ids"][a:b], pack["labels"][a:b]))
+    clock, model = Clock(), model.train()
+    wanted = shape.packs_a_step * shape.max_length
+    for _ in range(WARM_STEPS + STEPS):
+        batch = []
+        while samples and sum(len(ids) for ids, _ in batch) < wanted:
+            batch.append(samples.pop(0))
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch])
+        labels = torch.tensor([each + [-100] * (longest - len(each)) for _, each in batch])
+        mask = torch.tensor([[1] * len(x) + [0] * (longest - len(x)) for x, _ in batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.step(int(mask.sum()), loss.item())
+    return clock.facts()
+
+
+SIDES: dict[str, Callable[[Path, Shape, str], dict[str, float]]] = {
+    "ours": ours,
+    "trl": trl,
+    "plain": plain,
+}
+
+
+class Clock:
+    """Times steps and keeps what they report; the first ones are left out."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[float, int, float]] = []
+
+    def step(self, tokens: int, loss: float) -> None:
+        self._steps.append((time.perf_counter(), tokens, loss))
+
+    def facts(self) -> dict[str, float]:
+        start = self._steps[WARM_STEPS - 1][0]
+        timed = self._steps[WARM_STEPS:]
+        return {
+            "tokens_per_second": sum(tokens for _, tokens, _ in timed) / (timed[-1][0] - start),
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "loss": statistics.fmean(loss for _, _, loss in timed),
+        }
+
+
+def matmul_rate() -> float:
+    """What this machine's bf16 matrix products reach, in TFLOP/s."""
+    import torch
+
+    one, other = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    best = 1e9
+    for _ in range(20):
+        begin = time.perf_counter()
+        one @ other
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 2048**3 / best / 1e12
+
+
+def main() -> int:
+    """Run the sides in turns and say how they compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="llama_34m")
+    parser.add_argument("--methods", nargs="+", choices=("full", "lora"), default=["full", "lora"])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    shape = SHAPES[args.shape]
+    if args.side:
+        print("\n" + json.dumps(SIDES[args.side](args.folder, shape, args.methods[0])))
+        return 0
+    found: dict[str, dict[str, list[dict[str, float]]]] = {
+        method: {side: [] for side in SIDES} for method in args.methods
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, shape)
+        for _ in range(args.rounds):
+            for method in args.methods:
+                for side, runs in found[method].items():
+                    words = [sys.executable, __file__, "--shape", args.shape, "--side", side]
+                    words += ["--folder", name, "--methods", method]
+                    environment = os.environ | {"XTUNER_CACHE": f"{name}/cache"}
+                    done = subprocess.run(
+                        words, env=environment, capture_output=True, text=True, check=False
+                    )
+                    if done.returncode:
+                        raise SystemExit(done.stderr)
+                    runs.append(json.loads(done.stdout.splitlines()[-1]))
+                    print(method, side, runs[-1], flush=True)
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": _versions(),
+        "shape": args.shape,
+        "bf16_matmul_tflops": matmul_rate(),
+    }
+    for method, sides in found.items():
+        medians = {
+            side: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+            for side, runs in sides.items()
+        }
+        us = medians["ours"]
+        result[method] = medians | {
+            f"{what}_ratio_to_{side}": us[key] / medians[side][key]
+            for side in ("trl", "plain")
+            for what, key in (("speed", "tokens_per_second"), ("memory", "peak_mib"))
+        }
+    (RESULTS / f"speed_{args.shape}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
