@@ -19,7 +19,7 @@ from xtuner.dataset.held_out import rows_of_part
 from xtuner.dataset.rows import load_rows, row_function
 from xtuner.dataset.samples import Samples, Steps, encode_rows, map_one
 from xtuner.registry import BUILDER
-from xtuner.utils import pieces
+from xtuner.utils import pieces, words
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -167,7 +167,7 @@ def _prepared_once(
         steps.tokenizer,
         [steps.map_row, steps.add_template],
         [plain, packing and asdict(packing), keep_columns],
-        [pieces, encode, messages, samples, as_dataset, packs],
+        [words, pieces, encode, messages, samples, as_dataset, packs],
     )
     return cache.prepared_once(key, prepare)
 

@@ -49,12 +49,11 @@ def in_order(work: Callable[[int], T], count: int, processes: int) -> Iterator[T
         yield from map(work, range(count))
         return
     before, _work = _work, work
-    # The processes hold many small objects for a short time, and no cycles among them: looking for
-    # these took a tenth of the time.
-    # Without the variable the tokenizers library warns at each fork that it was used before.
+    # Without this the tokenizers library warns at each fork that it was used before.
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     context = multiprocessing.get_context("fork")
+    # What the processes hold has no cycles; looking for them took a tenth of the time (gc.disable).
     try:
         with ProcessPoolExecutor(min(processes, count), context, gc.disable) as pool:
             yield from pool.map(_call, range(count))

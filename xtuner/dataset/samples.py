@@ -260,7 +260,7 @@ def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps)
     try:
         last_only = steps.train_on == "last_answer"
         return dict(encode_messages(talk, steps.tokenizer, tools=tools, last_only=last_only))
-    except (ValueError, TemplateError) as error:
+    except (ValueError, TemplateError, NotImplementedError) as error:  # slow ones have no offsets
         raise UserError(
             tr(f"row {number}: {error}", f"第 {number} 行: {error}"),
             where=Where(key="template_map_fn"),

@@ -99,6 +99,7 @@ class WordCache:
         self._batch = batch
         self._known: dict[str, Ids] = {}
         self._new: set[str] = set()
+        self._passing: list[str] = []
         (self._context,) = batch(["a"])
         marks = [
             token["content"]
@@ -140,13 +141,16 @@ class WordCache:
         new = sorted(self._new.difference(self._known))
         self._new.clear()
         skip = len(self._context)
-        ids = [each[skip:] for each in self._batch([f"a {word}" for word in new])]
-        found = dict(zip(new, ids, strict=True))
-        lasting = {w: ids for w, ids in found.items() if _LASTING.fullmatch(w)}
-        self._known |= lasting
-        return self._known if len(lasting) == len(found) else self._known | found
+        for word, ids in zip(new, self._batch([f"a {word}" for word in new]), strict=True):
+            self._known[word] = ids[skip:]
+            if not _LASTING.fullmatch(word):
+                self._passing.append(word)
+        return self._known
 
     def forget(self) -> None:
-        """Forget all words, when there are too many."""
+        """Forget what will hardly come again, and all when there is too much; before ``split``."""
+        for word in self._passing:
+            self._known.pop(word, None)
+        self._passing.clear()
         if len(self._known) > REMEMBERED:
             self._known.clear()
