@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,20 @@ def _function_text(function: Callable[..., Any] | None) -> str:
     return f"{source}{Hasher.hash(function)}"
 
 
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the progress bars of datasets: ours tells how far the preparation is."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
 def prepared_once(key: str, prepare: Callable[[], Dataset]) -> Dataset:
     """Map the prepared dataset from the cache; the first process of the machine prepares it.
 
@@ -104,7 +119,7 @@ def prepared_once(key: str, prepare: Callable[[], Dataset]) -> Dataset:
         with filelock.FileLock(f"{home}.lock", timeout=minutes * 60):
             if not home.exists():
                 made = prepare()
-                with written_aside(home) as aside:
+                with written_aside(home) as aside, _without_bars():
                     made.save_to_disk(str(aside))
     except filelock.Timeout as error:
         raise UserError(
