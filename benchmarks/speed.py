@@ -135,6 +135,11 @@ def packs(folder: Path, shape: Shape) -> Any:
     )
 
 
+def base_dtype(method: str) -> str:
+    """Frozen weights are kept in bf16, trained ones in float32; on all sides."""
+    return "bfloat16" if method == "lora" else "float32"
+
+
 def ours(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     """Through XTuner's runner."""
     import torch
@@ -162,7 +167,9 @@ def ours(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     runner = FinetuneRunner(
         model=SupervisedFinetune(
             llm=dict(
-                type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=str(folder)
+                type=AutoModelForCausalLM.from_pretrained,
+                pretrained_model_name_or_path=str(folder),
+                dtype=base_dtype(method),
             ),
             lora=dict(type=LoraConfig, task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
             use_varlen_attn=True,
@@ -215,7 +222,9 @@ def trl(folder: Path, shape: Shape, method: str) -> dict[str, float]:
             seen["tokens"], seen["losses"] = 0, []
 
     trainer = Counting(
-        model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa"),
+        model=AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="sdpa", dtype=base_dtype(method)
+        ),
         args=SFTConfig(
             output_dir=str(folder / "trl"),
             per_device_train_batch_size=shape.packs_a_step,
@@ -249,7 +258,7 @@ def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base_dtype(method))
     if method == "lora":
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
     trained = [each for each in model.parameters() if each.requires_grad]

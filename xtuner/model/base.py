@@ -17,7 +17,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
-from xtuner.model.modules import experts
+from xtuner.model.modules import experts, fast_lora
 from xtuner.model.modules.loss import LogitRule
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
@@ -76,6 +76,7 @@ class FinetuneModel(BaseModel):
 
         if peft_model is not None:
             self.llm = PeftModel.from_pretrained(self.llm, peft_model, is_trainable=True)
+            fast_lora.speed_up(self.llm)
             return
         config = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
         if config.target_modules is None:
@@ -84,6 +85,7 @@ class FinetuneModel(BaseModel):
             self._train_new_rows(config)
         experts.drop_no_activations(config, self.llm)
         self.llm = get_peft_model(self.llm, config)
+        fast_lora.speed_up(self.llm)
 
     def _train_new_rows(self, config: Any) -> None:
         """New tokens can only be learnt, and kept, if the layers that hold them are trained."""
