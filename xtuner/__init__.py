@@ -10,6 +10,12 @@ __all__ = ["__version__", "cli", "version_info"]
 
 def cli() -> None:
     """Run the ``xtuner`` command and exit with its status (the console script's entry)."""
+    import os
+
     from xtuner.entry_point import main
 
-    raise SystemExit(main())
+    if "RANK" not in os.environ:
+        raise SystemExit(main())
+    from xtuner.utils.leave import leave_with
+
+    leave_with(main)
