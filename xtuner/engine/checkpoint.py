@@ -71,11 +71,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file onto the CPU as plain data and tensors; no code in it can run.
 
     Args:
-        path: a ``.pth`` of this version or of XTuner v0.1. It is compared with its manifest.
+        path: a ``.pth`` of this version or of XTuner v0.1. It is compared with its manifest. Of a
+            folder (DeepSpeed, FSDP) all but weights and optimizer, and ``folder``, its path.
 
     Raises:
         UserError: when it is missing, damaged, or holds something that is not data.
     """
+    if Path(path).is_dir():
+        return _checked_folder(Path(path))
     state = _checked(Path(path), mapped=False)
     if "message_hub" in state:
         state["message_hub"] = to_plain(state["message_hub"])
@@ -290,6 +293,26 @@ def _checked(file: Path, *, mapped: bool) -> dict[str, Any]:
     if found:
         raise _unusable(file, found)
     return read_torch_file(file, mapped=mapped)
+
+
+def _checked_folder(folder: Path) -> dict[str, Any]:
+    """What lies beside weights and optimizer in a checkpoint folder that is not damaged."""
+    from xtuner.engine.checkpoint_folder import RUN_FILE
+
+    found = damage(folder)
+    if found:
+        raise _unusable(folder, found)
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(
+            tr(
+                f"this folder holds weights only (there is no {RUN_FILE} in it): a run cannot go "
+                "on from it.",
+                f"这个文件夹只有权重（其中没有 {RUN_FILE}）：训练无法从它继续。",
+            ),
+            hint=f"--cfg-options load_from={folder}",
+            where=Where(str(folder)),
+        )
+    return {**read_torch_file(folder / RUN_FILE, mapped=False), "folder": str(folder)}
 
 
 def _unusable(path: Path, why: str) -> UserError:

@@ -40,8 +40,8 @@ def collect(
         by_epoch: only for that derivation: called after an epoch, not after an iteration.
 
     Returns:
-        ``meta, state_dict, message_hub, random_states, data_position, loop`` and,
-        as asked, ``optimizer, param_schedulers``.
+        ``meta, message_hub, random_states, data_position, loop``, as asked ``param_schedulers``,
+        and, unless the strategy writes them by itself, ``state_dict`` and ``optimizer``.
     """
     facts = _progress(runner, by_epoch) | dict(meta or {})
     facts |= {
@@ -51,18 +51,17 @@ def collect(
         "time": time.strftime("%Y%m%d_%H%M%S"),
         "xtuner_version": __version__,
         "world_size": get_world_size(),
+        "strategy": runner.strategy.name,
         "fingerprints": getattr(runner, "fingerprints", {}),
     }
     state: dict[str, Any] = {
         "meta": facts,
-        "state_dict": bare(runner.model).state_dict(),
+        **runner.strategy.parts(runner.model, runner.optim_wrapper, save_optimizer),
         "message_hub": _plain_hub(runner.message_hub.state_dict()),
         "random_states": all_gather_object(random_state()),
         "data_position": _data_position(runner, facts["iter"]),
         "loop": runner.train_loop.state_dict(),
     }
-    if save_optimizer:
-        state["optimizer"] = runner.optim_wrapper.state_dict()
     if save_param_scheduler and runner.param_schedulers is not None:
         state["param_schedulers"] = [each.state_dict() for each in runner.param_schedulers]
     runner.call_hook("before_save_checkpoint", checkpoint=state)
@@ -83,19 +82,13 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
         UserError: when the weights or the optimizer are not those of this config.
     """
     runner.call_hook("after_load_checkpoint", checkpoint=state)
-    load_weights(bare(runner.model), state["state_dict"])
-    if "optimizer" not in state:
+    if not runner.strategy.restore(state, runner.model, runner.optim_wrapper):
         runner.logger.warning(
             tr(
                 "the checkpoint has no optimizer state (save_optimizer=False): it starts anew.",
                 "检查点中没有优化器状态（save_optimizer=False）：优化器从头开始。",
             )
         )
-    else:
-        try:
-            runner.optim_wrapper.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise _other_config(tr("optimizer state", "优化器状态"), str(error)) from error
     scale = _scale(runner, state)
     for scheduler, saved in zip(
         runner.param_schedulers or [], state.get("param_schedulers", []), strict=False
@@ -141,7 +134,7 @@ def load_weights(
     try:
         outcome = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise _other_config(tr("weights", "权重"), str(error)) from error
+        raise other_config(tr("weights", "权重"), str(error)) from error
     expected = set(model.state_dict())
     missing = [name for name in outcome.missing_keys if name in expected]
     lines = [
@@ -154,7 +147,7 @@ def load_weights(
     ]
     nothing_fits = len(outcome.unexpected_keys) == len(weights)
     if lines and (nothing_fits or not partly):
-        raise _other_config(tr("weights", "权重"), "; ".join(lines))
+        raise other_config(tr("weights", "权重"), "; ".join(lines))
     return "; ".join(lines)
 
 
@@ -214,7 +207,8 @@ def _plain_hub(hub: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _other_config(what: str, detail: str) -> UserError:
+def other_config(what: str, detail: str) -> UserError:
+    """The complaint that a checkpoint's weights or optimizer do not fit."""
     return UserError(
         tr(
             f"the checkpoint's {what} do not belong to this config: {detail}",

@@ -24,6 +24,7 @@ def train(
     work_dir: str | None = None,
     deepspeed: str | None = None,
     fsdp: bool = False,
+    fsdp_offload: bool = False,
     resume: str | bool = False,
     resume_allow: Sequence[str] = (),
     seed: int | None = None,
@@ -37,6 +38,7 @@ def train(
         work_dir: where everything goes; the config's, else ``work_dirs/<config name>``.
         deepspeed: a DeepSpeed config, by path or name.
         fsdp: shard the model with FSDP.
+        fsdp_offload: the same, with the shards in main memory.
         resume: a checkpoint, or True for the newest good one of the work dir.
         resume_allow: what may have changed since that checkpoint (``resume.KINDS``, ``all``).
         seed: the random seed; the config's when None.
@@ -49,14 +51,16 @@ def train(
     Raises:
         UserError: for everything a user can mend.
     """
-    if deepspeed or fsdp:
-        raise UserError(
-            tr(
-                "--deepspeed and --fsdp are not available in this version.",
-                "这个版本还不支持 --deepspeed 和 --fsdp。",
-            )
-        )
-    cfg = prepare(config, work_dir=work_dir, options=options, launcher=launcher, seed=seed)
+    cfg = prepare(
+        config,
+        work_dir=work_dir,
+        options=options,
+        launcher=launcher,
+        seed=seed,
+        deepspeed=deepspeed,
+        fsdp=fsdp or fsdp_offload,
+        fsdp_offload=fsdp_offload,
+    )
     _refuse_shared_samples(cfg.get("sequence_parallel_size", 1))
     if cfg.get("framework", "mmengine").lower() == "huggingface":
         from xtuner.engine.huggingface import train as train_with_trainer
@@ -146,6 +150,9 @@ def prepare(
     options: Sequence[str],
     launcher: str,
     seed: int | None = None,
+    deepspeed: str | None = None,
+    fsdp: bool = False,
+    fsdp_offload: bool = False,
 ) -> Config:
     """Load a config, make it fit this machine, and write it into its work dir.
 
@@ -161,10 +168,12 @@ def prepare(
     _claim(Path(cfg.work_dir))
     import_runner(_named_optimizer(cfg))
     from xtuner.engine.adapt import adapt
+    from xtuner.engine.adapt_strategy import adapt_strategy
     from xtuner.engine.check import check_or_raise
 
     check_or_raise(cfg)
     said = adapt(cfg, launcher=launcher)
+    said += adapt_strategy(cfg, deepspeed=deepspeed, fsdp=fsdp, offload=fsdp_offload)
     _call_before_run(cfg)
     _check_models(cfg)
     if _is_first():

@@ -63,6 +63,17 @@ def join_processes(launcher: str, backend: str = "nccl") -> None:
     )
 
 
+def join_alone() -> None:
+    """Make a process group of this process, where there is none: some libraries need one."""
+    if torch.distributed.is_initialized():
+        return
+    os.environ.setdefault("LOCAL_RANK", "0")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(
+        backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+
+
 def _end_with_parent() -> None:
     """Ask Linux for SIGTERM when torchrun dies, by kill -9 too: no process is left behind."""
     if sys.platform == "linux":

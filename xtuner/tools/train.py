@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=tr("shard the model over the processes (FSDP)", "用 FSDP 把模型分片到各进程"),
     )
     parser.add_argument(
+        "--fsdp-offload",
+        action="store_true",
+        help=tr("the same, with the shards in main memory", "同上，并把分片放在内存中"),
+    )
+    parser.add_argument(
         "--resume",
         nargs="?",
         const=True,
@@ -95,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         work_dir=args.work_dir,
         deepspeed=args.deepspeed,
         fsdp=args.fsdp,
+        fsdp_offload=args.fsdp_offload,
         resume=args.resume,
         resume_allow=[word for word in args.resume_allow.split(",") if word],
         seed=args.seed,

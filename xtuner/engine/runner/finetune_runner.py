@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.hooks import (
     CheckpointHook,
     DistSamplerSeedHook,
@@ -26,16 +26,17 @@ from mmengine.hooks import (
 from mmengine.logging import MMLogger
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
-from torch.nn.parallel import DistributedDataParallel
 
 from xtuner.dataset.doctor.places import Tracer
 from xtuner.engine import checkpoint, checkpoint_state, reference, resume
+from xtuner.engine._strategy.strategy import Strategy
 from xtuner.engine.hooks.metrics_hook import MetricsHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
 from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
 from xtuner.engine.runner.loops import TrainLoop
 from xtuner.engine.runner.scalar_visualizer import ScalarVisualizer
 from xtuner.parallel.processes import join_processes
+from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -47,12 +48,13 @@ _RUNS = itertools.count()
 class FinetuneRunner(Runner):
     """Builds everything of a config and runs it.
 
-    What differs from mmengine's runner: the loop's contract (see ``loops``), plain
-    ``DistributedDataParallel``, the optimizer holds only what is trained, checkpoints are plain
+    What differs from mmengine's runner: the loop's contract (see ``loops``), the strategies (see
+    ``_strategy``), the optimizer holds only what is trained, checkpoints are plain
     data, mmengine's log lines go to the log file instead of the terminal, and a hook that fails is
     reported without ending the training (unless it saves, or the training depends on it).
     """
 
+    strategy = Strategy()
     fingerprints: Mapping[str, Any] = {}
     resume_from: Path | None = None
     _tracer: Tracer | None = None
@@ -84,12 +86,18 @@ class FinetuneRunner(Runner):
         return self._tracer(batch["data"])
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Join the other processes, where there are any, then do as mmengine does."""
+        """Join the other processes, where there are any, then do as mmengine does.
+
+        The strategy is built here: some must be there before the model.
+        """
         if self._launcher != "none" and not torch.distributed.is_initialized():
             join_processes(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
         with warnings.catch_warnings():  # about the numbers of threads that it sets
             warnings.simplefilter("ignore")
             super().setup_env(env_cfg)
+        if self.cfg.get("strategy"):
+            self.strategy = BUILDER.build(self.cfg.strategy)
+        self.strategy.prepare()
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build mmengine's logger; on the terminal it shows warnings and errors only."""
@@ -130,18 +138,12 @@ class FinetuneRunner(Runner):
         self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module
     ) -> torch.nn.Module:
         """Move the model to its device and, with several processes, make them share gradients."""
-        model = model.to(self.device)
-        if get_world_size() == 1:
-            return model
         settings = dict(model_wrapper_cfg or {})
         settings.pop("type", None)
         settings.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
         settings.setdefault("broadcast_buffers", False)
         settings.setdefault("gradient_as_bucket_view", True)
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        with warnings.catch_warnings():  # newer versions of torch rename broadcast_buffers
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(model, device_ids=devices, **settings)
+        return self.strategy.wrap(model, self.device, settings)
 
     def _init_model_weights(self) -> None:
         """Nothing to do: weights come from the model itself. mmengine would draw them anew."""
@@ -171,7 +173,8 @@ class FinetuneRunner(Runner):
             )
         built = OPTIMIZERS.build({**optimizer, "params": groups})
         wrapper = settings.pop("type", FinetuneOptimWrapper)
-        return wrapper(optimizer=built, **settings)
+        self.model, bound = self.strategy.bind(self.model, wrapper(optimizer=built, **settings))
+        return bound
 
     def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list[Any]:
         """Build the schedules, without those that cover at most one iteration of this run.
@@ -232,8 +235,8 @@ class FinetuneRunner(Runner):
             meta=meta,
             by_epoch=by_epoch,
         )
-        if get_rank() == 0:
-            checkpoint.save_checkpoint(f"{out_dir}/{filename}", state)
+        path = Path(out_dir) / filename
+        self.strategy.save(path, state, self.model, self.optim_wrapper, save_optimizer)
 
     def load_or_resume(self) -> None:
         """Go on from a checkpoint, where asked; else load weights, where the config says so.
@@ -282,8 +285,8 @@ class FinetuneRunner(Runner):
         """Load only the weights of a checkpoint."""
         state = {"state_dict": checkpoint.load_state_dict(filename)}
         self.call_hook("after_load_checkpoint", checkpoint=state)
-        misfits = checkpoint_state.load_weights(
-            checkpoint_state.bare(self.model), state["state_dict"], partly=True
+        misfits = self.strategy.load_weights(
+            self.model, self.optim_wrapper, state["state_dict"], partly=True
         )
         if misfits:
             self.logger.warning(f"{filename}: {misfits}")

@@ -7,7 +7,6 @@ the gradients.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import time
@@ -129,11 +128,10 @@ class TrainLoop(BaseLoop):
             last = number == len(batches) - 1
             self.step_finished = last
             self._begin_iteration(batch)
-            exchange = contextlib.nullcontext() if last else _no_sync(model)
-            with exchange:
+            with runner.strategy.micro_batch(model, last=last):
                 with runner.optim_wrapper.optim_context(model):
                     outputs = model(**to_device(batch, runner.device), mode="loss", totals=totals)
-                # DistributedDataParallel averages over the ranks; we want the sum.
+                # Every strategy averages over the ranks; we want the sum.
                 runner.optim_wrapper.backward(outputs["loss"] * get_world_size())
             shares.append({name: value.detach().float() for name, value in outputs.items()})
             logged = self._finish_step(batches, shares, tokens) if last else {}
@@ -320,12 +318,6 @@ def _added_up(shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     if get_world_size() > 1:
         torch.distributed.all_reduce(added)
     return dict(zip(names, added.tolist(), strict=True))
-
-
-def _no_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Keep gradients on this rank for now, where the model is one that would exchange them."""
-    no_sync: Any = getattr(model, "no_sync", None)
-    return no_sync() if no_sync else contextlib.nullcontext()
 
 
 def _length(dataloader: Any) -> int | None:
