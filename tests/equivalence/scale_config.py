@@ -1,9 +1,10 @@
-# Ten optimizer steps of a tiny language model; how many tokens a row trains differs from row to row.
+# Ten optimizer steps of a tiny model; how many tokens a row trains differs from row to row.
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, LoggerHook, ParamSchedulerHook
-from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, LoggerHook
+from mmengine.optim import AmpOptimWrapper
+from peft import LoraConfig
 from torch.optim import AdamW
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.equivalence.scale_rows import LabelledRows
 from xtuner.dataset.collate_fns import default_collate_fn
@@ -13,12 +14,18 @@ from xtuner.model import SupervisedFinetune
 base = "set by the test"
 accumulative_counts = 4
 steps = 10
+adapter = False
+bits = False
 
 model = dict(
     type=SupervisedFinetune,
     llm=dict(type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=base),
     use_activation_checkpointing=False,
 )
+if bits:
+    model["llm"]["quantization_config"] = dict(type=BitsAndBytesConfig, load_in_4bit=True)
+if adapter:
+    model["lora"] = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
 train_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -33,11 +40,10 @@ optim_wrapper = dict(
     accumulative_counts=accumulative_counts,
     dtype="float32",
 )
-param_scheduler = [dict(type=CosineAnnealingLR, eta_min=1e-4, by_epoch=False, begin=0, T_max=40)]
+param_scheduler = []
 train_cfg = dict(type=TrainLoop, max_iters=accumulative_counts * steps)
 default_hooks = dict(
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=1),
-    param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=accumulative_counts * 5),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )

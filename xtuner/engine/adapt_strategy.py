@@ -107,7 +107,8 @@ def _adapt_deepspeed(cfg: Config) -> list[str]:
                 tr(
                     f"DeepSpeed's {key}={settings[key]} is not {ours}={value} of the config: "
                     f"{value} is used.",
-                    f"DeepSpeed 的 {key}={settings[key]} 与配置的 {ours}={value} 不同：使用 {value}。",
+                    f"DeepSpeed 的 {key}={settings[key]} 与配置的 {ours}={value} 不同："
+                    f"使用 {value}。",
                 )
             )
         settings[key] = value

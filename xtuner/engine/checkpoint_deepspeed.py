@@ -143,7 +143,7 @@ def _whole(
 ) -> torch.Tensor:
     """One tensor: the same stretch of each part, end to end, without the padding behind it."""
     cut = [_take(pieces, start, share) for pieces in parts]
-    return (cut[0] if len(cut) == 1 else torch.cat(cut))[:count].view(shape)
+    return (cut[0] if len(cut) == 1 else torch.cat(cut))[:count].view(shape).detach()
 
 
 def _take(pieces: Sequence[torch.Tensor], start: int, count: int) -> torch.Tensor:
@@ -169,9 +169,9 @@ def _frozen(name: str, value: torch.Tensor, models: Sequence[Mapping[str, Any]])
     """A weight that was not trained: whole in ZeRO 1 and 2, cut among the ranks in ZeRO 3."""
     shape = dict(models[0].get("frozen_param_shapes") or {}).get(name)
     if value.numel() or shape is None:
-        return value
+        return value.detach()
     cut = [model["frozen_param_fragments"][name].flatten() for model in models]
-    return torch.cat(cut)[: torch.Size(shape).numel()].view(shape)
+    return torch.cat(cut)[: torch.Size(shape).numel()].view(shape).detach()
 
 
 def _inside(folder: Path) -> Path:

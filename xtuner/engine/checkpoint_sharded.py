@@ -59,7 +59,7 @@ def load_sharded(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: when the folder is damaged or asks for code.
     """
-    reader = _DataReader(folder)
+    reader = DataReader(folder)
     try:
         described = reader.read_metadata().state_dict_metadata
         tensors = {
@@ -87,7 +87,7 @@ def load_sharded(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
-class _DataReader(FileSystemReader):
+class DataReader(FileSystemReader):
     """torch's reader, with a ``.metadata`` that can hold data only."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:

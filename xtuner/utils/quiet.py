@@ -13,7 +13,8 @@ def quiet_libraries() -> None:
 
     Libraries' progress bars are for a terminal: in a file or a pipe each step would be a line.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    for module in (r"(transformers|peft)\.", r"torch\.distributed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

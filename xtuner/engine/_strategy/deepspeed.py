@@ -50,9 +50,13 @@ class DeepSpeedStrategy(Strategy):
         """In stage 3 let transformers cut each weight as it is loaded: no process holds all."""
         logging.getLogger("DeepSpeed").setLevel(os.environ.get("DEEPSPEED_LOG_LEVEL", "WARNING"))
         join_alone()
-        if self.stage == 3:
-            from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import (
+            HfDeepSpeedConfig,
+            unset_hf_deepspeed_config,
+        )
 
+        unset_hf_deepspeed_config()
+        if self.stage == 3:
             # transformers looks at it for as long as this object lives.
             self._shards_while_loading = HfDeepSpeedConfig(self.config)
 
@@ -64,6 +68,9 @@ class DeepSpeedStrategy(Strategy):
         """Hand model and optimizer to DeepSpeed."""
         import deepspeed
 
+        # On a CPU it would compile code to exchange numbers in shared memory, and wait for ever
+        # where a compilation was once broken off. gloo does that as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             engine, *_ = deepspeed.initialize(
@@ -148,7 +155,10 @@ class DeepSpeedStrategy(Strategy):
                 where=Where(str(folder)),
             )
         model.load_checkpoint(
-            str(folder.parent), tag=folder.name, load_module_strict=False, load_lr_scheduler_states=False
+            str(folder.parent),
+            tag=folder.name,
+            load_module_strict=False,
+            load_lr_scheduler_states=False,
         )
         return True
 

@@ -120,7 +120,11 @@ class EvaluateChatHook(Hook):
         model.eval()
         devices = [runner.device] if runner.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), runner.autocast():
+            with (
+                torch.random.fork_rng(devices),
+                runner.autocast(),
+                runner.strategy.generating(runner.model),
+            ):
                 texts = [
                     self._answer(model, runner.device, number, max_new_tokens)
                     for number in self._askable()

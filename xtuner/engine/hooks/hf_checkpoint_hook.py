@@ -67,7 +67,9 @@ class HFCheckpointHook(Hook):
         return Path(self.out_dir or Path(runner.work_dir) / "hf_model")
 
     def _export(self, runner: Any, folder: Path) -> None:
-        if is_main_process():
+        with runner.strategy.whole(runner.model):
+            if not is_main_process():
+                return
             with written_aside(folder) as aside:
                 model: Any = bare(runner.model)
                 model.to_hf(str(aside))
