@@ -4,10 +4,11 @@ from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, LoggerHook
 from mmengine.optim import AmpOptimWrapper
 from peft import LoraConfig
 from torch.optim import AdamW
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests.equivalence.scale_rows import LabelledRows
 from xtuner.dataset.collate_fns import default_collate_fn
+from xtuner.engine.hooks import EvaluateChatHook, HFCheckpointHook
 from xtuner.engine.runner import TrainLoop
 from xtuner.model import SupervisedFinetune
 
@@ -16,6 +17,7 @@ accumulative_counts = 4
 steps = 10
 adapter = False
 bits = False
+hooks = False
 
 model = dict(
     type=SupervisedFinetune,
@@ -50,3 +52,15 @@ default_hooks = dict(
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
 randomness = dict(seed=3)
 log_processor = dict(by_epoch=False)
+custom_hooks = []
+if hooks:
+    tokenizer = dict(type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path=base)
+    custom_hooks = [
+        dict(type=HFCheckpointHook),
+        dict(
+            type=EvaluateChatHook,
+            tokenizer=tokenizer,
+            evaluation_inputs=["one two"],
+            max_new_tokens=4,
+        ),
+    ]

@@ -120,6 +120,7 @@ def test(
         )
     folder = work_dir or f"./work_dirs/{Path(config).stem}/test"
     cfg = prepare(config, work_dir=folder, options=options, launcher=launcher)
+    cfg.pop("strategy", None)  # there is no optimizer to be cut
     split = next(
         name for name in ("test", "val", "train") if cfg.get(f"{name}_dataloader") is not None
     )

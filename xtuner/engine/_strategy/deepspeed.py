@@ -50,11 +50,15 @@ class DeepSpeedStrategy(Strategy):
         """In stage 3 let transformers cut each weight as it is loaded: no process holds all."""
         logging.getLogger("DeepSpeed").setLevel(os.environ.get("DEEPSPEED_LOG_LEVEL", "WARNING"))
         join_alone()
+        import deepspeed
         from transformers.integrations.deepspeed import (
             HfDeepSpeedConfig,
             unset_hf_deepspeed_config,
         )
 
+        # On a CPU it would compile code to exchange numbers in shared memory, and wait for ever
+        # where a compilation was once broken off. gloo does that as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         unset_hf_deepspeed_config()
         if self.stage == 3:
             # transformers looks at it for as long as this object lives.
@@ -68,9 +72,6 @@ class DeepSpeedStrategy(Strategy):
         """Hand model and optimizer to DeepSpeed."""
         import deepspeed
 
-        # On a CPU it would compile code to exchange numbers in shared memory, and wait for ever
-        # where a compilation was once broken off. gloo does that as well.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             engine, *_ = deepspeed.initialize(
@@ -90,19 +91,19 @@ class DeepSpeedStrategy(Strategy):
         """In stage 3 gather all weights on every rank, which takes as much memory as the model."""
         if self.stage < 3:
             return contextlib.nullcontext()
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        return GatheredParameters(list(model.parameters()))
+        return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
     def load_weights(
         self, model: Any, optim: Any, weights: Mapping[str, torch.Tensor], *, partly: bool
     ) -> str:
         """Give the model whole weights, and the optimizer its fp32 copies of them."""
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         bare = checkpoint_state.bare(model)
         gathered = (
-            GatheredParameters(list(bare.parameters()), modifier_rank=0)
+            deepspeed.zero.GatheredParameters(list(bare.parameters()), modifier_rank=0)
             if self.stage == 3
             else contextlib.nullcontext()
         )

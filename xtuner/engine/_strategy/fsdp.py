@@ -1,7 +1,7 @@
 """torch's FSDP2: weights, gradients and optimizer cut among the processes, layer by layer.
 
-Each repeated layer is a unit: its weights are gathered before it computes, forward and backward, and
-given back after. Embeddings, last norm and head are the root's and stay together for a step.
+Each repeated layer is a unit: its weights are gathered before it computes, forward and backward,
+and given back after. Embeddings, last norm and head are the root's and stay together for a step.
 Gradients are cut after every micro-batch, so that no process ever holds all of them.
 """
 
@@ -24,6 +24,7 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
+    register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -44,7 +45,7 @@ class FSDPStrategy(Strategy):
     Args:
         dtype: number format in which weights are gathered and computed with; gradients are added
             up over the processes in float32.
-        cpu_offload: keep weights, gradients and optimizer in main memory; the optimizer steps there.
+        cpu_offload: keep weights, gradients and optimizer in main memory; it steps there.
         reshard_after_forward: give a layer's weights back after its forward as well.
     """
 
@@ -89,6 +90,8 @@ class FSDPStrategy(Strategy):
             if any(weight not in packed for weight in layer.parameters()):
                 fully_shard(layer, reshard_after_forward=self.reshard_after_forward, **common)
         fully_shard(model, reshard_after_forward=False, **common)
+        if hasattr(model, "generate"):
+            register_fsdp_forward_method(model, "generate")
         return model
 
     def bind(self, model: Any, optim: Any) -> tuple[Any, Any]:
@@ -113,16 +116,11 @@ class FSDPStrategy(Strategy):
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def generating(self, model: Any) -> Iterator[None]:
-        """Have the root's weights together while parts of the model are called on their own."""
-        with torch.no_grad():
-            model.unshard()
-            yield
-        model.reshard()
-
-    @contextlib.contextmanager
     def whole(self, model: Any) -> Iterator[None]:
         """Put whole weights in the first process's main memory into the model, for a while."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         cut = [
             (module, name, weight)
             for module in model.modules()
@@ -271,6 +269,3 @@ def _require_same(targets: Mapping[str, torch.Tensor], entries: Mapping[str, Any
     if lines:
         shown = "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
         raise checkpoint_state.other_config(tr("weights", "权重"), shown)
-
-
-__all__ = ["FSDPModule", "FSDPStrategy"]

@@ -1,8 +1,8 @@
 """The plain strategy, a whole copy of the model in each process, and what any strategy answers.
 
 The runner asks its strategy, in this order: ``prepare`` (nothing is built), ``wrap`` (the model is
-built), ``bind`` (the optimizer is built), then for each micro-batch ``micro_batch``, for checkpoints
-``parts``, ``save``, ``restore`` and ``load_weights``, and for hooks ``generating`` and ``whole``.
+built), ``bind`` (the optimizer is built), then for each micro-batch ``micro_batch``, for
+checkpoints ``parts``, ``save``, ``restore`` and ``load_weights``, and for exports ``whole``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class Strategy:
     """One process, or several with ``DistributedDataParallel``; checkpoints are single files."""
 
     name = "ddp"
+
+    def __str__(self) -> str:
+        """What people are told of it."""
+        return {"ddp": "DDP", "fsdp": "FSDP"}.get(self.name, self.name)
 
     def prepare(self) -> None:
         """Get ready before the model is built; the processes have been joined."""
@@ -66,10 +70,6 @@ class Strategy:
         if last or not isinstance(model, DistributedDataParallel):
             return contextlib.nullcontext()
         return model.no_sync()
-
-    def generating(self, model: Any) -> Context:
-        """A context in which parts of the model may be called on their own, by all processes."""
-        return contextlib.nullcontext()
 
     def whole(self, model: Any) -> Context:
         """A context in which the first process finds whole weights in the model, to export them."""

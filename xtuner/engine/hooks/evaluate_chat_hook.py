@@ -120,11 +120,7 @@ class EvaluateChatHook(Hook):
         model.eval()
         devices = [runner.device] if runner.device.type == "cuda" else []
         try:
-            with (
-                torch.random.fork_rng(devices),
-                runner.autocast(),
-                runner.strategy.generating(runner.model),
-            ):
+            with torch.random.fork_rng(devices), runner.autocast():
                 texts = [
                     self._answer(model, runner.device, number, max_new_tokens)
                     for number in self._askable()

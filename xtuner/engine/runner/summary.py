@@ -86,7 +86,9 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     trained = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
+        # ds_numel: of a parameter of which ZeRO-3 has left only a part here
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        count = state.shape.numel() if state is not None else count
         if state is None and parameter.dtype == torch.uint8:
             count *= 2  # experts in 4 bits: two in a byte
         total += count
@@ -187,7 +189,8 @@ def _device(runner: Any) -> str:
     device = runner.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     count = runner.world_size
-    return name if count == 1 else tr(f"{count} x {name}", f"{count} 个 {name}")
+    text = name if count == 1 else tr(f"{count} x {name}", f"{count} 个 {name}")
+    return text if count == 1 and runner.strategy.name == "ddp" else f"{text}, {runner.strategy}"
 
 
 def _short(count: int) -> str:

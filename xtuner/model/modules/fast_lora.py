@@ -73,7 +73,9 @@ class _Forward:
         if name not in layer.lora_A or name in getattr(layer, "lora_variant", {}):
             return None
         plain = not (layer.fan_in_fan_out or layer.lora_bias.get(name, False))
-        return str(name) if plain and not layer.base_layer.weight.requires_grad else None
+        weight = layer.base_layer.weight
+        whole = weight.ndim == 2  # ZeRO-3 leaves nothing of it here until the layer is called
+        return str(name) if plain and whole and not weight.requires_grad else None
 
 
 class _AddLowRank(torch.autograd.Function):
