@@ -104,6 +104,8 @@ class TrainLoop(BaseLoop):
         self._validated = self._iter
         runner.model.train()
         micro_batches = self._micro_batches()
+        if not self._at_epoch_border():  # resumed within an epoch, which begins for the hooks
+            runner.call_hook("before_train_epoch")
         while self._iter < self._max_iters and not self.stop_training:
             self._step_began = time.perf_counter()
             wanted = min(self.accumulative_counts, self._max_iters - self._iter)
