@@ -1,0 +1,169 @@
+"""Ten steps on two processes, whichever way the model is spread over them, equal those on one.
+
+All runs are made once: two torchruns, each of many trainings one after the other.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from tests.equivalence.runs import ROOT
+from tests.helpers.tiny import save_tiny
+from xtuner.engine.checkpoint import load_state_dict
+from xtuner.entry_point import main
+
+CONFIG = Path(__file__).parent / "scale_config.py"
+BOUND = 5e-7  # of weights around 0.02 in float32 that were each moved by up to 0.01
+KINDS = {"full": [], "lora": ["adapter=True"], "qlora": ["adapter=True", "bits=True"]}
+WAYS = {
+    "ddp": [],
+    "fsdp": ["--fsdp"],
+    "fsdp_offload": ["--fsdp-offload"],
+    "zero1": ["--deepspeed", "deepspeed_zero1"],
+    "zero2": ["--deepspeed", "deepspeed_zero2"],
+    "zero2_offload": ["--deepspeed", "deepspeed_zero2_offload"],
+    "zero3": ["--deepspeed", "deepspeed_zero3"],
+    "zero3_offload": ["--deepspeed", "deepspeed_zero3_offload"],
+}
+RUNS = [
+    *(("full", way) for way in WAYS),
+    *(("lora", way) for way in ("fsdp", "zero1", "zero2_offload", "zero3")),
+    *(("qlora", way) for way in ("ddp", "fsdp", "zero2", "zero3")),
+]
+EXPORTED = [("full", "fsdp"), ("full", "zero3"), ("lora", "fsdp"), ("lora", "zero3")]
+RESUMED = [("full", "fsdp"), ("lora", "fsdp"), ("full", "zero1"), ("full", "zero2")]
+RESUMED += [("full", "zero3"), ("lora", "zero3")]
+# transformers goes on looking at the ZeRO-3 settings of a run, so these come last in a process.
+ORDER = sorted(RUNS, key=lambda run: (run[1].startswith("zero3"), RUNS.index(run)))
+
+
+class Runs:
+    """Where each run's output lies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def words(self, name: str, kind: str, way: str, processes: int, *more: str) -> list[str]:
+        options = [f"base={str(self.folder / 'base')!r}", *KINDS[kind]]
+        options.append(f"accumulative_counts={4 // processes}")
+        if (kind, way) in EXPORTED and not more:
+            options.append("hooks=True")
+        out = str(self.folder / name)
+        return [str(CONFIG), "--work-dir", out, *WAYS[way], *more, "--cfg-options", *options]
+
+    def start(self, processes: int, runs: list[list[str]]) -> None:
+        file = self.folder / f"runs_{processes}_{len(runs)}.json"
+        file.write_text(json.dumps(runs))
+        command = [sys.executable, "-m", "xtuner.engine.torchrun", f"--nproc_per_node={processes}"]
+        command += [f"--master_port={random.randint(20000, 29999)}"]
+        command += ["-m", "tests.equivalence.scale_worker", str(file)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=280, cwd=self.folder
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        file.with_suffix(".log").write_text(done.stdout + done.stderr)
+
+    def make(self) -> None:
+        save_tiny(self.folder / "base")
+        self.start(1, [self.words(f"{kind}_one", kind, "ddp", 1) for kind in KINDS])
+        self.start(2, [self.words(f"{kind}_{way}", kind, way, 2) for kind, way in ORDER])
+        for kind, way in RESUMED:
+            self.begin_again(f"{kind}_{way}", f"{kind}_{way}_resumed")
+        self.begin_again("full_fsdp", "full_fsdp_alone")
+        again = [run for run in ORDER if run in RESUMED]
+        self.start(2, [self.words(f"{k}_{w}_resumed", k, w, 2, "--resume") for k, w in again])
+        more = ("--resume", "--resume-allow", "config,world_size")
+        self.start(1, [self.words("full_fsdp_alone", "full", "fsdp", 1, *more)])
+
+    def begin_again(self, name: str, copy: str) -> None:
+        """A copy of a run as it was after half of its steps."""
+        (self.folder / copy).mkdir()
+        for part in (self.folder / name).glob("iter_10.pth*"):
+            (shutil.copytree if part.is_dir() else shutil.copy)(
+                part, self.folder / copy / part.name
+            )
+
+    def weights(self, name: str, iteration: int = 20):
+        return load_state_dict(self.folder / name / f"iter_{iteration}.pth")
+
+    def losses(self, name: str) -> list[float]:
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, testrun_uid):
+    """The runs, shared by the workers of pytest-xdist."""
+    shared = tmp_path_factory.getbasetemp().parent / f"scale_{testrun_uid}"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "lock"):
+        done = shared / "done"
+        if not done.exists():
+            Runs(shared).make()
+            done.touch()
+    return Runs(shared)
+
+
+def largest(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[key].float() - other[key].float()).abs().max()) for key in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "way"), RUNS)
+def test_two_processes_equal_one(runs, kind, way):
+    name = f"{kind}_{way}"
+    for iteration in (10, 20):
+        one = runs.weights(f"{kind}_one", 2 * iteration)
+        assert largest(one, runs.weights(name, iteration)) < BOUND
+    assert runs.losses(name) == pytest.approx(runs.losses(f"{kind}_one"), abs=2e-5)
+    before = load_file(runs.folder / "base" / "model.safetensors")
+    if kind == "full":
+        moved = {key.removeprefix("llm."): value for key, value in one.items()}
+        assert largest({key: moved[key] for key in before}, before) > 1000 * BOUND
+    else:
+        assert all(value.abs().max() > 1000 * BOUND for value in one.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "way"), RESUMED)
+def test_a_resumed_run_ends_in_the_same_bits(runs, kind, way):
+    whole = runs.weights(f"{kind}_{way}")
+    resumed = runs.weights(f"{kind}_{way}_resumed")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert runs.losses(f"{kind}_{way}_resumed") == runs.losses(f"{kind}_{way}")[5:]
+
+
+@pytest.mark.slow
+def test_fsdp_goes_on_with_another_number_of_processes(runs):
+    assert largest(runs.weights("full_one", 40), runs.weights("full_fsdp_alone", 40)) < BOUND
+    assert len(runs.losses("full_fsdp_alone")) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "way"), [*EXPORTED, ("full", "zero1"), ("full", "zero2")])
+def test_what_is_converted_is_the_model_of_one_process(runs, kind, way, tmp_path, capsys):
+    name = f"{kind}_{way}"
+    files = []
+    for source, iteration in ((f"{kind}_one", 40), (name, 20)):
+        checkpoint = runs.folder / source / f"iter_{iteration}.pth"
+        words = [str(checkpoint.with_name("scale_config.py")), str(checkpoint)]
+        assert (
+            main(["convert", "pth_to_hf", *words, str(tmp_path / source), "--dtype", "fp32"]) == 0
+        )
+        files.append(next((tmp_path / source).glob("*.safetensors")))
+    one, converted = map(load_file, files)
+    assert largest(one, converted) < BOUND
+    if (kind, way) in EXPORTED:  # the training's own export (HFCheckpointHook)
+        exported = load_file(runs.folder / name / "hf_model" / files[1].name)
+        assert largest(exported, converted) == 0
