@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,10 +79,18 @@ def read_layout(environment: Mapping[str, str], processes: int | None = None) ->
 def become_torchrun(layout: Layout, words: Sequence[str]) -> None:
     """Replace this process by torchrun, whose exit status becomes ours. Does not return.
 
+    The first machine of several tells what to type on the others.
+
     Args:
         layout: the processes.
         words: the words after ``xtuner`` for each of them.
     """
+    if layout.nodes > 1 and layout.rank == 0:
+        print(tr("On the other machines, type:", "在其他机器上输入:"))
+        for rank in range(1, layout.nodes):
+            settings = f"NPROC_PER_NODE={layout.processes} NNODES={layout.nodes} NODE_RANK={rank}"
+            where = f"ADDR={layout.address} PORT={layout.port}"
+            print(f"  {settings} {where} xtuner {shlex.join(words)}")
     sys.stdout.flush()
     sys.stderr.flush()
     # Without it every process would take all cores for its matrix products.

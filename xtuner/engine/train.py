@@ -68,12 +68,13 @@ def train(
         return train_with_trainer(cfg, resume=resume)
     if isinstance(resume, str) and not Path(resume).exists():
         _find_checkpoint(cfg, resume)  # says so before the model is built
+    _prepare_data(cfg)
     runner = build_runner(cfg)
     if resume:
         runner.resume_from = _find_checkpoint(cfg, resume)
         runner.resume_allow = resume_allow
     runner.train()
-    leave_processes()
+    _leave()
     return 0
 
 
@@ -140,7 +141,7 @@ def test(
     metrics = build_runner(cfg).test()
     if _is_first():
         write_text(Path(cfg.work_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
-    leave_processes()
+    _leave()
     return 0
 
 
@@ -184,12 +185,29 @@ def prepare(
     return cfg
 
 
-def leave_processes() -> None:
-    """Take leave of the other processes, when all has gone well."""
-    import torch
+def _leave() -> None:
+    from xtuner.parallel.processes import leave_processes
 
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_processes()
+
+
+def _prepare_data(cfg: Config) -> None:
+    """With several processes fill the data's cache before they meet, however long it takes.
+
+    The first process of each machine prepares, the others wait for its lock. Once the processes
+    have met, each reads the cache, and no collective operation waits for data.
+    """
+    from xtuner.registry import BUILDER
+
+    if cfg.launcher == "none":
+        return
+    for key in ("train_dataloader", "val_dataloader"):
+        dataset = (cfg.get(key) or {}).get("dataset")
+        if not isinstance(dataset, dict):
+            continue
+        kind = dataset.get("type")
+        if str(getattr(kind, "__module__", "")).startswith("xtuner.dataset"):
+            BUILDER.build(dataset)
 
 
 def build_runner(cfg: Config) -> Any:

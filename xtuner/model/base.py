@@ -119,9 +119,10 @@ class FinetuneModel(BaseModel):
         """
         return self.causal_lm.base_model(**self.inputs(data), use_cache=False)
 
-    def generate(self, **inputs: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
         """Go on with a text; arguments and result as ``generate`` of transformers."""
-        return self.llm.generate(**inputs)
+        answer: Tensor = self.llm.generate(input_ids=input_ids, **settings)
+        return answer
 
     def can_skip_logits(self, data: Data) -> bool:
         """Whether head and body can be called apart: asked once, by comparing the logits."""

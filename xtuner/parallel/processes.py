@@ -12,6 +12,7 @@ import sys
 
 import torch
 
+from xtuner.parallel.heartbeat import start_heartbeat, stop_heartbeat
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -61,6 +62,14 @@ def join_processes(launcher: str, backend: str = "nccl") -> None:
     torch.distributed.init_process_group(
         backend, timeout=datetime.timedelta(minutes=max(30.0, minutes))
     )
+    start_heartbeat()
+
+
+def leave_processes() -> None:
+    """Take leave of the other processes, when all has gone well."""
+    if torch.distributed.is_initialized():
+        stop_heartbeat()
+        torch.distributed.destroy_process_group()
 
 
 def join_alone() -> None:

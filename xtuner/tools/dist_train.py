@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 from pathlib import Path
 
 from xtuner.engine.launch import become_torchrun, read_layout
@@ -29,19 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the processes; tell what to type on the other machines."""
+    """Start the processes."""
     count = args.processes or int(os.environ.get("NPROC_PER_NODE") or 0) or _gpus()
     words = ["train", *_without_count(args.argv, args.config, args.processes)]
     layout = read_layout(os.environ, count)
     if layout is None:
         args.argv = words[1:]
         return train.run(args)
-    if layout.nodes > 1 and layout.rank == 0:
-        print(tr("On the other machines, type:", "在其他机器上输入:"))
-        for rank in range(1, layout.nodes):
-            settings = f"NPROC_PER_NODE={count} NNODES={layout.nodes} NODE_RANK={rank}"
-            where = f"ADDR={layout.address} PORT={layout.port}"
-            print(f"  {settings} {where} xtuner {shlex.join(words)}")
     become_torchrun(layout, words)
     raise AssertionError("become_torchrun does not return")
 

@@ -120,7 +120,7 @@ def work_dir_of(args: argparse.Namespace, command: str) -> Path:
 
 def leave() -> None:
     """Take leave of the other processes."""
-    from xtuner.engine.train import leave_processes
+    from xtuner.parallel.processes import leave_processes
 
     leave_processes()
 

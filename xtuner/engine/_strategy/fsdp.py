@@ -131,7 +131,7 @@ class FSDPStrategy(Strategy):
         try:
             for module, name, weight in cut:
                 if id(weight) not in made:
-                    full = weight.detach().full_tensor()
+                    full: Any = weight.full_tensor().detach()
                     full = full.cpu() if get_rank() == 0 else torch.empty(0)
                     made[id(weight)] = nn.Parameter(full, requires_grad=weight.requires_grad)
                 module._parameters[name] = made[id(weight)]

@@ -55,6 +55,7 @@ class FinetuneRunner(Runner):
     """
 
     strategy = Strategy()
+    model: Any
     fingerprints: Mapping[str, Any] = {}
     resume_from: Path | None = None
     _tracer: Tracer | None = None

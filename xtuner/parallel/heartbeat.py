@@ -1,0 +1,142 @@
+"""Notices that a machine of a run is gone, or the link to it is cut.
+
+A process that ends closes its connections, and the others fail at once. A machine that is switched
+off or a cut link closes nothing: collective operations would wait for their timeout, an hour or so.
+So one process of each machine counts up a number in the store in which the processes met, and looks
+at those of the others. A thread beside it ends the process when nothing has been heard for too
+long; torchrun then ends the other processes of the machine.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+
+from xtuner.utils.lang import tr
+
+LIMIT = "XTUNER_LINK_TIMEOUT"
+DEFAULT_LIMIT = "120"  # seconds
+STATUS = 75  # EX_TEMPFAIL: try again later
+LEFT = "left"
+
+
+@dataclass
+class Heartbeat:
+    """The number of one machine, and what has been heard of the others.
+
+    Args:
+        store: where the numbers are.
+        own: this machine.
+        others: the other machines.
+        limit: seconds without a sign of life after which the run ends.
+    """
+
+    store: dist.Store
+    own: str
+    others: list[str]
+    limit: float
+    _heard: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    _contact: float = field(default_factory=time.monotonic)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Begin to count and to look."""
+        self._contact = time.monotonic()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        threading.Thread(target=self._watch, name="heartbeat-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Say that this machine is leaving, as its work is done."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self.store.set(_key(self.own), LEFT)
+
+    def lost(self) -> str | None:
+        """What has not been heard of for too long; None when all is well."""
+        now = time.monotonic()
+        if now - self._contact > self.limit:
+            return tr("the first machine", "第一台机器")
+        silent = [
+            name
+            for name, (beat, since) in self._heard.items()
+            if beat != LEFT.encode() and now - since > self.limit
+        ]
+        return ", ".join(silent) or None
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._stopped.wait(self.limit / 8):
+            number += 1
+            try:
+                self.store.set(_key(self.own), str(number))
+                for name in self.others:
+                    beat = self.store.get(_key(name)) if self.store.check([_key(name)]) else b""
+                    if self._heard.get(name, (None, 0.0))[0] != beat:
+                        self._heard[name] = beat, time.monotonic()
+            except (RuntimeError, OSError):  # closed: the first machine has left, all hear of that
+                self._stopped.set()
+                return
+            self._contact = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self.limit / 8):
+            lost = self.lost()
+            if lost is None:
+                continue
+            print(
+                tr(
+                    f"error: {self.own} has heard nothing of {lost} for {self.limit:g} seconds: "
+                    "the machine is down, or the link to it is cut. The training ends here.\n"
+                    "What to do: see to the link, then go on with the same command and --resume.",
+                    f"错误: {self.own} 已有 {self.limit:g} 秒没有收到 {lost} 的消息："
+                    "该机器已停机，或网络已断开。训练到此结束。\n"
+                    "解决方法: 检查网络，然后在同一条命令后加 --resume 继续。",
+                ),
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(STATUS)
+
+
+_running: Heartbeat | None = None
+
+
+def start_heartbeat() -> None:
+    """Watch the other machines of a run, where there are others; called after the processes met."""
+    global _running
+    if not dist.is_initialized():
+        return
+    leader = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    name = f"{socket.gethostname()} (rank {dist.get_rank()})" if leader else None
+    names: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, name)
+    machines = [each for each in names if each is not None]
+    if name is None or len(machines) < 2:
+        return
+    limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT))
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=datetime.timedelta(seconds=2 * limit),  # a cut link is to be noticed before
+    )
+    others = [each for each in machines if each != name]
+    _running = Heartbeat(store, name, others, limit)
+    _running.start()
+
+
+def stop_heartbeat() -> None:
+    """Leave without alarming the other machines."""
+    if _running is not None:
+        _running.stop()
+
+
+def _key(name: str) -> str:
+    return f"xtuner/alive/{name}"
