@@ -1,0 +1,43 @@
+"""One of two processes dies: all end, and the run goes on from its last whole checkpoint."""
+
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.equivalence.runs import ROOT, start
+from tests.helpers.tiny import save_tiny
+from xtuner.engine.checkpoint import find_latest, load_checkpoint
+
+CONFIG = ROOT / "tests" / "equivalence" / "scale_config.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [["--fsdp"], ["--deepspeed", "deepspeed_zero2"]], ids=" ".join)
+def test_a_killed_process_ends_all(tmp_path, way):
+    save_tiny(tmp_path / "base")
+    folder = tmp_path / "run"
+    options = [f"base={str(tmp_path / 'base')!r}", "accumulative_counts=2"]
+    options.append("default_hooks.checkpoint.interval=10")
+    words = [*way, "--cfg-options", *options]
+    run = start(CONFIG, folder, *words, "train_cfg.max_iters=100000", processes=2)
+    deadline = time.monotonic() + 90
+    while not (folder / "iter_20.pth.json").exists():
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()[0]
+        time.sleep(0.05)
+    processes = psutil.Process(run.pid).children(recursive=True)
+    (second,) = [each for each in processes if each.environ().get("RANK") == "1"]
+    second.send_signal(signal.SIGKILL)
+    printed, _ = run.communicate(timeout=30)
+    assert run.returncode == 128 + signal.SIGKILL, printed
+    assert not psutil.wait_procs(processes, timeout=10)[1]
+    newest = find_latest(folder)
+    done = load_checkpoint(newest)["meta"]["iter"]
+    again = start(
+        CONFIG, folder, *words, f"train_cfg.max_iters={done + 4}", "--resume", processes=2
+    )
+    printed, _ = again.communicate(timeout=90)
+    assert again.returncode == 0, printed
+    assert f"{done} of {done + 4} iterations are done" in printed
+    assert find_latest(folder).name == f"iter_{done + 4}.pth"
