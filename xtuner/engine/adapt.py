@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 
 from xtuner.engine.adapt_validation import adapt_validation_split
 from xtuner.engine.config_compat import adapt_published
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
@@ -36,6 +37,7 @@ def adapt(cfg: Config, *, launcher: str = "none") -> list[str]:
     gpu = torch.cuda.is_available()
     _adapt_model(cfg, said, gpu)
     _adapt_optimizer(cfg, said, gpu)
+    _adapt_shared_rows(cfg, said)
     adapt_validation_split(cfg, said)
     adapt_loops(cfg)
     _adapt_hooks(cfg)
@@ -158,6 +160,40 @@ def adapt_loops(cfg: Config) -> None:
             settings["type"] = loop
         if by_epoch and "val_interval" in settings:
             settings.pop("val_interval")  # it counted epochs; ours counts micro-batches
+
+
+def _adapt_shared_rows(cfg: Config, said: list[str]) -> None:
+    """Where several processes share each row, let them read the same rows."""
+    strategy = cfg.get("strategy") or {}
+    # v0.1 also took it from its DeepSpeed strategy.
+    size = cfg.get("sequence_parallel_size", strategy.get("sequence_parallel_size", 1))
+    if size == 1:
+        return
+    cfg.sequence_parallel_size = size
+    if cfg.get("framework", "mmengine").lower() == "huggingface":
+        raise UserError(
+            tr(
+                "transformers' Trainer cannot share rows between processes.",
+                "transformers 的 Trainer 不能由多个进程共享一行数据。",
+            ),
+            hint=tr(
+                "set sequence_parallel_size=1, or train with a config without framework.",
+                "请设 sequence_parallel_size=1，或使用不含 framework 的配置。",
+            ),
+            where=Where(cfg.filename, key="sequence_parallel_size"),
+        )
+    sampler = (cfg.get("train_dataloader") or {}).get("sampler")
+    if isinstance(sampler, dict) and name_of(sampler.get("type")) == "DefaultSampler":
+        from xtuner.parallel.sequence import SequenceParallelSampler
+
+        sampler["type"] = SequenceParallelSampler
+        said.append(
+            tr(
+                "DefaultSampler would give the processes that share a row different ones: "
+                "SequenceParallelSampler is used.",
+                "DefaultSampler 会给共享同一行的进程不同的数据：改用 SequenceParallelSampler。",
+            )
+        )
 
 
 def _adapt_hooks(cfg: Config) -> None:

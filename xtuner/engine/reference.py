@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank
 
+from xtuner.parallel.sequence.groups import get_data_parallel_rank, get_data_parallel_world_size
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 
@@ -42,11 +43,12 @@ def look_ahead(runner: Any) -> None:
 
 
 def _batches(runner: Any) -> Iterator[Mapping[str, Any]]:
-    """Every row of the data once, this rank's share of them."""
+    """Every row of the data once, this group's share of them."""
     from xtuner.engine.runner.loops import to_device
 
     loader = runner.train_dataloader
-    for index in range(get_rank(), len(loader.dataset), get_world_size()):
+    rows = range(get_data_parallel_rank(), len(loader.dataset), get_data_parallel_world_size())
+    for index in rows:
         yield to_device(loader.collate_fn([loader.dataset[index]])["data"], runner.device)
 
 

@@ -14,6 +14,7 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from xtuner.engine.checkpoint import config_beside, find_latest, load_checkpoint
 from xtuner.engine.checkpoint_state import SCHEDULE_ENDS, bare, restore
+from xtuner.parallel.sequence.groups import get_data_parallel_world_size
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
@@ -101,6 +102,7 @@ def of_run(runner: Any) -> dict[str, Any]:
         dataset=runner.train_dataloader.dataset,
         tokenizer=_tokenizer_of(runner),
         world_size=get_world_size(),
+        data_parallel_size=get_data_parallel_world_size(),
     )
 
 
@@ -137,6 +139,7 @@ def fingerprints(
     dataset: Any = None,
     tokenizer: Any = None,
     world_size: int = 1,
+    data_parallel_size: int | None = None,
 ) -> dict[str, Any]:
     """Note what a run is trained with, in a form that goes into a checkpoint.
 
@@ -145,11 +148,13 @@ def fingerprints(
         dataset: the prepared training data; its rows are sampled evenly.
         tokenizer: a Hugging Face tokenizer.
         world_size: number of processes.
+        data_parallel_size: how many of them read rows of their own; all when None.
     """
     noted: dict[str, Any] = {
         "config": flat_config(config),
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "world_size": world_size,
+        "data_parallel_size": data_parallel_size or world_size,
     }
     if dataset is not None and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         noted["data"] = {"rows": len(dataset), "sample": _sample(dataset)}
@@ -175,6 +180,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
         found.append(Change("tokenizer", tr("vocabulary or settings", "词表或设置")))
     if before.get("world_size", now.get("world_size")) != now.get("world_size"):
         found.append(Change("world_size", f"{before['world_size']} -> {now['world_size']}"))
+    else:  # as many processes, but not as many to a row
+        old, new = (
+            noted.get("data_parallel_size", noted.get("world_size")) for noted in (before, now)
+        )
+        if None not in (old, new) and old != new:
+            said = tr("processes with rows of their own", "各自读取数据的进程")
+            found.append(Change("world_size", f"{said}: {old} -> {new}"))
     return found
 
 

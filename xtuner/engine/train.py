@@ -61,7 +61,6 @@ def train(
         fsdp=fsdp or fsdp_offload,
         fsdp_offload=fsdp_offload,
     )
-    _refuse_shared_samples(cfg.get("sequence_parallel_size", 1))
     if cfg.get("framework", "mmengine").lower() == "huggingface":
         from xtuner.engine.huggingface import train as train_with_trainer
 
@@ -82,17 +81,6 @@ def _find_checkpoint(cfg: Config, resume: str | bool) -> Path | None:
     from xtuner.engine.resume import checkpoint_to_resume
 
     return checkpoint_to_resume(cfg.work_dir, resume)
-
-
-def _refuse_shared_samples(sequence_parallel_size: int) -> None:
-    if sequence_parallel_size > 1:
-        raise UserError(
-            tr(
-                "sequence_parallel_size above 1 is not available in this version.",
-                "这个版本还不支持大于 1 的 sequence_parallel_size。",
-            ),
-            hint="--cfg-options sequence_parallel_size=1",
-        )
 
 
 def test(

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
 from xtuner.model.modules import experts, fast_lora
 from xtuner.model.modules.loss import LogitRule
+from xtuner.model.modules.shared_rows import require_agreement, run_shared
+from xtuner.parallel.sequence.share import Share
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
 
@@ -42,6 +44,7 @@ class FinetuneModel(BaseModel):
     """
 
     _knows_head: bool | None = None
+    _shares_rows = False
 
     def __init__(
         self,
@@ -108,16 +111,38 @@ class FinetuneModel(BaseModel):
         """The layer from hidden states to logits."""
         return self.causal_lm.get_output_embeddings()
 
-    def hidden_states(self, data: Mapping[str, Any]) -> Any:
+    def hidden_states(self, data: Mapping[str, Any], share: Share | None = None) -> Any:
         """Run the body, without the head.
 
         Args:
             data: a batch as ``default_collate_fn`` makes it, on the model's device.
+            share: this rank's stretch of the rows, of which the rest is left to other ranks.
 
         Returns:
-            The body's output; ``last_hidden_state`` is (B, S, H).
+            The body's output; ``last_hidden_state`` is (B, S, H), S/N tokens with a ``share``.
         """
-        return self.causal_lm.base_model(**self.inputs(data), use_cache=False)
+        inputs = self.inputs(data)
+        if share is None:
+            return self.causal_lm.base_model(**inputs, use_cache=False)
+        return run_shared(self.causal_lm.base_model, inputs, share)
+
+    def share(self, data: Mapping[str, Any]) -> Share:
+        """What this rank computes of a batch for the loss: everything, unless ranks share rows.
+
+        Raises:
+            UserError: when ranks share rows, and this model cannot be computed so.
+        """
+        rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
+        share = Share(rows.shape[1])
+        if share.size > 1 and not self._shares_rows:
+            training = self.training
+            self.eval()
+            try:
+                require_agreement(self.causal_lm, self.causal_lm.base_model, rows)
+            finally:
+                self.train(training)
+            self._shares_rows = True
+        return share
 
     def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
         """Go on with a text; arguments and result as ``generate`` of transformers."""

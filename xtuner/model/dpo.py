@@ -115,7 +115,8 @@ class DPO(PreferenceModel):
         chosen_and_rejected = Ratios(ratios[::2], ratios[1::2])
         loss = DPO_LOSSES[self.loss_type](chosen_and_rejected, self.beta, self.label_smoothing)
         rewards = self.beta * ratios
-        return {"loss": loss.sum() / pairs, **reward_facts(rewards[::2], rewards[1::2], pairs)}
+        facts = reward_facts(rewards[::2], rewards[1::2], pairs)
+        return self.share(data).divided({"loss": loss.sum() / pairs, **facts})
 
     def _values(self, answers: Answers) -> Tensor:
         return answers.means if self.loss_type in MEAN_OVER_TOKENS else answers.log_probs

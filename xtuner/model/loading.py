@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from xtuner.model.modules import attention
+from xtuner.model.modules.shared_rows import require_shareable
+from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.registry import BUILDER, READERS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -35,9 +37,20 @@ def build_llm(
 
     Returns:
         A ``PreTrainedModel``.
+
+    Raises:
+        UserError: when ranks share rows, and this model cannot be computed so.
     """
     if isinstance(llm, nn.Module):
-        return llm
+        built: Any = llm
+    else:
+        built = _built(llm, full, max_position_embeddings)
+    if get_sequence_parallel_world_size() > 1:
+        require_shareable(built)
+    return built
+
+
+def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | None) -> Any:
     settings = dict(llm)
     if getattr(settings.get("type"), "__name__", "") == "from_pretrained":
         settings.setdefault("attn_implementation", attention.register())

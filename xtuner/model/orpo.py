@@ -53,12 +53,13 @@ class ORPO(PreferenceModel):
         likelihood = -answers.log_probs[::2].sum() / tokens
         odds = log_odds_ratio(chosen, rejected).sum() / pairs
         facts = reward_facts(self.beta * chosen, self.beta * rejected, pairs)
-        return {
+        outputs = {
             "loss": likelihood - self.beta * odds,
             "nll_loss": likelihood.detach(),
             "log_odds": odds.detach(),
             **facts,
         }
+        return self.share(data).divided(outputs)
 
 
 def _chosen_tokens(data: Mapping[str, Any]) -> int:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from xtuner.model.base import Data, FinetuneModel, packed_borders
 from xtuner.model.modules.loss import LogitRule, shift_labels, token_log_probs
+from xtuner.model.modules.shared_rows import run_shared
+from xtuner.parallel.sequence.share import Share
 from xtuner.utils.constants import IGNORE_INDEX
 
 
@@ -35,31 +37,38 @@ class PreferenceModel(FinetuneModel):
         Args:
             data: ``input_ids`` and ``labels`` (2 P, S), or one packed row of 2 P samples.
             llm: a transformers model instead of the one that is trained.
+
+        Returns:
+            The same on all ranks that share the rows: what is computed of it must be ``divided``.
         """
-        borders = packed_borders(data)
-        targets = shift_labels(data["labels"], borders, data.get("attention_mask")).flatten()
+        borders, share = packed_borders(data), self.share(data)
+        targets = shift_labels(data["labels"], borders, data.get("attention_mask"))
+        targets = share.cut(targets, IGNORE_INDEX).flatten()
         places = (targets != IGNORE_INDEX).nonzero().flatten()
         if borders is None:
-            samples = places // data["labels"].shape[1]
+            samples = places // share.tokens
         else:
-            samples = torch.bucketize(places, borders[1:].to(places.dtype), right=True)
-        log_probs = self._token_log_probs(data, places, targets[places], llm)
-        count = 2 * count_pairs(data)
-        empty = log_probs.new_zeros(count)
+            ends = borders[1:].to(places.dtype)
+            samples = torch.bucketize(places + share.start, ends, right=True)
+        log_probs = self._token_log_probs(data, share, places, targets[places], llm)
+        empty = log_probs.new_zeros(2 * count_pairs(data))
+        ones = torch.ones_like(log_probs)
         return Answers(
-            empty.index_add(0, samples, log_probs),
-            empty.index_add(0, samples, torch.ones_like(log_probs)).detach(),
+            share.add(empty.index_add(0, samples, log_probs)),
+            share.add(empty.index_add(0, samples, ones)).detach(),
         )
 
-    def _token_log_probs(self, data: Data, places: Tensor, targets: Tensor, llm: Any) -> Tensor:
-        """(N,) of the labelled tokens."""
+    def _token_log_probs(
+        self, data: Data, share: Share, places: Tensor, targets: Tensor, llm: Any
+    ) -> Tensor:
+        """(N,) of the labelled tokens of this rank."""
         causal_lm = self.causal_lm if llm is None else llm
         if not self.can_skip_logits(data):
-            logits = causal_lm(**self.inputs(data), use_cache=False).logits.flatten(0, 1)
+            logits = run_shared(causal_lm, self.inputs(data), share).logits.flatten(0, 1)
             head: Any = torch.nn.Identity()
             head.out_features = logits.shape[-1]
             return token_log_probs(logits[places], head, targets, LogitRule())
-        hidden = causal_lm.base_model(**self.inputs(data), use_cache=False).last_hidden_state
+        hidden = run_shared(causal_lm.base_model, self.inputs(data), share).last_hidden_state
         head = causal_lm.get_output_embeddings()
         return token_log_probs(hidden.flatten(0, 1)[places], head, targets, self.rule)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xtuner.model.base import Data, FinetuneModel
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
 from xtuner.model.preference import reward_facts
+from xtuner.parallel.sequence.share import Share
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -88,21 +89,32 @@ class RewardModel(FinetuneModel):
             rewards = self.v_head(self._hidden(data)).squeeze(-1)
             return [{"rewards": rewards}] if mode == "predict" else rewards
         pairs = max(1, (totals if totals is not None else self.count_items(data))["pairs"])
-        labels = data["labels"]
-        hidden = self._hidden(data)
-        chosen, rejected = (
-            self.v_head(hidden[labels == side]).squeeze(-1).float() for side in (CHOSEN, REJECTED)
-        )
+        chosen, rejected = self._rewards(data)
         loss = REWARD_LOSSES[self.loss_type](chosen, rejected).sum() / pairs
         walls = PENALTIES[self.penalty_type](torch.cat([chosen, rejected])).sum() / (2 * pairs)
-        return {
+        outputs = {
             "loss": loss + self.penalty_weight * walls,
             **reward_facts(chosen, rejected, pairs),
         }
+        return self.share(data).divided(outputs)
 
-    def _hidden(self, data: Data) -> Tensor:
+    def _rewards(self, data: Data) -> tuple[Tensor, Tensor]:
+        """Those of all chosen and of all rejected answers, in the order of their tokens."""
+        share, labels = self.share(data), data["labels"]
+        first, second = labels == CHOSEN, labels == REJECTED
+        chosen = int(first.sum())
+        # The place of each answer's reward, chosen ones first.
+        places = torch.where(first, _numbered(first), chosen + _numbered(second))
+        own = share.cut(first | second, False)
+        rewards = self.v_head(self._hidden(data, share)[own]).squeeze(-1).float()
+        empty = rewards.new_zeros(chosen + int(second.sum()))
+        rewards = share.add(empty.index_add(0, share.cut(places)[own], rewards))
+        return rewards[:chosen], rewards[chosen:]
+
+    def _hidden(self, data: Data, share: Share | None = None) -> Tensor:
         """(B, S, H) in the head's number format."""
-        return self.hidden_states(data).last_hidden_state.to(self.v_head.weight.dtype)
+        hidden: Tensor = self.hidden_states(data, share).last_hidden_state
+        return hidden.to(self.v_head.weight.dtype)
 
     def to_hf(
         self,
@@ -173,6 +185,11 @@ class RewardModel(FinetuneModel):
     def _body_prefix(self) -> str:
         """How the body is called in a model with a head: ``model.`` in most architectures."""
         return f"{self.causal_lm.base_model_prefix}."
+
+
+def _numbered(marks: Tensor) -> Tensor:
+    """(B, S) → at each mark how many there are before it."""
+    return marks.flatten().cumsum(0).view_as(marks) - 1
 
 
 def _plain(value: Tensor, dtype: torch.dtype | None) -> Tensor:

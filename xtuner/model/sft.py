@@ -10,6 +10,8 @@ from torch import Tensor
 
 from xtuner.model.base import Data, FinetuneModel, packed_borders
 from xtuner.model.modules.loss import linear_cross_entropy, shift_labels
+from xtuner.model.modules.shared_rows import run_shared
+from xtuner.parallel.sequence.share import Share
 from xtuner.utils.constants import IGNORE_INDEX
 
 
@@ -53,20 +55,20 @@ class SupervisedFinetune(FinetuneModel):
         raise NotImplementedError(f"mode {mode!r}; there are: loss, predict, tensor")
 
     def _loss_sum(self, data: Data) -> Tensor:
-        targets = shift_labels(
-            data["labels"], packed_borders(data), data.get("attention_mask")
-        ).flatten()
+        share = self.share(data)
+        targets = shift_labels(data["labels"], packed_borders(data), data.get("attention_mask"))
+        targets = share.cut(targets, IGNORE_INDEX).flatten()
         supervised = (targets != IGNORE_INDEX).nonzero().flatten()
         if not self.can_skip_logits(data):
-            return self._plain_loss_sum(data, targets)
-        hidden = self.hidden_states(data).last_hidden_state.flatten(0, 1)
+            return self._plain_loss_sum(data, targets, share)
+        hidden = self.hidden_states(data, share).last_hidden_state.flatten(0, 1)
         return linear_cross_entropy(
             hidden[supervised], self.head, targets[supervised], rule=self.rule
         )
 
-    def _plain_loss_sum(self, data: Data, targets: Tensor) -> Tensor:
+    def _plain_loss_sum(self, data: Data, targets: Tensor, share: Share) -> Tensor:
         """The loss from all logits, as transformers computes it; with a router's loss, if any."""
-        outputs = self.llm(**self.inputs(data), use_cache=False)
+        outputs = run_shared(self.llm, self.inputs(data), share)
         logits = outputs.logits.flatten(0, 1).float()
         loss = torch.nn.functional.cross_entropy(
             logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"

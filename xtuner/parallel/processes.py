@@ -58,17 +58,23 @@ def join_processes(launcher: str, backend: str = "nccl") -> None:
         _end_with_parent()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(local_rank) % torch.cuda.device_count())
-    minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
-    torch.distributed.init_process_group(
-        backend, timeout=datetime.timedelta(minutes=max(30.0, minutes))
-    )
+    torch.distributed.init_process_group(backend, timeout=timeout())
     start_heartbeat()
+
+
+def timeout() -> datetime.timedelta:
+    """How long collective operations wait."""
+    minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
+    return datetime.timedelta(minutes=max(30.0, minutes))
 
 
 def leave_processes() -> None:
     """Take leave of the other processes, when all has gone well."""
+    from xtuner.parallel.sequence.groups import forget_groups
+
     if torch.distributed.is_initialized():
         stop_heartbeat()
+        forget_groups()
         torch.distributed.destroy_process_group()
 
 

@@ -1,17 +1,17 @@
-"""The order of InternLM's training code: mmengine's, from a fixed seed."""
+"""The order of InternLM's training code: the usual one, from a fixed seed."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
-from mmengine.dataset import DefaultSampler
+from xtuner.parallel.sequence import SequenceParallelSampler
 
 SEED = 1024
 
 
-class InternRepoSampler(DefaultSampler):
-    """mmengine's ``DefaultSampler`` whose seed is 1024 unless given.
+class InternRepoSampler(SequenceParallelSampler):
+    """The order of mmengine's ``DefaultSampler``, by groups of ranks, from seed 1024 unless given.
 
     Args:
         dataset: what is sampled.

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import get_dist_info
 from torch.utils.data import Sampler
+
+from xtuner.parallel.sequence.groups import get_data_parallel_rank, get_data_parallel_world_size
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -33,7 +34,8 @@ class LengthGroupedSampler(Sampler[int]):
         seed: int | None = None,
         round_up: bool = True,
     ) -> None:
-        self.rank, self.world_size = get_dist_info()
+        # Processes that share rows count as one here.
+        self.rank, self.world_size = get_data_parallel_rank(), get_data_parallel_world_size()
         columns = getattr(dataset, "column_names", ())
         found = (
             dataset[length_property]

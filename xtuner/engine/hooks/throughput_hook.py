@@ -11,6 +11,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
+from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
+
 PEAK_SIZE = {"cuda": 8192, "cpu": 1024}
 PEAK_SECONDS = 0.2
 
@@ -34,7 +36,7 @@ class ThroughputHook(Hook):
     def __init__(self, peak_tflops: float | None = None) -> None:
         self.peak_tflops = peak_tflops
         self._cost = (0.0, 0.0)
-        self._tokens = self._squares = 0
+        self._tokens = self._squares = 0.0
 
     def before_train(self, runner: Any) -> None:
         """Work out what a token costs, and measure what the device can do."""
@@ -50,8 +52,9 @@ class ThroughputHook(Hook):
         """Add up the micro-batches of a step; log at its end."""
         ids = (data_batch or {}).get("data", {}).get("input_ids")
         if isinstance(ids, torch.Tensor):
-            self._tokens += ids.numel()
-            self._squares += attended(data_batch["data"])
+            ranks = get_sequence_parallel_world_size()  # they share the work of these rows
+            self._tokens += ids.numel() / ranks
+            self._squares += attended(data_batch["data"]) / ranks
         if not runner.train_loop.step_finished:
             return
         seconds = outputs["step_time"]
@@ -63,7 +66,7 @@ class ThroughputHook(Hook):
             ("mfu", tflops / self.peak_tflops if self.peak_tflops else 0.0),
         ):
             runner.message_hub.update_scalar(f"train/{name}", value)
-        self._tokens = self._squares = 0
+        self._tokens = self._squares = 0.0
 
 
 def attended(data: dict[str, Any]) -> int:

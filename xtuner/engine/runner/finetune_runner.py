@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -36,8 +37,13 @@ from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
 from xtuner.engine.runner.loops import TrainLoop
 from xtuner.engine.runner.scalar_visualizer import ScalarVisualizer
 from xtuner.parallel.processes import join_processes
+from xtuner.parallel.sequence.groups import (
+    get_data_parallel_rank,
+    get_sequence_parallel_world_size,
+    init_sequence_parallel,
+)
 from xtuner.registry import BUILDER
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 # Without these the training is not the one that was asked for, so their failure ends it.
@@ -93,12 +99,24 @@ class FinetuneRunner(Runner):
         """
         if self._launcher != "none" and not torch.distributed.is_initialized():
             join_processes(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
+        _share_rows(self.cfg.get("sequence_parallel_size", 1), self.cfg.filename)
         with warnings.catch_warnings():  # about the numbers of threads that it sets
             warnings.simplefilter("ignore")
             super().setup_env(env_cfg)
         if self.cfg.get("strategy"):
             self.strategy = BUILDER.build(self.cfg.strategy)
         self.strategy.prepare()
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> Any:
+        """As mmengine does; processes that share rows draw the same random numbers for them."""
+        built = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        start = built.worker_init_fn
+        if get_sequence_parallel_world_size() > 1 and "rank" in getattr(start, "keywords", {}):
+            built.worker_init_fn = functools.partial(start, rank=get_data_parallel_rank())
+        return built
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build mmengine's logger; on the terminal it shows warnings and errors only."""
@@ -139,6 +157,15 @@ class FinetuneRunner(Runner):
         self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module
     ) -> torch.nn.Module:
         """Move the model to its device and, with several processes, make them share gradients."""
+        if get_sequence_parallel_world_size() > 1 and not hasattr(model, "share"):
+            raise UserError(
+                tr(
+                    f"{type(model).__name__} cannot leave a part of each row to other processes.",
+                    f"{type(model).__name__} 不能由多个进程共享一行数据。",
+                ),
+                hint="sequence_parallel_size = 1",
+                where=Where(self.cfg.filename, key="sequence_parallel_size"),
+            )
         settings = dict(model_wrapper_cfg or {})
         settings.pop("type", None)
         settings.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
@@ -293,6 +320,31 @@ class FinetuneRunner(Runner):
             self.logger.warning(f"{filename}: {misfits}")
         self._has_loaded = True
         return state
+
+
+def _share_rows(size: Any, config: str | None) -> None:
+    """Make the groups of processes that share rows.
+
+    Raises:
+        UserError: when they cannot be made of the processes that there are.
+    """
+    world_size = get_world_size()
+    if not isinstance(size, int) or size < 1 or world_size % size:
+        raise UserError(
+            tr(
+                f"sequence_parallel_size={size} does not divide the number of processes, "
+                f"{world_size}.",
+                f"sequence_parallel_size={size} 不能整除进程数 {world_size}。",
+            ),
+            hint=tr(
+                f"start a multiple of it (NPROC_PER_NODE={size} xtuner train ...), or set "
+                "sequence_parallel_size=1.",
+                f"请启动它的整数倍个进程（NPROC_PER_NODE={size} xtuner train ...），"
+                "或设 sequence_parallel_size=1。",
+            ),
+            where=Where(config, key="sequence_parallel_size"),
+        )
+    init_sequence_parallel(size)
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:

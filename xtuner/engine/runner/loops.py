@@ -21,6 +21,7 @@ from xtuner.engine.checkpoint_state import bare, restore_random
 from xtuner.engine.data_position import from_batch
 from xtuner.engine.runner import bad_loss
 from xtuner.engine.runner.bad_loss import Action, LossWatch
+from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -204,7 +205,7 @@ class TrainLoop(BaseLoop):
             epoch, done = epoch + 1, 0
 
     def _totals(self, batches: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], int]:
-        """What the step's loss is divided by, and its input tokens, over all ranks."""
+        """What the step's loss is divided by, and its input tokens, over all groups of ranks."""
         model: Any = bare(self.runner.model)
         counts: dict[str, int] = {}
         for batch in batches:
@@ -212,7 +213,9 @@ class TrainLoop(BaseLoop):
                 counts[name] = counts.get(name, 0) + int(count)
         names = sorted(counts)
         numbers = [*(counts[name] for name in names), sum(map(count_tokens, batches))]
-        *added, tokens = add_over_ranks(numbers, self.runner.device)
+        # Ranks that share rows have all counted the same.
+        size = get_sequence_parallel_world_size()
+        *added, tokens = (n / size for n in add_over_ranks(numbers, self.runner.device))
         return {name: max(1, int(n)) for name, n in zip(names, added, strict=True)}, int(tokens)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,10 @@ import torch
 from xtuner.dataset.account import accounts_of
 from xtuner.engine.checkpoint_state import bare
 from xtuner.engine.optim import FinetuneOptimWrapper
+from xtuner.parallel.sequence.groups import (
+    get_data_parallel_world_size,
+    get_sequence_parallel_world_size,
+)
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -160,10 +164,10 @@ def _steps(runner: Any) -> str:
         epochs = loop.max_iters / loop.epoch_length
         text += tr(f", {epochs:g} epoch{'s' * (epochs != 1)}", f"，{epochs:g} 个 epoch")
     size = loop.dataloader.batch_size or 1
-    per_step = f"{size} x {loop.accumulative_counts} x {runner.world_size}"
+    per_step = f"{size} x {loop.accumulative_counts} x {get_data_parallel_world_size()}"
     return text + tr(
         f" (rows of a step: {per_step})", f"（每步数据: {per_step}）"
-    )  # batch x accumulation x processes
+    )  # batch x accumulation x processes (or groups that share rows)
 
 
 def _optimizer(runner: Any) -> str:
@@ -190,7 +194,11 @@ def _device(runner: Any) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     count = runner.world_size
     text = name if count == 1 else tr(f"{count} x {name}", f"{count} 个 {name}")
-    return text if count == 1 and runner.strategy.name == "ddp" else f"{text}, {runner.strategy}"
+    if count > 1 or runner.strategy.name != "ddp":
+        text += f", {runner.strategy}"
+    sharing = get_sequence_parallel_world_size()
+    note = tr(f", {sharing} to a row", f"，每行由 {sharing} 个进程共享") if sharing > 1 else ""
+    return text + note
 
 
 def _short(count: int) -> str:

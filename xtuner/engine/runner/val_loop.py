@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank, get_world_size
 from mmengine.runner.loops import TestLoop as _MetricTestLoop
 from mmengine.runner.loops import ValLoop as _MetricValLoop
 from torch.utils.data import DataLoader
 
 from xtuner.engine.checkpoint_state import bare
 from xtuner.engine.runner.loops import add_over_ranks, to_device
+from xtuner.parallel.sequence.groups import (
+    get_data_parallel_rank,
+    get_data_parallel_world_size,
+    get_sequence_parallel_world_size,
+)
 
 Part = tuple[DataLoader, list[bool]]
 
@@ -93,9 +97,10 @@ def _measure_batch(loop: Any, kind: str, idx: int, data_batch: Any) -> None:
 class LossParts:
     """The mean loss over each part of a dataset.
 
-    Batches are cut from the data in order and dealt out to the ranks, so that the result does not
-    depend on how many there are. A rank without a batch of its own computes one that does not
-    count, as some ways to distribute a model need every rank in every forward.
+    Batches are cut from the data in order and dealt out to the ranks (ranks that share rows get the
+    same), so that the result does not depend on how many there are. A rank without a batch of its
+    own computes one that does not count, as some ways to distribute a model need every rank in
+    every forward.
     """
 
     def __init__(self, dataloader: DataLoader) -> None:
@@ -130,7 +135,8 @@ class LossParts:
                 counts[name] = counts.get(name, 0) + int(count) * counted
         names = sorted(counts)
         added = add_over_ranks([counts[name] for name in names], runner.device)
-        return {name: max(1, int(count)) for name, count in zip(names, added, strict=True)}
+        size = get_sequence_parallel_world_size()
+        return {name: max(1, int(count / size)) for name, count in zip(names, added, strict=True)}
 
     def _loss(self, model: Any, part: Part, totals: Mapping[str, float], runner: Any) -> float:
         share = 0.0
@@ -142,12 +148,13 @@ class LossParts:
 
 
 def _dealt(dataset: Any, like: DataLoader) -> tuple[DataLoader, list[bool]]:
-    """A loader of this rank's batches of ``dataset``, in order, and which of them count."""
+    """A loader of this group's batches of ``dataset``, in order, and which of them count."""
     size = like.batch_size or 1
     starts = range(0, len(dataset), size)
     batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
-    rounds = math.ceil(len(batches) / get_world_size())
-    mine = [get_rank() + turn * get_world_size() for turn in range(rounds)]
+    ranks = get_data_parallel_world_size()
+    rounds = math.ceil(len(batches) / ranks)
+    mine = [get_data_parallel_rank() + turn * ranks for turn in range(rounds)]
     loader = DataLoader(
         dataset,
         batch_sampler=[batches[number] if number < len(batches) else batches[0] for number in mine],

@@ -8,6 +8,9 @@ samples come with the call (``cu_seq_lens_q``) and each sample attends to itself
 * torch's own variable-length kernel on a GPU without it,
 * scaled-dot-product attention sample by sample elsewhere (a CPU).
 
+Where ranks share rows (``sequence_group``), they exchange tokens for heads before and after, so
+that all of this looks at whole rows.
+
 Shapes: B batch, H query heads, K key heads (H is a multiple of K), S tokens, D width of a head.
 """
 
@@ -21,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
 
 NAME = "xtuner"
 BLOCK = 1024
@@ -52,6 +57,8 @@ def attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     s_aux: Tensor | None = None,
+    sequence_group: Any = None,
+    sequence_mask: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally; packed samples and padding do not see each other.
@@ -68,6 +75,9 @@ def attention(
         softcap: scores are ``softcap * tanh(scores / softcap)``; None: as they are.
         cu_seq_lens_q: (samples + 1,) borders of the samples of a packed row; B is 1.
         max_length_q: tokens of the longest packed sample.
+        sequence_group: the ranks that share the rows. S is then this rank's stretch; borders and
+            ``sequence_mask`` are those of whole rows.
+        sequence_mask: takes the place of ``attention_mask`` with a ``sequence_group``.
 
     Returns:
         (B, S, H, D), and None in place of the weights.
@@ -87,23 +97,46 @@ def attention(
         "window": sliding_window,
         "cap": softcap,
     }
-    if cu_seq_lens_q is not None:
+    packed = None if cu_seq_lens_q is None else (cu_seq_lens_q, max_length_q)
+    if sequence_group is None:
+        return _attend(query, key, value, attention_mask, causal, packed, settings), None
+    heads = query.shape[1]
+    query, key, value = to_heads(query, key, value, sequence_group)
+    if query.shape[1]:
+        out = _attend(query, key, value, sequence_mask, causal, packed, settings)
+    else:
+        out = no_heads(query, key, value)
+    return to_tokens(out, heads, sequence_group), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    causal: bool,
+    borders: tuple[Tensor, int | None] | None,
+    settings: dict[str, Any],
+) -> Tensor:
+    """Attention over whole rows: (B, S, H, D)."""
+    if borders is not None:
+        cu_seq_lens_q, max_length_q = borders
         if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
             packed = _packed_on_gpu(
                 query, key, value, cu_seq_lens_q, int(max_length_q or query.shape[2]), **settings
             )
             if packed is not None:
-                return packed, None
+                return packed
         spans = _packed_spans(cu_seq_lens_q)
     elif attention_mask is not None and not bool(attention_mask.all()):
-        return _padded(query, key, value, attention_mask, causal, settings), None
+        return _padded(query, key, value, attention_mask, causal, settings)
     else:
-        return _segment(query, key, value, causal, **settings).transpose(1, 2), None
+        return _segment(query, key, value, causal, **settings).transpose(1, 2)
     parts = [
         _segment(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], causal, **settings)
         for a, b in spans
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _packed_spans(borders: Tensor) -> Iterator[tuple[int, int]]:

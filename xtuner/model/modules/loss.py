@@ -83,10 +83,8 @@ def linear_cross_entropy(
         A float32 scalar; 0, connected to ``hidden``, when there is no token.
     """
     rule = rule or LogitRule()
-    if not len(targets):
-        # Every weight gets a gradient, if of zeros: other processes wait for it.
-        weights = [weight for weight in head.parameters() if weight.requires_grad]
-        return sum((weight.sum() * 0.0 for weight in weights), hidden.float().sum() * 0.0)
+    # Without a token all is done the same with no rows: every weight gets a gradient, if of zeros,
+    # and other processes that wait for it, or hold a part of the weights, are met.
     if type(head) is nn.Linear and head.bias is None and rule == LogitRule():
         dtype = _compute_dtype(hidden)
         return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype)
@@ -112,8 +110,6 @@ def token_log_probs(
         (N,) in float32, differentiable.
     """
     rule = rule or LogitRule()
-    if not len(targets):
-        return hidden.float().sum(-1)
     size = _chunk_size(_vocabulary(head))
     parts = [
         checkpoint(_chunk_log_probs, part, head, goal, rule, use_reentrant=False)

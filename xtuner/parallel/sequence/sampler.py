@@ -1,9 +1,4 @@
-"""Sequence parallelism under its published import path: who shares a sample, and its sampler.
-
-Ranks that follow each other form a sequence-parallel group; every rank of a group gets the same
-samples. Splitting a sample over the ranks of a group is not built yet: training refuses a
-``sequence_parallel_size`` above 1.
-"""
+"""The order in which groups of ranks read rows: every rank of a group gets the same ones."""
 
 from __future__ import annotations
 
@@ -11,49 +6,10 @@ import math
 from collections.abc import Iterator, Sized
 
 import torch
-from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.dist import sync_random_seed
 from torch.utils.data import Sampler
 
-_size = 1
-
-
-def init_sequence_parallel(sequence_parallel_size: int = 1) -> None:
-    """Say how many ranks share a sample.
-
-    Args:
-        sequence_parallel_size: ranks of a group; it must divide the number of processes.
-
-    Raises:
-        ValueError: when it does not.
-    """
-    global _size
-    _, world_size = get_dist_info()
-    if sequence_parallel_size < 1 or world_size % sequence_parallel_size:
-        raise ValueError(
-            f"sequence_parallel_size={sequence_parallel_size} does not divide the number of "
-            f"processes, {world_size}"
-        )
-    _size = sequence_parallel_size
-
-
-def get_sequence_parallel_world_size() -> int:
-    """Ranks that share a sample."""
-    return _size
-
-
-def get_sequence_parallel_rank() -> int:
-    """This process's place among the ranks that share its sample."""
-    return get_dist_info()[0] % _size
-
-
-def get_data_parallel_world_size() -> int:
-    """Groups of ranks that read samples of their own."""
-    return get_dist_info()[1] // _size
-
-
-def get_data_parallel_rank() -> int:
-    """The number of this process's group."""
-    return get_dist_info()[0] // _size
+from xtuner.parallel.sequence.groups import get_data_parallel_rank, get_data_parallel_world_size
 
 
 class SequenceParallelSampler(Sampler[int]):

@@ -1,0 +1,126 @@
+"""Attention of rows that ranks share equals attention of whole rows, forward and backward."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.parallel.workers import together
+from xtuner.model.modules.attention import attention
+from xtuner.parallel.sequence import (
+    get_sequence_parallel_group,
+    init_sequence_parallel,
+    post_process_for_sequence_parallel_attn,
+    pre_process_for_sequence_parallel_attn,
+    sequence_parallel_wrapper,
+)
+from xtuner.parallel.sequence.heads import share_heads
+from xtuner.parallel.sequence.share import Share
+
+HEADS = [(4, 2), (6, 3), (3, 1), (6, 2), (1, 1)]
+KINDS = ["plain", "packed", "padded", "window", "cap", "bidirectional", "wide"]
+LENGTH = 13  # 2 and 4 do not divide it
+
+
+def case(heads, kind):
+    """Query, key, value, settings of the call, and which tokens are real."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 1 if kind == "packed" else 2
+    width = 6 if kind == "wide" else 8
+    q, k, v = (
+        torch.randn(rows, count, LENGTH, size, generator=generator, requires_grad=True)
+        for count, size in zip((heads[0], heads[1], heads[1]), (width, width, 8), strict=True)
+    )
+    settings = {
+        "window": {"sliding_window": 4},
+        "cap": {"softcap": 2.0},
+    }.get(kind, {})
+    inputs = {"input_ids": torch.zeros(rows, LENGTH, dtype=torch.long)}
+    if kind == "packed":
+        borders = torch.tensor([0, 5, 6, LENGTH], dtype=torch.int32)
+        inputs |= {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
+        inputs |= {"max_length_q": 7, "max_length_k": 7}
+    if kind == "padded":
+        inputs["attention_mask"] = (torch.arange(LENGTH) < torch.tensor([[LENGTH], [6]])).long()
+    module = SimpleNamespace(is_causal=kind != "bidirectional")
+    return (q, k, v), settings, inputs, module
+
+
+def whole(heads, kind):
+    tensors, settings, inputs, module = case(heads, kind)
+    mask = inputs.pop("attention_mask", None)
+    out, _ = attention(module, *tensors, mask, **settings, **inputs)
+    (out.square().sum() * 0.5).backward()
+    return out.detach(), [tensor.grad for tensor in tensors]
+
+
+def shared(heads, kind):
+    """The same, each rank with its stretch; put together again."""
+    tensors, settings, inputs, module = case(heads, kind)
+    share = Share(LENGTH)
+    named = share.inputs(inputs)
+    cut = [share.cut(tensor.transpose(1, 2)).transpose(1, 2) for tensor in tensors]
+    out, _ = attention(module, *cut, None, **settings, **named)
+    real = share.cut(torch.ones(len(out), LENGTH, 1, 1))  # a loss looks at no padding
+    (out * real).square().sum().mul(0.5).backward()
+    grads = [tensor.grad for tensor in tensors]
+    for grad in grads:
+        dist.all_reduce(grad)
+    parts = [torch.empty_like(out) for _ in range(share.size)]
+    dist.all_gather(parts, out.detach().contiguous())
+    return torch.cat(parts, 1)[:, :LENGTH], grads
+
+
+def all_cases(size):
+    init_sequence_parallel(size)
+    found = {}
+    for number, (heads, kind) in enumerate(itertools.product(HEADS, KINDS)):
+        found[number] = shared(heads, kind)
+    found["wrapped"] = wrapped()
+    return found
+
+
+def plain(q, k, v):
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2)
+
+
+def wrapped():
+    """The published functions around an attention of one's own."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 8, n, 4, generator=generator) for n in (6, 3, 3))
+    share = Share(8)
+    out = sequence_parallel_wrapper(plain)(*(share.cut(tensor) for tensor in (q, k, v)))
+    three = pre_process_for_sequence_parallel_attn(*(share.cut(t) for t in (q, k, v)))
+    same = post_process_for_sequence_parallel_attn(plain(*three))
+    alone = sequence_parallel_wrapper(plain)(q, k, v, training=False)
+    assert get_sequence_parallel_group() is not None
+    return [out - share.cut(alone), same - share.cut(alone)]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shared_rows_equal_whole_rows(size):
+    by_rank = together(all_cases, size, size)
+    for number, (heads, kind) in enumerate(itertools.product(HEADS, KINDS)):
+        out, grads = whole(heads, kind)
+        for found in by_rank:
+            torch.testing.assert_close(found[number][0], out, msg=lambda m: f"{heads} {kind} {m}")
+            torch.testing.assert_close(found[number][1], grads, msg=lambda m: f"{heads} {kind} {m}")
+    for found in by_rank:
+        assert all(float(off.abs().max()) < 1e-6 for off in found["wrapped"])
+
+
+def test_heads_are_dealt_out_once_with_the_keys_they_need():
+    for (heads, keys), size in itertools.product([*HEADS, (12, 4), (8, 8)], [2, 3, 4, 8]):
+        shares = share_heads(heads, keys, size)
+        assert [head for share in shares for head in share.queries] == list(range(heads))
+        for share in shares:
+            wanted = [head * keys // heads for head in share.queries]
+            assert [share.keys[place] for place in share.key_of_query] == wanted
+            assert len(set(wanted)) == len(share.keys)
+    assert not share_heads(6, 2, 4)[1].regular or share_heads(3, 1, 2)[1].regular

@@ -1,0 +1,46 @@
+"""Sequence parallelism (Ulysses): the ranks of a group share each row, a stretch of tokens each.
+
+All but attention looks at one token at a time, so a rank computes it for its own stretch. Around
+attention the ranks exchange: each gets all tokens of some heads, and gives the result back.
+
+``groups``: who shares a row. ``share``: what a rank computes of a micro-batch. ``heads``: the
+exchange around attention. The rest are the published functions of v0.1 for code of one's own.
+"""
+
+from xtuner.utils.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "attention": (
+            "post_process_for_sequence_parallel_attn",
+            "pre_process_for_sequence_parallel_attn",
+            "sequence_parallel_wrapper",
+        ),
+        "collectives": (
+            "all_to_all",
+            "gather_for_sequence_parallel",
+            "gather_forward_split_backward",
+            "split_for_sequence_parallel",
+            "split_forward_gather_backward",
+        ),
+        "groups": (
+            "get_data_parallel_group",
+            "get_data_parallel_rank",
+            "get_data_parallel_world_size",
+            "get_inner_sequence_parallel_group",
+            "get_inner_sequence_parallel_rank",
+            "get_inner_sequence_parallel_world_size",
+            "get_sequence_parallel_group",
+            "get_sequence_parallel_rank",
+            "get_sequence_parallel_world_size",
+            "init_dist",
+            "init_inner_sequence_parallel",
+            "init_sequence_parallel",
+            "is_inner_sequence_parallel_initialized",
+        ),
+        "loss": ("reduce_sequence_parallel_loss",),
+        "padding": ("pad_cumulative_len_for_sequence_parallel", "pad_for_sequence_parallel"),
+        "sampler": ("SequenceParallelSampler",),
+    },
+)
