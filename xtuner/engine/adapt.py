@@ -203,7 +203,8 @@ def _adapt_hooks(cfg: Config) -> None:
     hooks = cfg.get("default_hooks")
     if hooks is None:
         cfg.default_hooks = hooks = ConfigDict()
-    hook = hooks.setdefault("checkpoint", dict(by_epoch=False, interval=-1))
+    hooks.setdefault("checkpoint", dict(by_epoch=False, interval=-1))
+    hook = hooks["checkpoint"]  # a copy of what was given
     if hook is not None and name_of(hook.get("type", "CheckpointHook")) == "CheckpointHook":
         hook["type"] = CheckpointHook
         if not hook.get("by_epoch", True):

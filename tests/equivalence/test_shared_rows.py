@@ -1,0 +1,115 @@
+"""Ten steps of the real command: processes that share rows train what one process does."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import socket
+import traceback
+
+import pytest
+import torch
+
+from tests.equivalence.runs import metrics, outcome, train
+from xtuner.entry_point import main
+
+CONFIG = "tests/equivalence/shared_rows_config.py"
+KINDS = {
+    "full": [],
+    "lora": ["adapter=True", "packed=True"],
+    "packed": ["packed=True"],
+    "batch": ["batch_size=2"],
+    "dpo": ["kind=dpo", "packed=True"],
+    "dpo_lora_ahead": ["kind=dpo", "adapter=True", "ahead=True"],
+    "orpo": ["kind=orpo"],
+    "reward": ["kind=reward", "packed=True"],
+}
+PROCESSES = 4
+# Six heads and three key heads are dealt out unevenly to four processes.
+FOUR = ("lora", "packed", "dpo_lora_ahead", "reward")
+BOUND = 2e-6
+
+
+def options(base, kind, size):
+    ways = PROCESSES // size if size > 1 else 1
+    words = [f"base={base}", f"sequence_parallel_size={size}", f"ways={ways}", *KINDS[kind]]
+    return ["--cfg-options", *words]
+
+
+def one_of_many(rank, ports, folder, base, runs):
+    """A process that goes through the runs; the others do the same."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    printed = io.StringIO()
+    status = 1
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            for port, (kind, size) in zip(ports, runs, strict=True):
+                os.environ["MASTER_PORT"] = str(port)
+                words = ["--work-dir", str(folder / f"{kind}_{size}"), "--launcher", "pytorch"]
+                status = main(["train", CONFIG, *words, *options(base, kind, size)])
+                if status:
+                    break
+    except BaseException:
+        traceback.print_exc(file=printed)
+        status = 1
+    (folder / f"rank_{rank}.txt").write_text(printed.getvalue())
+    os._exit(status)
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All runs: alone in this process, shared in four that are forked from it."""
+    from tests.helpers.tiny import save_tiny
+
+    folder = tmp_path_factory.mktemp("shared_rows")
+    heads = dict(hidden_size=48, head_dim=8, num_attention_heads=6, num_key_value_heads=3)
+    base = save_tiny(folder / "base", **heads)
+    for kind in KINDS:
+        status, printed = train(CONFIG, folder / f"{kind}_1", *options(base, kind, 1))
+        assert status == 0, printed
+    wanted = [(kind, 2) for kind in KINDS] + [(kind, 4) for kind in FOUR]
+    fork = multiprocessing.get_context("fork")
+    ports = free_ports(len(wanted))
+    workers = [
+        fork.Process(target=one_of_many, args=(rank, ports, folder, base, wanted))
+        for rank in range(PROCESSES)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+    said = [folder / f"rank_{rank}.txt" for rank in range(PROCESSES)]
+    assert all(worker.exitcode == 0 for worker in workers), "\n".join(
+        file.read_text()[-3000:] for file in said if file.exists()
+    )
+    return folder
+
+
+def without_iter(lines):
+    return [{key: value for key, value in line.items() if key != "iter"} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in FOUR)]
+)
+def test_rows_that_are_shared_train_the_same(runs, kind, size):
+    alone, shared = runs / f"{kind}_1", runs / f"{kind}_{size}"
+    lines = list(zip(metrics(alone), metrics(shared), strict=True))
+    assert len(lines) == 11  # ten steps and a validation
+    for one, other in lines:
+        one.pop("iter"), other.pop("iter")
+        assert one == pytest.approx(other, rel=2e-5, abs=2e-5)
+    before, after = outcome(alone)["state_dict"], outcome(shared)["state_dict"]
+    assert before.keys() == after.keys()
+    for name, weights in before.items():
+        assert float((weights - after[name]).abs().max()) < BOUND, name
