@@ -11,7 +11,7 @@ IGNORED = -100
 
 
 class Rows(Dataset):
-    """Rows of 9 to 31 tokens of which the last few are trained: often on one rank's stretch only."""
+    """Rows of 9 to 31 tokens whose last few are trained: often those of one rank's stretch."""
 
     def __init__(self, count: int = 44) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -34,12 +34,12 @@ model = dict(
 )
 if kind == "dpo":
     model["precompute_reference"] = ahead
-dataset = dict(type=Pairs, reward=kind == "reward") if pairs else dict(type=Rows)
+rows = dict(type=Pairs, reward=kind == "reward") if pairs else dict(type=Rows)
 collate = preference_collate_fn if pairs else default_collate_fn
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=0,
-    dataset=dataset,
+    dataset=rows,
     sampler=dict(
         type=SequenceParallelSampler if sequence_parallel_size > 1 else DefaultSampler,
         shuffle=True,
@@ -49,7 +49,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=batch_size,
     num_workers=0,
-    dataset=dataset,
+    dataset=dict(rows, count=7),
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=collate, use_varlen_attn=packed),
 )

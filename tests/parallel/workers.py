@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 
 def together(work: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """Call ``work(*arguments)`` in ``size`` processes of one gloo group; give what each returned."""
+    """Call ``work`` in ``size`` processes of one gloo group; give what each returned."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_one, (size, folder, work, arguments), nprocs=size, start_method="fork")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]

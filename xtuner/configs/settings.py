@@ -77,7 +77,7 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "max_packed_length": "tokens of a row of several pairs",
         },
     ),
-    ("Parallel", {"sequence_parallel_size": "GPUs that share one long row (needs DeepSpeed)"}),
+    ("Parallel", {"sequence_parallel_size": "GPUs that share one long row"}),
     (
         "Scheduler & Optimizer",
         {

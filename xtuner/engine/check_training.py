@@ -112,19 +112,6 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0304", ERROR)
-def sequence_parallel_divides_length(context: Context) -> Iterator[Finding]:
-    size, length = context.get("sequence_parallel_size", 1), context.get("max_length")
-    if isinstance(size, int) and isinstance(length, int) and size > 1 and length % size:
-        yield Finding(
-            "sequence_parallel_size",
-            tr(
-                f"sequence_parallel_size {size} does not divide max_length {length}",
-                f"sequence_parallel_size {size} 不能整除 max_length {length}",
-            ),
-        )
-
-
 @rule("XT0305", ERROR)
 def sequence_parallel_divides_world(context: Context) -> Iterator[Finding]:
     size = context.get("sequence_parallel_size", 1)
@@ -136,23 +123,6 @@ def sequence_parallel_divides_world(context: Context) -> Iterator[Finding]:
                 f"sequence_parallel_size {size} does not divide the {world} processes",
                 f"sequence_parallel_size {size} 不能整除进程数 {world}",
             ),
-        )
-
-
-@rule("XT0306", ERROR)
-def sequence_parallel_needs_its_sampler(context: Context) -> Iterator[Finding]:
-    size, sampler = (
-        context.get("sequence_parallel_size", 1),
-        context.kind("train_dataloader.sampler"),
-    )
-    if is_number(size) and size > 1 and sampler == "DefaultSampler":
-        yield Finding(
-            "train_dataloader.sampler.type",
-            tr(
-                "DefaultSampler gives the ranks of one sequence group different rows",
-                "DefaultSampler 会给同一序列并行组的进程不同的数据",
-            ),
-            "from xtuner.parallel.sequence import SequenceParallelSampler",
         )
 
 

@@ -53,7 +53,7 @@ max_length = 131072  # tokens of a row; what is longer is cut
 pack_to_max_length = True  # put several samples into one row, so that none is padding
 
 # Parallel
-sequence_parallel_size = 32  # GPUs that share one long row (needs DeepSpeed)
+sequence_parallel_size = 32  # GPUs that share one long row
 
 # Scheduler & Optimizer
 batch_size = 1  # rows on each GPU at a time

@@ -51,7 +51,7 @@ max_position_embeddings = 65536  # positions are stretched to reach so far
 pack_to_max_length = False
 
 # Parallel
-sequence_parallel_size = 1  # GPUs that share one long row (needs DeepSpeed)
+sequence_parallel_size = 1  # GPUs that share one long row
 
 # Scheduler & Optimizer
 batch_size = 1  # rows on each GPU at a time

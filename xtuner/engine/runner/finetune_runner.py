@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
@@ -38,7 +37,6 @@ from xtuner.engine.runner.loops import TrainLoop
 from xtuner.engine.runner.scalar_visualizer import ScalarVisualizer
 from xtuner.parallel.processes import join_processes
 from xtuner.parallel.sequence.groups import (
-    get_data_parallel_rank,
     get_sequence_parallel_world_size,
     init_sequence_parallel,
 )
@@ -106,17 +104,6 @@ class FinetuneRunner(Runner):
         if self.cfg.get("strategy"):
             self.strategy = BUILDER.build(self.cfg.strategy)
         self.strategy.prepare()
-
-    @staticmethod
-    def build_dataloader(
-        dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
-    ) -> Any:
-        """As mmengine does; processes that share rows draw the same random numbers for them."""
-        built = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
-        start = built.worker_init_fn
-        if get_sequence_parallel_world_size() > 1 and "rank" in getattr(start, "keywords", {}):
-            built.worker_init_fn = functools.partial(start, rank=get_data_parallel_rank())
-        return built
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build mmengine's logger; on the terminal it shows warnings and errors only."""

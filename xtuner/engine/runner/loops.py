@@ -7,6 +7,7 @@ the gradients.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -21,7 +22,10 @@ from xtuner.engine.checkpoint_state import bare, restore_random
 from xtuner.engine.data_position import from_batch
 from xtuner.engine.runner import bad_loss
 from xtuner.engine.runner.bad_loss import Action, LossWatch
-from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
+from xtuner.parallel.sequence.groups import (
+    get_data_parallel_rank,
+    get_sequence_parallel_world_size,
+)
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -53,6 +57,7 @@ class TrainLoop(BaseLoop):
         on_spike: Action = "continue",
     ) -> None:
         super().__init__(runner, dataloader)
+        _share_worker_seeds(self.dataloader)
         self.epoch_length = _length(self.dataloader)
         self._max_iters = iterations_of(max_epochs, max_iters, self.epoch_length)
         self._max_epochs = math.ceil(self._max_iters / (self.epoch_length or self._max_iters))
@@ -330,6 +335,13 @@ def _length(dataloader: Any) -> int | None:
         return len(dataloader)
     except TypeError:
         return None
+
+
+def _share_worker_seeds(dataloader: Any) -> None:
+    """Let the loaders of processes that share rows draw the same random numbers for them."""
+    start = getattr(dataloader, "worker_init_fn", None)
+    if get_sequence_parallel_world_size() > 1 and "rank" in getattr(start, "keywords", {}):
+        dataloader.worker_init_fn = functools.partial(start, rank=get_data_parallel_rank())
 
 
 def _set_epoch(dataloader: Any, epoch: int) -> None:

@@ -92,10 +92,9 @@ def _refused(llm: Any, why: str) -> UserError:
     name = type(llm).__name__
     return UserError(
         tr(
-            f"sequence_parallel_size: the rows of {name} cannot be shared by several processes, as "
-            f"it looks along them by its own code ({why}).",
-            f"sequence_parallel_size: {name} 用自带的代码沿序列计算（{why}），"
-            "无法由多个进程共享一行数据。",
+            f"the rows of {name} cannot be shared by several processes, as it looks along them by "
+            f"its own code ({why}).",
+            f"{name} 用自带的代码沿序列计算（{why}），无法由多个进程共享一行数据。",
         ),
         hint=tr(
             "set sequence_parallel_size=1; or, for a model with its own code, use its class in "
