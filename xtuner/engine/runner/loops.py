@@ -339,7 +339,7 @@ def _length(dataloader: Any) -> int | None:
 
 def _share_worker_seeds(dataloader: Any) -> None:
     """Let the loaders of processes that share rows draw the same random numbers for them."""
-    start = getattr(dataloader, "worker_init_fn", None)
+    start: Any = getattr(dataloader, "worker_init_fn", None)
     if get_sequence_parallel_world_size() > 1 and "rank" in getattr(start, "keywords", {}):
         dataloader.worker_init_fn = functools.partial(start, rank=get_data_parallel_rank())
 

@@ -89,8 +89,7 @@ def linear_cross_entropy(
         dtype = _compute_dtype(hidden)
         return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype)
     total = hidden.new_zeros((), dtype=torch.float32)
-    size = _chunk_size(_vocabulary(head))
-    for part, goal in zip(hidden.split(size), targets.split(size), strict=True):
+    for part, goal in _chunks(hidden, head, targets):
         total = total + checkpoint(_chunk_loss, part, head, goal, rule, use_reentrant=False)
     return total
 
@@ -110,12 +109,26 @@ def token_log_probs(
         (N,) in float32, differentiable.
     """
     rule = rule or LogitRule()
-    size = _chunk_size(_vocabulary(head))
     parts = [
         checkpoint(_chunk_log_probs, part, head, goal, rule, use_reentrant=False)
-        for part, goal in zip(hidden.split(size), targets.split(size), strict=True)
+        for part, goal in _chunks(hidden, head, targets)
     ]
     return torch.cat(parts)
+
+
+def _chunks(hidden: Tensor, head: nn.Module, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rows and their targets, for one call of the head each; at least one, if of no rows.
+
+    Where the processes put the head's weights together at each call (ZeRO-3) they must call it
+    equally often, whatever the number of their tokens.
+    """
+    size = _chunk_size(_vocabulary(head))
+    chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
+    if any(hasattr(weight, "ds_id") for weight in head.parameters()):
+        most = torch.tensor(len(chunks), device=hidden.device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        chunks += [(hidden[:0], targets[:0])] * (int(most) - len(chunks))
+    return chunks
 
 
 def _chunk_log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule) -> Tensor:
