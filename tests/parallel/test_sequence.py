@@ -22,6 +22,24 @@ def test_alone_it_is_mmengines_sampler():
     assert list(ours) == list(theirs)
 
 
+ORIGINAL = 24  # tokens; rows are longer, half of a row is not
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": ORIGINAL,
+        "factor": 4.0,
+    },
+    "original_max_position_embeddings": ORIGINAL,
+}
+DYNAMIC = {
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "max_position_embeddings": ORIGINAL,
+}
+
+
 class Lengths:
     """What LengthGroupedSampler looks at."""
 
@@ -163,10 +181,10 @@ def agreements(folder):
     torch.manual_seed(0)
     models = {
         "llama": make_model("llama"),
-        "phi3": make_model("phi3", **_longrope()),
+        "phi3": make_model("phi3", **LONGROPE),
         "gemma2": make_model("gemma2", sliding_window=8),
         "gemma3": make_model("gemma3_text", sliding_window=8),
-        "dynamic": make_model("llama", **_dynamic()),
+        "dynamic": make_model("llama", **DYNAMIC),
         "mixtral": make_model("mixtral", num_local_experts=4),
     }
     models["gemma2"].set_attn_implementation(attention.register())  # eager by itself
@@ -183,20 +201,6 @@ def agreements(folder):
     convolutions = make_model("lfm2", layer_types=["conv", "full_attention"])
     said["convolutions"] = refused(convolutions, rows)
     return said
-
-
-def _longrope():
-    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
-    return {
-        "rope_parameters": rope | {"original_max_position_embeddings": 24, "factor": 4.0},
-        "original_max_position_embeddings": 24,
-    }
-
-
-def _dynamic():
-    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    return {"rope_parameters": rope, "max_position_embeddings": 24}
 
 
 def refused(model, rows):

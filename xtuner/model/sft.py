@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtuner.model.base import Data, FinetuneModel, packed_borders
 from xtuner.model.modules.loss import linear_cross_entropy, shift_labels
-from xtuner.model.modules.shared_rows import run_shared
+from xtuner.model.modules.shared_rows import router_loss_of_rows, run_shared
 from xtuner.parallel.sequence.share import Share
 from xtuner.utils.constants import IGNORE_INDEX
 
@@ -57,10 +57,10 @@ class SupervisedFinetune(FinetuneModel):
     def _loss_sum(self, data: Data) -> Tensor:
         share = self.share(data)
         targets = shift_labels(data["labels"], packed_borders(data), data.get("attention_mask"))
-        targets = share.cut(targets, IGNORE_INDEX).flatten()
-        supervised = (targets != IGNORE_INDEX).nonzero().flatten()
         if not self.can_skip_logits(data):
             return self._plain_loss_sum(data, targets, share)
+        targets = share.cut(targets, IGNORE_INDEX).flatten()
+        supervised = (targets != IGNORE_INDEX).nonzero().flatten()
         hidden = self.hidden_states(data, share).last_hidden_state.flatten(0, 1)
         return linear_cross_entropy(
             hidden[supervised], self.head, targets[supervised], rule=self.rule
@@ -68,13 +68,23 @@ class SupervisedFinetune(FinetuneModel):
 
     def _plain_loss_sum(self, data: Data, targets: Tensor, share: Share) -> Tensor:
         """The loss from all logits, as transformers computes it; with a router's loss, if any."""
-        outputs = run_shared(self.llm, self.inputs(data), share)
+        inputs = self.inputs(data)
+        outputs = run_shared(self.llm, inputs, share)
         logits = outputs.logits.flatten(0, 1).float()
         loss = torch.nn.functional.cross_entropy(
-            logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"
+            logits,
+            share.cut(targets, IGNORE_INDEX).flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
         )
         router_loss = getattr(outputs, "aux_loss", None)
         if router_loss is not None:
+            if share.size > 1:  # of a stretch; it is no sum over tokens
+                mask = inputs.get("attention_mask")
+                router_loss = router_loss_of_rows(
+                    self.causal_lm, outputs.router_logits, len(targets), share, mask
+                )
+                router_loss = router_loss / share.size
             weight = getattr(self.causal_lm, "router_aux_loss_coef", 0.0)
             loss = loss + weight * router_loss * (targets != IGNORE_INDEX).sum()
         return loss

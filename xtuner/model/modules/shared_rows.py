@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -86,6 +87,31 @@ def run_shared(model: Any, inputs: Mapping[str, Any], share: Share) -> Any:
         return model(**inputs, use_cache=False)
     with _whole_positions(model, inputs.get("position_ids"), share):
         return model(**share.inputs(inputs), use_cache=False)
+
+
+def router_loss_of_rows(
+    causal_lm: Any, router_logits: Any, rows: int, share: Share, mask: Tensor | None
+) -> Tensor:
+    """How unevenly a mixture of experts spreads the tokens of whole rows over its experts.
+
+    Args:
+        causal_lm: the model; its own module has the function.
+        router_logits: of each layer (B S/N, E), of this rank's stretch.
+        rows: B.
+        share: this rank's stretch.
+        mask: (B, S), 0 at padding.
+
+    Returns:
+        The same scalar on every rank.
+    """
+    function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
+    if function is None or not hasattr(causal_lm, "num_experts_per_tok"):
+        raise _refused(causal_lm, "output_router_logits")
+    whole = tuple(
+        share.whole(logits.view(rows, share.tokens, -1)).flatten(0, 1) for logits in router_logits
+    )
+    found: Tensor = function(whole, causal_lm.num_experts, causal_lm.num_experts_per_tok, mask)
+    return found
 
 
 def _refused(llm: Any, why: str) -> UserError:

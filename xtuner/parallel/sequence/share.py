@@ -46,6 +46,18 @@ class Share:
         """Add over the ranks; the ranks' losses must then be ``divided``."""
         return values if self.size == 1 else add_over_group(values, self.group)
 
+    def whole(self, cut: Tensor) -> Tensor:
+        """The stretches of all ranks together, without padding: (B, S, ...) on every rank.
+
+        What every rank computes of it must be ``divided``.
+        """
+        if self.size == 1:
+            return cut
+        before = cut.new_zeros(len(cut), self.start, *cut.shape[2:])
+        after = self.size * self.tokens - self.start - self.tokens
+        rows = torch.cat([before, cut, cut.new_zeros(len(cut), after, *cut.shape[2:])], dim=1)
+        return self.add(rows)[:, : self.length]
+
     def divided(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What every rank has computed of the whole, as shares that add up over the ranks."""
         return {name: value / self.size for name, value in outputs.items()}
