@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers.tiny import make_model
+from tests.model import test_llava
 from tests.parallel.test_sequence import DYNAMIC, LONGROPE
 from tests.parallel.workers import together
 from xtuner.dataset.collate_fns import default_collate_fn
@@ -75,16 +76,26 @@ def losses_and_gradients(size):
         llm.set_attn_implementation(attention.register())
         model = SupervisedFinetune(llm=llm, use_activation_checkpointing=name == "llama")
         for kind in BATCHES:
-            model.zero_grad()
-            loss = model(batch(kind, llm), mode="loss")["loss"]
-            loss.backward()
-            grads = [w.grad for w in model.parameters() if w.grad is not None]
-            gradient = torch.cat([grad.flatten() for grad in grads])
-            loss = loss.detach()
-            if size > 1:
-                dist.all_reduce(loss), dist.all_reduce(gradient)
-            found[f"{name}, {kind}"] = [loss, gradient]
+            found[f"{name}, {kind}"] = added(model, batch(kind, llm))
+    for packed in (False, True):
+        seeing = test_llava.make(use_activation_checkpointing=False)
+        seeing.llm.set_attn_implementation(attention.register())
+        data = default_collate_fn(test_llava.rows(), use_varlen_attn=packed)["data"]
+        found[f"images, {packed}"] = added(seeing, data)
     return found
+
+
+def added(model, data):
+    """Loss and gradient, added over the processes."""
+    model.zero_grad()
+    loss = model(data, mode="loss")["loss"]
+    loss.backward()
+    grads = [w.grad for w in model.parameters() if w.grad is not None]
+    gradient = torch.cat([grad.flatten() for grad in grads])
+    loss = loss.detach()
+    if dist.is_initialized():
+        dist.all_reduce(loss), dist.all_reduce(gradient)
+    return [loss, gradient]
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +103,12 @@ def found():
     return losses_and_gradients(1), together(losses_and_gradients, 2, 2)[0]
 
 
-@pytest.mark.parametrize("kind", BATCHES)
-@pytest.mark.parametrize("name", MODELS)
-def test_shared_rows_give_the_same(found, name, kind):
-    (loss, gradient), (shared, shared_gradient) = (each[f"{name}, {kind}"] for each in found)
+CASES = [f"{name}, {kind}" for name in MODELS for kind in BATCHES]
+
+
+@pytest.mark.parametrize("case", [*CASES, "images, False", "images, True"])
+def test_shared_rows_give_the_same(found, case):
+    (loss, gradient), (shared, shared_gradient) = (each[case] for each in found)
     torch.testing.assert_close(shared, loss, rtol=1e-5, atol=1e-5)
     off = (shared_gradient - gradient).norm() / gradient.norm().clamp(min=1e-6)
     assert off < 1e-4

@@ -22,7 +22,9 @@ REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4
 # attention) a rank would see its own stretch only.
 BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 PROBE_TOKENS = 16  # of each rank
-BOUND, HALF_BOUND = 1e-3, 0.1
+# How far the two may be apart, relative to the norm: in float32 on a CPU, and where numbers are
+# rounded more. A model that looks along rows by other means is off by far more than that.
+BOUND, ROUNDED_BOUND = 1e-3, 0.2
 
 
 def require_shareable(llm: Any) -> None:
@@ -70,8 +72,9 @@ def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
     difference = (part[real].float() - wanted).square().sum()
     sums = share.add(torch.stack([difference, wanted.square().sum()]))
     relative = float((sums[0] / sums[1]).sqrt())
-    halved = whole.dtype != torch.float32 or torch.is_autocast_enabled(whole.device.type)
-    if not relative < (HALF_BOUND if halved else BOUND):
+    plain = all(weight.dtype == torch.float32 for weight in body.parameters())
+    exact = plain and whole.is_cpu and not torch.is_autocast_enabled("cpu")
+    if not relative < (BOUND if exact else ROUNDED_BOUND):
         raise _refused(llm, tr(f"off by {relative:.1%}", f"偏差 {relative:.1%}"))
 
 
