@@ -112,3 +112,35 @@ def test_shared_rows_give_the_same(found, case):
     torch.testing.assert_close(shared, loss, rtol=1e-5, atol=1e-5)
     off = (shared_gradient - gradient).norm() / gradient.norm().clamp(min=1e-6)
     assert off < 1e-4
+
+
+def kept_for_backward(size):
+    """Bytes of what a forward pass keeps besides the weights."""
+    if size > 1:
+        init_sequence_parallel(size)
+    torch.manual_seed(0)
+    llm = make_model("llama", max_position_embeddings=1024)
+    llm.set_attn_implementation(attention.register())
+    model = SupervisedFinetune(llm=llm, use_activation_checkpointing=False)
+    ids = torch.randint(10, 500, (1, 1024))
+    data = default_collate_fn([{"input_ids": ids[0].tolist(), "labels": ids[0].tolist()}])["data"]
+    model.share(data), model.can_skip_logits(data)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(data, mode="loss")["loss"]
+    assert loss.requires_grad
+    return sum(kept.values())
+
+
+def test_a_rank_keeps_its_part_of_the_activations():
+    alone = kept_for_backward(1)
+    for size in (2, 4):
+        assert max(together(kept_for_backward, size, size)) < 1.2 * alone / size
