@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xtuner.model.base import Data
-from xtuner.model.loading import build_llm
+from xtuner.model.loading import build_llm, grow_vocabulary, is_cut_while_loaded
 from xtuner.model.modules.preference_losses import DPO_LOSSES, MEAN_OVER_TOKENS, Ratios
 from xtuner.model.preference import Answers, PreferenceModel, count_pairs, reward_facts
 from xtuner.utils.errors import UserError, Where
@@ -61,15 +61,19 @@ class DPO(PreferenceModel):
         self.label_smoothing = label_smoothing
         self.precompute_reference = precompute_reference
         self.ahead: PairValues = {}
-        self.ref_llm = self._reference(ref_llm)
+        self.ref_llm = self._reference(ref_llm, llm)
         if checkpointing:  # not in the copy: it has no backward pass
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def _reference(self, ref_llm: Any) -> Any:
+    def _reference(self, ref_llm: Any, llm: Any) -> Any:
         if ref_llm is not None:
             reference = build_llm(ref_llm, full=False)
         elif self.has_adapter or self.precompute_reference:
             return None
+        elif is_cut_while_loaded() and isinstance(llm, Mapping):
+            reference = build_llm(llm, full=False)  # a copy would have no weights
+            if self.tokenizer is not None:
+                grow_vocabulary(reference, self.tokenizer)
         else:
             reference = copy.deepcopy(self.llm)
         reference.config.use_cache = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def grow_vocabulary(llm: Any, tokenizer: Any) -> bool:
     """
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
-    old = llm.get_input_embeddings().weight.shape[0]
+    old = _rows(llm.get_input_embeddings().weight)
     if len(tokenizer) <= old:
         return False
     llm.resize_token_embeddings(
@@ -184,6 +185,28 @@ def grow_vocabulary(llm: Any, tokenizer: Any) -> bool:
     )
     for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
         if layer is not None:
-            with torch.no_grad():
+            with torch.no_grad(), _whole(layer.weight):
                 layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
     return True
+
+
+def is_cut_while_loaded() -> bool:
+    """Whether DeepSpeed's ZeRO-3 leaves each process only a part of every weight it loads."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    return bool(is_deepspeed_zero3_enabled())
+
+
+def _rows(weight: Any) -> int:
+    """Rows of a weight, of which ZeRO-3 may have left nothing here."""
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def _whole(weight: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which a weight that ZeRO-3 has cut is whole, to be changed alike everywhere."""
+    if not hasattr(weight, "ds_shape"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    context: Any = deepspeed.zero.GatheredParameters([weight], modifier_rank=0)
+    return context
