@@ -100,16 +100,17 @@ class RewardModel(FinetuneModel):
 
     def _rewards(self, data: Data) -> tuple[Tensor, Tensor]:
         """Those of all chosen and of all rejected answers, in the order of their tokens."""
-        share, labels = self.share(data), data["labels"]
-        first, second = labels == CHOSEN, labels == REJECTED
-        chosen = int(first.sum())
-        # The place of each answer's reward, chosen ones first.
-        places = torch.where(first, _numbered(first), chosen + _numbered(second))
-        own = share.cut(first | second, False)
-        rewards = self.v_head(self._hidden(data, share)[own]).squeeze(-1).float()
-        empty = rewards.new_zeros(chosen + int(second.sum()))
-        rewards = share.add(empty.index_add(0, share.cut(places)[own], rewards))
-        return rewards[:chosen], rewards[chosen:]
+        share = self.share(data)
+        hidden = self._hidden(data, share)
+        sides = []
+        for side in (CHOSEN, REJECTED):
+            marks = data["labels"] == side
+            own = share.cut(marks, False)
+            rewards = self.v_head(hidden[own]).squeeze(-1).float()
+            places = share.cut(_numbered(marks))[own]
+            sides.append(rewards.new_zeros(int(marks.sum())).index_add(0, places, rewards))
+        chosen, rejected = share.add(torch.cat(sides)).split([len(side) for side in sides])
+        return chosen, rejected
 
     def _hidden(self, data: Data, share: Share | None = None) -> Tensor:
         """(B, S, H) in the head's number format."""
