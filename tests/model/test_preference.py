@@ -200,6 +200,14 @@ def test_a_reward_model_keeps_its_head():
     assert len(built.state_dict()) == 2 * 2 * 2 + 1
 
 
+def test_all_that_a_reward_model_trains_gets_a_gradient(tokenizer):
+    built = model(RewardModel)  # of an AutoModelForCausalLM, whose own head is not used
+    data = batch(tokenizer, is_dpo=False, is_reward=True, reward_token_id=2)
+    built(data)["loss"].backward()
+    without = [n for n, p in built.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
 def train(built, data, steps=25, lr=5e-3):
     optimizer = torch.optim.AdamW([w for w in built.parameters() if w.requires_grad], lr=lr)
     first = last = None

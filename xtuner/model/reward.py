@@ -55,6 +55,7 @@ class RewardModel(FinetuneModel):
                     where=Where(key=f"model.{key}"),
                 )
         super().__init__(*args, **kwargs)
+        self._freeze_unused_head()
         self.reward_token_id = reward_token_id
         self.loss_type = loss_type
         self.penalty_type = penalty_type
@@ -63,6 +64,12 @@ class RewardModel(FinetuneModel):
         # Small, so that all answers begin near a reward of 0 (Stiennon et al. 2020).
         self.v_head = nn.Linear(width, 1, bias=False)
         nn.init.normal_(self.v_head.weight, std=1 / (width + 1) ** 0.5)
+
+    def _freeze_unused_head(self) -> None:
+        """Of an ``AutoModelForCausalLM`` the head has no gradient, which DDP would wait for."""
+        head = self.causal_lm.get_output_embeddings()
+        if head is not None and head.weight is not self.causal_lm.get_input_embeddings().weight:
+            head.requires_grad_(False)
 
     def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'pairs': P}``."""
