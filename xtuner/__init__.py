@@ -14,7 +14,7 @@ def cli() -> None:
 
     from xtuner.entry_point import main
 
-    if "RANK" not in os.environ:
+    if not {"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"} & os.environ.keys():
         raise SystemExit(main())
     from xtuner.utils.leave import leave_with
 

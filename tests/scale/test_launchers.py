@@ -1,0 +1,43 @@
+"""Processes that Slurm or Open MPI started find each other by the variables these set."""
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from tests.equivalence.runs import ROOT
+from tests.helpers.tiny import save_tiny
+
+CONFIG = ROOT / "tests" / "equivalence" / "scale_config.py"
+NAMES = {
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", NAMES)
+def test_two_tasks_train_together(tmp_path, launcher):
+    save_tiny(tmp_path / "base")
+    port = str(random.randint(20000, 29999))
+    options = [f"base={str(tmp_path / 'base')!r}", "accumulative_counts=2", "steps=2"]
+    words = ["train", str(CONFIG), "--launcher", launcher, "--work-dir", str(tmp_path / "out")]
+    tasks = []
+    for rank in range(2):
+        told = dict(zip(NAMES[launcher], (str(rank), "2", str(rank)), strict=True))
+        environment = os.environ | told | {"MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+        tasks.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "xtuner", *words, "--cfg-options", *options],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    printed = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], printed
+    assert "2 x CPU, DDP" in printed[0] and "step 2/2" in printed[0]
+    assert "step 2/2" not in printed[1]
