@@ -35,3 +35,14 @@ def test_a_hostile_metadata_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"it asks to run posix.system. Nothing from it was run"):
         load_state_dict(tmp_path / "iter_3.pth")
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tensor_is_read_when_it_is_asked_for(tmp_path):
+    dcp.save(WEIGHTS, checkpoint_id=tmp_path / "iter_3.pth", no_dist=True)
+    read = load_state_dict(tmp_path / "iter_3.pth")
+    for part in (tmp_path / "iter_3.pth").glob("*.distcp"):
+        part.unlink()
+    assert set(read) == set(WEIGHTS)
+    with pytest.raises(UserError, match="the folder cannot be read"):
+        read["c"]

@@ -151,6 +151,26 @@ def test_fsdp_goes_on_with_another_number_of_processes(runs):
 
 
 @pytest.mark.slow
+def test_zero_refuses_another_number_of_processes(runs, tmp_path):
+    """Its parts belong to the ranks that wrote them; what can be done is said."""
+    runs.begin_again("full_zero2", "full_zero2_alone")
+    more = ("--resume", "--resume-allow", "config,world_size")
+    words = runs.words("full_zero2_alone", "full", "zero2", 1, *more)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "xtuner", "train", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "ZeRO's parts of 2 processes cannot be put together by 1" in done.stderr
+    assert "resume with 2 processes" in done.stderr and "load_from=" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "way"), [*EXPORTED, ("full", "zero1"), ("full", "zero2")])
 def test_what_is_converted_is_the_model_of_one_process(runs, kind, way, tmp_path, capsys):
     name = f"{kind}_{way}"

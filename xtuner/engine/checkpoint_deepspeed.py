@@ -13,7 +13,7 @@ master weights, laid end to end. Those are what is returned for trained paramete
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,33 +21,13 @@ from typing import Any
 import torch
 
 from xtuner.engine.checkpoint import read_torch_file
+from xtuner.engine.checkpoint_lazy import LazyWeights, Make
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_")
 FLAT = "single_partition_of_fp32_groups"  # of ZeRO 1 and 2
 FLAT_3 = "fp32_flat_groups"
-
-Make = Callable[[], torch.Tensor]
-
-
-class LazyWeights(Mapping[str, torch.Tensor]):
-    """Weights that are put together when they are read, one at a time, from mapped files.
-
-    So converting a folder takes memory for one tensor, not for all of them.
-    """
-
-    def __init__(self, made: Mapping[str, Make]) -> None:
-        self._made = made
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._made[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
 
 
 def is_deepspeed_folder(folder: Path) -> bool:
