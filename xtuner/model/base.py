@@ -17,7 +17,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
-from xtuner.model.modules import experts, fast_lora
+from xtuner.model.modules import body, experts, fast_lora
 from xtuner.model.modules.loss import LogitRule
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
@@ -67,6 +67,7 @@ class FinetuneModel(BaseModel):
             experts.quantize_experts(
                 self.llm, getattr(self.llm.config, "quantization_config", None)
             )
+        body.speed_up(self.llm)
         if use_activation_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.rule = LogitRule.of(self.llm.config)

@@ -103,7 +103,7 @@ def attention(
         return _segment(query, key, value, causal, **settings).transpose(1, 2), None
     # split, not slices: autograd would make a tensor of zeros of the whole row for each slice
     samples = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
-    parts = [_segment(*sample, causal, **settings) for sample in samples if sample[0].shape[2]]
+    parts = [_segment(q, k, v, causal, **settings) for q, k, v in samples if q.shape[2]]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
