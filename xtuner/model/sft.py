@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from xtuner.model.base import Data, FinetuneModel, packed_borders
-from xtuner.model.modules.loss import linear_cross_entropy, shift_labels
+from xtuner.model.modules.loss import LossTerms, linear_cross_entropy, shift_labels
 from xtuner.utils.constants import IGNORE_INDEX
 
 
 class SupervisedFinetune(FinetuneModel):
-    """Trains a language model to give the labelled tokens; see ``FinetuneModel`` for arguments."""
+    """Trains a language model to give the labelled tokens.
+
+    Args:
+        *args: as ``FinetuneModel``.
+        label_smoothing: the share of each target that is spread over the whole vocabulary.
+        z_loss: weight of the squared log-sum-exp of the logits; 1e-4 is usual where it is used.
+        **kwargs: as ``FinetuneModel``.
+    """
+
+    def __init__(
+        self, *args: Any, label_smoothing: float = 0.0, z_loss: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.terms = LossTerms(label_smoothing, z_loss)
 
     def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""
@@ -61,18 +73,16 @@ class SupervisedFinetune(FinetuneModel):
             return self._plain_loss_sum(data, targets)
         hidden = self.hidden_states(data).last_hidden_state.flatten(0, 1)
         return linear_cross_entropy(
-            hidden[supervised], self.head, targets[supervised], rule=self.rule
+            hidden[supervised], self.head, targets[supervised], rule=self.rule, terms=self.terms
         )
 
     def _plain_loss_sum(self, data: Data, targets: Tensor) -> Tensor:
         """The loss from all logits, as transformers computes it; with a router's loss, if any."""
         outputs = self.llm(**self.inputs(data), use_cache=False)
-        logits = outputs.logits.flatten(0, 1).float()
-        loss = torch.nn.functional.cross_entropy(
-            logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        supervised = targets != IGNORE_INDEX
+        loss = self.terms(outputs.logits.flatten(0, 1)[supervised].float(), targets[supervised])
         router_loss = getattr(outputs, "aux_loss", None)
         if router_loss is not None:
             weight = getattr(self.causal_lm, "router_aux_loss_coef", 0.0)
-            loss = loss + weight * router_loss * (targets != IGNORE_INDEX).sum()
+            loss = loss + weight * router_loss * supervised.sum()
         return loss
