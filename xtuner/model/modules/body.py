@@ -35,7 +35,7 @@ def speed_up(model: nn.Module) -> tuple[int, int]:
         sources.add(type(module).__module__)
         offset = _weight_offset(module)
         if offset is not None and not isinstance(module.forward, _Norm):
-            module.forward = _Norm(module, module.forward, offset)  # type: ignore[method-assign]
+            module.forward = _Norm(module, module.forward, offset)
             norms += 1
     return norms, sum(_replace_rotary(sys.modules[source]) for source in sources)
 
@@ -43,6 +43,8 @@ def speed_up(model: nn.Module) -> tuple[int, int]:
 def _compute_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast's products read, on a CPU; None where the original is to compute."""
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return None
+    if torch.compiler.is_compiling():  # which joins the original's steps, and more
         return None
     return torch.get_autocast_dtype("cpu")
 
