@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import SupervisedFinetune
+from xtuner.model.modules import compiled
 from xtuner.model.modules.attention import register
 
 IGNORED = -100
@@ -126,6 +127,52 @@ def test_totals_make_shares_that_add_up():
     totals = model.count_items(whole)
     shares = sum(model(part, totals=totals)["loss"] for part in parts)
     torch.testing.assert_close(shares, model(whole)["loss"])
+
+
+def gradient(model, batch, autocast=False):
+    """Loss and gradients of what is trained, as one vector in float64."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(batch)["loss"]
+    loss.backward()
+    grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat([loss.detach().view(1), *grads]).double()
+
+
+@pytest.mark.parametrize("layout", ["packed", "right"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_bf16_is_as_exact_as_plain_transformers_in_bf16(arch, layout):
+    llm = build(arch).train(False)
+    rows = samples()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, theirs, _ = plain_gradients(llm, rows)
+    exact_loss, exact, _ = plain_gradients(llm, rows)
+    plain = torch.cat([loss.view(1), *(grad.flatten() for grad in theirs.values())]).double()
+    exact = torch.cat([exact_loss.view(1), *(grad.flatten() for grad in exact.values())]).double()
+    model = SupervisedFinetune(llm, use_varlen_attn=layout == "packed").eval()
+    found = gradient(model, packed(rows) if layout == "packed" else padded(rows, layout), True)
+    assert (found - exact).norm() < 1.5 * (plain - exact).norm()
+
+
+def test_smoothed_labels_are_the_same_with_all_logits():
+    values = []
+    for skips in (True, False):
+        model = SupervisedFinetune(build("llama"), label_smoothing=0.1, z_loss=1e-2)
+        model._knows_head = skips
+        values.append(gradient(model, packed(samples())))
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
+    assert values[0][0] > gradient(SupervisedFinetune(build("llama")), packed(samples()))[0]
+
+
+def test_compiled_layers_train_the_same_under_the_same_names(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    values, names = [], []
+    for compile in (False, True):
+        model = SupervisedFinetune(build("llama"), use_varlen_attn=True, compile=compile).train()
+        values.append(gradient(model, packed(samples())))
+        names.append(list(model.state_dict()))
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
+    assert names[0] == names[1]
+    assert compiled.compile_layers(build("qwen3")) == 2
 
 
 def test_activation_checkpointing_changes_no_gradient():

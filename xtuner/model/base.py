@@ -17,7 +17,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
-from xtuner.model.modules import experts, fast_lora
+from xtuner.model.modules import body, compiled, experts, fast_lora
 from xtuner.model.modules.loss import LogitRule
 from xtuner.model.modules.shared_rows import require_agreement, run_shared
 from xtuner.parallel.sequence.share import Share
@@ -41,6 +41,8 @@ class FinetuneModel(BaseModel):
         use_varlen_attn: rows are packed; their samples do not see each other.
         tokenizer: the tokenizer; the model grows rows for tokens that it lacks.
         max_position_embeddings: length to stretch the model to.
+        compile: compile the layers with torch.compile, which needs a C++ compiler and takes tens of
+            seconds at the first step.
     """
 
     _knows_head: bool | None = None
@@ -55,6 +57,7 @@ class FinetuneModel(BaseModel):
         use_varlen_attn: bool = False,
         tokenizer: Any = None,
         max_position_embeddings: int | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         full = lora is None and peft_model is None
@@ -70,6 +73,12 @@ class FinetuneModel(BaseModel):
             experts.quantize_experts(
                 self.llm, getattr(self.llm.config, "quantization_config", None)
             )
+        if compile:  # which joins the steps of plain modules better than ours can be
+            compiled.compile_layers(self.causal_lm)
+        else:
+            body.speed_up(self.llm)
+            if not full:
+                fast_lora.speed_up(self.llm)
         if use_activation_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.rule = LogitRule.of(self.llm.config)
@@ -79,7 +88,6 @@ class FinetuneModel(BaseModel):
 
         if peft_model is not None:
             self.llm = PeftModel.from_pretrained(self.llm, peft_model, is_trainable=True)
-            fast_lora.speed_up(self.llm)
             return
         config = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
         if config.target_modules is None:
@@ -88,7 +96,6 @@ class FinetuneModel(BaseModel):
             self._train_new_rows(config)
         experts.drop_no_activations(config, self.llm)
         self.llm = get_peft_model(self.llm, config)
-        fast_lora.speed_up(self.llm)
 
     def _train_new_rows(self, config: Any) -> None:
         """New tokens can only be learnt, and kept, if the layers that hold them are trained."""

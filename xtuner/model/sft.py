@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from xtuner.model.base import Data, FinetuneModel, packed_borders
-from xtuner.model.modules.loss import linear_cross_entropy, shift_labels
+from xtuner.model.modules.loss import LossTerms, linear_cross_entropy, shift_labels
 from xtuner.model.modules.shared_rows import router_loss_of_rows, run_shared
 from xtuner.parallel.sequence.share import Share
 from xtuner.utils.constants import IGNORE_INDEX
 
 
 class SupervisedFinetune(FinetuneModel):
-    """Trains a language model to give the labelled tokens; see ``FinetuneModel`` for arguments."""
+    """Trains a language model to give the labelled tokens.
+
+    Args:
+        *args: as ``FinetuneModel``.
+        label_smoothing: the share of each target that is spread over the whole vocabulary.
+        z_loss: weight of the squared log-sum-exp of the logits; 1e-4 is usual where it is used.
+        **kwargs: as ``FinetuneModel``.
+    """
+
+    def __init__(
+        self, *args: Any, label_smoothing: float = 0.0, z_loss: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.terms = LossTerms(label_smoothing, z_loss)
 
     def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""
@@ -63,20 +75,16 @@ class SupervisedFinetune(FinetuneModel):
         supervised = (targets != IGNORE_INDEX).nonzero().flatten()
         hidden = self.hidden_states(data, share).last_hidden_state.flatten(0, 1)
         return linear_cross_entropy(
-            hidden[supervised], self.head, targets[supervised], rule=self.rule
+            hidden[supervised], self.head, targets[supervised], rule=self.rule, terms=self.terms
         )
 
     def _plain_loss_sum(self, data: Data, targets: Tensor, share: Share) -> Tensor:
         """The loss from all logits, as transformers computes it; with a router's loss, if any."""
         inputs = self.inputs(data)
         outputs = run_shared(self.llm, inputs, share)
-        logits = outputs.logits.flatten(0, 1).float()
-        loss = torch.nn.functional.cross_entropy(
-            logits,
-            share.cut(targets, IGNORE_INDEX).flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-        )
+        own = share.cut(targets, IGNORE_INDEX).flatten()
+        supervised = own != IGNORE_INDEX
+        loss = self.terms(outputs.logits.flatten(0, 1)[supervised].float(), own[supervised])
         router_loss = getattr(outputs, "aux_loss", None)
         if router_loss is not None:
             if share.size > 1:  # of a stretch; it is no sum over tokens

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from xtuner.model.modules import loss as module
 from xtuner.model.modules.loss import (
     LogitRule,
+    LossTerms,
     linear_cross_entropy,
     shift_labels,
     token_log_probs,
@@ -47,6 +48,31 @@ def test_loss_and_gradients_equal_the_plain_ones(count, rule, frozen):
     torch.testing.assert_close(grads[0][1], grads[1][1])
     if not frozen:
         torch.testing.assert_close(grads[0][2], grads[1][2])
+
+
+@pytest.mark.parametrize("count", [0, 1, 53])
+@pytest.mark.parametrize("terms", [(0.1, 0.0), (0.0, 1e-2), (0.2, 1e-2)])
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(cap=3.0)], ids=["plain", "cap"])
+def test_smoothed_labels_and_z_loss_equal_the_plain_ones(count, terms, rule):
+    torch.manual_seed(0)
+    head = nn.Linear(24, 97, bias=False)
+    hidden = torch.randn(count, 24, requires_grad=True)
+    targets = torch.randint(0, 97, (count,))
+
+    def all_at_once(hidden, head, targets, rule, terms):
+        logits = rule(head(hidden).float())
+        smoothed = cross_entropy(logits, targets, reduction="sum", label_smoothing=terms[0])
+        return smoothed + terms[1] * logits.exp().sum(-1).log().square().sum()
+
+    found = linear_cross_entropy(hidden, head, targets, rule, LossTerms(*terms)) * 0.37
+    expected = all_at_once(hidden, head, targets, rule, terms) * 0.37
+    torch.testing.assert_close(found, expected)
+    tensors = (hidden, head.weight)
+    pairs = zip(
+        torch.autograd.grad(found, tensors), torch.autograd.grad(expected, tensors), strict=True
+    )
+    for one, other in pairs:
+        torch.testing.assert_close(one, other)
 
 
 def test_a_head_with_a_bias_counts_it():

@@ -6,7 +6,7 @@ samples come with the call (``cu_seq_lens_q``) and each sample attends to itself
 
 * flash-attn where it is installed and the tensors are on a GPU,
 * torch's own variable-length kernel on a GPU without it,
-* scaled-dot-product attention sample by sample elsewhere (a CPU).
+* scaled-dot-product attention sample by sample elsewhere (a CPU); see ``short_attention``.
 
 Where ranks share rows (``sequence_group``), they exchange tokens for heads before and after, so
 that all of this looks at whole rows.
@@ -17,14 +17,14 @@ Shapes: B batch, H query heads, K key heads (H is a multiple of K), S tokens, D 
 from __future__ import annotations
 
 import importlib.util
-import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from xtuner.model.modules import short_attention
 from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
 
 NAME = "xtuner"
@@ -90,6 +90,7 @@ def attention(
             "attention sinks are not computed here: set attn_implementation='eager' in the model "
             "and use_varlen_attn=False."
         )
+    query, key, value = _as_autocast((query, key, value))
     causal = bool(getattr(module, "is_causal", True))
     settings: dict[str, Any] = {
         "scaling": scaling,
@@ -127,21 +128,23 @@ def _attend(
             )
             if packed is not None:
                 return packed
-        spans = _packed_spans(cu_seq_lens_q)
+        lengths = cu_seq_lens_q.diff().tolist()
     elif attention_mask is not None and not bool(attention_mask.all()):
         return _padded(query, key, value, attention_mask, causal, settings)
     else:
         return _segment(query, key, value, causal, **settings).transpose(1, 2)
-    parts = [
-        _segment(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], causal, **settings)
-        for a, b in spans
-    ]
+    # split, not slices: autograd would make a tensor of zeros of the whole row for each slice
+    samples = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
+    parts = [_segment(q, k, v, causal, **settings) for q, k, v in samples if q.shape[2]]
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def _packed_spans(borders: Tensor) -> Iterator[tuple[int, int]]:
-    places = borders.tolist()
-    return ((a, b) for a, b in itertools.pairwise(places) if b > a)
+def _as_autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What autocast would make of the tensors of each sample, once for all samples."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
 
 
 def _padded(
@@ -185,6 +188,9 @@ def _segment(
     """Attention within one sample: (B, H, S, D); queries are the last S of the T keys."""
     new, total = query.shape[2], key.shape[2]
     windowed = causal and window is not None and window < total
+    plain = causal and not windowed and cap is None and not dropout
+    if plain and short_attention.applies(query, key, value):
+        return short_attention.short_attention(query, key, value, scaling)
     if not windowed and cap is None and (new == total or new == 1 or not causal):
         return scaled_dot_product_attention(
             query,

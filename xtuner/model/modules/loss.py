@@ -67,8 +67,40 @@ class LogitRule:
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
+@dataclass(frozen=True)
+class LossTerms:
+    """What a token's loss is made of beside its cross-entropy.
+
+    Args:
+        label_smoothing: the share of a target that is spread evenly over the vocabulary, as in
+            ``torch.nn.functional.cross_entropy``.
+        z_loss: weight of the squared log-sum-exp of the logits, which keeps them from drifting.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The sum over tokens, in plain torch.
+
+        Args:
+            logits: (N, V) in float32.
+            targets: (N,).
+        """
+        total = nn.functional.cross_entropy(
+            logits, targets, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        if self.z_loss:
+            total = total + self.z_loss * logits.logsumexp(-1).square().sum()
+        return total
+
+
 def linear_cross_entropy(
-    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule | None = None
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    rule: LogitRule | None = None,
+    terms: LossTerms | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies of the supervised tokens.
 
@@ -78,19 +110,20 @@ def linear_cross_entropy(
             head) are computed twice, chunk by chunk.
         targets: (N,) token ids.
         rule: what is done to the logits.
+        terms: what the loss is made of beside the cross-entropy.
 
     Returns:
         A float32 scalar; 0, connected to ``hidden``, when there is no token.
     """
-    rule = rule or LogitRule()
+    rule, terms = rule or LogitRule(), terms or LossTerms()
     # Without a token all is done the same with no rows: every weight gets a gradient, if of zeros,
     # and other processes that wait for it, or hold a part of the weights, are met.
     if type(head) is nn.Linear and head.bias is None and rule == LogitRule():
         dtype = _compute_dtype(hidden)
-        return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype)
+        return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype, terms)
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, goal in _chunks(hidden, head, targets):
-        total = total + checkpoint(_chunk_loss, part, head, goal, rule, use_reentrant=False)
+        total = total + checkpoint(_chunk_loss, part, head, goal, rule, terms, use_reentrant=False)
     return total
 
 
@@ -136,8 +169,10 @@ def _chunk_log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, rule: Log
     return -nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def _chunk_loss(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule) -> Tensor:
-    return -_chunk_log_probs(hidden, head, targets, rule).sum()
+def _chunk_loss(
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule, terms: LossTerms
+) -> Tensor:
+    return terms(rule(head(hidden).float()), targets)
 
 
 def _chunk_size(vocabulary: int) -> int:
@@ -160,7 +195,12 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        terms: LossTerms,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         matrix = weight.to(dtype)
@@ -171,15 +211,13 @@ class _FusedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), size):
                 part = hidden[start : start + size].to(dtype)
-                goal = targets[start : start + size, None]
                 logits = (part @ matrix.T).float()
                 norm = logits.logsumexp(-1, keepdim=True)
-                total += (norm - logits.gather(1, goal)).sum()
+                goal = targets[start : start + size, None]
+                total += _sum_of(logits, norm, goal, terms)
                 if not (need_hidden or need_weight):
                     continue
-                # softmax minus one-hot, in the memory of the logits
-                slope = logits.sub_(norm).exp_()
-                slope.scatter_add_(1, goal, slope.new_full(goal.shape, -1.0))
+                slope = _slope_of(logits, norm, goal, terms)
                 slope = slope.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + size] = (slope @ matrix).to(hidden.dtype)
@@ -199,4 +237,25 @@ class _FusedCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight * slope.to(grad_weight.dtype),
             None,
             None,
+            None,
         )
+
+
+def _sum_of(logits: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
+    """The loss of a chunk: ``logits`` (n, V), ``norm`` and ``goal`` (n, 1)."""
+    share = terms.label_smoothing
+    total = (norm - logits.gather(1, goal).mul_(1 - share)).sum()
+    if share:
+        total -= share * logits.mean(-1).sum()
+    return total + terms.z_loss * norm.square().sum() if terms.z_loss else total
+
+
+def _slope_of(logits: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
+    """The gradient with respect to the logits, (n, V), in their memory: softmax minus target."""
+    share = terms.label_smoothing
+    slope = logits.sub_(norm).exp_()
+    if terms.z_loss:
+        slope.mul_(1 + 2 * terms.z_loss * norm)
+    if share:
+        slope.sub_(share / logits.shape[1])
+    return slope.scatter_add_(1, goal, slope.new_full(goal.shape, share - 1))

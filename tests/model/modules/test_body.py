@@ -1,0 +1,93 @@
+"""Norms and rotary embeddings in the quick way: as exact as transformers' own, for all models."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xtuner.model.modules import body
+
+SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+SMALL |= dict(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+KINDS = {  # model type -> norms that are found, and whether its rotary embedding is
+    "llama": (5, True),
+    "qwen3": (9, True),
+    "gemma": (5, True),
+    "olmo2": (9, True),
+    "glm": (5, False),
+}
+
+
+@pytest.fixture
+def untouched():
+    """Put the functions of transformers' modules back after a test."""
+    yield
+    for name, module in list(sys.modules.items()):
+        replaced = getattr(module, body.ROTARY, None) if name.startswith("transformers") else None
+        if isinstance(replaced, body._Rotary):
+            setattr(module, body.ROTARY, replaced.original)
+
+
+def build(kind):
+    torch.manual_seed(0)
+    extra = {"head_dim": 8} if kind in ("qwen3", "gemma", "glm") else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **extra))
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(weight, 0.7, 0.3)
+    return model
+
+
+def outcome(model, ids, autocast):
+    """Loss and all gradients, as one vector in float64."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    grads = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+    return torch.cat([loss.detach().view(1), *grads]).double()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 13), (1, 3)])
+def test_loss_and_gradients_are_as_exact_as_those_of_transformers(kind, shape, untouched):
+    model = build(kind)
+    ids = torch.randint(1, 64, shape)
+    exact = outcome(model, ids, autocast=False)
+    plain = outcome(model, ids, autocast=True)
+    norms, _ = body.speed_up(model)
+    rotary = getattr(sys.modules[type(model).__module__], body.ROTARY, None)
+    assert (norms, isinstance(rotary, body._Rotary)) == KINDS[kind]
+    found = outcome(model, ids, autocast=True)
+    assert not torch.equal(found, plain)
+    assert (found - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-6
+    assert torch.equal(outcome(model, ids, autocast=False), exact)
+
+
+def test_a_norm_in_float32_equals_autograd():
+    x = torch.randn(3, 5, 16, dtype=torch.float32, requires_grad=True)
+    weight, slope = torch.randn(16, requires_grad=True), torch.randn(3, 5, 16)
+    ours = body._RMSNorm.apply(x, weight, 1e-5, 1.0, torch.float32)
+    theirs = nn.functional.rms_norm(x, (16,), weight + 1.0, 1e-5)
+    torch.testing.assert_close(ours, theirs)
+    pairs = zip(
+        torch.autograd.grad(ours, (x, weight), slope),
+        torch.autograd.grad(theirs, (x, weight), slope),
+        strict=True,
+    )
+    for one, other in pairs:
+        torch.testing.assert_close(one, other)
+
+
+def test_other_modules_stay_as_they_are():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-5
+
+        def forward(self, x):
+            return nn.functional.layer_norm(x, (8,), self.weight, None, self.eps)
+
+    assert body.speed_up(nn.Sequential(nn.LayerNorm(8), Centred(), nn.Linear(4, 4)))[0] == 0

@@ -1,0 +1,195 @@
+"""RMS norms and rotary embeddings of a model's layers, on a CPU, without needless casts.
+
+Under autocast transformers' own code keeps these in float32, in many steps; every projection then
+casts the same input again, and so do the gradients on their way back. Here each is one function
+that computes in float32 and writes what the projections read. Which modules are meant is found by
+their structure, and each is compared once with the original: what does not agree stays as it is.
+
+Shapes: B batch, S tokens, H heads, D width of a head, W width of the norm.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROTARY = "apply_rotary_pos_emb"
+"""The function of this name in a model's module of transformers, where it has one."""
+
+
+def speed_up(model: nn.Module) -> tuple[int, int]:
+    """Let the norms and rotary embeddings of a model compute in the quick way.
+
+    Args:
+        model: a transformers model; its modules keep their classes, names and weights.
+
+    Returns:
+        How many norms do, and how many kinds of rotary embeddings.
+    """
+    norms, sources = 0, set()
+    for module in model.modules():
+        sources.add(type(module).__module__)
+        offset = _weight_offset(module)
+        if offset is not None and not isinstance(module.forward, _Norm):
+            module.forward = _Norm(module, module.forward, offset)
+            norms += 1
+    return norms, sum(_replace_rotary(sys.modules[source]) for source in sources)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast's products read, on a CPU; None where the original is to compute."""
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return None
+    if torch.compiler.is_compiling():  # which joins the original's steps, and more
+        return None
+    return torch.get_autocast_dtype("cpu")
+
+
+def _epsilon(module: nn.Module) -> Any:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+@torch.no_grad()
+def _weight_offset(module: nn.Module) -> float | None:
+    """What is added to the weight of an RMS norm (0, or 1 with Gemma); None for other modules."""
+    named = dict(module.named_parameters())
+    weight = named.get("weight")
+    if list(named) != ["weight"] or weight is None or weight.ndim != 1:
+        return None
+    if not isinstance(_epsilon(module), float) or weight.is_meta or not weight.numel():
+        return None
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(3, weight.numel(), generator=generator).add_(0.5).to(weight)
+    with torch.autocast(weight.device.type, enabled=False):
+        try:
+            theirs = module(probe).float()
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        for offset in (0.0, 1.0):
+            ours, _ = _normed(probe, weight, _epsilon(module), offset)
+            if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=2e-2, atol=1e-3):
+                return offset
+    return None
+
+
+class _Norm:
+    """The forward of one norm; the original where ours does not apply."""
+
+    def __init__(self, module: Any, original: Callable[..., Tensor], offset: float) -> None:
+        self.module, self.original, self.offset = module, original, offset
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dtype = _compute_dtype(x)
+        if dtype is None or args or kwargs:
+            return self.original(x, *args, **kwargs)
+        module = self.module
+        return _RMSNorm.apply(x, module.weight, _epsilon(module), self.offset, dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
+    """(..., W) in float32, and one over the root mean square, (..., 1)."""
+    wide = x.float()
+    square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+    inverse = square.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return (wide * inverse).mul_(weight.float() + offset), inverse
+
+
+class _RMSNorm(torch.autograd.Function):
+    """``x / sqrt(mean(x^2) + epsilon) * (weight + offset)``, from any to another format."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype
+    ) -> Tensor:
+        out, inverse = _normed(x, weight, epsilon, offset)
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.offset = offset
+        return out.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        width = x.shape[-1]
+        wide, scale = x.float(), weight.float() + ctx.offset
+        grad = grads[0].to(torch.float32, copy=True)
+        product = (wide * inverse).mul_(grad)  # of the normed input and the gradient
+        share = (product @ scale).unsqueeze(-1).mul_(inverse).mul_(inverse).div_(-width)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = product.view(-1, width).sum(0).to(weight.dtype)
+        grad_x = grad.mul_(scale).mul_(inverse).addcmul_(wide, share)
+        return grad_x.to(x.dtype), grad_weight, None, None, None
+
+
+def _replace_rotary(source: Any) -> bool:
+    original = getattr(source, ROTARY, None)
+    if original is None or isinstance(original, _Rotary) or not _is_plain_rotary(original):
+        return False
+    setattr(source, ROTARY, _Rotary(original))
+    return True
+
+
+@torch.no_grad()
+def _is_plain_rotary(original: Callable[..., Any]) -> bool:
+    """Whether a function turns the halves of each head, and all of it, by the given angles."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, angles = (
+        torch.randn(*shape, generator=generator)
+        for shape in ((1, 4, 3, 8), (1, 2, 3, 8), (1, 3, 4))
+    )
+    angles = torch.cat((angles, angles), -1)
+    try:
+        theirs = original(query, key, angles.cos(), angles.sin())
+        ours = [_turned(x, angles.cos()[:, None], angles.sin()[:, None]) for x in (query, key)]
+        return all(
+            one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
+            for one, other in zip(theirs, ours, strict=True)
+        )
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False
+
+
+class _Rotary:
+    """Stands for a model's ``apply_rotary_pos_emb``; the original where ours does not apply."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+    def __call__(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        dtype = _compute_dtype(q)
+        plain = not args and not kwargs and not cos.requires_grad and cos.ndim == 3
+        if dtype is None or not plain:
+            return self.original(q, k, cos, sin, *args, **kwargs)
+        cos, sin = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
+        return tuple(_Turn.apply(x, cos, sin, dtype) for x in (q, k))
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, H, S, D) with its halves turned by the angles, (B, 1, S, D), in float32."""
+    wide, half = x.float(), x.shape[-1] // 2
+    out = wide * cos
+    out[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
+    return out
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        return _turned(x, cos, sin).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        cos, sin = ctx.saved_tensors
+        half = sin.shape[-1] // 2
+        # the same turn the other way; the two halves of the sines need not be equal
+        back = torch.cat((sin[..., half:], sin[..., :half]), -1).neg_()
+        return _turned(grads[0], cos, back).to(ctx.dtype), None, None, None

@@ -1,0 +1,48 @@
+"""Compile the repeated layers of a model with torch.compile, once for all of them.
+
+Attention stays as it is (its loop over samples depends on the data), lengths are dynamic, and names
+of weights do not change.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from xtuner.model.modules import attention
+
+BACKEND = "inductor"
+
+
+def compile_layers(model: nn.Module) -> int:
+    """Compile the layers of a transformers model in place; they are compiled when first called.
+
+    Args:
+        model: its lists of at least two layers of one class, each of which has several weights,
+            are taken to be the repeated layers.
+
+    Returns:
+        How many layers were taken.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attention))
+    count = 0
+    for blocks in _repeated(model):
+        for block in blocks:
+            block.compile(dynamic=True, backend=BACKEND)
+            count += 1
+    return count
+
+
+def _repeated(model: nn.Module) -> list[nn.ModuleList]:
+    """The outermost lists of like layers."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+            continue
+        inner = any(name.startswith(f"{outer}.") for outer in found)
+        alike = len({type(block) for block in module}) == 1
+        if alike and not inner and len(list(module[0].parameters())) > 3:
+            found[name] = module
+    return list(found.values())
