@@ -205,23 +205,25 @@ class _FusedCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         matrix = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
         size = _chunk_size(weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), size):
                 part = hidden[start : start + size].to(dtype)
-                logits = (part @ matrix.T).float()
-                norm = logits.logsumexp(-1, keepdim=True)
+                logits = part @ matrix.T
                 goal = targets[start : start + size, None]
-                total += _sum_of(logits, norm, goal, terms)
+                log_probs = logits.log_softmax(-1, dtype=torch.float32)
+                norm = logits.gather(1, goal).float() - log_probs.gather(1, goal)
+                total += _sum_of(log_probs, norm, goal, terms)
                 if not (need_hidden or need_weight):
                     continue
-                slope = _slope_of(logits, norm, goal, terms)
-                slope = slope.to(dtype)
+                slope = _slope_of(log_probs, norm, goal, terms).to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + size] = (slope @ matrix).to(hidden.dtype)
-                if grad_weight is not None:
+                if need_weight and grad_weight is None:  # most often there is one chunk
+                    grad_weight = (slope.T @ part).float()
+                elif grad_weight is not None:
                     grad_weight += slope.T @ part
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
@@ -241,21 +243,21 @@ class _FusedCrossEntropy(torch.autograd.Function):
         )
 
 
-def _sum_of(logits: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
-    """The loss of a chunk: ``logits`` (n, V), ``norm`` and ``goal`` (n, 1)."""
+def _sum_of(log_probs: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
+    """The loss of a chunk: ``log_probs`` (n, V), log-sum-exps ``norm`` and ``goal`` (n, 1)."""
     share = terms.label_smoothing
-    total = (norm - logits.gather(1, goal).mul_(1 - share)).sum()
+    total = log_probs.gather(1, goal).sum() * (share - 1)
     if share:
-        total -= share * logits.mean(-1).sum()
+        total -= share * log_probs.mean(-1).sum()
     return total + terms.z_loss * norm.square().sum() if terms.z_loss else total
 
 
-def _slope_of(logits: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
+def _slope_of(log_probs: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
     """The gradient with respect to the logits, (n, V), in their memory: softmax minus target."""
     share = terms.label_smoothing
-    slope = logits.sub_(norm).exp_()
+    slope = log_probs.exp_()
     if terms.z_loss:
         slope.mul_(1 + 2 * terms.z_loss * norm)
     if share:
-        slope.sub_(share / logits.shape[1])
+        slope.sub_(share / slope.shape[1])
     return slope.scatter_add_(1, goal, slope.new_full(goal.shape, share - 1))
