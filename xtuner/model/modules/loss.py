@@ -227,6 +227,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     grad_weight += slope.T @ part
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
+        elif need_weight:  # there is no token; other processes wait for this gradient
+            grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
