@@ -4,7 +4,8 @@ All train the same model in bf16 autocast on the same rows, each in a process of
 take turns. Tokens are those of the rows, padding does not count.
 
 * ours: packed rows, samples kept apart; the runner of ``xtuner train`` with its optimizer.
-* trl: SFTTrainer, packing on, loss on completions.
+* ours_compiled: the same with ``compile=True``; compiling falls into the steps that are left out.
+* trl: SFTTrainer, packing on, loss on completions; trl_compiled with ``torch_compile=True``.
 * plain: a loop over padded batches: model(**batch), backward, clip, AdamW.step.
 
     python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora]    # needs trl
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,7 @@ def base_dtype(method: str) -> str:
     return "bfloat16" if method == "lora" else "float32"
 
 
-def ours(folder: Path, shape: Shape, method: str) -> dict[str, float]:
+def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
     """Through XTuner's runner."""
     import torch
     from mmengine.dataset import DefaultSampler
@@ -174,22 +176,22 @@ def ours(folder: Path, shape: Shape, method: str) -> dict[str, float]:
             lora=dict(type=LoraConfig, task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
             use_varlen_attn=True,
             use_activation_checkpointing=False,
+            compile=compiled,
         ),
         work_dir=str(folder / "ours"),
         train_dataloader=dict(
-            batch_size=1,
+            batch_size=shape.packs_a_step,  # they are joined into one row
             num_workers=0,
             dataset=packs(folder, shape),
             sampler=dict(type=DefaultSampler, shuffle=False),
             collate_fn=collate,
         ),
-        train_cfg=dict(type=TrainLoop, max_iters=(WARM_STEPS + STEPS) * shape.packs_a_step),
+        train_cfg=dict(type=TrainLoop, max_iters=WARM_STEPS + STEPS),
         optim_wrapper=dict(
             type=FinetuneOptimWrapper,
             optimizer=dict(type=torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True),
             dtype="bfloat16",
             clip_grad=dict(max_norm=1.0),
-            accumulative_counts=shape.packs_a_step,
         ),
         default_hooks=dict(checkpoint=None, logger=None, progress=None),
         custom_hooks=[Timer()],
@@ -199,7 +201,7 @@ def ours(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     return clock.facts()
 
 
-def trl(folder: Path, shape: Shape, method: str) -> dict[str, float]:
+def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
     """Through TRL's SFTTrainer."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -242,6 +244,7 @@ def trl(folder: Path, shape: Shape, method: str) -> dict[str, float]:
             report_to=[],
             logging_strategy="no",
             disable_tqdm=True,
+            torch_compile=compiled,
         ),
         train_dataset=messages(folder),
         processing_class=AutoTokenizer.from_pretrained(folder),
@@ -290,7 +293,9 @@ def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
 
 SIDES: dict[str, Callable[[Path, Shape, str], dict[str, float]]] = {
     "ours": ours,
+    "ours_compiled": partial(ours, compiled=True),
     "trl": trl,
+    "trl_compiled": partial(trl, compiled=True),
     "plain": plain,
 }
 
@@ -332,6 +337,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama_34m")
     parser.add_argument("--methods", nargs="+", choices=("full", "lora"), default=["full", "lora"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -341,7 +347,7 @@ def main() -> int:
         print("\n" + json.dumps(SIDES[args.side](args.folder, shape, args.methods[0])))
         return 0
     found: dict[str, dict[str, list[dict[str, float]]]] = {
-        method: {side: [] for side in SIDES} for method in args.methods
+        method: {side: [] for side in args.sides} for method in args.methods
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -371,10 +377,12 @@ def main() -> int:
             side: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
             for side, runs in sides.items()
         }
-        us = medians["ours"]
         result[method] = medians | {
-            f"{what}_ratio_to_{side}": us[key] / medians[side][key]
-            for side in ("trl", "plain")
+            f"{what}_of_{us}_to_{side}": medians[us][key] / medians[side][key]
+            for us in medians
+            if us.startswith("ours")
+            for side in medians
+            if not side.startswith("ours")
             for what, key in (("speed", "tokens_per_second"), ("memory", "peak_mib"))
         }
     (RESULTS / f"speed_{args.shape}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -51,17 +51,17 @@ class _Forward:
             return self.of_peft(x, *args, **kwargs)
         layer, base = self.layer, self.layer.get_base_layer()
         dropped = layer.lora_dropout[name](x)
+        lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
         with torch.autocast(x.device.type, enabled=False):
-            low = linear(dropped.to(dtype), layer.lora_A[name].weight.to(dtype))
             bias = None if base.bias is None else base.bias.to(dtype)
-            out: Tensor = _AddLowRank.apply(
-                x.to(dtype),
-                base.weight.detach().to(dtype),
-                bias,
-                low,
-                layer.lora_B[name].weight,
-                float(layer.scaling[name]),
-            )
+            frozen = (base.weight.detach().to(dtype), bias)
+            scaling = float(layer.scaling[name])
+            out: Tensor
+            if dropped is x:
+                out = _LowRank.apply(x.to(dtype), *frozen, lora_a, lora_b, scaling)
+            else:
+                low = linear(dropped.to(dtype), lora_a.to(dtype))
+                out = _AddLowRank.apply(x.to(dtype), *frozen, low, lora_b, scaling)
         return out
 
     def _adapter(self) -> str | None:
@@ -111,6 +111,45 @@ class _AddLowRank(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             grad_b = (flat.T @ low.reshape(-1, low.shape[-1])).to(lora_b.dtype).mul_(ctx.scaling)
         return grad_x, None, None, grad_low, grad_b, None
+
+
+class _LowRank(torch.autograd.Function):
+    """``x W^T + bias + scaling * (x A^T) B^T`` where nothing is dropped; W and bias are frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        """Compute (..., O) from ``x`` (..., I), ``weight`` (O, I), A (R, I) and B (O, R)."""
+        out = linear(x, weight, bias)
+        low = x.reshape(-1, x.shape[-1]) @ lora_a.to(x.dtype).T
+        out.view(-1, out.shape[-1]).addmm_(low, lora_b.to(x.dtype).T, alpha=scaling)
+        ctx.save_for_backward(x, weight, low, lora_a, lora_b)
+        ctx.scaling = scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Gradients of ``x``, A and B: that of ``x`` in one tensor, without a sum of two."""
+        (grad,) = grads
+        x, weight, low, lora_a, lora_b = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad_low = (flat @ lora_b.to(grad.dtype)).mul_(ctx.scaling)
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            wide = flat @ weight
+            grad_x = wide.addmm_(grad_low, lora_a.to(grad.dtype)).view(x.shape)
+        if ctx.needs_input_grad[3]:
+            grad_a = (grad_low.T @ x.reshape(-1, x.shape[-1])).to(lora_a.dtype)
+        if ctx.needs_input_grad[4]:
+            grad_b = (flat.T @ low).to(lora_b.dtype).mul_(ctx.scaling)
+        return grad_x, None, None, grad_a, grad_b, None
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype | None:
