@@ -193,3 +193,28 @@ def test_a_resumed_run_stops_early_where_an_undisturbed_one_does(tmp_path, kille
             checkpoint.unlink()
     assert main(["train", str(config), "--work-dir", str(out), "--resume"]) == 0
     assert (out / "metrics.jsonl").read_text().count("val/loss") == 3
+
+
+@pytest.mark.parametrize(("launcher", "built"), [("pytorch", ["train", "val"]), ("none", [])])
+def test_several_processes_prepare_data_before_they_meet(monkeypatch, launcher, built):
+    """However long it takes: nothing waits for it but a lock."""
+    from mmengine.config import Config
+
+    from xtuner.dataset import process_hf_dataset
+    from xtuner.engine import train
+    from xtuner.registry import BUILDER
+
+    seen = []
+    monkeypatch.setattr(BUILDER, "build", lambda dataset: seen.append(dataset["name"]))
+    cfg = Config(
+        dict(
+            launcher=launcher,
+            train_dataloader=dict(dataset=dict(type=process_hf_dataset, name="train")),
+            val_dataloader=dict(dataset=dict(type=process_hf_dataset, name="val")),
+        )
+    )
+    train._prepare_data(cfg)
+    assert seen == built
+    own = dict(type=dict, name="somebody's own, which may be slow to build twice")
+    train._prepare_data(Config(dict(launcher=launcher, train_dataloader=dict(dataset=own))))
+    assert seen == built
