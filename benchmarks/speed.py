@@ -120,7 +120,7 @@ def messages(folder: Path) -> Any:
 def packs(folder: Path, shape: Shape) -> Any:
     """The rows tokenised by the tokenizer's own template and packed by us."""
     from datasets import Dataset
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     from xtuner.dataset import process_hf_dataset
     from xtuner.dataset.map_fns import template_map_fn_factory
@@ -129,7 +129,7 @@ def packs(folder: Path, shape: Shape) -> Any:
     talks = [{"messages": row["prompt"] + row["completion"]} for row in messages(folder)]
     return process_hf_dataset(
         Dataset.from_list(talks),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
         max_length=shape.max_length,
         template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
         pack_to_max_length=True,
@@ -204,7 +204,7 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
 def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
     """Through TRL's SFTTrainer."""
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     clock, seen = Clock(), {"tokens": 0, "losses": []}
@@ -247,7 +247,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
             torch_compile=compiled,
         ),
         train_dataset=messages(folder),
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
         callbacks=[Timer()],
     )

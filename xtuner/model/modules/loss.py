@@ -236,13 +236,12 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (slope,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_hidden * slope.to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * slope.to(grad_weight.dtype),
-            None,
-            None,
-            None,
-        )
+        # In place, as a second weight of a large vocabulary is much memory; autograd itself refuses
+        # a second backward pass over tensors that were changed.
+        for grad in (grad_hidden, grad_weight):
+            if grad is not None:
+                grad.mul_(slope.to(grad.dtype))
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _sum_of(log_probs: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
