@@ -22,12 +22,19 @@ def ip(*words: str) -> None:
 
 
 def possible() -> bool:
+    """Whether namespaces can be made here, joined, and run in."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
-    probe = subprocess.run(["ip", "netns", "add", "xtuner-probe"], capture_output=True)
-    if probe.returncode == 0:
-        ip("netns", "delete", "xtuner-probe")
-    return probe.returncode == 0
+    name = f"xtprobe{os.getpid()}"
+    try:
+        ip("netns", "add", name)
+        ip("-n", name, "link", "add", "one", "type", "veth", "peer", "two")
+        ip("netns", "exec", name, "true")
+    except subprocess.CalledProcessError:
+        return False
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+    return True
 
 
 pytestmark = [
