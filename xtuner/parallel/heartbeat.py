@@ -9,6 +9,7 @@ long; torchrun then ends the other processes of the machine.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import socket
@@ -56,7 +57,8 @@ class Heartbeat:
         """Say that this machine is leaving, as its work is done."""
         if not self._stopped.is_set():
             self._stopped.set()
-            self.store.set(_key(self.own), LEFT)
+            with contextlib.suppress(RuntimeError, OSError):  # the first machine has left before us
+                self.store.set(_key(self.own), LEFT)
 
     def lost(self) -> str | None:
         """What has not been heard of for too long; None when all is well."""
