@@ -114,3 +114,18 @@ def test_a_file_that_is_no_json_is_named_with_its_line(tmp_path):
 def test_another_strategy_is_refused():
     with pytest.raises(UserError, match="ColossalAIStrategy"):
         adapt_strategy(config(strategy=dict(type="ColossalAIStrategy")))
+
+
+@pytest.mark.parametrize("words", [dict(deepspeed="deepspeed_zero2"), dict(fsdp=True)])
+def test_transformers_trainer_has_its_own_way(words):
+    cfg = Config(dict(framework="huggingface", training_args=dict()))
+    with pytest.raises(UserError, match="Trainer spreads the model in its own way"):
+        adapt_strategy(cfg, **words)
+
+
+@pytest.mark.parametrize("key", ["on_bad_loss", "on_spike"])
+def test_deepspeed_cannot_leave_out_a_step(key):
+    with pytest.raises(UserError, match=f"train_cfg.{key}"):
+        adapt_strategy(config(train_cfg={key: "skip"}), deepspeed="deepspeed_zero2")
+    adapt_strategy(config(train_cfg={key: "stop"}), deepspeed="deepspeed_zero2")
+    adapt_strategy(config(train_cfg={key: "skip"}), fsdp=True)

@@ -56,6 +56,16 @@ def adapt_strategy(
     strategy = cfg.get("strategy")
     if not strategy:
         return []
+    if cfg.get("framework", "mmengine").lower() == "huggingface":
+        raise UserError(
+            tr(
+                "transformers' Trainer spreads the model in its own way: --deepspeed, --fsdp and "
+                "strategy are not for it.",
+                "transformers 的 Trainer 有自己的方式：不能使用 --deepspeed、--fsdp 和 strategy。",
+            ),
+            hint="training_args = dict(..., deepspeed='ds.json')",
+            where=Where(cfg.filename, key="framework"),
+        )
     kind = name_of(strategy.get("type"))
     if kind == "DeepSpeedStrategy":
         return _adapt_deepspeed(cfg)
@@ -79,6 +89,7 @@ def _adapt_fsdp(cfg: Config) -> list[str]:
 def _adapt_deepspeed(cfg: Config) -> list[str]:
     from xtuner.engine._strategy.deepspeed import DeepSpeedStrategy
 
+    _refuse_skipped_steps(cfg)
     said: list[str] = []
     strategy = dict(cfg.strategy)
     given = _read(strategy.pop("config", {}))
@@ -121,6 +132,23 @@ def _adapt_deepspeed(cfg: Config) -> list[str]:
         **{key: strategy[key] for key in kept},
     )
     return said
+
+
+def _refuse_skipped_steps(cfg: Config) -> None:
+    """DeepSpeed has stepped by the time a loss is judged, unless fp16 overflowed."""
+    for key in ("on_bad_loss", "on_spike"):
+        if (cfg.get("train_cfg") or {}).get(key) == "skip":
+            raise UserError(
+                tr(
+                    "DeepSpeed clips and steps at once: a step cannot be left out for its loss.",
+                    "DeepSpeed 裁剪的同时就更新权重：不能因为损失而跳过一步。",
+                ),
+                hint=tr(
+                    f"set {key} to 'stop' or 'continue', or train with --fsdp.",
+                    f"请把 {key} 设为 'stop' 或 'continue'，或使用 --fsdp。",
+                ),
+                where=Where(cfg.filename, key=f"train_cfg.{key}"),
+            )
 
 
 def _read(config: Any) -> dict[str, Any]:

@@ -202,7 +202,8 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
     def clip(self) -> torch.Tensor:
         """Step as well, as the engine clips while it steps; return the norm before clipping.
 
-        A step whose gradients are not finite is left out by the engine: the norm is infinite then.
+        The engine itself leaves out an fp16 step that overflowed. In other number formats it has
+        stepped whatever the gradients were, so ``adapt_strategy`` refuses to skip bad steps.
         """
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
@@ -215,7 +216,7 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
         """Nothing: the engine has done so."""
 
     def forget(self) -> None:
-        """Nothing: the engine has left the step out."""
+        """Nothing: only an fp16 step that overflowed comes here, and the engine left it out."""
 
     def state_dict(self) -> dict[str, Any]:
         """Refused: each rank has a part only."""
