@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from xtuner.utils.environment import dataset_timeout
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -113,7 +114,7 @@ def prepared_once(key: str, prepare: Callable[[], Dataset]) -> Dataset:
     from datasets import load_from_disk
 
     home = _home() / key
-    minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
+    minutes = dataset_timeout()
     home.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(f"{home}.lock", timeout=minutes * 60):

@@ -93,12 +93,12 @@ class FinetuneOptimWrapper(OptimWrapper):
             limits["error_if_nonfinite"] = False
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if limits and self.grad_name == "grad_norm":
-            return torch.nn.utils.clip_grad_norm_(parameters, **limits)
+            return _whole(torch.nn.utils.clip_grad_norm_(parameters, **limits))
         norm = torch.nn.utils.get_total_norm(gradients)
         if limits:
             limits.pop("error_if_nonfinite", None)
             torch.nn.utils.clip_grad_value_(parameters, **limits)
-        return norm
+        return _whole(norm)
 
     def step(self, **kwargs: Any) -> None:
         """Step the optimizer. Under loss scaling a step whose gradients overflowed is left out."""
@@ -128,6 +128,12 @@ class FinetuneOptimWrapper(OptimWrapper):
         if self.scaler is not None and scale:
             self.scaler.load_state_dict(scale)
         super().load_state_dict(state)
+
+
+def _whole(norm: Any) -> torch.Tensor:
+    """The norm as an ordinary tensor; of weights that FSDP has cut it is one over all processes."""
+    full: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return full
 
 
 def _scaler(loss_scale: str | float | Mapping[str, Any], device: str) -> torch.amp.GradScaler:

@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
+from xtuner.utils.environment import positive
 from xtuner.utils.lang import tr
 
 LIMIT = "XTUNER_LINK_TIMEOUT"
-DEFAULT_LIMIT = "120"  # seconds
+DEFAULT_LIMIT = 120.0  # seconds
 STATUS = 75  # EX_TEMPFAIL: try again later
 LEFT = "left"
 
@@ -122,7 +123,7 @@ def start_heartbeat() -> None:
     machines = [each for each in names if each is not None]
     if name is None or len(machines) < 2:
         return
-    limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT))
+    limit = positive(LIMIT, DEFAULT_LIMIT)
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),

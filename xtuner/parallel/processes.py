@@ -13,6 +13,7 @@ import sys
 import torch
 
 from xtuner.parallel.heartbeat import start_heartbeat, stop_heartbeat
+from xtuner.utils.environment import dataset_timeout
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -64,8 +65,7 @@ def join_processes(launcher: str, backend: str = "nccl") -> None:
 
 def timeout() -> datetime.timedelta:
     """How long collective operations wait."""
-    minutes = float(os.environ.get("XTUNER_DATASET_TIMEOUT", "60"))
-    return datetime.timedelta(minutes=max(30.0, minutes))
+    return datetime.timedelta(minutes=max(30.0, dataset_timeout()))
 
 
 def leave_processes() -> None:

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from xtuner.engine import checkpoint_folder, checkpoint_state
 from xtuner.engine._strategy.strategy import Context, Strategy
 from xtuner.engine.checkpoint_sharded import DataReader
-from xtuner.engine.optim import DTYPES, FinetuneOptimWrapper
+from xtuner.engine.optim import DTYPES
 from xtuner.parallel.processes import join_alone
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -95,7 +95,7 @@ class FSDPStrategy(Strategy):
         return model
 
     def bind(self, model: Any, optim: Any) -> tuple[Any, Any]:
-        """Refuse optimizers that do not work on cut weights; see to the norm of the gradients."""
+        """Refuse optimizers that do not work on cut weights."""
         if type(optim.optimizer).__module__.startswith("bitsandbytes"):
             name = type(optim.optimizer).__name__
             raise UserError(
@@ -108,7 +108,6 @@ class FSDPStrategy(Strategy):
                     "请用 torch.optim.AdamW：FSDP 会把它的状态分到各进程。",
                 ),
             )
-        optim.__class__ = _whole_norm(type(optim))
         return model, optim
 
     def micro_batch(self, model: Any, *, last: bool) -> Context:
@@ -203,18 +202,6 @@ class FSDPStrategy(Strategy):
             {"state": states, "param_groups": state["optimizer_groups"]}
         )
         return True
-
-
-def _whole_norm(kind: type[FinetuneOptimWrapper]) -> type[FinetuneOptimWrapper]:
-    class OfCutWeights(kind):  # type: ignore[valid-type, misc]
-        """Gives the norm over all processes, as an ordinary tensor."""
-
-        def clip(self) -> torch.Tensor:
-            """Clip; return the norm before that."""
-            norm: Any = super().clip()
-            return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    return OfCutWeights
 
 
 def _packed_weights(model: nn.Module) -> set[nn.Parameter]:
