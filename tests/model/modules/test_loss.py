@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xtuner.model.modules import loss as module
 from xtuner.model.modules.loss import (
@@ -21,9 +22,13 @@ def plain(hidden, head, targets, rule):
     return cross_entropy(rule(head(hidden).float()), targets, reduction="sum")
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    """Several chunks and an odd last one, at the tests' sizes."""
+@pytest.fixture(autouse=True, params=["kept", "again"])
+def small_blocks(request, monkeypatch):
+    """Several blocks, chunks and parts, odd last ones, at the tests' sizes."""
+    monkeypatch.setattr(module, "BLOCK_LOGITS", 20 * 40)
+    monkeypatch.setattr(module, "MIN_COLUMNS", 10)
+    monkeypatch.setattr(module, "CACHED_LOGITS", 10 * 3)
+    monkeypatch.setattr(module, "KEPT_LOGITS", 2**20 if request.param == "kept" else 0)
     monkeypatch.setattr(module, "CHUNK_LOGITS", 97 * 20)
     monkeypatch.setattr(module, "MIN_ROWS", 16)
 
@@ -52,7 +57,9 @@ def test_loss_and_gradients_equal_the_plain_ones(count, rule, frozen):
 
 @pytest.mark.parametrize("count", [0, 1, 53])
 @pytest.mark.parametrize("terms", [(0.1, 0.0), (0.0, 1e-2), (0.2, 1e-2)])
-@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(cap=3.0)], ids=["plain", "cap"])
+@pytest.mark.parametrize(
+    "rule", [LogitRule(), LogitRule(scale=0.25, cap=3.0)], ids=["plain", "scale_and_cap"]
+)
 def test_smoothed_labels_and_z_loss_equal_the_plain_ones(count, terms, rule):
     torch.manual_seed(0)
     head = nn.Linear(24, 97, bias=False)
@@ -100,6 +107,31 @@ def test_no_token_gives_zero_that_still_has_a_gradient():
     assert value.item() == 0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
     assert torch.equal(head.weight.grad, torch.zeros_like(head.weight))
+
+
+def test_a_target_outside_the_vocabulary_is_no_silent_zero():
+    head, hidden = nn.Linear(8, 31, bias=False), torch.randn(2, 8)
+    assert linear_cross_entropy(hidden, head, torch.tensor([3, 31])).isnan()
+
+
+def test_the_largest_tensor_is_a_block(monkeypatch):
+    """Neither all logits nor a second weight is made, forward or backward."""
+    monkeypatch.setattr(module, "KEPT_LOGITS", 0)
+    head, hidden = nn.Linear(8, 4000, bias=False), torch.randn(40, 8, requires_grad=True)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.untyped_storage().nbytes() > 4 * 8000:
+                known = {head.weight.untyped_storage().data_ptr()}
+                if made.untyped_storage().data_ptr() not in known | set(sizes):
+                    sizes.append(made.untyped_storage().data_ptr())
+            return made
+
+    with Watch():
+        linear_cross_entropy(hidden, head, torch.randint(0, 4000, (40,))).backward()
+    assert len(sizes) == 1  # the gradient of the weight
 
 
 def test_token_log_probs_equal_the_plain_ones():

@@ -1,14 +1,15 @@
 """Cross-entropy on the supervised tokens alone, never with all logits at once.
 
-The vocabulary projection and the softmax go over the supervised positions in chunks, and the
-gradients of a chunk are made while its logits are there: the largest tensor is one chunk's logits,
-whatever the length and the vocabulary.
+A plain head and the softmax go over the vocabulary in blocks, and the gradients are made in the
+same forward pass: the largest tensor is the gradient of the head, whatever the length and the
+vocabulary. Other heads (an adapter, a bias) are called for chunks of the positions.
 
 Shapes: B batch, S tokens, N supervised tokens, H width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from xtuner.utils.constants import IGNORE_INDEX
 
-CHUNK_LOGITS = 2**24
-"""Logits computed at once: 64 MiB of them in float32 ..."""
-MIN_ROWS = 256
-"""... but never fewer rows than this: narrow products leave most of a processor idle."""
+BLOCK_LOGITS = 2**24
+"""Logits of a block of the vocabulary: 32 MiB of them in bfloat16 ..."""
+MIN_COLUMNS = 512
+"""... but never fewer columns than this: narrow products leave most of a processor idle."""
+KEPT_LOGITS = 2**25
+"""No more than these are kept for the second pass; computing them again is cheaper than memory."""
+CACHED_LOGITS = 2**18
+"""Logits that a CPU turns at once into what is made of them: 1 MiB in float32."""
+CHUNK_LOGITS, MIN_ROWS = 2**24, 256
+"""The same for heads that are no plain layer, which are called for rows, not for columns."""
 
 
 def shift_labels(
@@ -66,6 +73,12 @@ class LogitRule:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
+    def slope(self, logits: Tensor) -> Tensor | float | None:
+        """How much the logits that the rule gave move with those it got; None: just as much."""
+        if self.cap is None:
+            return None if self.scale == 1.0 else self.scale
+        return (1 - (logits / self.cap).square()).mul_(self.scale)
+
 
 @dataclass(frozen=True)
 class LossTerms:
@@ -106,8 +119,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: (N, H) last hidden states at the supervised positions.
-        head: the output layer; a plain ``nn.Linear`` takes the fast path, others (an adapter on the
-            head) are computed twice, chunk by chunk.
+        head: the output layer; an ``nn.Linear`` without a bias takes the fast path, others (an
+            adapter on the head) are computed twice, chunk by chunk.
         targets: (N,) token ids.
         rule: what is done to the logits.
         terms: what the loss is made of beside the cross-entropy.
@@ -118,9 +131,9 @@ def linear_cross_entropy(
     rule, terms = rule or LogitRule(), terms or LossTerms()
     # Without a token all is done the same with no rows: every weight gets a gradient, if of zeros,
     # and other processes that wait for it, or hold a part of the weights, are met.
-    if type(head) is nn.Linear and head.bias is None and rule == LogitRule():
+    if type(head) is nn.Linear and head.bias is None:
         dtype = _compute_dtype(hidden)
-        return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype, terms)
+        return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype, rule, terms)
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, goal in _chunks(hidden, head, targets):
         total = total + checkpoint(_chunk_loss, part, head, goal, rule, terms, use_reentrant=False)
@@ -191,7 +204,13 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """Projection and cross-entropy whose gradients are made in the forward pass, chunk by chunk."""
+    """Projection and cross-entropy over the vocabulary in blocks; the forward makes the gradients.
+
+    A first pass finds the log-sum-exp of each row, a second turns the logits into their gradients,
+    in place, and these into those of the weight, block by block: each part of a gradient is written
+    once. Few logits are kept from the first pass to the second, many are computed again: that is
+    one product in four, and a large vocabulary then costs no memory but its gradient.
+    """
 
     @staticmethod
     def forward(
@@ -200,35 +219,26 @@ class _FusedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         dtype: torch.dtype,
+        rule: LogitRule,
         terms: LossTerms,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        matrix = weight.to(dtype)
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight: Tensor | None = None
-        total = hidden.new_zeros((), dtype=torch.float32)
-        size = _chunk_size(weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(targets), size):
-                part = hidden[start : start + size].to(dtype)
-                logits = part @ matrix.T
-                goal = targets[start : start + size, None]
-                log_probs = logits.log_softmax(-1, dtype=torch.float32)
-                norm = logits.gather(1, goal).float() - log_probs.gather(1, goal)
-                total += _sum_of(log_probs, norm, goal, terms)
-                if not (need_hidden or need_weight):
-                    continue
-                slope = _slope_of(log_probs, norm, goal, terms).to(dtype)
+            logits = _Logits(hidden.to(dtype), weight, targets, rule)
+            total = logits.total(terms)
+            grad_hidden = grad_weight = None
+            if need_hidden:
+                grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+            if need_weight:  # zeros where there is no token: other processes wait for it
+                grad_weight = torch.empty_like(weight)
+            for block in logits.blocks if need_hidden or need_weight else ():
+                matrix, slope = logits.slope(block, terms)
                 if grad_hidden is not None:
-                    grad_hidden[start : start + size] = (slope @ matrix).to(hidden.dtype)
-                if need_weight and grad_weight is None:  # most often there is one chunk
-                    grad_weight = (slope.T @ part).float()
-                elif grad_weight is not None:
-                    grad_weight += slope.T @ part
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        elif need_weight:  # there is no token; other processes wait for this gradient
-            grad_weight = torch.zeros_like(weight)
+                    grad_hidden += slope @ matrix
+                if grad_weight is not None:
+                    grad_weight[block] = slope.T @ logits.hidden
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -241,24 +251,82 @@ class _FusedCrossEntropy(torch.autograd.Function):
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(slope.to(grad.dtype))
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
-def _sum_of(log_probs: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
-    """The loss of a chunk: ``log_probs`` (n, V), log-sum-exps ``norm`` and ``goal`` (n, 1)."""
-    share = terms.label_smoothing
-    total = log_probs.gather(1, goal).sum() * (share - 1)
-    if share:
-        total -= share * log_probs.mean(-1).sum()
-    return total + terms.z_loss * norm.square().sum() if terms.z_loss else total
+class _Logits:
+    """The logits of (N, H) rows in blocks of the vocabulary, and what is made of them.
 
+    Products are in the format of ``hidden``; all that is done to a logit is done in float32, on a
+    CPU in parts that stay in its cache.
+    """
 
-def _slope_of(log_probs: Tensor, norm: Tensor, goal: Tensor, terms: LossTerms) -> Tensor:
-    """The gradient with respect to the logits, (n, V), in their memory: softmax minus target."""
-    share = terms.label_smoothing
-    slope = log_probs.exp_()
-    if terms.z_loss:
-        slope.mul_(1 + 2 * terms.z_loss * norm)
-    if share:
-        slope.sub_(share / slope.shape[1])
-    return slope.scatter_add_(1, goal, slope.new_full(goal.shape, share - 1))
+    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, rule: LogitRule) -> None:
+        self.hidden, self.weight, self.targets, self.rule = hidden, weight, targets, rule
+        count, self.vocabulary = len(targets), weight.shape[0]
+        width = max(MIN_COLUMNS, BLOCK_LOGITS // max(count, 1) // MIN_COLUMNS * MIN_COLUMNS)
+        self.blocks = [slice(a, a + width) for a in range(0, self.vocabulary, width)]
+        self._rows = max(1, CACHED_LOGITS // width) if hidden.device.type == "cpu" else count
+        self._keeps = count * self.vocabulary <= KEPT_LOGITS
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._norms = hidden.new_full((count, 1), float("-inf"), dtype=torch.float32)
+
+    def total(self, terms: LossTerms) -> Tensor:
+        """The loss of all rows; NaN where a target is not in the vocabulary."""
+        hits = torch.full_like(self._norms, float("nan"))
+        sums = torch.zeros_like(self._norms)
+        for block in self.blocks:
+            product = self._product(block)
+            inside, place = self._goals(block, product[1])
+            for rows, part in self._parts(product[1]):
+                logits = self.rule(part.float())
+                norm = logits.logsumexp(-1, keepdim=True)
+                self._norms[rows] = torch.logaddexp(self._norms[rows], norm)
+                hits[rows] = hits[rows].where(~inside[rows], logits.gather(1, place[rows]))
+                if terms.label_smoothing:
+                    sums[rows] += logits.sum(-1, keepdim=True)
+            if self._keeps:
+                self._kept[block.start] = product
+        share = terms.label_smoothing
+        losses = self._norms - (1 - share) * hits
+        if share:
+            losses -= share / self.vocabulary * sums
+        if terms.z_loss:
+            losses += terms.z_loss * self._norms.square()
+        return losses.sum()
+
+    def slope(self, block: slice, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        """The block of the weight (W, H), and the gradient with respect to its products (N, W).
+
+        It is softmax minus target; to be called after ``total``, once for each block.
+        """
+        matrix, products = self._kept.pop(block.start, None) or self._product(block)
+        inside, place = self._goals(block, products)
+        share = terms.label_smoothing
+        goal = inside.float() * (share - 1)
+        for rows, part in self._parts(products):
+            logits = self.rule(part.float())
+            bend = self.rule.slope(logits)
+            slope = (logits - self._norms[rows]).exp_()
+            if terms.z_loss:
+                slope *= 1 + 2 * terms.z_loss * self._norms[rows]
+            if share:
+                slope -= share / self.vocabulary
+            slope.scatter_add_(1, place[rows], goal[rows])
+            part.copy_(slope if bend is None else slope.mul_(bend))
+        return matrix, products
+
+    def _product(self, block: slice) -> tuple[Tensor, Tensor]:
+        matrix = self.weight[block].to(self.hidden.dtype)
+        return matrix, self.hidden @ matrix.T
+
+    def _goals(self, block: slice, products: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each target is in a block, and where in it (anywhere if not); (N, 1) each."""
+        place = (self.targets - block.start)[:, None]
+        width = products.shape[1]
+        return (place >= 0) & (place < width), place.clamp(0, width - 1)
+
+    def _parts(self, products: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(products), self._rows):
+            rows = slice(start, start + self._rows)
+            yield rows, products[rows]
