@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+from xtuner.utils.processor import usable_cores
 
 T = TypeVar("T")
 
@@ -27,8 +28,7 @@ def usable_processes(wanted: int) -> int:
     """So many of the wanted processes as this machine has cores for us."""
     if not hasattr(os, "fork"):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(wanted, cores or 1))
+    return max(1, min(wanted, usable_cores()))
 
 
 def in_order(work: Callable[[int], T], count: int, processes: int) -> Iterator[T]:

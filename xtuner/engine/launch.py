@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+from xtuner.utils.processor import threads_each
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def become_torchrun(layout: Layout, words: Sequence[str]) -> None:
             print(f"  {settings} {where} xtuner {shlex.join(words)}")
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without it every process would take all cores for its matrix products.
+    # Without it every process would take all cores for its matrix products, or torchrun leave one.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+        os.environ.setdefault(name, str(threads_each(layout.processes)))
     os.execv(sys.executable, [sys.executable, *layout.command([*words, "--launcher", "pytorch"])])
 
 

@@ -4,26 +4,32 @@ import sys
 
 import pytest
 import torch
+import torch._dynamo
+import torch._inductor.config
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from xtuner.model.modules import body
+from xtuner.model.modules import body, kernels
+from xtuner.model.modules.kernels import Kernel
 
 SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
 SMALL |= dict(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
-KINDS = {  # model type -> norms that are found, and whether its rotary embedding is
-    "llama": (5, True),
-    "qwen3": (9, True),
-    "gemma": (5, True),
-    "olmo2": (9, True),
-    "glm": (5, False),
+KINDS = {  # model type -> norms and gated layers that are found, whether a rotary embedding is
+    "llama": (5, 2, True),
+    "qwen3": (9, 2, True),
+    "gemma": (5, 0, True),  # its gate is a GELU
+    "olmo2": (9, 2, True),
+    "glm": (5, 0, False),  # gate and up are one layer
 }
 
 
-@pytest.fixture
-def untouched():
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def untouched(request, monkeypatch):
     """Put the functions of transformers' modules back after a test."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(Kernel, "compiled", request.param)
     yield
+    assert Kernel.compiled == request.param  # compiling did not fail
     for name, module in list(sys.modules.items()):
         replaced = getattr(module, body.ROTARY, None) if name.startswith("transformers") else None
         if isinstance(replaced, body._Rotary):
@@ -57,9 +63,9 @@ def test_loss_and_gradients_are_as_exact_as_those_of_transformers(kind, shape, u
     ids = torch.randint(1, 64, shape)
     exact = outcome(model, ids, autocast=False)
     plain = outcome(model, ids, autocast=True)
-    norms, _ = body.speed_up(model)
+    norms, gates, _ = body.speed_up(model)
     rotary = getattr(sys.modules[type(model).__module__], body.ROTARY, None)
-    assert (norms, isinstance(rotary, body._Rotary)) == KINDS[kind]
+    assert (norms, gates, isinstance(rotary, body._Rotary)) == KINDS[kind]
     found = outcome(model, ids, autocast=True)
     assert not torch.equal(found, plain)
     assert (found - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-6
@@ -90,4 +96,35 @@ def test_other_modules_stay_as_they_are():
         def forward(self, x):
             return nn.functional.layer_norm(x, (8,), self.weight, None, self.eps)
 
-    assert body.speed_up(nn.Sequential(nn.LayerNorm(8), Centred(), nn.Linear(4, 4)))[0] == 0
+    class Swapped(Gated):
+        def forward(self, x):
+            return self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x)))
+
+    others = [nn.LayerNorm(8), Centred(), nn.Linear(4, 4), Gated(nn.GELU()), Swapped(nn.SiLU())]
+    assert body.speed_up(nn.Sequential(*others))[:2] == (0, 0)
+    assert body.speed_up(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
+
+
+class Gated(nn.Module):
+    def __init__(self, act_fn):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8) for _ in range(3))
+        self.act_fn = act_fn
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+def test_without_a_compiler_kernels_run_as_they_are(monkeypatch, caplog, tmp_path):
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what was compiled before
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    monkeypatch.setattr(kernels.normed, "_compiled", None)
+    monkeypatch.setattr(Kernel, "compiled", False)
+    kernels.compile_kernels()
+    x, weight = torch.randn(3, 8), torch.randn(8)
+    out, _ = kernels.normed(x, weight, 1e-5, 0.0, torch.float32)
+    torch.testing.assert_close(out, nn.functional.rms_norm(x, (8,), weight, 1e-5))
+    assert not Kernel.compiled
+    (said,) = (each.message for each in caplog.records if each.name == kernels.__name__)
+    assert "C++ compiler" in said

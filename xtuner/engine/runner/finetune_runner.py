@@ -64,6 +64,7 @@ class FinetuneRunner(Runner):
     resume_from: Path | None = None
     _tracer: Tracer | None = None
     resume_allow: Sequence[str] = ()
+    readiness: Sequence[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # mmengine keeps loggers and hubs by the experiment's name and its start in seconds; two

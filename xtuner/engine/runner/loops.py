@@ -22,6 +22,7 @@ from xtuner.engine.checkpoint_state import bare, restore_random
 from xtuner.engine.data_position import from_batch
 from xtuner.engine.runner import bad_loss
 from xtuner.engine.runner.bad_loss import Action, LossWatch
+from xtuner.engine.runner.readiness import get_ready
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_rank,
     get_sequence_parallel_world_size,
@@ -104,6 +105,7 @@ class TrainLoop(BaseLoop):
     def run(self) -> torch.nn.Module:
         """Train to the end, or until a hook sets ``stop_training``; return the model."""
         runner = self.runner
+        runner.readiness = get_ready(runner)
         runner.call_hook("show_plan")
         runner.call_hook("before_train")
         restore_random(runner)

@@ -40,7 +40,7 @@ def facts(runner: Any) -> list[tuple[str, str]]:
         (tr("steps", "步数"), _steps(runner)),
         (tr("optimizer", "优化器"), _optimizer(runner)),
         (tr("precision", "精度"), _precision(runner)),
-        (tr("device", "设备"), _device(runner)),
+        (tr("device", "设备"), ", ".join([_device(runner), *runner.readiness])),
         (tr("output", "输出"), runner.work_dir),
     ]
     if loop.iter:
@@ -124,7 +124,7 @@ def _data(loop: Any) -> str:
     """Rows read, packs made of them, tokens, and what was left out and why."""
     dataset = loop.dataloader.dataset
     accounts = accounts_of(dataset)
-    tokens = sum(_lengths(dataset))
+    tokens = sum(lengths(dataset))
     packed = "cumulative_len" in (getattr(dataset, "column_names", None) or ())
     kind = tr("packs", "个打包") if packed else tr("rows", "行")
     text = f"{_length(dataset):,} {kind}" + (f", {tokens:,} tokens" if tokens else "")
@@ -145,7 +145,8 @@ def write_account(runner: Any) -> None:
         write_text(Path(runner.work_dir) / "account.json", text + "\n")
 
 
-def _lengths(dataset: Any) -> Iterator[int]:
+def lengths(dataset: Any) -> Iterator[int]:
+    """The tokens of each row; nothing where the dataset does not know them."""
     if "length" in (getattr(dataset, "column_names", None) or ()):
         yield from dataset["length"]
 

@@ -1,9 +1,10 @@
-"""RMS norms and rotary embeddings of a model's layers, on a CPU, without needless casts.
+"""RMS norms, rotary embeddings and gates of a model's layers, on a CPU, without needless casts.
 
 Under autocast transformers' own code keeps these in float32, in many steps; every projection then
 casts the same input again, and so do the gradients on their way back. Here each is one function
-that computes in float32 and writes what the projections read. Which modules are meant is found by
-their structure, and each is compared once with the original: what does not agree stays as it is.
+(see ``kernels``) that computes in float32 and writes what the projections read. Which modules are
+meant is found by their structure, and each is compared once with the original: what does not agree
+stays as it is.
 
 Shapes: B batch, S tokens, H heads, D width of a head, W width of the norm.
 """
@@ -12,32 +13,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from xtuner.model.modules.kernels import gated, gated_back, normed, normed_back, turned
+
+GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+"""The parts of a gated layer, by the names that transformers gives them."""
 ROTARY = "apply_rotary_pos_emb"
 """The function of this name in a model's module of transformers, where it has one."""
 
 
-def speed_up(model: nn.Module) -> tuple[int, int]:
-    """Let the norms and rotary embeddings of a model compute in the quick way.
+def speed_up(model: nn.Module) -> tuple[int, int, int]:
+    """Let the norms, gated layers and rotary embeddings of a model compute in the quick way.
 
     Args:
         model: a transformers model; its modules keep their classes, names and weights.
 
     Returns:
-        How many norms do, and how many kinds of rotary embeddings.
+        How many norms do, how many gated layers, and how many kinds of rotary embeddings.
     """
-    norms, sources = 0, set()
+    norms, gates, sources = 0, 0, set()
     for module in model.modules():
         sources.add(type(module).__module__)
+        if isinstance(module.forward, (_Norm, _Gated)):
+            continue
         offset = _weight_offset(module)
-        if offset is not None and not isinstance(module.forward, _Norm):
+        if offset is not None:
             module.forward = _Norm(module, module.forward, offset)
             norms += 1
-    return norms, sum(_replace_rotary(sys.modules[source]) for source in sources)
+        elif _is_gated(module):
+            module.forward = _Gated(module, module.forward)
+            gates += 1
+    return norms, gates, sum(_replace_rotary(sys.modules[source]) for source in sources)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype | None:
@@ -70,7 +81,7 @@ def _weight_offset(module: nn.Module) -> float | None:
         except (RuntimeError, TypeError, ValueError):
             return None
         for offset in (0.0, 1.0):
-            ours, _ = _normed(probe, weight, _epsilon(module), offset)
+            ours, _ = normed(probe, weight, _epsilon(module), offset, torch.float32)
             if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=2e-2, atol=1e-3):
                 return offset
     return None
@@ -90,39 +101,70 @@ class _Norm:
         return _RMSNorm.apply(x, module.weight, _epsilon(module), self.offset, dtype)
 
 
-def _normed(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
-    """(..., W) in float32, and one over the root mean square, (..., 1)."""
-    wide = x.float()
-    square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-    inverse = square.div_(x.shape[-1]).add_(epsilon).rsqrt_()
-    return (wide * inverse).mul_(weight.float() + offset), inverse
-
-
 class _RMSNorm(torch.autograd.Function):
-    """``x / sqrt(mean(x^2) + epsilon) * (weight + offset)``, from any to another format."""
-
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype
     ) -> Tensor:
-        out, inverse = _normed(x, weight, epsilon, offset)
+        out, inverse = normed(x, weight, epsilon, offset, dtype)
         ctx.save_for_backward(x, weight, inverse)
         ctx.offset = offset
-        return out.to(dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, weight, inverse = ctx.saved_tensors
-        width = x.shape[-1]
-        wide, scale = x.float(), weight.float() + ctx.offset
-        grad = grads[0].to(torch.float32, copy=True)
-        product = (wide * inverse).mul_(grad)  # of the normed input and the gradient
-        share = (product @ scale).unsqueeze(-1).mul_(inverse).mul_(inverse).div_(-width)
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = product.view(-1, width).sum(0).to(weight.dtype)
-        grad_x = grad.mul_(scale).mul_(inverse).addcmul_(wide, share)
-        return grad_x.to(x.dtype), grad_weight, None, None, None
+        with_weight = ctx.needs_input_grad[1]
+        grad_x, grad_weight = normed_back(grads[0], x, weight, inverse, ctx.offset, with_weight)
+        return grad_x, grad_weight, None, None, None
+
+
+@torch.no_grad()
+def _is_gated(module: Any) -> bool:
+    """Whether a module is ``down(silu(gate(x)) * up(x))``.
+
+    Its class's own code is run on small layers in place of the module's, which may be large, in
+    4 bits, or not here at all.
+    """
+    if "forward" in vars(module) or not all(hasattr(module, name) for name in GATED):
+        return False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = {name: nn.Linear(4, 4) for name in GATED[:3]}
+        probe = torch.randn(3, 4)
+    stand_in = SimpleNamespace(**layers, act_fn=module.act_fn)
+    try:
+        theirs = type(module).forward(stand_in, probe)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    gate, up, down = layers.values()
+    ours = down(gated(gate(probe), up(probe)))
+    return theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=1e-6)
+
+
+class _Gated:
+    """The forward of one gated layer; the original where ours does not apply."""
+
+    def __init__(self, module: Any, original: Callable[..., Tensor]) -> None:
+        self.module, self.original = module, original
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if _compute_dtype(x) is None or args or kwargs:
+            return self.original(x, *args, **kwargs)
+        module = self.module
+        return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return gated(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        gate, up = ctx.saved_tensors
+        return gated_back(grads[0], gate, up)
 
 
 def _replace_rotary(source: Any) -> bool:
@@ -144,7 +186,10 @@ def _is_plain_rotary(original: Callable[..., Any]) -> bool:
     angles = torch.cat((angles, angles), -1)
     try:
         theirs = original(query, key, angles.cos(), angles.sin())
-        ours = [_turned(x, angles.cos()[:, None], angles.sin()[:, None]) for x in (query, key)]
+        ours = [
+            turned(x, angles.cos()[:, None], angles.sin()[:, None], torch.float32)
+            for x in (query, key)
+        ]
         return all(
             one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
             for one, other in zip(theirs, ours, strict=True)
@@ -170,21 +215,12 @@ class _Rotary:
         return tuple(_Turn.apply(x, cos, sin, dtype) for x in (q, k))
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(B, H, S, D) with its halves turned by the angles, (B, 1, S, D), in float32."""
-    wide, half = x.float(), x.shape[-1] // 2
-    out = wide * cos
-    out[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
-    return out
-
-
 class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
-        return _turned(x, cos, sin).to(dtype)
+        return turned(x, cos, sin, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -192,4 +228,4 @@ class _Turn(torch.autograd.Function):
         half = sin.shape[-1] // 2
         # the same turn the other way; the two halves of the sines need not be equal
         back = torch.cat((sin[..., half:], sin[..., :half]), -1).neg_()
-        return _turned(grads[0], cos, back).to(ctx.dtype), None, None, None
+        return turned(grads[0], cos, back, ctx.dtype), None, None, None

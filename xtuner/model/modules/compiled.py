@@ -1,4 +1,6 @@
-"""Compile the repeated layers of a model with torch.compile, once for all of them.
+"""Compile the repeated layers of a model with torch.compile, once for all of them: for GPUs.
+
+On a CPU compiled products are slower than torch's libraries; see ``kernels``.
 
 Attention stays as it is (its loop over samples depends on the data), lengths are dynamic, and names
 of weights do not change.

@@ -300,7 +300,8 @@ class _Logits:
 
         It is softmax minus target; to be called after ``total``, once for each block.
         """
-        matrix, products = self._kept.pop(block.start, None) or self._product(block)
+        kept = block.start in self._kept
+        matrix, products = self._kept.pop(block.start) if kept else self._product(block)
         inside, place = self._goals(block, products)
         share = terms.label_smoothing
         goal = inside.float() * (share - 1)
