@@ -1,4 +1,4 @@
-"""The steps of a layer that go over its activations number by number: RMS norm, rotary, gate.
+"""The steps of a layer that go over numbers one by one: RMS norm, rotary, gate.
 
 Each is written once, in plain torch. As it stands it goes over memory at every operation; compiled
 (``compile_kernels``) it goes over it once. Products and attention are not compiled: torch's
@@ -119,3 +119,9 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 def gated_back(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of ``gated`` with respect to ``gate`` and ``up``."""
     return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+
+
+@Kernel
+def turned_over(matrix: Tensor) -> Tensor:
+    """A matrix with rows for columns, in memory too."""
+    return matrix.t().contiguous()
