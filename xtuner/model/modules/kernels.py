@@ -48,10 +48,13 @@ class Kernel(Generic[Args, Made]):
             return self._compiled(*args, **kwargs)
         except TorchDynamoException as error:  # no compiler, or one that fails
             Kernel.compiled = False
-            logger.warning(
-                "compile: not compiled, as this failed: %s", str(error).strip().splitlines()[0]
-            )
+            logger.warning("compile: not compiled, as this failed: %s", _shortened(error))
             return self.plain(*args, **kwargs)
+
+
+def _shortened(error: Exception) -> str:
+    """What an error says before it goes into details."""
+    return " ".join(str(error).split()[:30])
 
 
 def compile_kernels() -> None:
