@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xtuner.dataset.packing import Part
+from xtuner.dataset.packing import Packs
 from xtuner.dataset.samples import Samples
+from xtuner.utils.pieces import ITEM, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1000
 
 
-def one_a_row(samples: Samples) -> Dataset:
+def one_a_row(samples: Samples, key: str) -> Dataset:
     """Columns ``input_ids``, ``labels``, ``length`` and ``rows`` (one number in each)."""
-    return _dataset(_one_a_row(samples))
+    return _dataset(_one_a_row(samples), key)
 
 
-def packed(samples: Samples, packs: Sequence[Sequence[Part]], with_borders: bool) -> Dataset:
+def packed(samples: Samples, packs: Packs, with_borders: bool, key: str) -> Dataset:
     """Rows of several samples.
 
     Args:
         samples: what is packed.
-        packs: for each row its parts.
+        packs: what each row is made of.
+        key: names the result.
         with_borders: also ``position_ids``, restarting, and ``cumulative_len``, the borders.
 
     Returns:
         Columns ``input_ids``, ``labels``, ``length``, ``rows`` (numbers of the source rows).
     """
-    return _dataset(_packed(samples, packs, with_borders))
+    return _dataset(_packed(samples, packs, with_borders), key)
 
 
 def shuffled(count: int, seed: int) -> list[int]:
@@ -44,16 +45,11 @@ def shuffled(count: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(count), count)
 
 
-def _dataset(batches: Iterator[pa.RecordBatch]) -> Dataset:
+def _dataset(batches: Iterator[pa.RecordBatch], key: str) -> Dataset:
     from datasets import Dataset
 
-    table = pa.Table.from_batches(list(batches))
-    content = hashlib.blake2b(digest_size=16)
-    for column in table.columns:
-        for chunk in column.chunks:
-            for buffer in chunk.buffers():
-                content.update(buffer or b"")
-    return Dataset(table, fingerprint=content.hexdigest())  # it would be found by pickling
+    # Without a fingerprint it would be found by pickling.
+    return Dataset(pa.Table.from_batches(list(batches)), fingerprint=key)
 
 
 def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
@@ -72,31 +68,48 @@ def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
         )
 
 
-def _packed(
-    samples: Samples, packs: Sequence[Sequence[Part]], with_borders: bool
-) -> Iterator[pa.RecordBatch]:
-    starts = np.cumsum(samples.lengths) - samples.lengths
+def _packed(samples: Samples, packs: Packs, with_borders: bool) -> Iterator[pa.RecordBatch]:
+    input_ids = _by_sample(samples.input_ids, samples.lengths)
+    labels = _by_sample(samples.labels, samples.lengths)
     for begin in range(0, len(packs), ROWS_AT_ONCE):
-        chosen = packs[begin : begin + ROWS_AT_ONCE]
-        numbers, froms, tos = np.array([part for parts in chosen for part in parts]).T
-        counts = np.array([len(parts) for parts in chosen], dtype=np.int64)
-        sizes = tos - froms
-        lengths = np.add.reduceat(sizes, np.cumsum(counts) - counts)
-        begins = (starts[numbers] + froms).tolist()
-        slices = [slice(a, a + size) for a, size in zip(begins, sizes.tolist(), strict=True)]
+        chosen = packs.some(begin, begin + ROWS_AT_ONCE)
+        sizes = chosen.tos - chosen.froms
+        firsts = np.cumsum(chosen.counts) - chosen.counts
+        lengths = np.add.reduceat(sizes, firsts)
         columns = {
-            "input_ids": _lists(np.concatenate([samples.input_ids[s] for s in slices]), lengths),
-            "labels": _lists(np.concatenate([samples.labels[s] for s in slices]), lengths),
+            "input_ids": _lists(_taken(input_ids, chosen), lengths),
+            "labels": _lists(_taken(labels, chosen), lengths),
         }
         if with_borders:
-            places = np.arange(int(sizes.max()), dtype=np.int32)
-            positions = np.concatenate([places[:size] for size in sizes.tolist()])
-            columns["position_ids"] = _lists(positions, lengths)
-            borders = [np.cumsum([0, *(b - a for _, a, b in parts)]) for parts in chosen]
-            columns["cumulative_len"] = _lists(np.concatenate(borders), counts + 1)
+            ends = np.cumsum(sizes)
+            places = np.arange(ends[-1], dtype=np.int32)
+            places -= np.repeat((ends - sizes).astype(np.int32), sizes)
+            columns["position_ids"] = _lists(places, lengths)
+            # Each row's borders are where its parts begin, and its end.
+            row_starts = np.cumsum(lengths) - lengths
+            begins = ends - sizes - np.repeat(row_starts, chosen.counts)
+            borders = np.insert(begins, firsts + chosen.counts, lengths)
+            columns["cumulative_len"] = _lists(borders, chosen.counts + 1)
         columns["length"] = lengths
-        columns["rows"] = _lists(samples.rows[numbers], counts)
+        columns["rows"] = _lists(samples.rows[chosen.samples], chosen.counts)
         yield pa.RecordBatch.from_pydict(columns)
+
+
+def _by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """The tokens as the bytes of each sample: what Arrow gathers at the speed of memory."""
+    borders = np.concatenate([[0], np.cumsum(lengths)]) * ITEM
+    buffers = [None, pa.py_buffer(borders), pa.py_buffer(tokens)]
+    return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
+
+
+def _taken(by_sample: pa.LargeBinaryArray, packs: Packs) -> Tokens:
+    """The tokens of all parts, one after the other."""
+    # A sample that was cut stands in several parts, one after the other; only the first part and
+    # the last can be without the rest of their sample.
+    whole = np.concatenate([[True], np.diff(packs.samples) != 0])
+    taken = by_sample.take(pa.array(packs.samples[whole]))
+    tokens = np.frombuffer(taken.buffers()[2], dtype=np.int32)
+    return tokens[packs.froms[0] :][: (packs.tos - packs.froms).sum()]
 
 
 def _lists(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> pa.ListArray:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from xtuner.dataset import as_dataset, cache, encode, messages, samples
 from xtuner.dataset import packing as packs
@@ -155,7 +157,7 @@ def _prepared_once(
     def prepare() -> Dataset:
         encoded = encode_rows(rows, numbers, steps, processes)
         _require_some(encoded)
-        made = one_a_row(encoded) if packing is None else _packed(encoded, packing)
+        made = one_a_row(encoded, key) if packing is None else _packed(encoded, packing, key)
         if keep_columns:
             made = _with_source_columns(made, rows, numbers)
         attach(made, encoded.account)
@@ -206,14 +208,14 @@ def _require_some(encoded: Samples) -> None:
         )
 
 
-def _packed(encoded: Samples, packing: Packing) -> Dataset:
-    order = list(range(len(encoded)))
+def _packed(encoded: Samples, packing: Packing, key: str) -> Dataset:
+    order = np.arange(len(encoded))
     if packing.seed is not None:
-        order = shuffled(len(encoded), packing.seed)
-    pack = packs.pack_whole if packing.whole else packs.pack_stream
-    rows = pack(encoded.lengths[order].tolist(), packing.max_length)
-    parts = [[(order[number], a, b) for number, a, b in row] for row in rows]
-    return packed(encoded, parts, with_borders=packing.whole)
+        order = np.array(shuffled(len(encoded), packing.seed))
+    pack = packs.whole_packs if packing.whole else packs.stream_packs
+    made = pack(encoded.lengths[order], packing.max_length)
+    made = replace(made, samples=order[made.samples])
+    return packed(encoded, made, with_borders=packing.whole, key=key)
 
 
 def _with_source_columns(made: Dataset, rows: Any, numbers: Sequence[int]) -> Dataset:

@@ -109,7 +109,8 @@ class PieceEncoder:
         """
         marked: list[str] = []
         firsts: list[int] = []
-        longest = self._longest
+        longest, head = self._longest, self._head
+        parts = _whole if self._words is None else self._words.parts
         for pieces in texts:
             before = ""
             for piece in pieces:
@@ -117,15 +118,10 @@ class PieceEncoder:
                 if self.with_image_token and piece == DEFAULT_IMAGE_TOKEN:
                     marked.append(_IMAGE_MARK)
                     continue
-                for part in self._parts(piece):
-                    marked.append(self._head(before) + part)
+                for part in parts(piece):
+                    marked.append(head(before) + part)
                     before = part if len(part) >= longest else before[-longest:] + part
         return marked, [*firsts, len(marked)]
-
-    def _parts(self, piece: str) -> list[str]:
-        if self._words is not None:
-            return self._words.parts(piece)
-        return [piece] if piece else []
 
     def _head(self, text: str) -> str:
         """What stands before a part, so that equal parts after different tails are different.
@@ -154,16 +150,18 @@ class PieceEncoder:
         if len(known) > REMEMBERED:
             known.clear()
         known[_IMAGE_MARK] = packed_ids([IMAGE_TOKEN_INDEX])
-        new = [text for text in texts if text not in known]
+        found: list[Any] = list(map(known.get, texts))
+        places = [place for place, ids in enumerate(found) if ids is None]
+        new = [texts[place] for place in places]
         parts = [text for text in new if text[0] == _MARK]
-        known.update(zip(parts, self._continued(parts), strict=True))
+        fresh = dict(zip(parts, self._continued(parts), strict=True))
         if self._words is not None:
             words = [text for text in new if text[0] != _MARK]
-            known.update(zip(words, self._words.ids(words), strict=True))
-        found = [known[text] for text in texts]
-        for text in new:
-            if len(text) > SHORT or (text[0] != _MARK and not lasts(text)):
-                del known[text]
+            fresh.update(zip(words, self._words.ids(words), strict=True))
+        for place, text in zip(places, new, strict=True):
+            found[place] = fresh[text]
+            if len(text) <= SHORT and (text[0] == _MARK or lasts(text)):
+                known[text] = fresh[text]
         return found
 
     def _continued(self, parts: Sequence[str]) -> list[Ids]:
@@ -211,6 +209,11 @@ def ids_of(packed: Ids) -> Tokens:
 def packed_ids(ids: Sequence[int]) -> Ids:
     """Token ids as the bytes of int32 numbers."""
     return array("i", ids).tobytes()
+
+
+def _whole(text: str) -> list[str]:
+    """A text as its parts, when it has but one."""
+    return [text] if text else []
 
 
 def _told_apart(texts: Sequence[str]) -> Cut:

@@ -26,7 +26,7 @@ _LETTER = np.array([code < 128 and chr(code).isalnum() for code in range(256)])
 _REACHES_OVER = re.compile("[!-~][Ġ▁ ]")
 _NORMALIZERS = {"NFC", "NFKC", "Replace", "Prepend", "Sequence"}
 _PRE_TOKENIZERS = {"ByteLevel", "Split", "Metaspace", "Digits", "Sequence"}
-_LASTING = re.compile(r" [a-zA-Z0-9](?:[^ \n]{0,38}[!-~])?")
+_LASTING = re.compile(r" [a-zA-Z0-9](?:[^ \n]{0,38}[!-~])?\n?")
 SHORT, REMEMBERED = 64, 300_000
 """Characters of texts that are remembered, and how many are."""
 
@@ -111,11 +111,12 @@ class Words:
 
     def parts(self, text: str) -> list[str]:
         """A text cut around the tokens that are found before anything else is."""
-        if text in self._parts:
+        short = len(text) <= SHORT
+        if short and text in self._parts:
             return self._parts[text]
         parts = [text] if self._marks is None else self._marks.split(text)
         parts = [part for part in parts if part]
-        if len(text) <= SHORT and len(self._parts) < REMEMBERED:
+        if short and len(self._parts) < REMEMBERED:
             self._parts[text] = parts
         return parts
 
