@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from xtuner.dataset.account import attach
 from xtuner.dataset.packing import Packs
 from xtuner.dataset.samples import Samples
 from xtuner.utils.pieces import ITEM, Tokens
@@ -18,6 +21,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1000
+TOKENS_AT_ONCE = 2**20
+SHARDS = 8
+"""Files of a packed dataset, which are written side by side."""
+_INT32, _INT64 = pa.list_(pa.int32()), pa.list_(pa.int64())
+COLUMNS = {
+    "input_ids": _INT32,
+    "labels": _INT32,
+    "position_ids": _INT32,
+    "cumulative_len": _INT64,
+    "length": pa.int64(),
+    "rows": _INT64,
+}
+BORDERS = {"position_ids", "cumulative_len"}
 
 
 def one_a_row(samples: Samples, key: str) -> Dataset:
@@ -25,19 +41,45 @@ def one_a_row(samples: Samples, key: str) -> Dataset:
     return _dataset(_one_a_row(samples), key)
 
 
-def packed(samples: Samples, packs: Packs, with_borders: bool, key: str) -> Dataset:
-    """Rows of several samples.
+def write_packed(
+    samples: Samples, packs: Packs, folder: Path, *, with_borders: bool, key: str, threads: int
+) -> None:
+    """Write rows of several samples as ``datasets`` saves a dataset, never holding all of them.
 
     Args:
-        samples: what is packed.
+        samples: what is packed, and its account.
         packs: what each row is made of.
-        key: names the result.
+        folder: to write to.
         with_borders: also ``position_ids``, restarting, and ``cumulative_len``, the borders.
-
-    Returns:
-        Columns ``input_ids``, ``labels``, ``length``, ``rows`` (numbers of the source rows).
+        key: names the dataset.
+        threads: at most.
     """
-    return _dataset(_packed(samples, packs, with_borders), key)
+    from datasets import Dataset
+
+    names = [name for name in COLUMNS if with_borders or name not in BORDERS]
+    schema = pa.schema([(name, COLUMNS[name]) for name in names])
+    empty = Dataset(schema.empty_table(), fingerprint=key)
+    attach(empty, samples.account)
+    shards = min(SHARDS, len(packs))
+    empty.save_to_disk(str(folder), num_shards=shards)
+    borders = np.linspace(0, len(packs), shards + 1).astype(int).tolist()
+    ids = _by_sample(samples.input_ids, samples.lengths)
+    labels = _by_sample(samples.labels, samples.lengths)
+
+    def write(shard: int) -> None:
+        """Put the rows of a shard where the empty dataset has none."""
+        file = folder / f"data-{shard:05d}-of-{shards:05d}.arrow"
+        first, last = borders[shard], borders[shard + 1]
+        at_once = max(1, TOKENS_AT_ONCE * len(packs) // max(1, len(samples.input_ids)))
+        with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+            for start in range(first, last, at_once):
+                chosen = packs.some(start, min(start + at_once, last))
+                columns = _joined(chosen, ids, labels, samples.rows)
+                writer.write_batch(pa.record_batch([columns[name] for name in names], schema))
+
+    # numpy, Arrow and the file system do the work, side by side.
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(shards)))
 
 
 def shuffled(count: int, seed: int) -> list[int]:
@@ -68,31 +110,30 @@ def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
         )
 
 
-def _packed(samples: Samples, packs: Packs, with_borders: bool) -> Iterator[pa.RecordBatch]:
-    input_ids = _by_sample(samples.input_ids, samples.lengths)
-    labels = _by_sample(samples.labels, samples.lengths)
-    for begin in range(0, len(packs), ROWS_AT_ONCE):
-        chosen = packs.some(begin, begin + ROWS_AT_ONCE)
-        sizes = chosen.tos - chosen.froms
-        firsts = np.cumsum(chosen.counts) - chosen.counts
-        lengths = np.add.reduceat(sizes, firsts)
-        columns = {
-            "input_ids": _lists(_taken(input_ids, chosen), lengths),
-            "labels": _lists(_taken(labels, chosen), lengths),
-        }
-        if with_borders:
-            ends = np.cumsum(sizes)
-            places = np.arange(ends[-1], dtype=np.int32)
-            places -= np.repeat((ends - sizes).astype(np.int32), sizes)
-            columns["position_ids"] = _lists(places, lengths)
-            # Each row's borders are where its parts begin, and its end.
-            row_starts = np.cumsum(lengths) - lengths
-            begins = ends - sizes - np.repeat(row_starts, chosen.counts)
-            borders = np.insert(begins, firsts + chosen.counts, lengths)
-            columns["cumulative_len"] = _lists(borders, chosen.counts + 1)
-        columns["length"] = lengths
-        columns["rows"] = _lists(samples.rows[chosen.samples], chosen.counts)
-        yield pa.RecordBatch.from_pydict(columns)
+def _joined(
+    packs: Packs,
+    ids_by_sample: pa.LargeBinaryArray,
+    labels_by_sample: pa.LargeBinaryArray,
+    rows: npt.NDArray[np.int64],
+) -> dict[str, pa.Array]:
+    """The columns of some packed rows."""
+    sizes = packs.tos - packs.froms
+    ends = np.cumsum(sizes)
+    firsts = np.cumsum(packs.counts) - packs.counts
+    lengths = np.add.reduceat(sizes, firsts)
+    places = np.arange(ends[-1], dtype=np.int32)
+    places -= np.repeat((ends - sizes).astype(np.int32), sizes)
+    # The borders of a row are where its parts begin, and its end.
+    begins = ends - sizes - np.repeat(np.cumsum(lengths) - lengths, packs.counts)
+    borders = np.insert(begins, firsts + packs.counts, lengths)
+    return {
+        "input_ids": _lists(_taken(ids_by_sample, packs), lengths),
+        "labels": _lists(_taken(labels_by_sample, packs), lengths),
+        "position_ids": _lists(places, lengths),
+        "cumulative_len": _lists(borders, packs.counts + 1),
+        "length": pa.array(lengths),
+        "rows": _lists(rows[packs.samples], packs.counts),
+    }
 
 
 def _by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +24,10 @@ from xtuner.utils.templates import AUTO_TEMPLATE
 
 Row = Mapping[str, Any]
 
-CHUNK = 1000
-"""Rows that are tokenised together."""
+CHUNK, BYTES_A_CHUNK = 4000, 2**21
+"""Rows that are tokenised together at most, and what they hold about; a hundred whatever that is.
+
+Words that come again in a chunk are looked up once; but what is held at a time grows with it."""
 ROWS_A_PROCESS = 4000
 """Fewer are not worth a process of their own."""
 
@@ -88,16 +90,21 @@ class Samples:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """Several, in order, as one."""
+    def joined(cls, parts: Iterable[Samples]) -> Samples:
+        """Several, in order, as one; none is held after the next one came."""
         account = Account()
+        ids, labels, lengths, rows = (bytearray() for _ in range(4))
         for part in parts:
             account.add(part.account)
+            ids += part.input_ids.data
+            labels += part.labels.data
+            lengths += part.lengths.data
+            rows += part.rows.data
         return cls(
-            np.concatenate([part.input_ids for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-            np.concatenate([part.rows for part in parts]),
+            np.frombuffer(ids, np.int32),
+            np.frombuffer(labels, np.int32),
+            np.frombuffer(lengths, np.int64),
+            np.frombuffer(rows, np.int64),
             account,
         )
 
@@ -146,19 +153,21 @@ def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int)
     Raises:
         UserError: for the first row that cannot be read, mapped or encoded, naming it.
     """
-    starts = range(0, len(rows), CHUNK)
+    table = rows.data
+    chunk = min(CHUNK, max(100, BYTES_A_CHUNK * table.num_rows // max(1, table.nbytes)))
+    starts = range(0, len(rows), chunk)
     many = len(rows) >= ROWS_A_PROCESS
     encoder = PieceEncoder(steps.tokenizer, steps.with_image_token, many=many)
 
     def work(number: int) -> Samples:
-        chosen = slice(starts[number], starts[number] + CHUNK)
+        chosen = slice(starts[number], starts[number] + chunk)
         return _encoded(_row_dicts(rows[chosen]), numbers[chosen], steps, encoder)
 
-    sizes = [min(CHUNK, len(rows) - start) for start in starts]
+    sizes = [min(chunk, len(rows) - start) for start in starts]
     processes = min(usable_processes(processes), max(1, len(rows) // ROWS_A_PROCESS))
     results = in_order(work, len(starts), processes)
     what = tr("preparing data", "准备数据")
-    return Samples.joined([Samples.of({}, Account()), *with_progress(results, sizes, what)])
+    return Samples.joined(with_progress(results, sizes, what))
 
 
 def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
