@@ -140,6 +140,18 @@ def test_odd_characters_special_tokens_and_images_by_words(name, texts):
     assert sizes.tolist() == [len(piece) for text in alone for piece in text]
 
 
+@pytest.mark.parametrize("name", BUILT)
+def test_a_special_token_that_pieces_make_together_is_what_stands_before(name):
+    tokenizer = BUILT[name]
+    texts = [
+        ["a <|im_", "end|>", "word", "."],
+        ["<|im_e", "n", "d|>", " word"],
+        ["</s", ">the", " 1"],
+    ]
+    encoder = PieceEncoder(tokenizer, many=True)
+    assert encoder(texts) == [one_by_one(tokenizer, text) for text in texts]
+
+
 def test_nothing_to_tokenise():
     for many in (False, True):
         encoder = PieceEncoder(BUILT["byte_level"], many=many)
