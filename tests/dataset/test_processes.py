@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -110,11 +109,11 @@ def test_samples_are_those_of_a_row_at_a_time(long, rows):
     expected, too_long = one_by_one(rows, 9, long)
     for processes in (1, 2):
         made = samples.encode_rows(data, range(100, 100 + len(rows)), steps, processes)
-        borders = made.lengths.cumsum()[:-1]
-        ids = [part.tolist() for part in np.split(made.input_ids, borders)]
-        labels = [part.tolist() for part in np.split(made.labels, borders)]
+        ends = made.lengths.cumsum().tolist()
+        spans = list(zip([0, *ends], ends, strict=False))
+        found = [(made.input_ids[a:b].tolist(), made.labels[a:b].tolist()) for a, b in spans]
         numbers = (made.rows - 100).tolist()
-        assert list(zip(numbers, ids, labels, strict=True))[: len(made)] == expected
+        assert [(n, *pair) for n, pair in zip(numbers, found, strict=True)] == expected
         named = {"cut": made.account.rows_cut, "drop": made.account.dropped["too_long"]}
         assert [row - 100 for row in named.get(long, [])] == (too_long if long in named else [])
 

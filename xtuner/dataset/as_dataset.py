@@ -60,7 +60,7 @@ def write_packed(
     schema = pa.schema([(name, COLUMNS[name]) for name in names])
     empty = Dataset(schema.empty_table(), fingerprint=key)
     attach(empty, samples.account)
-    shards = min(SHARDS, len(packs))
+    shards = min(SHARDS, max(1, len(packs)))
     empty.save_to_disk(str(folder), num_shards=shards)
     borders = np.linspace(0, len(packs), shards + 1).astype(int).tolist()
     ids = _by_sample(samples.input_ids, samples.lengths)

@@ -93,7 +93,7 @@ def _best_fit(lengths: list[int], max_length: int) -> list[int]:
             free, row = divmod(room.pop(place), 1 << ROW_BITS)
         row_of.append(row)
         if free > length:
-            bisect.insort(room, (free - length << ROW_BITS) + row)
+            bisect.insort(room, ((free - length) << ROW_BITS) + row)
     return row_of
 
 
