@@ -74,6 +74,50 @@ def test_the_first_faulty_row_is_named_whoever_finds_it(tmp_path, monkeypatch):
         prepare(rows, 4, "whole", monkeypatch, tmp_path, long="error")
 
 
+def one_by_one(rows, length, long):
+    """The samples of rows, a row at a time, and the numbers of those that are too long."""
+    made, too_long = [], []
+    for number, (question, answer) in enumerate(rows):
+        turn = {"input": question, "output": answer}
+        if number % 3 == 1:
+            sample = {"input_ids": [7] * len(answer), "labels": [number] * len(answer)}
+        else:
+            sample = encode_conversation([turn], TOKENIZER)
+        ids, labels = sample["input_ids"], sample["labels"]
+        too_long += [number] if len(ids) > length else []
+        ends = len(ids) if long == "split" else 0 if long == "drop" and len(ids) > length else 1
+        parts = [(ids[a : a + length], labels[a : a + length]) for a in range(0, ends, length)]
+        if any(token != IGNORE_INDEX for _, part in parts for token in part):
+            made += [(number, *part) for part in parts]
+    return made, too_long
+
+
+def some_tokenised(row):
+    if row["number"] % 3 != 1:
+        return {"conversation": [{"input": row["question"], "output": row["answer"]}]}
+    size = len(row["answer"])
+    return {"input_ids": [7] * size, "labels": [row["number"]] * size}
+
+
+@pytest.mark.parametrize("long", ["cut", "split", "drop"])
+@settings(max_examples=10, deadline=None)
+@given(rows=ROWS)
+def test_samples_are_those_of_a_row_at_a_time(long, rows):
+    data = [{"number": n, "question": q, "answer": a} for n, (q, a) in enumerate(rows)]
+    data = Dataset.from_list(data)
+    steps = samples.Steps(some_tokenised, None, {}, TOKENIZER, max_length=9, long_samples=long)
+    expected, too_long = one_by_one(rows, 9, long)
+    for processes in (1, 2):
+        made = samples.encode_rows(data, range(100, 100 + len(rows)), steps, processes)
+        ends = made.lengths.cumsum().tolist()
+        spans = list(zip([0, *ends], ends, strict=False))
+        found = [(made.input_ids[a:b].tolist(), made.labels[a:b].tolist()) for a, b in spans]
+        numbers = (made.rows - 100).tolist()
+        assert [(n, *pair) for n, pair in zip(numbers, found, strict=True)] == expected
+        named = {"cut": made.account.rows_cut, "drop": made.account.dropped["too_long"]}
+        assert [row - 100 for row in named.get(long, [])] == (too_long if long in named else [])
+
+
 def test_results_come_in_order_and_errors_through():
     assert list(in_order(lambda n: n * n, 20, 3)) == [n * n for n in range(20)]
     with pytest.raises(ZeroDivisionError):

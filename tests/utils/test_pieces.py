@@ -1,5 +1,8 @@
 """However many texts are tokenised at once, and by words or not, the ids are the same."""
 
+import itertools
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.tiny import TEXTS, make_tokenizer
 from xtuner.utils.pieces import PieceEncoder, encode_pieces
+from xtuner.utils.words import cut
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
@@ -75,6 +79,94 @@ def test_by_words_and_one_by_one_are_the_same(name, texts):
     encoder = PieceEncoder(tokenizer, many=True)
     assert encoder(texts) == alone
     assert encoder(texts) == alone  # from what it remembers
+
+
+def one_by_one(tokenizer, pieces):
+    """The slow twin: each piece by the tokenizer itself, after the token or character before it."""
+    found, text = [], ""
+    for piece in pieces:
+        if piece == "<image>":
+            found.append([-200])
+            continue
+        added = [token for token in tokenizer.get_added_vocab() if text.endswith(token)]
+        tail = max(added, key=len, default=text[-1:])
+        head = tokenizer.encode(tail, add_special_tokens=False)
+        ids = tokenizer.encode(tail + piece, add_special_tokens=False)
+        if ids[: len(head)] != head:
+            head, ids = [], tokenizer.encode(piece, add_special_tokens=False)
+        found.append(ids[len(head) :])
+        text += piece
+    return found
+
+
+ODD = [
+    "  ",
+    "\u00a0",
+    "\u3000",
+    "\t ",
+    " \n",
+    "\x00",
+    "\x000\x00",
+    " 0",
+    "a\x00 a",
+    " <image",
+    "<image>",
+]
+ODD += [
+    "</s> a",
+    "a </s>",
+    "<|im_",
+    "end|>",
+    "ﬁ é e\u0301",
+    "🙂 a",
+    "a 🙂 b",
+    "~ 9",
+    "! Z",
+    "x" * 70,
+]
+odd = st.lists(st.sampled_from(WORDS + ODD) | st.text(max_size=3), min_size=1, max_size=9)
+
+
+@pytest.mark.parametrize("name", BUILT)
+@settings(max_examples=80, deadline=None)
+@given(texts=st.lists(st.lists(odd.map("".join), min_size=1, max_size=5), min_size=1, max_size=3))
+def test_odd_characters_special_tokens_and_images_by_words(name, texts):
+    tokenizer = BUILT[name]
+    alone = [one_by_one(tokenizer, text) for text in texts]
+    encoder = PieceEncoder(tokenizer, with_image_token=True, many=True)
+    assert encoder(texts) == alone
+    ids, sizes = encoder.joined(texts)
+    assert ids.tolist() == [token for text in alone for piece in text for token in piece]
+    assert sizes.tolist() == [len(piece) for text in alone for piece in text]
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_special_token_that_pieces_make_together_is_what_stands_before(name):
+    tokenizer = BUILT[name]
+    texts = [
+        ["a <|im_", "end|>", "word", "."],
+        ["<|im_e", "n", "d|>", " word"],
+        ["</s", ">the", " 1"],
+    ]
+    encoder = PieceEncoder(tokenizer, many=True)
+    assert encoder(texts) == [one_by_one(tokenizer, text) for text in texts]
+
+
+def test_nothing_to_tokenise():
+    for many in (False, True):
+        encoder = PieceEncoder(BUILT["byte_level"], many=many)
+        assert encoder([]) == []
+        assert encoder([[], ["", ""]]) == [[], [[], []]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(odd.map("".join).map("|".__add__), min_size=1, max_size=5))
+def test_texts_are_cut_where_the_pattern_says(texts):
+    seam = re.compile(r"(?<=[!-~])(?= [a-zA-Z0-9])")
+    words, numbers, starts = cut(texts)
+    assert len(set(words)) == len(words)
+    found = [words[number] for number in numbers]
+    assert [found[a:b] for a, b in itertools.pairwise(starts)] == [seam.split(t) for t in texts]
 
 
 @pytest.mark.parametrize(

@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xtuner.dataset.packing import Part
+from xtuner.dataset.account import attach
+from xtuner.dataset.packing import Packs
 from xtuner.dataset.samples import Samples
+from xtuner.utils.pieces import ITEM, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1000
+TOKENS_AT_ONCE = 2**20
+SHARDS = 8
+"""Files of a packed dataset, which are written side by side."""
+_INT32, _INT64 = pa.list_(pa.int32()), pa.list_(pa.int64())
+COLUMNS = {
+    "input_ids": _INT32,
+    "labels": _INT32,
+    "position_ids": _INT32,
+    "cumulative_len": _INT64,
+    "length": pa.int64(),
+    "rows": _INT64,
+}
+BORDERS = {"position_ids", "cumulative_len"}
 
 
-def one_a_row(samples: Samples) -> Dataset:
+def one_a_row(samples: Samples, key: str) -> Dataset:
     """Columns ``input_ids``, ``labels``, ``length`` and ``rows`` (one number in each)."""
-    return _dataset(_one_a_row(samples))
+    return _dataset(_one_a_row(samples), key)
 
 
-def packed(samples: Samples, packs: Sequence[Sequence[Part]], with_borders: bool) -> Dataset:
-    """Rows of several samples.
+def write_packed(
+    samples: Samples, packs: Packs, folder: Path, *, with_borders: bool, key: str, threads: int
+) -> None:
+    """Write rows of several samples as ``datasets`` saves a dataset, never holding all of them.
 
     Args:
-        samples: what is packed.
-        packs: for each row its parts.
+        samples: what is packed, and its account.
+        packs: what each row is made of.
+        folder: to write to.
         with_borders: also ``position_ids``, restarting, and ``cumulative_len``, the borders.
-
-    Returns:
-        Columns ``input_ids``, ``labels``, ``length``, ``rows`` (numbers of the source rows).
+        key: names the dataset.
+        threads: at most.
     """
-    return _dataset(_packed(samples, packs, with_borders))
+    from datasets import Dataset
+
+    names = [name for name in COLUMNS if with_borders or name not in BORDERS]
+    schema = pa.schema([(name, COLUMNS[name]) for name in names])
+    empty = Dataset(schema.empty_table(), fingerprint=key)
+    attach(empty, samples.account)
+    shards = min(SHARDS, max(1, len(packs)))
+    empty.save_to_disk(str(folder), num_shards=shards)
+    borders = np.linspace(0, len(packs), shards + 1).astype(int).tolist()
+    ids = _by_sample(samples.input_ids, samples.lengths)
+    labels = _by_sample(samples.labels, samples.lengths)
+
+    def write(shard: int) -> None:
+        """Put the rows of a shard where the empty dataset has none."""
+        file = folder / f"data-{shard:05d}-of-{shards:05d}.arrow"
+        first, last = borders[shard], borders[shard + 1]
+        at_once = max(1, TOKENS_AT_ONCE * len(packs) // max(1, len(samples.input_ids)))
+        with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+            for start in range(first, last, at_once):
+                chosen = packs.some(start, min(start + at_once, last))
+                columns = _joined(chosen, ids, labels, samples.rows)
+                writer.write_batch(pa.record_batch([columns[name] for name in names], schema))
+
+    # numpy, Arrow and the file system do the work, side by side.
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(shards)))
 
 
 def shuffled(count: int, seed: int) -> list[int]:
@@ -44,16 +87,11 @@ def shuffled(count: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(count), count)
 
 
-def _dataset(batches: Iterator[pa.RecordBatch]) -> Dataset:
+def _dataset(batches: Iterator[pa.RecordBatch], key: str) -> Dataset:
     from datasets import Dataset
 
-    table = pa.Table.from_batches(list(batches))
-    content = hashlib.blake2b(digest_size=16)
-    for column in table.columns:
-        for chunk in column.chunks:
-            for buffer in chunk.buffers():
-                content.update(buffer or b"")
-    return Dataset(table, fingerprint=content.hexdigest())  # it would be found by pickling
+    # Without a fingerprint it would be found by pickling.
+    return Dataset(pa.Table.from_batches(list(batches)), fingerprint=key)
 
 
 def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
@@ -72,31 +110,47 @@ def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
         )
 
 
-def _packed(
-    samples: Samples, packs: Sequence[Sequence[Part]], with_borders: bool
-) -> Iterator[pa.RecordBatch]:
-    starts = np.cumsum(samples.lengths) - samples.lengths
-    for begin in range(0, len(packs), ROWS_AT_ONCE):
-        chosen = packs[begin : begin + ROWS_AT_ONCE]
-        numbers, froms, tos = np.array([part for parts in chosen for part in parts]).T
-        counts = np.array([len(parts) for parts in chosen], dtype=np.int64)
-        sizes = tos - froms
-        lengths = np.add.reduceat(sizes, np.cumsum(counts) - counts)
-        begins = (starts[numbers] + froms).tolist()
-        slices = [slice(a, a + size) for a, size in zip(begins, sizes.tolist(), strict=True)]
-        columns = {
-            "input_ids": _lists(np.concatenate([samples.input_ids[s] for s in slices]), lengths),
-            "labels": _lists(np.concatenate([samples.labels[s] for s in slices]), lengths),
-        }
-        if with_borders:
-            places = np.arange(int(sizes.max()), dtype=np.int32)
-            positions = np.concatenate([places[:size] for size in sizes.tolist()])
-            columns["position_ids"] = _lists(positions, lengths)
-            borders = [np.cumsum([0, *(b - a for _, a, b in parts)]) for parts in chosen]
-            columns["cumulative_len"] = _lists(np.concatenate(borders), counts + 1)
-        columns["length"] = lengths
-        columns["rows"] = _lists(samples.rows[numbers], counts)
-        yield pa.RecordBatch.from_pydict(columns)
+def _joined(
+    packs: Packs,
+    ids_by_sample: pa.LargeBinaryArray,
+    labels_by_sample: pa.LargeBinaryArray,
+    rows: npt.NDArray[np.int64],
+) -> dict[str, pa.Array]:
+    """The columns of some packed rows."""
+    sizes = packs.tos - packs.froms
+    ends = np.cumsum(sizes)
+    firsts = np.cumsum(packs.counts) - packs.counts
+    lengths = np.add.reduceat(sizes, firsts)
+    places = np.arange(ends[-1], dtype=np.int32)
+    places -= np.repeat((ends - sizes).astype(np.int32), sizes)
+    # The borders of a row are where its parts begin, and its end.
+    begins = ends - sizes - np.repeat(np.cumsum(lengths) - lengths, packs.counts)
+    borders = np.insert(begins, firsts + packs.counts, lengths)
+    return {
+        "input_ids": _lists(_taken(ids_by_sample, packs), lengths),
+        "labels": _lists(_taken(labels_by_sample, packs), lengths),
+        "position_ids": _lists(places, lengths),
+        "cumulative_len": _lists(borders, packs.counts + 1),
+        "length": pa.array(lengths),
+        "rows": _lists(rows[packs.samples], packs.counts),
+    }
+
+
+def _by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """The tokens as the bytes of each sample: what Arrow gathers at the speed of memory."""
+    borders = np.concatenate([[0], np.cumsum(lengths)]) * ITEM
+    buffers = [None, pa.py_buffer(borders), pa.py_buffer(tokens)]
+    return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
+
+
+def _taken(by_sample: pa.LargeBinaryArray, packs: Packs) -> Tokens:
+    """The tokens of all parts, one after the other."""
+    # A sample that was cut stands in several parts, one after the other; only the first part and
+    # the last can be without the rest of their sample.
+    whole = np.concatenate([[True], np.diff(packs.samples) != 0])
+    taken = by_sample.take(pa.array(packs.samples[whole]))
+    tokens = np.frombuffer(taken.buffers()[2], dtype=np.int32)
+    return tokens[packs.froms[0] :][: (packs.tos - packs.froms).sum()]
 
 
 def _lists(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> pa.ListArray:

@@ -100,12 +100,12 @@ def _without_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def prepared_once(key: str, prepare: Callable[[], Dataset]) -> Dataset:
+def prepared_once(key: str, write: Callable[[Path], None]) -> Dataset:
     """Map the prepared dataset from the cache; the first process of the machine prepares it.
 
     Args:
         key: of ``content_key``.
-        prepare: makes the dataset.
+        write: makes the dataset and writes it to a folder, as ``save_to_disk`` does.
 
     Raises:
         UserError: when another process does not finish in ``XTUNER_DATASET_TIMEOUT`` minutes.
@@ -119,9 +119,8 @@ def prepared_once(key: str, prepare: Callable[[], Dataset]) -> Dataset:
     try:
         with filelock.FileLock(f"{home}.lock", timeout=minutes * 60):
             if not home.exists():
-                made = prepare()
                 with written_aside(home) as aside, _without_bars():
-                    made.save_to_disk(str(aside))
+                    write(aside)
     except filelock.Timeout as error:
         raise UserError(
             tr(

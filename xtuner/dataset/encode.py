@@ -9,15 +9,16 @@ very ids that training saw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from xtuner.utils.constants import IGNORE_INDEX
-from xtuner.utils.pieces import PieceEncoder, ids_of, packed_ids, split_images
-from xtuner.utils.words import Ids
+from xtuner.utils.pieces import PieceEncoder, Tokens, split_images
 
 Sample = dict[str, list[int]]
-_NO_LABEL = packed_ids([IGNORE_INDEX])
 
 
 def encode_conversation(
@@ -43,18 +44,15 @@ def encode_conversation(
         loss.
     """
     encoder = PieceEncoder(tokenizer, with_image_token)
-    ((ids, labels),) = encode_conversations([conversation], encoder, input_ids_with_output)
-    return {
-        "input_ids": ids_of(ids)[:max_length].tolist(),
-        "labels": ids_of(labels)[:max_length].tolist(),
-    }
+    ids, labels, _ = encode_conversations([conversation], encoder, input_ids_with_output)
+    return {"input_ids": ids[:max_length].tolist(), "labels": labels[:max_length].tolist()}
 
 
 def encode_conversations(
-    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    conversations: Iterable[Sequence[Mapping[str, Any]]],
     encoder: PieceEncoder,
     input_ids_with_output: bool = True,
-) -> list[tuple[Ids, Ids]]:
+) -> tuple[Tokens, Tokens, npt.NDArray[np.int64]]:
     """Tokenise many conversations at once.
 
     Args:
@@ -63,18 +61,15 @@ def encode_conversations(
         input_ids_with_output: as for ``encode_conversation``.
 
     Returns:
-        Of each the token ids and the labels, as the bytes of int32 numbers.
+        The token ids and the labels of all, one after the other, and how many tokens each has.
     """
     taken = [_pieces(turns, encoder, input_ids_with_output) for turns in conversations]
-    encoded = encoder.packed([[text for text, _ in pieces] for pieces in taken])
-    samples = []
-    for pieces, parts in zip(taken, encoded, strict=True):
-        labels = [
-            part if with_loss else _NO_LABEL * (len(part) // len(_NO_LABEL))
-            for (_, with_loss), part in zip(pieces, parts, strict=True)
-        ]
-        samples.append((b"".join(parts), b"".join(labels)))
-    return samples
+    ids, sizes = encoder.joined([[text for text, _ in pieces] for pieces in taken])
+    with_loss = np.array([loss for pieces in taken for _, loss in pieces], dtype=bool)
+    labels = np.where(np.repeat(with_loss, sizes), ids, np.int32(IGNORE_INDEX))
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    borders = np.cumsum([0, *map(len, taken)])
+    return ids, labels, np.diff(ends[borders])
 
 
 def _pieces(

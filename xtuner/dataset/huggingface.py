@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from xtuner.dataset import as_dataset, cache, encode, messages, samples
 from xtuner.dataset import packing as packs
 from xtuner.dataset.account import attach
-from xtuner.dataset.as_dataset import one_a_row, packed, shuffled
+from xtuner.dataset.as_dataset import one_a_row, shuffled, write_packed
 from xtuner.dataset.held_out import rows_of_part
+from xtuner.dataset.in_order import usable_processes
 from xtuner.dataset.rows import load_rows, row_function
 from xtuner.dataset.samples import Samples, Steps, encode_rows, map_one
 from xtuner.registry import BUILDER
@@ -152,14 +156,17 @@ def _prepared_once(
 ) -> Dataset:
     """The training rows, from the cache or made now."""
 
-    def prepare() -> Dataset:
+    def write(folder: Path) -> None:
         encoded = encode_rows(rows, numbers, steps, processes)
         _require_some(encoded)
-        made = one_a_row(encoded) if packing is None else _packed(encoded, packing)
+        if packing is not None:
+            _write_packed(encoded, packing, folder, key, processes)
+            return
+        made = one_a_row(encoded, key)
         if keep_columns:
             made = _with_source_columns(made, rows, numbers)
         attach(made, encoded.account)
-        return made
+        made.save_to_disk(str(folder))
 
     plain = {name: getattr(steps, name) for name in PLAIN_STEPS}
     key = cache.content_key(
@@ -169,7 +176,7 @@ def _prepared_once(
         [plain, packing and asdict(packing), keep_columns],
         [words, pieces, encode, messages, samples, as_dataset, packs],
     )
-    return cache.prepared_once(key, prepare)
+    return cache.prepared_once(key, write)
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
@@ -206,14 +213,15 @@ def _require_some(encoded: Samples) -> None:
         )
 
 
-def _packed(encoded: Samples, packing: Packing) -> Dataset:
-    order = list(range(len(encoded)))
+def _write_packed(encoded: Samples, packing: Packing, folder: Path, key: str, threads: int) -> None:
+    order = np.arange(len(encoded))
     if packing.seed is not None:
-        order = shuffled(len(encoded), packing.seed)
-    pack = packs.pack_whole if packing.whole else packs.pack_stream
-    rows = pack(encoded.lengths[order].tolist(), packing.max_length)
-    parts = [[(order[number], a, b) for number, a, b in row] for row in rows]
-    return packed(encoded, parts, with_borders=packing.whole)
+        order = np.array(shuffled(len(encoded), packing.seed))
+    pack = packs.whole_packs if packing.whole else packs.stream_packs
+    made = pack(encoded.lengths[order], packing.max_length)
+    made = replace(made, samples=order[made.samples])
+    threads = usable_processes(threads)
+    write_packed(encoded, made, folder, with_borders=packing.whole, key=key, threads=threads)
 
 
 def _with_source_columns(made: Dataset, rows: Any, numbers: Sequence[int]) -> Dataset:

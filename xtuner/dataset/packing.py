@@ -8,66 +8,115 @@ computed from the lengths alone, so that the result does not depend on the numbe
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 Part = tuple[int, int, int]
 """A sample's number, and from and to which of its tokens."""
+Numbers = npt.NDArray[np.int64]
+ROW_BITS = 32
+
+
+@dataclass(frozen=True)
+class Packs:
+    """Rows of parts of samples, as flat arrays.
+
+    Attributes:
+        samples: (parts,) the number of the sample that each part is of, row after row.
+        froms, tos: (parts,) from and to which of its tokens.
+        counts: (rows,) how many parts each row has.
+    """
+
+    samples: Numbers
+    froms: Numbers
+    tos: Numbers
+    counts: Numbers
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def some(self, start: int, stop: int) -> Packs:
+        """The rows from one number to another."""
+        first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
+        parts = slice(first, last)
+        counts = self.counts[start:stop]
+        return Packs(self.samples[parts], self.froms[parts], self.tos[parts], counts)
+
+    def parts(self) -> list[list[Part]]:
+        """For each row its parts."""
+        columns = self.samples.tolist(), self.froms.tolist(), self.tos.tolist()
+        parts = zip(*columns, strict=True)
+        return [list(itertools.islice(parts, count)) for count in self.counts.tolist()]
 
 
 def pack_whole(lengths: Sequence[int], max_length: int) -> list[list[Part]]:
+    """``whole_packs``, for each row its parts."""
+    return whole_packs(np.array(lengths, dtype=np.int64), max_length).parts()
+
+
+def whole_packs(lengths: Numbers, max_length: int) -> Packs:
     """Put samples into rows of at most ``max_length`` tokens, each into the fullest that has room.
 
     Args:
-        lengths: tokens of each sample, at most ``max_length``.
+        lengths: (samples,) tokens of each, at most ``max_length``.
         max_length: tokens of a row.
 
     Returns:
-        For each row its parts, all of them whole samples.
+        Rows whose parts are all of them whole samples.
 
     Raises:
         ValueError: when a sample is longer than a row.
     """
-    rows: list[list[Part]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    rows = np.array(_best_fit(lengths.tolist(), max_length), dtype=np.int64)
+    order = np.argsort(rows, kind="stable")
+    sizes = lengths[order]
+    return Packs(order, np.zeros_like(sizes), sizes, np.bincount(rows))
+
+
+def _best_fit(lengths: list[int], max_length: int) -> list[int]:
+    """The row that each sample is put into."""
+    row_of: list[int] = []
+    rows = 0
+    room: list[int] = []  # sorted: free tokens, and in the lower bits the row that has them
     for number, length in enumerate(lengths):
         if length > max_length:
             raise ValueError(f"sample {number} has {length} tokens, more than a row's {max_length}")
-        place = bisect.bisect_left(room, (length, -1))
+        place = bisect.bisect_left(room, length << ROW_BITS)
         if place == len(room):
-            rows.append([])
-            free, row = max_length, len(rows) - 1
+            free, row = max_length, rows
+            rows += 1
         else:
-            free, row = room.pop(place)
-        rows[row].append((number, 0, length))
+            free, row = divmod(room.pop(place), 1 << ROW_BITS)
+        row_of.append(row)
         if free > length:
-            bisect.insort(room, (free - length, row))
-    return rows
+            bisect.insort(room, ((free - length) << ROW_BITS) + row)
+    return row_of
 
 
 def pack_stream(lengths: Sequence[int], max_length: int) -> list[list[Part]]:
+    """``stream_packs``, for each row its parts."""
+    return stream_packs(np.array(lengths, dtype=np.int64), max_length).parts()
+
+
+def stream_packs(lengths: Numbers, max_length: int) -> Packs:
     """Join all samples and cut the stream every ``max_length`` tokens; the last row is shorter.
 
     Args:
-        lengths: tokens of each sample.
+        lengths: (samples,) tokens of each.
         max_length: tokens of a row.
-
-    Returns:
-        For each row its parts.
     """
-    rows: list[list[Part]] = []
-    free = 0
-    for number, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            if not free:
-                rows.append([])
-                free = max_length
-            taken = min(free, length - start)
-            rows[-1].append((number, start, start + taken))
-            start, free = start + taken, free - taken
-    return rows
+    ends = np.cumsum(lengths)
+    total = int(lengths.sum())
+    borders = np.unique(np.concatenate([[0], ends, np.arange(0, total, max_length)]))
+    starts, stops = borders[:-1], borders[1:]
+    samples = np.searchsorted(ends, starts, side="right")
+    begins = (ends - lengths)[samples]
+    counts = np.bincount(starts // max_length)
+    return Packs(samples, starts - begins, stops - begins, counts)
 
 
 def join(

@@ -93,7 +93,11 @@ def build_preference_dataset(
     import xtuner.dataset.preference_dataset as this
 
     key = cache.content_key(rows, tokenizer, [map_row], settings, [this, packing])
-    return cache.prepared_once(key, lambda: _prepare(rows, tokenizer, map_row, settings))
+
+    def write(folder: Path) -> None:
+        _prepare(rows, tokenizer, map_row, settings).save_to_disk(str(folder))
+
+    return cache.prepared_once(key, write)
 
 
 def load_jsonl_dataset(data_files: str | Sequence[str]) -> Dataset:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,15 @@ from xtuner.dataset.rows import RowFunction
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.pieces import PieceEncoder, ids_of, packed_ids
+from xtuner.utils.pieces import ITEM, PieceEncoder, Tokens, ids_of, packed_ids
 from xtuner.utils.templates import AUTO_TEMPLATE
-from xtuner.utils.words import Ids
 
-Tokens = npt.NDArray[np.int32]
-Encoded = tuple[int, Ids, Ids]
-"""The number of a row, its token ids and its labels."""
-ITEM = 4
-"""Bytes of a token id."""
 Row = Mapping[str, Any]
 
-CHUNK = 1000
-"""Rows that are tokenised together."""
+CHUNK, BYTES_A_CHUNK = 4000, 2**21
+"""Rows that are tokenised together at most, and what they hold about; a hundred whatever that is.
+
+Words that come again in a chunk are looked up once; but what is held at a time grows with it."""
 ROWS_A_PROCESS = 4000
 """Fewer are not worth a process of their own."""
 
@@ -82,27 +78,33 @@ class Samples:
     account: Account = field(default_factory=Account)
 
     @classmethod
-    def of(cls, encoded: Sequence[Encoded], account: Account) -> Samples:
-        """Make the arrays."""
+    def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], account: Account) -> Samples:
+        """Make the arrays of samples that are lists, each given by the number of its row."""
+        ids = [packed_ids(sample["input_ids"]) for sample in encoded.values()]
         return cls(
-            ids_of(b"".join(ids for _, ids, _ in encoded)),
-            ids_of(b"".join(labels for _, _, labels in encoded)),
-            np.array([len(ids) // ITEM for _, ids, _ in encoded], dtype=np.int64),
-            np.array([row for row, _, _ in encoded], dtype=np.int64),
+            ids_of(b"".join(ids)),
+            ids_of(b"".join(packed_ids(sample["labels"]) for sample in encoded.values())),
+            np.array([len(each) // ITEM for each in ids], dtype=np.int64),
+            np.array(list(encoded), dtype=np.int64),
             account,
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """Several, in order, as one."""
+    def joined(cls, parts: Iterable[Samples]) -> Samples:
+        """Several, in order, as one; none is held after the next one came."""
         account = Account()
+        ids, labels, lengths, rows = (bytearray() for _ in range(4))
         for part in parts:
             account.add(part.account)
+            ids += part.input_ids.data
+            labels += part.labels.data
+            lengths += part.lengths.data
+            rows += part.rows.data
         return cls(
-            np.concatenate([part.input_ids for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-            np.concatenate([part.rows for part in parts]),
+            np.frombuffer(ids, np.int32),
+            np.frombuffer(labels, np.int32),
+            np.frombuffer(lengths, np.int64),
+            np.frombuffer(rows, np.int64),
             account,
         )
 
@@ -114,6 +116,18 @@ class Samples:
         before = np.concatenate([[0], np.cumsum(self.labels != IGNORE_INDEX)])
         ends = np.cumsum(self.lengths)
         return before[ends] - before[ends - self.lengths]
+
+    def picked(self, order: npt.NDArray[np.int64]) -> Samples:
+        """The samples in another order."""
+        borders = np.cumsum(self.lengths)[:-1]
+        ids, labels = np.split(self.input_ids, borders), np.split(self.labels, borders)
+        return replace(
+            self,
+            input_ids=np.concatenate([ids[number] for number in order]),
+            labels=np.concatenate([labels[number] for number in order]),
+            lengths=self.lengths[order],
+            rows=self.rows[order],
+        )
 
     def chosen(self, keep: npt.NDArray[np.bool_]) -> Samples:
         """Those samples for which ``keep`` holds."""
@@ -139,19 +153,21 @@ def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int)
     Raises:
         UserError: for the first row that cannot be read, mapped or encoded, naming it.
     """
-    starts = range(0, len(rows), CHUNK)
+    table = rows.data
+    chunk = min(CHUNK, max(100, BYTES_A_CHUNK * table.num_rows // max(1, table.nbytes)))
+    starts = range(0, len(rows), chunk)
     many = len(rows) >= ROWS_A_PROCESS
     encoder = PieceEncoder(steps.tokenizer, steps.with_image_token, many=many)
 
     def work(number: int) -> Samples:
-        chosen = slice(starts[number], starts[number] + CHUNK)
+        chosen = slice(starts[number], starts[number] + chunk)
         return _encoded(_row_dicts(rows[chosen]), numbers[chosen], steps, encoder)
 
-    sizes = [min(CHUNK, len(rows) - start) for start in starts]
+    sizes = [min(chunk, len(rows) - start) for start in starts]
     processes = min(usable_processes(processes), max(1, len(rows) // ROWS_A_PROCESS))
     results = in_order(work, len(starts), processes)
     what = tr("preparing data", "准备数据")
-    return Samples.joined([Samples.of([], Account()), *with_progress(results, sizes, what)])
+    return Samples.joined(with_progress(results, sizes, what))
 
 
 def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
@@ -196,22 +212,24 @@ def _encoded(
 ) -> Samples:
     """The samples of some rows; what is dropped or cut stands in their account."""
     account = Account(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
-    alone: dict[int, tuple[Ids, Ids]] = {}
+    alone: dict[int, dict[str, Any]] = {}
     turns: dict[int, Sequence[Row]] = {}  # of the rows that are tokenised together
     for number, row in zip(numbers, rows, strict=True):
         mapped = map_one(number, row, steps)
         sample = _by_itself(number, mapped, steps)
         if sample is not None:
-            alone[number] = packed_ids(sample["input_ids"]), packed_ids(sample["labels"])
+            alone[number] = sample
         elif mapped["conversation"]:
             turns[number] = _with_loss_on(mapped["conversation"], steps.train_on)
         else:
             account.dropped["empty"].append(number)
-    encoded = encode_conversations(list(turns.values()), encoder, steps.with_output)
-    alone |= zip(turns, encoded, strict=True)
-    given = [(number, *alone[number]) for number in numbers if number in alone]
-    account.tokens_in = sum(len(ids) for _, ids, _ in given) // ITEM
-    return _labelled(Samples.of(_fitted(given, steps, account), account), steps)
+    encoded = encode_conversations(turns.values(), encoder, steps.with_output)
+    samples = Samples(*encoded, np.array(list(turns), dtype=np.int64), account)
+    if alone:
+        samples = Samples.joined([samples, Samples.of(alone, Account())])
+        samples = samples.picked(np.argsort(samples.rows, kind="stable"))
+    account.tokens_in = len(samples.input_ids)
+    return _labelled(_fitted(samples, steps), steps)
 
 
 def _by_itself(number: int, mapped: Mapping[str, Any], steps: Steps) -> dict[str, Any] | None:
@@ -267,36 +285,36 @@ def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps)
         ) from error
 
 
-def _fitted(given: Sequence[Encoded], steps: Steps, account: Account) -> list[Encoded]:
+def _fitted(samples: Samples, steps: Steps) -> Samples:
     """The samples as they go on: cut, split, dropped or refused where they are too long."""
-    if not steps.max_length:
-        return list(given)
-    fitted: list[Encoded] = []
-    limit = steps.max_length * ITEM
-    for number, ids, labels in given:
-        if len(ids) <= limit:
-            fitted.append((number, ids, labels))
-        elif steps.long_samples == "error":
-            raise UserError(
-                tr(
-                    f"row {number} has {len(ids) // ITEM} tokens, more than "
-                    f"max_length={steps.max_length}",
-                    f"第 {number} 行有 {len(ids) // ITEM} 个 token，"
-                    f"超过 max_length={steps.max_length}",
-                ),
-                where=Where(key="max_length"),
-            )
-        elif steps.long_samples == "drop":
-            account.dropped["too_long"].append(number)
-            account.tokens_dropped += len(ids) // ITEM
-        elif steps.long_samples == "split":
-            starts = range(0, len(ids), limit)
-            fitted += [(number, ids[a : a + limit], labels[a : a + limit]) for a in starts]
-        else:
-            fitted.append((number, ids[:limit], labels[:limit]))
-            account.rows_cut.append(number)
-            account.tokens_cut += len(ids) // ITEM - steps.max_length
-    return fitted
+    account, lengths, limit = samples.account, samples.lengths, steps.max_length
+    if not limit or not (lengths > limit).any():
+        return samples
+    too_long = lengths > limit
+    if steps.long_samples == "error":
+        number, length = samples.rows[too_long][0], lengths[too_long][0]
+        raise UserError(
+            tr(
+                f"row {number} has {length} tokens, more than max_length={limit}",
+                f"第 {number} 行有 {length} 个 token，超过 max_length={limit}",
+            ),
+            where=Where(key="max_length"),
+        )
+    if steps.long_samples == "drop":
+        account.dropped["too_long"] += samples.rows[too_long].tolist()
+        account.tokens_dropped += int(lengths[too_long].sum())
+        return samples.chosen(~too_long)
+    if steps.long_samples == "split":
+        parts = np.maximum(-(-lengths // limit), 1)
+        sizes = np.full(parts.sum(), limit)
+        sizes[np.cumsum(parts) - 1] = lengths - limit * (parts - 1)
+        return replace(samples, lengths=sizes, rows=np.repeat(samples.rows, parts))
+    account.rows_cut += samples.rows[too_long].tolist()
+    account.tokens_cut += int((lengths - limit)[too_long].sum())
+    starts = np.cumsum(lengths) - lengths
+    keep = np.arange(len(samples.input_ids)) - np.repeat(starts, lengths) < limit
+    ids, labels = samples.input_ids[keep], samples.labels[keep]
+    return Samples(ids, labels, np.minimum(lengths, limit), samples.rows, account)
 
 
 def _labelled(samples: Samples, steps: Steps) -> Samples:

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from xtuner.utils.words import Ids, WordCache, goes_word_by_word
+from xtuner.utils.words import REMEMBERED, SHORT, Cut, Ids, Words, cut, goes_word_by_word, lasts
 
-Key = tuple[str, str]
-"""The end of the text before a piece, and the piece."""
-_IMAGE_KEY: Key = ("", "")
-"""Of an image's mark; no piece has it, as empty ones have no key."""
+Tokens = npt.NDArray[np.int32]
+ITEM = 4
+"""Bytes of a token id."""
 
-SHORT = 64
-"""Characters of pieces that are remembered: those of templates come again and again."""
-REMEMBERED = 20_000
+_MARK = "\0"
+"""Around the number of a tail; also keeps the seams of words away from where a part begins."""
+_IMAGE_MARK = "<image"
+"""Stands for an image; neither a word, which begins with its space, nor a part, with ``_MARK``."""
+
 COMPARED = 16
 _IMAGE = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)})")
 
@@ -72,96 +73,113 @@ class PieceEncoder:
         self.tokenizer = tokenizer
         self.with_image_token = with_image_token
         self.bos, self.eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
-        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self._endings: dict[str, list[str]] = {}
-        for token in filter(None, added):
-            self._endings.setdefault(token[-1], []).append(token)
-        self._longest = len(added[0]) if added else 1
-        self._tails: dict[str, str] = {}
-        self._known: dict[Key, Ids] = {}
+        self._added = {token for token in tokenizer.get_added_vocab() if token}
+        self._last_characters = {token[-1] for token in self._added}
+        self._sizes = sorted({len(token) for token in self._added}, reverse=True)
+        self._longest = max(self._sizes, default=1)
+        self._tails: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._heads: dict[str, str] = {}
+        self._known: dict[str, Ids] = {}
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._compared = False
         self._words = None
         if many and goes_word_by_word(tokenizer, self._batch):
-            self._words = WordCache(tokenizer, self._batch)
+            self._words = Words(tokenizer, self._batch)
 
     def __call__(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Tokenise several texts, each given in pieces; the ids of each piece."""
-        return [[ids_of(piece).tolist() for piece in pieces] for pieces in self.packed(texts)]
+        ids, sizes = self.joined(texts)
+        pieces = iter(np.split(ids, np.cumsum(sizes)))
+        return [[next(pieces).tolist() for _ in text] for text in texts]
 
-    def packed(self, texts: Sequence[Sequence[str]]) -> list[list[Ids]]:
-        """The same, the ids of a piece as the bytes of int32 numbers."""
-        keyed = [self._keys(pieces) for pieces in texts]
-        found = self._encode_all({key for pieces in keyed for keys in pieces for key in keys})
-        return [[b"".join(map(found.__getitem__, keys)) for keys in pieces] for pieces in keyed]
+    def joined(self, texts: Sequence[Sequence[str]]) -> tuple[Tokens, npt.NDArray[np.int64]]:
+        """The same, the ids of all pieces one after the other, and how many each piece has."""
+        marked, firsts = self._marked(texts)
+        words, numbers, starts = _told_apart(marked) if self._words is None else cut(marked)
+        ids, sizes = _spelled(self._ids(words), numbers)
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        return ids, np.diff(ends[starts[firsts]])
 
-    def _keys(self, pieces: Sequence[str]) -> list[list[Key]]:
-        """For each piece what its ids depend on: ends of the text before, and what comes."""
-        keys: list[list[Key]] = []
-        before = ""
-        for piece in pieces:
-            if self.with_image_token and piece == DEFAULT_IMAGE_TOKEN:
-                keys.append([_IMAGE_KEY])
-                continue
-            own = []
-            parts = [piece] if self._words is None else self._words.parts(piece)
-            for part in filter(None, parts):
-                own.append((self._tail(before), part))
-                before = (before + part[-self._longest :])[-self._longest :]
-            keys.append(own)
-        return keys
+    def _marked(self, texts: Sequence[Sequence[str]]) -> tuple[list[str], list[int]]:
+        """All that the ids depend on: parts of pieces, each behind the number of its tail.
 
-    def _tail(self, text: str) -> str:
-        """As much of the end of a text as decides how what follows is tokenised."""
-        last = text[-1:]
-        if last not in self._endings:
-            return last
-        end = text[-self._longest :]
-        if end not in self._tails:
-            if len(self._tails) > REMEMBERED:
-                self._tails.clear()
-            tokens = self._endings[last]
-            self._tails[end] = next((token for token in tokens if end.endswith(token)), last)
-        return self._tails[end]
+        Returns:
+            The parts, and which of them each piece begins with, followed by how many there are.
+        """
+        marked: list[str] = []
+        firsts: list[int] = []
+        longest, head = self._longest, self._head
+        parts = _whole if self._words is None else self._words.parts
+        for pieces in texts:
+            before = ""
+            for piece in pieces:
+                firsts.append(len(marked))
+                if self.with_image_token and piece == DEFAULT_IMAGE_TOKEN:
+                    marked.append(_IMAGE_MARK)
+                    continue
+                for part in parts(piece):
+                    marked.append(head(before) + part)
+                    before = part if len(part) >= longest else before[-longest:] + part
+        return marked, [*firsts, len(marked)]
 
-    def _encode_all(self, wanted: Collection[Key]) -> dict[Key, Ids]:
+    def _head(self, text: str) -> str:
+        """What stands before a part, so that equal parts after different tails are different.
+
+        Args:
+            text: what was before the part.
+        """
+        end = text[-1:]
+        if end in self._last_characters:
+            end = text[-self._longest :]
+        head = self._heads.get(end)
+        if head is None:
+            ends = (end[-size:] for size in self._sizes)
+            tail = next((token for token in ends if token in self._added), end[-1:])
+            number = self._numbers.setdefault(tail, len(self._tails))
+            if number == len(self._tails):
+                self._tails.append(tail)
+            if len(self._heads) > REMEMBERED:
+                self._heads.clear()
+            head = self._heads[end] = f"{_MARK}{number}{_MARK}"
+        return head
+
+    def _ids(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of words with their space and of parts with their head, each given once."""
         known = self._known
         if len(known) > REMEMBERED:
             known.clear()
-        known[_IMAGE_KEY] = packed_ids([IMAGE_TOKEN_INDEX])
-        found = {key: known[key] for key in wanted if key in known}
-        new = [key for key in wanted if key not in found]
-        if self._words is None:
-            found |= self._continued(new)
-        else:
-            self._words.forget()
-            split = [self._words.split(piece) for _, piece in new]
-            words = self._words.learn().__getitem__
-            starts = [(tail, parts[0]) for (tail, _), parts in zip(new, split, strict=True)]
-            begun = self._continued(set(starts))
-            for key, start, (_, *rest) in zip(new, starts, split, strict=True):
-                found[key] = begun[start] + b"".join(map(words, rest))
-        known.update((key, found[key]) for key in new if len(key[1]) <= SHORT)
+        known[_IMAGE_MARK] = packed_ids([IMAGE_TOKEN_INDEX])
+        found: list[Any] = list(map(known.get, texts))
+        places = [place for place, ids in enumerate(found) if ids is None]
+        new = [texts[place] for place in places]
+        parts = [text for text in new if text[0] == _MARK]
+        fresh = dict(zip(parts, self._continued(parts), strict=True))
+        if self._words is not None:
+            words = [text for text in new if text[0] != _MARK]
+            fresh.update(zip(words, self._words.ids(words), strict=True))
+        for place, text in zip(places, new, strict=True):
+            found[place] = fresh[text]
+            if len(text) <= SHORT and (text[0] == _MARK or lasts(text)):
+                known[text] = fresh[text]
         return found
 
-    def _continued(self, keys: Collection[Key]) -> dict[Key, Ids]:
-        """The ids of pieces after the tails that stand before them."""
-        known = self._known
-        found = {key: known[key] for key in keys if key in known}
-        new = [key for key in keys if key not in found]
-        tails = sorted({tail for tail, _ in new if tail})
-        heads = dict(zip(tails, self._batch(tails), strict=True))
-        alone = []
-        both = self._batch([tail + piece for tail, piece in new])
-        for key, ids in zip(new, both, strict=True):
-            head = heads.get(key[0], b"")
-            if ids.startswith(head):
-                found[key] = ids[len(head) :]
-            else:
-                alone.append(key)
-        for key, ids in zip(alone, self._batch([piece for _, piece in alone]), strict=True):
-            found[key] = ids
-        known.update((key, found[key]) for key in new if len(key[1]) <= SHORT)
+    def _continued(self, parts: Sequence[str]) -> list[Ids]:
+        """The ids of parts after the tails that stand before them."""
+        split = [part.split(_MARK, 2)[1:] for part in parts]
+        numbers = sorted({int(number) for number, _ in split})
+        tails = [self._tails[number] for number in numbers]
+        heads = dict(zip(map(str, numbers), self._batch(tails), strict=True))
+        both = self._batch([self._tails[int(number)] + text for number, text in split])
+        found: list[Ids] = []
+        alone: list[int] = []
+        for (number, _), ids in zip(split, both, strict=True):
+            head = heads[number]
+            if not ids.startswith(head):
+                alone.append(len(found))
+            found.append(ids[len(head) :])
+        for place, ids in zip(alone, self._batch([split[n][1] for n in alone]), strict=True):
+            found[place] = ids
         return found
 
     def _batch(self, texts: Sequence[str]) -> list[Ids]:
@@ -183,7 +201,7 @@ class PieceEncoder:
         return packed_ids(self.tokenizer.encode(text, add_special_tokens=False))
 
 
-def ids_of(packed: Ids) -> npt.NDArray[np.int32]:
+def ids_of(packed: Ids) -> Tokens:
     """Token ids from the bytes of int32 numbers."""
     return np.frombuffer(packed, dtype=np.int32)
 
@@ -191,3 +209,34 @@ def ids_of(packed: Ids) -> npt.NDArray[np.int32]:
 def packed_ids(ids: Sequence[int]) -> Ids:
     """Token ids as the bytes of int32 numbers."""
     return array("i", ids).tobytes()
+
+
+def _whole(text: str) -> list[str]:
+    """A text as its parts, when it has but one."""
+    return [text] if text else []
+
+
+def _told_apart(texts: Sequence[str]) -> Cut:
+    """Texts that stay whole: each a word of its own."""
+    places: dict[str, int] = {}
+    numbers = [places.setdefault(text, len(places)) for text in texts]
+    return Cut(list(places), np.array(numbers, dtype=np.int64), np.arange(len(texts) + 1))
+
+
+def _spelled(
+    words: Sequence[Ids], numbers: npt.NDArray[np.integer]
+) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    """The ids of words one after the other, and how many each has.
+
+    Args:
+        words: the ids of each different one.
+        numbers: which of them stand one after the other.
+    """
+    all_ids = ids_of(b"".join(words))
+    sizes = np.array([len(ids) for ids in words], dtype=np.int64) // ITEM
+    starts = np.cumsum(sizes) - sizes
+    taken = sizes[numbers]
+    ends = np.cumsum(taken)
+    places = np.repeat(starts[numbers] - (ends - taken), taken)
+    places += np.arange(len(places))
+    return all_ids[places], taken

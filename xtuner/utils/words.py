@@ -11,22 +11,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 Ids = bytes
 """Token ids as int32, so that those of words are put together at the speed of memory."""
 Batch = Callable[[Sequence[str]], list[Ids]]
 
-# A space after a visible ASCII character and before an ASCII letter or digit.
-_SEAM = re.compile(r"(?<=[!-~])(?= [a-zA-Z0-9])")
-_WORD = re.compile(r"[a-zA-Z0-9](?:[^ ]*[!-~])?")
-_BEGINS = re.compile("[a-zA-Z0-9]")
+# By the code of an ASCII character.
+_VISIBLE = np.array([ord("!") <= code <= ord("~") for code in range(256)])
+_LETTER = np.array([code < 128 and chr(code).isalnum() for code in range(256)])
 _REACHES_OVER = re.compile("[!-~][Ġ▁ ]")
 _NORMALIZERS = {"NFC", "NFKC", "Replace", "Prepend", "Sequence"}
 _PRE_TOKENIZERS = {"ByteLevel", "Split", "Metaspace", "Digits", "Sequence"}
-# Those that may come again: short, and of one line.
-_LASTING = re.compile(r"[a-zA-Z0-9](?:[^ \n]{0,38}[!-~])?")
-LONGEST, REMEMBERED = 64, 300_000
+_LASTING = re.compile(r" [a-zA-Z0-9](?:[^ \n]{0,38}[!-~])?\n?")
+SHORT, REMEMBERED = 64, 300_000
+"""Characters of texts that are remembered, and how many are."""
 
 
 def goes_word_by_word(tokenizer: Any, batch: Batch) -> bool:
@@ -87,8 +89,8 @@ def _tried_out(batch: Batch) -> bool:
     )
 
 
-class WordCache:
-    """The ids of words as they stand after a space, remembered.
+class Words:
+    """Cuts texts where the ids of what follows do not depend on what stands before.
 
     Args:
         tokenizer: one that ``goes_word_by_word``.
@@ -97,9 +99,6 @@ class WordCache:
 
     def __init__(self, tokenizer: Any, batch: Batch) -> None:
         self._batch = batch
-        self._known: dict[str, Ids] = {}
-        self._new: set[str] = set()
-        self._passing: list[str] = []
         (self._context,) = batch(["a"])
         marks = [
             token["content"]
@@ -112,45 +111,61 @@ class WordCache:
 
     def parts(self, text: str) -> list[str]:
         """A text cut around the tokens that are found before anything else is."""
-        if text in self._parts:
+        short = len(text) <= SHORT
+        if short and text in self._parts:
             return self._parts[text]
         parts = [text] if self._marks is None else self._marks.split(text)
-        if len(text) <= LONGEST and len(self._parts) < REMEMBERED:
+        parts = [part for part in parts if part]
+        if short and len(self._parts) < REMEMBERED:
             self._parts[text] = parts
         return parts
 
-    def split(self, text: str) -> list[str]:
-        """A text as its first part, and the words after it without the space before each."""
-        first, *words = text.split(" ")
-        if not words:
-            return [text]
-        *inner, last = words
-        if first and "!" <= first[-1] <= "~" and (last in self._known or _BEGINS.match(last)):
-            strange = set(inner).difference(self._known)
-            if all(map(_WORD.fullmatch, strange)):
-                strange.add(last)
-                self._new |= strange
-                return [first, *words]
-        first, *parts = _SEAM.split(text)
-        words = [part[1:] for part in parts]
-        self._new.update(words)
-        return [first, *words]
-
-    def learn(self) -> dict[str, Ids]:
-        """Tokenise the words that ``split`` gave and that are new; the ids of all words."""
-        new = sorted(self._new.difference(self._known))
-        self._new.clear()
+    def ids(self, words: Sequence[str]) -> list[Ids]:
+        """The ids of words, each given with the space before it."""
         skip = len(self._context)
-        for word, ids in zip(new, self._batch([f"a {word}" for word in new]), strict=True):
-            self._known[word] = ids[skip:]
-            if not _LASTING.fullmatch(word):
-                self._passing.append(word)
-        return self._known
+        return [ids[skip:] for ids in self._batch([f"a{word}" for word in words])]
 
-    def forget(self) -> None:
-        """Forget what will hardly come again, and all when there is too much; before ``split``."""
-        for word in self._passing:
-            self._known.pop(word, None)
-        self._passing.clear()
-        if len(self._known) > REMEMBERED:
-            self._known.clear()
+
+class Cut(NamedTuple):
+    """Texts cut into words.
+
+    Attributes:
+        words: each different one, once. All but the first of a text begin with their space.
+        numbers: (words of all texts,) which of ``words`` they are, one after the other.
+        starts: (texts + 1,) where in ``numbers`` each text begins, and the last one ends.
+    """
+
+    words: list[str]
+    numbers: npt.NDArray[np.integer]
+    starts: npt.NDArray[np.integer]
+
+
+def cut(texts: Sequence[str]) -> Cut:
+    """Cut texts at every seam: a space after a visible ASCII character, before a letter or digit.
+
+    Arrow holds the texts one after the other as UTF-8, in which no byte of another character is
+    one of these; so the seams are found in the bytes, and the words are not copied to tell them
+    apart.
+
+    Args:
+        texts: none of them empty, and none beginning with a letter or digit, so that there is no
+            seam between two.
+    """
+    import pyarrow as pa
+
+    _, offsets, characters = pa.array(texts, pa.large_string()).buffers()
+    borders = np.frombuffer(offsets, np.int64, len(texts) + 1)
+    codes = np.frombuffer(characters, np.uint8, borders[-1])
+    spaces = np.flatnonzero(codes == ord(" "))
+    seams = _VISIBLE[codes.take(spaces - 1, mode="clip")]
+    seams &= _LETTER[codes.take(spaces + 1, mode="clip")]
+    places = np.sort(np.concatenate([borders, spaces[seams]]), kind="stable")
+    words = pa.LargeStringArray.from_buffers(len(places) - 1, pa.py_buffer(places), characters)
+    told_apart = words.dictionary_encode()
+    numbers = told_apart.indices.to_numpy()
+    return Cut(told_apart.dictionary.to_pylist(), numbers, np.searchsorted(places, borders))
+
+
+def lasts(word: str) -> bool:
+    """Whether a word, given with its space, may come again: a short one, and of one line."""
+    return bool(_LASTING.fullmatch(word))
