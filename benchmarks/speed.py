@@ -8,9 +8,14 @@ take turns. Tokens are those of the rows, padding does not count.
 * trl: SFTTrainer, packing on, loss on completions; trl_compiled with ``torch_compile=True``.
 * plain: a loop over padded batches: model(**batch), backward, clip, AdamW.step.
 
-    python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora]    # needs trl
+Full training keeps weights in float32, LoRA a frozen base in bf16, QLoRA one in 4 bits (nf4, double
+quantisation), alike on all sides; TRL keeps QLoRA's adapter in bf16, the others in float32.
 
-Writes ``results/speed_<shape>.json``.
+    python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora qlora]
+
+Needs trl.
+
+Writes ``results/speed_<shape>.json``, where methods that were not run keep their figures.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 WARM_STEPS, STEPS, ROUNDS = 2, 8, 3
+METHODS = ("full", "lora", "qlora")
 LORA = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
 
 
@@ -137,9 +143,28 @@ def packs(folder: Path, shape: Shape) -> Any:
     )
 
 
-def base_dtype(method: str) -> str:
-    """Frozen weights are kept in bf16, trained ones in float32; on all sides."""
-    return "bfloat16" if method == "lora" else "float32"
+def loading(method: str) -> dict[str, Any]:
+    """The arguments of ``from_pretrained``, on all sides."""
+    if method == "full":
+        return {"dtype": "float32"}
+    if method == "lora":
+        return {"dtype": "bfloat16"}
+    from transformers import BitsAndBytesConfig
+
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype="bfloat16",
+    )
+    return {"dtype": "bfloat16", "quantization_config": bits}
+
+
+def adapter(method: str) -> Any:
+    """The ``LoraConfig`` of all sides; None for full training."""
+    from peft import LoraConfig
+
+    return None if method == "full" else LoraConfig(task_type="CAUSAL_LM", **LORA)
 
 
 def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
@@ -147,7 +172,6 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
     import torch
     from mmengine.dataset import DefaultSampler
     from mmengine.hooks import Hook
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
     from xtuner.dataset.collate_fns import default_collate_fn
@@ -171,9 +195,9 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
             llm=dict(
                 type=AutoModelForCausalLM.from_pretrained,
                 pretrained_model_name_or_path=str(folder),
-                dtype=base_dtype(method),
+                **loading(method),
             ),
-            lora=dict(type=LoraConfig, task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
+            lora=adapter(method),
             use_varlen_attn=True,
             use_activation_checkpointing=False,
             compile=compiled,
@@ -203,7 +227,6 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
 
 def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
     """Through TRL's SFTTrainer."""
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -225,7 +248,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
 
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="sdpa", dtype=base_dtype(method)
+            folder, attn_implementation="sdpa", **loading(method)
         ),
         args=SFTConfig(
             output_dir=str(folder / "trl"),
@@ -248,7 +271,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
         ),
         train_dataset=messages(folder),
         processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
+        peft_config=adapter(method),
         callbacks=[Timer()],
     )
     trainer.train()
@@ -258,12 +281,12 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
 def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     """A loop as in a tutorial: padded batches of about the same number of tokens."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base_dtype(method))
-    if method == "lora":
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, **loading(method))
+    if method != "full":
+        model = get_peft_model(model, adapter(method))
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
     samples = []
@@ -332,11 +355,52 @@ def matmul_rate() -> float:
     return 2 * 2048**3 / best / 1e12
 
 
+def run_side(name: str, folder: Path, shape: str, method: str) -> dict[str, float]:
+    """Run one side in a process of its own."""
+    words = [sys.executable, __file__, "--shape", shape, "--side", name]
+    words += ["--folder", str(folder), "--methods", method]
+    environment = os.environ | {"XTUNER_CACHE": f"{folder}/cache"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compared(sides: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """The medians of each side's rounds, and ours in proportion to the others'."""
+    medians = {
+        side: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for side, runs in sides.items()
+    }
+    return medians | {
+        f"{what}_of_{us}_to_{side}": medians[us][key] / medians[side][key]
+        for us in medians
+        if us.startswith("ours")
+        for side in medians
+        if not side.startswith("ours")
+        for what, key in (("speed", "tokens_per_second"), ("memory", "peak_mib"))
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """When, where and with what a method was measured."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": {name: version(name) for name in names},
+        "bf16_matmul_tflops": matmul_rate(),
+    }
+
+
 def main() -> int:
     """Run the sides in turns and say how they compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama_34m")
-    parser.add_argument("--methods", nargs="+", choices=("full", "lora"), default=["full", "lora"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -353,47 +417,16 @@ def main() -> int:
         folder = Path(name)
         prepare(folder, shape)
         for _ in range(args.rounds):
-            for method in args.methods:
-                for side, runs in found[method].items():
-                    words = [sys.executable, __file__, "--shape", args.shape, "--side", side]
-                    words += ["--folder", name, "--methods", method]
-                    environment = os.environ | {"XTUNER_CACHE": f"{name}/cache"}
-                    done = subprocess.run(
-                        words, env=environment, capture_output=True, text=True, check=False
-                    )
-                    if done.returncode:
-                        raise SystemExit(done.stderr)
-                    runs.append(json.loads(done.stdout.splitlines()[-1]))
-                    print(method, side, runs[-1], flush=True)
-    result: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": _versions(),
-        "shape": args.shape,
-        "bf16_matmul_tflops": matmul_rate(),
-    }
+            for method, side in itertools.product(args.methods, args.sides):
+                found[method][side].append(run_side(side, folder, args.shape, method))
+                print(method, side, found[method][side][-1], flush=True)
+    file = RESULTS / f"speed_{args.shape}.json"
+    result: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     for method, sides in found.items():
-        medians = {
-            side: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-            for side, runs in sides.items()
-        }
-        result[method] = medians | {
-            f"{what}_of_{us}_to_{side}": medians[us][key] / medians[side][key]
-            for us in medians
-            if us.startswith("ours")
-            for side in medians
-            if not side.startswith("ours")
-            for what, key in (("speed", "tokens_per_second"), ("memory", "peak_mib"))
-        }
-    (RESULTS / f"speed_{args.shape}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(json.dumps(result, indent=1))
+        result[method] = circumstances() | compared(sides)
+    file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(json.dumps({method: result[method] for method in found}, indent=1))
     return 0
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
 
 
 if __name__ == "__main__":
