@@ -169,17 +169,46 @@ def adapter(method: str) -> Any:
 
 def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
     """Through XTuner's runner."""
+    from transformers import AutoModelForCausalLM
+
+    llm = dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=str(folder),
+        **loading(method),
+    )
+    model = dict(
+        llm=llm, lora=adapter(method), compile=compiled, use_activation_checkpointing=False
+    )
+    # the packs of a step are joined into one row
+    return run_ours(folder, model, packs(folder, shape), shape.packs_a_step, Clock()).facts()
+
+
+def run_ours(
+    folder: Path,
+    model: dict[str, Any],
+    rows: Any,
+    batch_size: int,
+    clock: Clock,
+    device: str = "cpu",
+) -> Clock:
+    """Train as ``xtuner train`` does.
+
+    Args:
+        folder: for the runner's own files.
+        model: arguments of ``SupervisedFinetune``.
+        rows: packed rows.
+        batch_size: how many of them make a step.
+        clock: is told of each step.
+        device: ``cpu`` or ``cuda``.
+    """
     import torch
     from mmengine.dataset import DefaultSampler
     from mmengine.hooks import Hook
-    from transformers import AutoModelForCausalLM
 
     from xtuner.dataset.collate_fns import default_collate_fn
     from xtuner.engine.optim import FinetuneOptimWrapper
     from xtuner.engine.runner import FinetuneRunner, TrainLoop
     from xtuner.model import SupervisedFinetune
-
-    clock = Clock()
 
     class Timer(Hook):
         def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
@@ -191,22 +220,12 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
         return default_collate_fn(rows, use_varlen_attn=True)
 
     runner = FinetuneRunner(
-        model=SupervisedFinetune(
-            llm=dict(
-                type=AutoModelForCausalLM.from_pretrained,
-                pretrained_model_name_or_path=str(folder),
-                **loading(method),
-            ),
-            lora=adapter(method),
-            use_varlen_attn=True,
-            use_activation_checkpointing=False,
-            compile=compiled,
-        ),
+        model=SupervisedFinetune(use_varlen_attn=True, **model),
         work_dir=str(folder / "ours"),
         train_dataloader=dict(
-            batch_size=shape.packs_a_step,  # they are joined into one row
+            batch_size=batch_size,
             num_workers=0,
-            dataset=packs(folder, shape),
+            dataset=rows,
             sampler=dict(type=DefaultSampler, shuffle=False),
             collate_fn=collate,
         ),
@@ -216,13 +235,14 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
             optimizer=dict(type=torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True),
             dtype="bfloat16",
             clip_grad=dict(max_norm=1.0),
+            device=device,
         ),
         default_hooks=dict(checkpoint=None, logger=None, progress=None),
         custom_hooks=[Timer()],
         randomness=dict(seed=0),
     )
     runner.train()
-    return clock.facts()
+    return clock
 
 
 def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
@@ -330,29 +350,37 @@ class Clock:
         self._steps: list[tuple[float, int, float]] = []
 
     def step(self, tokens: int, loss: float) -> None:
+        """Say that a step has ended: its tokens, and its loss."""
         self._steps.append((time.perf_counter(), tokens, loss))
 
+    def peak_mib(self) -> float:
+        """The most memory that this process has held."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
     def facts(self) -> dict[str, float]:
+        """Tokens a second, memory and the mean loss."""
         start = self._steps[WARM_STEPS - 1][0]
         timed = self._steps[WARM_STEPS:]
         return {
             "tokens_per_second": sum(tokens for _, tokens, _ in timed) / (timed[-1][0] - start),
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": self.peak_mib(),
             "loss": statistics.fmean(loss for _, _, loss in timed),
         }
 
 
-def matmul_rate() -> float:
+def matmul_rate(size: int = 2048, device: str = "cpu") -> float:
     """What this machine's bf16 matrix products reach, in TFLOP/s."""
     import torch
 
-    one, other = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    one, other = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     best = 1e9
     for _ in range(20):
         begin = time.perf_counter()
         one @ other
+        if device == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
-    return 2 * 2048**3 / best / 1e12
+    return 2 * size**3 / best / 1e12
 
 
 def run_side(name: str, folder: Path, shape: str, method: str) -> dict[str, float]:
