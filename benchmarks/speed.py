@@ -7,11 +7,13 @@ take turns. Tokens are those of the rows, padding does not count.
 * ours_compiled: the same with ``compile=True``; compiling falls into the steps that are left out.
 * trl: SFTTrainer, packing on, loss on completions; trl_compiled with ``torch_compile=True``.
 * plain: a loop over padded batches: model(**batch), backward, clip, AdamW.step.
+* with --peers, XTuner 0.1.23 and LLaMA-Factory: see ``peers.py``.
 
 Full training keeps weights in float32, LoRA a frozen base in bf16, QLoRA one in 4 bits (nf4, double
 quantisation), alike on all sides; TRL keeps QLoRA's adapter in bf16, the others in float32.
 
     python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora qlora]
+                               [--peers xtuner-0.1.23 llama-factory]
 
 Needs trl.
 
@@ -395,13 +397,17 @@ def run_side(name: str, folder: Path, shape: str, method: str) -> dict[str, floa
     return found
 
 
-def compared(sides: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def compared(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The medians of each side's rounds, and ours in proportion to the others'."""
-    medians = {
-        side: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for side, runs in sides.items()
+    failures = {
+        side: run for side, runs in sides.items() for run in reversed(runs) if "failed" in run
     }
-    return medians | {
+    medians: dict[str, Any] = {
+        side: {key: middle([run[key] for run in runs]) for key in runs[0]}
+        for side, runs in sides.items()
+        if side not in failures
+    }
+    ratios = {
         f"{what}_of_{us}_to_{side}": medians[us][key] / medians[side][key]
         for us in medians
         if us.startswith("ours")
@@ -409,6 +415,12 @@ def compared(sides: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
         if not side.startswith("ours")
         for what, key in (("speed", "tokens_per_second"), ("memory", "peak_mib"))
     }
+    return medians | failures | ratios
+
+
+def middle(values: list[Any]) -> Any:
+    """The median of numbers; the first of what is none."""
+    return values[0] if isinstance(values[0], str) else statistics.median(values)
 
 
 def circumstances() -> dict[str, Any]:
@@ -426,10 +438,13 @@ def circumstances() -> dict[str, Any]:
 
 def main() -> int:
     """Run the sides in turns and say how they compare."""
+    import peers
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama_34m")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--peers", nargs="*", choices=peers.PEERS, default=[])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -438,20 +453,25 @@ def main() -> int:
     if args.side:
         print("\n" + json.dumps(SIDES[args.side](args.folder, shape, args.methods[0])))
         return 0
-    found: dict[str, dict[str, list[dict[str, float]]]] = {
-        method: {side: [] for side in args.sides} for method in args.methods
+    sides = [*args.sides, *args.peers]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {
+        method: {side: [] for side in sides} for method in args.methods
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, shape)
         for _ in range(args.rounds):
-            for method, side in itertools.product(args.methods, args.sides):
-                found[method][side].append(run_side(side, folder, args.shape, method))
-                print(method, side, found[method][side][-1], flush=True)
+            for method, side in itertools.product(args.methods, sides):
+                if side in args.peers:
+                    run = peers.run(side, folder, shape, method)
+                else:
+                    run = run_side(side, folder, args.shape, method)
+                found[method][side].append(run)
+                print(method, side, run, flush=True)
     file = RESULTS / f"speed_{args.shape}.json"
     result: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    for method, sides in found.items():
-        result[method] = circumstances() | compared(sides)
+    for method, runs in found.items():
+        result[method] = circumstances() | compared(runs)
     file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps({method: result[method] for method in found}, indent=1))
     return 0

@@ -1,5 +1,6 @@
 """What the benchmarks for other machines do can be tried out on this one."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -40,3 +41,39 @@ def test_a_case_that_fails_says_why(tmp_path):
     assert done.returncode == 0, done.stderr
     (case,) = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["cases"]
     assert "Error" in case["failed"]
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    monkeypatch.syspath_prepend(str(GPU.parent))
+    return importlib.import_module("peers")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ValueError('no such thing')", "ValueError: no such thing"),
+        ("import sys; print('ERROR: no matching version', file=sys.stderr); sys.exit(1)", "ERROR"),
+        ("import sys; sys.exit(3)", "status 3"),
+        ("import time; time.sleep(60)", "not done after"),
+    ],
+)
+def test_a_peer_that_fails_says_why(peers, monkeypatch, tmp_path, code, said):
+    driver = tmp_path / "driver.py"
+    driver.write_text(code)
+    monkeypatch.setitem(peers.PEERS, "other", peers.Peer("", str(driver)))
+    monkeypatch.setattr(peers, "python_of", lambda name, home: Path(sys.executable))
+    monkeypatch.setattr(peers, "MINUTES_TO_RUN", 0.05)
+    (tmp_path / "packs.json").write_text("[]")
+    found = peers.run("other", tmp_path, peers.speed.SHAPES["llama_34m"], "full")
+    assert list(found) == ["failed"] and said in found["failed"]
+
+
+def test_a_peer_that_failed_stands_beside_the_others(peers):
+    facts = {"tokens_per_second": 4.0, "peak_mib": 2.0, "loss": 1.0}
+    slow = facts | {"tokens_per_second": 2.0, "precision": "float32"}
+    sides = {"ours": [facts, facts], "trl": [slow, slow], "other": [facts, {"failed": "why"}]}
+    found = peers.speed.compared(sides)
+    assert found["other"] == {"failed": "why"}
+    assert found["trl"] == slow and found["speed_of_ours_to_trl"] == 2.0
+    assert "speed_of_ours_to_other" not in found
