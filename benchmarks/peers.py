@@ -26,6 +26,7 @@ import speed
 
 HERE = Path(__file__).parent
 HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xtuner_peers"
+FOR_CUDA = ("torchvision", "torchaudio")
 MINUTES_TO_INSTALL, MINUTES_TO_RUN = 30, 30
 
 
@@ -45,7 +46,7 @@ PEERS = {
     "xtuner-0.1.23": Peer(
         # transformers and peft of its time; it says Python < 3.11, and so pip would not have it
         "transformers==4.48.3 peft==0.14.0 mmengine==0.10.7 bitsandbytes==0.50.2 setuptools<81 "
-        "datasets einops openpyxl scikit-image scipy sentencepiece tiktoken torchvision",
+        "datasets deepspeed einops openpyxl scikit-image scipy sentencepiece tiktoken",
         "xtuner_0_1_23.py",
         alone="xtuner==0.1.23",
     ),
@@ -69,10 +70,13 @@ def python_of(name: str, home: Path) -> Path:
         return python
     _run([sys.executable, "-m", "venv", "--clear", str(folder)], MINUTES_TO_INSTALL)
     torch = f"torch=={version('torch').partition('+')[0]}"
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
     _run([*pip, torch, *peer.packages.split()], MINUTES_TO_INSTALL)
     if peer.alone:
         _run([*pip, "--no-deps", "--ignore-requires-python", peer.alone], MINUTES_TO_INSTALL)
+    if "+cpu" in version("torch"):  # with which PyPI's builds of these cannot be imported
+        words = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *FOR_CUDA]
+        _run(words, MINUTES_TO_INSTALL)
     done.touch()
     return python
 

@@ -9,11 +9,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import speed
-from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
+
+try:
+    import torchaudio  # noqa: F401
+except (ImportError, OSError):  # there is none for a torch without CUDA, and rows of text need none
+    sys.modules["torchaudio"] = ModuleType("torchaudio")
+
+from llamafactory.train.tuner import run_exp
 
 
 class Timer(TrainerCallback):

@@ -10,15 +10,24 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import datasets  # noqa: F401  # looks for torchvision
 import speed
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+try:
+    import torchvision  # noqa: F401
+except (ImportError, RuntimeError):  # there is none for a torch without CUDA; only images need it
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+        sys.modules[name] = MagicMock(__version__="none")
 
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.engine.runner import TrainLoop
@@ -41,7 +50,7 @@ class Timer(Hook):
 
 def model(folder: str, method: str, gpu: bool) -> dict[str, Any]:
     """As its configs have it."""
-    llm = dict(
+    llm = ConfigDict(
         type=AutoModelForCausalLM.from_pretrained,
         pretrained_model_name_or_path=folder,
         torch_dtype=torch.bfloat16 if gpu and method != "full" else torch.float32,
@@ -56,7 +65,7 @@ def model(folder: str, method: str, gpu: bool) -> dict[str, Any]:
     lora = None
     if method != "full":
         settings = {key: value for key, value in speed.LORA.items() if key != "target_modules"}
-        lora = dict(type=LoraConfig, task_type="CAUSAL_LM", **settings)
+        lora = ConfigDict(type=LoraConfig, task_type="CAUSAL_LM", **settings)
     return dict(type=SupervisedFinetune, llm=llm, lora=lora, use_activation_checkpointing=False)
 
 
