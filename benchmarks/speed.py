@@ -7,10 +7,17 @@ take turns. Tokens are those of the rows, padding does not count.
 * ours_compiled: the same with ``compile=True``; compiling falls into the steps that are left out.
 * trl: SFTTrainer, packing on, loss on completions; trl_compiled with ``torch_compile=True``.
 * plain: a loop over padded batches: model(**batch), backward, clip, AdamW.step.
+* with --peers, XTuner 0.1.23 and LLaMA-Factory: see ``peers.py``.
 
-    python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora]    # needs trl
+Full training keeps weights in float32, LoRA a frozen base in bf16, QLoRA one in 4 bits (nf4, double
+quantisation), alike on all sides; TRL keeps QLoRA's adapter in bf16, the others in float32.
 
-Writes ``results/speed_<shape>.json``.
+    python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora qlora]
+                               [--peers xtuner-0.1.23 llama-factory]
+
+Needs trl.
+
+Writes ``results/speed_<shape>.json``, where methods that were not run keep their figures.
 """
 
 from __future__ import annotations
@@ -36,6 +43,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 WARM_STEPS, STEPS, ROUNDS = 2, 8, 3
+METHODS = ("full", "lora", "qlora")
 LORA = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
 
 
@@ -137,25 +145,72 @@ def packs(folder: Path, shape: Shape) -> Any:
     )
 
 
-def base_dtype(method: str) -> str:
-    """Frozen weights are kept in bf16, trained ones in float32; on all sides."""
-    return "bfloat16" if method == "lora" else "float32"
+def loading(method: str) -> dict[str, Any]:
+    """The arguments of ``from_pretrained``, on all sides."""
+    if method == "full":
+        return {"dtype": "float32"}
+    if method == "lora":
+        return {"dtype": "bfloat16"}
+    from transformers import BitsAndBytesConfig
+
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype="bfloat16",
+    )
+    return {"dtype": "bfloat16", "quantization_config": bits}
+
+
+def adapter(method: str) -> Any:
+    """The ``LoraConfig`` of all sides; None for full training."""
+    from peft import LoraConfig
+
+    return None if method == "full" else LoraConfig(task_type="CAUSAL_LM", **LORA)
 
 
 def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
     """Through XTuner's runner."""
+    from transformers import AutoModelForCausalLM
+
+    llm = dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=str(folder),
+        **loading(method),
+    )
+    model = dict(
+        llm=llm, lora=adapter(method), compile=compiled, use_activation_checkpointing=False
+    )
+    # the packs of a step are joined into one row
+    return run_ours(folder, model, packs(folder, shape), shape.packs_a_step, Clock()).facts()
+
+
+def run_ours(
+    folder: Path,
+    model: dict[str, Any],
+    rows: Any,
+    batch_size: int,
+    clock: Clock,
+    device: str = "cpu",
+) -> Clock:
+    """Train as ``xtuner train`` does.
+
+    Args:
+        folder: for the runner's own files.
+        model: arguments of ``SupervisedFinetune``.
+        rows: packed rows.
+        batch_size: how many of them make a step.
+        clock: is told of each step.
+        device: ``cpu`` or ``cuda``.
+    """
     import torch
     from mmengine.dataset import DefaultSampler
     from mmengine.hooks import Hook
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
 
     from xtuner.dataset.collate_fns import default_collate_fn
     from xtuner.engine.optim import FinetuneOptimWrapper
     from xtuner.engine.runner import FinetuneRunner, TrainLoop
     from xtuner.model import SupervisedFinetune
-
-    clock = Clock()
 
     class Timer(Hook):
         def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
@@ -167,22 +222,12 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
         return default_collate_fn(rows, use_varlen_attn=True)
 
     runner = FinetuneRunner(
-        model=SupervisedFinetune(
-            llm=dict(
-                type=AutoModelForCausalLM.from_pretrained,
-                pretrained_model_name_or_path=str(folder),
-                dtype=base_dtype(method),
-            ),
-            lora=dict(type=LoraConfig, task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
-            use_varlen_attn=True,
-            use_activation_checkpointing=False,
-            compile=compiled,
-        ),
+        model=SupervisedFinetune(use_varlen_attn=True, **model),
         work_dir=str(folder / "ours"),
         train_dataloader=dict(
-            batch_size=shape.packs_a_step,  # they are joined into one row
+            batch_size=batch_size,
             num_workers=0,
-            dataset=packs(folder, shape),
+            dataset=rows,
             sampler=dict(type=DefaultSampler, shuffle=False),
             collate_fn=collate,
         ),
@@ -192,18 +237,18 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
             optimizer=dict(type=torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True),
             dtype="bfloat16",
             clip_grad=dict(max_norm=1.0),
+            device=device,
         ),
         default_hooks=dict(checkpoint=None, logger=None, progress=None),
         custom_hooks=[Timer()],
         randomness=dict(seed=0),
     )
     runner.train()
-    return clock.facts()
+    return clock
 
 
 def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
     """Through TRL's SFTTrainer."""
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -225,7 +270,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
 
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="sdpa", dtype=base_dtype(method)
+            folder, attn_implementation="sdpa", **loading(method)
         ),
         args=SFTConfig(
             output_dir=str(folder / "trl"),
@@ -248,7 +293,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
         ),
         train_dataset=messages(folder),
         processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if method == "lora" else None,
+        peft_config=adapter(method),
         callbacks=[Timer()],
     )
     trainer.train()
@@ -258,12 +303,12 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
 def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     """A loop as in a tutorial: padded batches of about the same number of tokens."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base_dtype(method))
-    if method == "lora":
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, **loading(method))
+    if method != "full":
+        model = get_peft_model(model, adapter(method))
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
     samples = []
@@ -307,37 +352,99 @@ class Clock:
         self._steps: list[tuple[float, int, float]] = []
 
     def step(self, tokens: int, loss: float) -> None:
+        """Say that a step has ended: its tokens, and its loss."""
         self._steps.append((time.perf_counter(), tokens, loss))
 
+    def peak_mib(self) -> float:
+        """The most memory that this process has held."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
     def facts(self) -> dict[str, float]:
+        """Tokens a second, memory and the mean loss."""
         start = self._steps[WARM_STEPS - 1][0]
         timed = self._steps[WARM_STEPS:]
         return {
             "tokens_per_second": sum(tokens for _, tokens, _ in timed) / (timed[-1][0] - start),
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": self.peak_mib(),
             "loss": statistics.fmean(loss for _, _, loss in timed),
         }
 
 
-def matmul_rate() -> float:
+def matmul_rate(size: int = 2048, device: str = "cpu") -> float:
     """What this machine's bf16 matrix products reach, in TFLOP/s."""
     import torch
 
-    one, other = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    one, other = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     best = 1e9
     for _ in range(20):
         begin = time.perf_counter()
         one @ other
+        if device == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
-    return 2 * 2048**3 / best / 1e12
+    return 2 * size**3 / best / 1e12
+
+
+def run_side(name: str, folder: Path, shape: str, method: str) -> dict[str, float]:
+    """Run one side in a process of its own."""
+    words = [sys.executable, __file__, "--shape", shape, "--side", name]
+    words += ["--folder", str(folder), "--methods", method]
+    environment = os.environ | {"XTUNER_CACHE": f"{folder}/cache"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compared(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The medians of each side's rounds, and ours in proportion to the others'."""
+    failures = {
+        side: run for side, runs in sides.items() for run in reversed(runs) if "failed" in run
+    }
+    medians: dict[str, Any] = {
+        side: {key: middle([run[key] for run in runs]) for key in runs[0]}
+        for side, runs in sides.items()
+        if side not in failures
+    }
+    ratios = {
+        f"{what}_of_{us}_to_{side}": medians[us][key] / medians[side][key]
+        for us in medians
+        if us.startswith("ours")
+        for side in medians
+        if not side.startswith("ours")
+        for what, key in (("speed", "tokens_per_second"), ("memory", "peak_mib"))
+    }
+    return medians | failures | ratios
+
+
+def middle(values: list[Any]) -> Any:
+    """The median of numbers; the first of what is none."""
+    return values[0] if isinstance(values[0], str) else statistics.median(values)
+
+
+def circumstances() -> dict[str, Any]:
+    """When, where and with what a method was measured."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": {name: version(name) for name in names},
+        "bf16_matmul_tflops": matmul_rate(),
+    }
 
 
 def main() -> int:
     """Run the sides in turns and say how they compare."""
+    import peers
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama_34m")
-    parser.add_argument("--methods", nargs="+", choices=("full", "lora"), default=["full", "lora"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--peers", nargs="*", choices=peers.PEERS, default=[])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -346,54 +453,28 @@ def main() -> int:
     if args.side:
         print("\n" + json.dumps(SIDES[args.side](args.folder, shape, args.methods[0])))
         return 0
-    found: dict[str, dict[str, list[dict[str, float]]]] = {
-        method: {side: [] for side in args.sides} for method in args.methods
+    sides = [*args.sides, *args.peers]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {
+        method: {side: [] for side in sides} for method in args.methods
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, shape)
         for _ in range(args.rounds):
-            for method in args.methods:
-                for side, runs in found[method].items():
-                    words = [sys.executable, __file__, "--shape", args.shape, "--side", side]
-                    words += ["--folder", name, "--methods", method]
-                    environment = os.environ | {"XTUNER_CACHE": f"{name}/cache"}
-                    done = subprocess.run(
-                        words, env=environment, capture_output=True, text=True, check=False
-                    )
-                    if done.returncode:
-                        raise SystemExit(done.stderr)
-                    runs.append(json.loads(done.stdout.splitlines()[-1]))
-                    print(method, side, runs[-1], flush=True)
-    result: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": _versions(),
-        "shape": args.shape,
-        "bf16_matmul_tflops": matmul_rate(),
-    }
-    for method, sides in found.items():
-        medians = {
-            side: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-            for side, runs in sides.items()
-        }
-        result[method] = medians | {
-            f"{what}_of_{us}_to_{side}": medians[us][key] / medians[side][key]
-            for us in medians
-            if us.startswith("ours")
-            for side in medians
-            if not side.startswith("ours")
-            for what, key in (("speed", "tokens_per_second"), ("memory", "peak_mib"))
-        }
-    (RESULTS / f"speed_{args.shape}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(json.dumps(result, indent=1))
+            for method, side in itertools.product(args.methods, sides):
+                if side in args.peers:
+                    run = peers.run(side, folder, shape, method)
+                else:
+                    run = run_side(side, folder, args.shape, method)
+                found[method][side].append(run)
+                print(method, side, run, flush=True)
+    file = RESULTS / f"speed_{args.shape}.json"
+    result: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    for method, runs in found.items():
+        result[method] = circumstances() | compared(runs)
+    file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(json.dumps({method: result[method] for method in found}, indent=1))
     return 0
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
 
 
 if __name__ == "__main__":

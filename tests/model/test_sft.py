@@ -285,6 +285,23 @@ def test_qlora_gradients_equal_those_of_the_dequantised_model(tiny_llama):
             torch.testing.assert_close(trained[name].grad, parameter.grad, rtol=1e-3, atol=1e-4)
 
 
+def test_a_model_built_before_keeps_its_4bit_layout(tiny_llama):
+    """It was repacked by the first look at its logits, and trained with wrong gradients."""
+    import bitsandbytes
+    from transformers import BitsAndBytesConfig
+
+    llm = AutoModelForCausalLM.from_pretrained(
+        tiny_llama, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+    )
+    model = SupervisedFinetune(llm, lora=dict(type=LoraConfig, r=4, target_modules=["q_proj"]))
+    with torch.no_grad():
+        model.eval()(packed(samples()))
+    layers = [each for each in model.modules() if isinstance(each, bitsandbytes.nn.Linear4bit)]
+    assert layers
+    for layer in layers:
+        assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+
+
 def test_new_tokens_start_as_the_mean_and_are_saved_with_an_adapter(tiny_llama):
     tokenizer = make_tokenizer(vocab_size=512)
     tokenizer.add_tokens([f"<new_{i}>" for i in range(600 - len(tokenizer))])

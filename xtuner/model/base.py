@@ -17,7 +17,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
-from xtuner.model.modules import body, compiled, experts, fast_lora, products
+from xtuner.model.modules import body, compiled, experts, fast_lora, liger, products
 from xtuner.model.modules.loss import LogitRule
 from xtuner.model.modules.shared_rows import require_agreement, run_shared
 from xtuner.parallel.sequence.share import Share
@@ -81,6 +81,7 @@ class FinetuneModel(BaseModel):
         else:
             body.speed_up(self.llm)
             products.speed_up(self.llm)
+            liger.speed_up(self.causal_lm)
             if not full:
                 fast_lora.speed_up(self.llm)
         if use_activation_checkpointing:

@@ -46,6 +46,7 @@ def build_llm(
         built: Any = llm
     else:
         built = _built(llm, full, max_position_embeddings)
+    keep_4bit_layout(built)
     if get_sequence_parallel_world_size() > 1:
         require_shareable(built)
     return built
@@ -59,9 +60,7 @@ def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | No
             settings["dtype"] = torch.float32
         if max_position_embeddings:
             settings["config"] = _stretched(settings, max_position_embeddings)
-    built = BUILDER.build(settings)
-    keep_4bit_layout(built)
-    return built
+    return BUILDER.build(settings)
 
 
 def keep_4bit_layout(llm: nn.Module) -> None:

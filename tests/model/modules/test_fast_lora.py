@@ -94,6 +94,16 @@ def test_what_is_not_plain_is_left_to_peft(settings):
     assert_near(outcome(plain, x), outcome(quick, x), 1e-6)
 
 
+def test_a_bias_that_is_trained_gets_its_gradient():
+    """It was taken to be frozen, and stayed as it was."""
+    grads = []
+    for model in layers():
+        bias = model.base_model.model[0].base_layer.bias.requires_grad_()  # LoraConfig(bias="all")
+        model(torch.ones(ODD)).square().sum().backward()
+        grads.append(bias.grad)
+    assert_near(grads[:1], grads[1:], 1e-6)
+
+
 def test_adapters_that_are_off_or_merged():
     plain, quick = layers()
     x = torch.randn(ODD)

@@ -1,0 +1,79 @@
+"""What the benchmarks for other machines do can be tried out on this one."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+GPU = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_on_a_tiny_model(tmp_path):
+    words = ["--shapes", "tiny", "--device", "cpu", "--lengths", "48", "--results", str(tmp_path)]
+    done = subprocess.run([sys.executable, GPU, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    assert [case["method"] for case in result["cases"]] == ["full", "lora", "qlora"]
+    for case in result["cases"]:
+        assert "failed" not in case, case["failed"]
+        assert case["tokens_per_second"] > 0 and 0 < case["share_of_matmul"] < 1
+        assert 5.5 < case["loss"] < 7  # log(512) = 6.2: nothing can be learnt from these rows
+    table = (tmp_path / "gpu.md").read_text("utf-8")
+    assert "| tiny | qlora | 48 |" in table and torch.__version__ in table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_it_needs():
+    done = subprocess.run([sys.executable, GPU], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "needs a GPU" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_case_that_fails_says_why(tmp_path):
+    words = ["--shapes", "tiny", "--device", "cpu", "--lengths", "-1", "--methods", "full"]
+    words += ["--results", str(tmp_path)]
+    done = subprocess.run([sys.executable, GPU, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["cases"]
+    assert "Error" in case["failed"]
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    monkeypatch.syspath_prepend(str(GPU.parent))
+    return importlib.import_module("peers")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ValueError('no such thing')", "ValueError: no such thing"),
+        ("import sys; print('ERROR: no matching version', file=sys.stderr); sys.exit(1)", "ERROR"),
+        ("import sys; sys.exit(3)", "status 3"),
+        ("import time; time.sleep(60)", "not done after"),
+    ],
+)
+def test_a_peer_that_fails_says_why(peers, monkeypatch, tmp_path, code, said):
+    driver = tmp_path / "driver.py"
+    driver.write_text(code)
+    monkeypatch.setitem(peers.PEERS, "other", peers.Peer("", str(driver)))
+    monkeypatch.setattr(peers, "python_of", lambda name, home: Path(sys.executable))
+    monkeypatch.setattr(peers, "MINUTES_TO_RUN", 0.05)
+    (tmp_path / "packs.json").write_text("[]")
+    found = peers.run("other", tmp_path, peers.speed.SHAPES["llama_34m"], "full")
+    assert list(found) == ["failed"] and said in found["failed"]
+
+
+def test_a_peer_that_failed_stands_beside_the_others(peers):
+    facts = {"tokens_per_second": 4.0, "peak_mib": 2.0, "loss": 1.0}
+    slow = facts | {"tokens_per_second": 2.0, "precision": "float32"}
+    sides = {"ours": [facts, facts], "trl": [slow, slow], "other": [facts, {"failed": "why"}]}
+    found = peers.speed.compared(sides)
+    assert found["other"] == {"failed": "why"}
+    assert found["trl"] == slow and found["speed_of_ours_to_trl"] == 2.0
+    assert "speed_of_ours_to_other" not in found
