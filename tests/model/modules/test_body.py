@@ -103,7 +103,8 @@ def test_other_modules_stay_as_they_are():
 
     others = [nn.LayerNorm(8), Centred(), nn.Linear(4, 4), Gated(nn.GELU()), Swapped(nn.SiLU())]
     assert body.speed_up(nn.Sequential(*others))[:2] == (0, 0)
-    assert body.speed_up(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
+    with torch.device("meta"):  # as where a model is built without its weights
+        assert body.speed_up(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
 
 
 class Gated(nn.Module):

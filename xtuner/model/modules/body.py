@@ -128,7 +128,7 @@ def _is_gated(module: Any) -> bool:
     """
     if "forward" in vars(module) or not all(hasattr(module, name) for name in GATED):
         return False
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = {name: nn.Linear(4, 4) for name in GATED[:3]}
         probe = torch.randn(3, 4)
