@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
+from typing import Any
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from glibc's malloc.h
 _MOST_THRESHOLD = 32 * 2**20
 """More glibc does not take: larger tensors go back to the system, which also keeps peaks low."""
+SURPLUS = 512 * 2**20
+"""Freed memory, in pieces between what is in use, above which it is given back after all."""
+PRODUCTS_KNOWN = 128
+"""Shapes of products for which oneDNN keeps the code that it made, a megabyte each. By itself it
+keeps 1,024, and rows of other lengths make other shapes; the layers of a model share theirs."""
 
 
 def usable_cores() -> int:
@@ -23,6 +30,11 @@ def threads_each(processes: int) -> int:
     return max(1, usable_cores() // processes)
 
 
+def bound_known_products() -> None:
+    """Bound what oneDNN remembers; to be called before the first product of this process."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KNOWN))
+
+
 def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed tensors for the next ones.
 
@@ -32,11 +44,8 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does; not without glibc (musl, macOS, Windows).
     """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
         return False
     settings = {
         _MMAP_THRESHOLD: _MOST_THRESHOLD,
@@ -45,3 +54,41 @@ def keep_freed_memory() -> bool:
     }
     taken = [mallopt(name, value) for name, value in settings.items()]
     return all(taken)
+
+
+def give_back_surplus() -> bool:
+    """Give freed memory back to the system where much of it has gathered; for between steps.
+
+    Tensors of ever other sizes leave gaps that the next ones do not fit into.
+
+    Returns:
+        Whether it was given back.
+    """
+    mallinfo, trim = _of_glibc("mallinfo2"), _of_glibc("malloc_trim")
+    if mallinfo is None or trim is None:
+        return False
+    mallinfo.restype = _MallInfo
+    return mallinfo().fordblks > SURPLUS and bool(trim(0))
+
+
+class _MallInfo(ctypes.Structure):
+    """``struct mallinfo2``: bytes in the allocator's hands; ``fordblks`` are those not in use."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+@functools.cache
+def _of_glibc(name: str) -> Any:
+    """A function of the C library; None where it has none of that name."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except OSError:
+        return None

@@ -43,6 +43,7 @@ from xtuner.parallel.sequence.groups import (
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.processor import bound_known_products
 
 # Without these the training is not the one that was asked for, so their failure ends it.
 ESSENTIAL_HOOKS = (CheckpointHook, ParamSchedulerHook, DistSamplerSeedHook, RuntimeInfoHook)
@@ -96,6 +97,7 @@ class FinetuneRunner(Runner):
 
         The strategy is built here: some must be there before the model.
         """
+        bound_known_products()
         if self._launcher != "none" and not torch.distributed.is_initialized():
             join_processes(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
         _share_rows(self.cfg.get("sequence_parallel_size", 1), self.cfg.filename)

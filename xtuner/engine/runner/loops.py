@@ -29,6 +29,7 @@ from xtuner.parallel.sequence.groups import (
 )
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+from xtuner.utils.processor import give_back_surplus
 
 
 class TrainLoop(BaseLoop):
@@ -176,6 +177,8 @@ class TrainLoop(BaseLoop):
         else:
             optim.step()
             optim.zero_grad()
+        if self.runner.device.type == "cpu":
+            give_back_surplus()
         seconds = time.perf_counter() - self._step_began
         return {**logged, "grad_norm": grad_norm, "tokens": tokens, "step_time": seconds}
 
