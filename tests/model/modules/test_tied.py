@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from xtuner.model.modules import tied
-from xtuner.model.modules.loss import linear_cross_entropy
+from xtuner.model.modules.loss import _FusedCrossEntropy, linear_cross_entropy
 
 VOCABULARY, WIDTH = 3000, 16
 
@@ -46,27 +46,51 @@ def test_gradients_are_those_of_torch(steps):
         torch.testing.assert_close(grads[1][name], theirs)
 
 
-def test_no_second_weight_is_made():
+def test_no_second_weight_is_made(monkeypatch):
+    """The head's gradient becomes the weight's, in its place."""
+    made, of_head = [], _FusedCrossEntropy.backward
+
+    def watched(ctx, *grads):
+        found = of_head(ctx, *grads)
+        made.append(found[1].data_ptr())
+        return found
+
+    monkeypatch.setattr(_FusedCrossEntropy, "backward", staticmethod(watched))
+    model = build()
+    tied.speed_up(model)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.numel() == VOCABULARY * WIDTH:
+                sizes.append(found.data_ptr())
+            return found
+
+    hidden = model.model(input_ids=torch.arange(12)[None]).last_hidden_state
+    loss = linear_cross_entropy(hidden[0], model.lm_head, torch.arange(12))
+    with Watch():
+        loss.backward()
+    assert {model.lm_head.weight.grad.data_ptr()} == set(made) == set(sizes)
+
+
+def test_a_head_without_a_gradient_is_no_silent_loss():
+    model = build()
+    tied.speed_up(model)
     ids = torch.arange(12)[None]
-    counts = []
-    for quick in (False, True):
-        model = build()
-        if quick:
-            tied.speed_up(model)
-        large = set()
+    hidden = model.model(input_ids=ids).last_hidden_state
+    with pytest.raises(RuntimeError, match="head"):
+        hidden.sum().backward()
 
-        class Watch(TorchDispatchMode):
-            def __torch_dispatch__(self, func, types, args=(), kwargs=None, large=large):
-                made = func(*args, **(kwargs or {}))
-                dense = isinstance(made, torch.Tensor) and made.layout is torch.strided
-                if dense and made.untyped_storage().nbytes() >= VOCABULARY * WIDTH * 4:
-                    large.add(made.untyped_storage().data_ptr())
-                return made
 
-        with Watch():
-            backward(model, ids)
-        counts.append(len(large - {model.lm_head.weight.untyped_storage().data_ptr()}))
-    assert counts == [2, 1]
+def test_a_forward_without_a_backward_changes_nothing():
+    ids = torch.arange(12)[None]
+    model, other = build(), build()
+    tied.speed_up(model)
+    model.model(input_ids=ids[:, :5])
+    for each in (model, other):
+        backward(each, ids)
+    torch.testing.assert_close(model.lm_head.weight.grad, other.lm_head.weight.grad)
 
 
 def test_others_stay_as_they_are():

@@ -1,7 +1,8 @@
 """An embedding that shares its weight with the head: its gradient as rows, on a CPU.
 
 torch makes such an embedding's gradient as large as the weight, to add it to the head's: with a
-large vocabulary that is the peak of a step. Here it has the rows of the batch's tokens only.
+large vocabulary that is the peak of a step. Here it is the rows of the batch's tokens, which are
+added to the head's gradient in its place.
 
 Shapes: V vocabulary, H width, N tokens.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 
 def speed_up(model: Any) -> bool:
-    """Let a model's embedding hand back rows, where the head's gradient takes them up.
+    """Let a model's embedding add its rows to the head's gradient, where one process trains.
 
     Args:
         model: a transformers model whose head is used in every step that is trained.
@@ -42,26 +43,49 @@ class _Forward:
     def __call__(self, ids: Tensor) -> Tensor:
         weight = self.embedding.weight
         trained = weight.requires_grad and torch.is_grad_enabled()
-        if weight.device.type != "cpu" or weight.ndim != 2 or not trained:
+        if weight.device.type != "cpu" or not trained or torch.distributed.is_initialized():
             return self.original(ids)
-        rows: Tensor = _Rows.apply(ids, weight, self.embedding.padding_idx)
+        pocket = _Pocket()
+        pocket.hook = weight.register_hook(pocket.empty_into)
+        rows: Tensor = _Rows.apply(ids, weight, self.embedding.padding_idx, pocket)
         return rows
+
+
+class _Pocket:
+    """Holds the rows of one backward pass until the head's gradient is complete."""
+
+    hook: Any = None
+    numbers: Tensor
+    rows: Tensor | None = None
+
+    def empty_into(self, grad: Tensor | None) -> None:
+        """Add the rows to the weight's gradient (V, H), in place; it is that of the head alone."""
+        if self.rows is None:  # this is the backward pass of another forward
+            return
+        if grad is None:
+            raise RuntimeError("the head, whose weight the embedding shares, had no gradient")
+        grad.index_add_(0, self.numbers, self.rows.to(grad.dtype))
+        self.rows = None
+        self.hook.remove()
 
 
 class _Rows(torch.autograd.Function):
     """Rows (..., H) of a weight (V, H) by their numbers; those of padding have no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
+    def forward(
+        ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, pocket: _Pocket
+    ) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.shape, ctx.dtype, ctx.padding = weight.shape, weight.dtype, padding
+        ctx.padding, ctx.pocket = padding, pocket
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (ids,) = ctx.saved_tensors
-        numbers, rows = ids.flatten(), grads[0].reshape(-1, ctx.shape[1]).to(ctx.dtype)
+        numbers, rows = ids.flatten(), grads[0].reshape(-1, grads[0].shape[-1])
         if ctx.padding is not None:
             taken = numbers != ctx.padding
             numbers, rows = numbers[taken], rows[taken]
-        return None, torch.sparse_coo_tensor(numbers[None], rows, ctx.shape), None
+        ctx.pocket.numbers, ctx.pocket.rows = numbers, rows
+        return None, None, None, None  # nothing to be added: the head's gradient comes to the hook
