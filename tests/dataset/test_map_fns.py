@@ -2,6 +2,7 @@
 
 import pytest
 
+from xtuner.dataset.doctor.layouts import AUTO
 from xtuner.dataset.map_fns import (
     DATASET_FORMAT_MAPPING,
     auto_map_fn,
@@ -160,3 +161,12 @@ def test_rounds_count_from_one_and_eos_follows_where_the_suffix_is_none():
     turns = add({"conversation": [{"input": "q", "output": "a"}] * 2})["conversation"]
     assert [turn["input"][:9] for turn in turns] == ["[Round 1]", "[Round 2]"]
     assert all(turn["need_eos_token"] for turn in turns)
+
+
+@pytest.mark.parametrize("role", AUTO.roles)
+def test_every_role_that_the_doctor_knows_is_mapped(role):
+    said = {"from": role, "value": "said"}
+    (first, *_) = auto_map_fn({"conversations": [*TALK, said, *TALK]})["conversation"]
+    assert first == {"input": "q", "output": "a", "output_with_loss": True}
+    mapped = auto_map_fn({"conversations": [*TALK, said, *TALK]})["conversation"]
+    assert "said" in "".join(str(turn) for turn in mapped)

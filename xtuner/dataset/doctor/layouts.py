@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xtuner.utils import roles
 from xtuner.utils.lang import tr
 
 TEXT, MESSAGES, SHAREGPT, TURNS = "text", "messages", "from/value", "turns"
@@ -44,18 +45,6 @@ def _texts(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, TEXT)
 
 
-_GPT = {"human": "user", "gpt": "assistant"}
-_OPENAI = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
-_ANY_ROLE = {**_OPENAI, **_GPT, "observation": "tool", "function_call": "assistant"}
-_ANY_ROLE |= {"bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-
 # Of layouts with the same fields the first is the one to recommend.
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
@@ -69,9 +58,14 @@ LAYOUTS: Mapping[str, Layout] = {
         Layout("default", _texts("input", "output"), "default_map_fn"),
         Layout("crime_kg_assitan", _texts("input", "output"), "crime_kg_assitant_map_fn"),
         Layout("law_reference", _texts("question", "answer"), "law_reference_map_fn"),
-        Layout("wizardlm", {"conversations": SHAREGPT}, "wizardlm_map_fn", _GPT),
-        Layout("llava", {"conversations": SHAREGPT}, "llava_map_fn", _GPT),
-        Layout("llava_image_only", {"conversations": SHAREGPT}, "llava_image_only_map_fn", _GPT),
+        Layout("wizardlm", {"conversations": SHAREGPT}, "wizardlm_map_fn", roles.SHAREGPT),
+        Layout("llava", {"conversations": SHAREGPT}, "llava_map_fn", roles.SHAREGPT),
+        Layout(
+            "llava_image_only",
+            {"conversations": SHAREGPT},
+            "llava_image_only_map_fn",
+            roles.SHAREGPT,
+        ),
         Layout("medical", _texts("instruction", "input", "output"), "medical_map_fn"),
         Layout(
             "msagent_react",
@@ -80,7 +74,7 @@ LAYOUTS: Mapping[str, Layout] = {
             {"system": "system", "user": "user", "assistant": "assistant"},
         ),
         Layout("oasst1", _texts("text"), "oasst1_map_fn"),
-        Layout("openai", {"messages": MESSAGES}, "openai_map_fn", _OPENAI),
+        Layout("openai", {"messages": MESSAGES}, "openai_map_fn", roles.OPENAI),
         Layout("openorca", _texts("system_prompt", "question", "response"), "openorca_map_fn"),
         Layout("pretrain", _texts("text"), "pretrain_map_fn"),
         Layout("sql", _texts("context", "question", "answer"), "sql_map_fn"),
@@ -96,20 +90,20 @@ LAYOUTS: Mapping[str, Layout] = {
             "orpo_dpo_mix_40k",
             {"chosen": MESSAGES, "rejected": MESSAGES},
             "orpo_dpo_mix_40k_map_fn",
-            _OPENAI,
+            roles.OPENAI,
             preference=True,
         ),
         Layout(
             "preference",
             {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES},
-            roles=_OPENAI,
+            roles=roles.OPENAI,
             preference=True,
         ),
     )
 }
 """Every layout by its key in ``DATASET_FORMAT_MAPPING``; the last three are for preferences."""
 
-AUTO = Layout("auto", {}, "auto_map_fn", _ANY_ROLE)
+AUTO = Layout("auto", {}, "auto_map_fn", roles.ANY)
 """Recognises the layout of each row by itself."""
 
 BY_MAP_FN: Mapping[str, Layout] = {

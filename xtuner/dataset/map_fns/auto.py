@@ -12,13 +12,7 @@ from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
     default_map_fn,
     pretrain_map_fn,
 )
-
-ROLES = {
-    **dict.fromkeys(("human", "user", "question"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt"), "assistant"),
-    **dict.fromkeys(("system",), "system"),
-    **dict.fromkeys(("tool", "function", "observation"), "tool"),
-}
+from xtuner.utils.roles import ANY
 
 
 def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +46,6 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
 
 def _message(item: Mapping[str, Any]) -> dict[str, Any]:
     who = str(item.get("from", item.get("role", ""))).lower()
-    if who not in ROLES:
-        raise ValueError(f"'from' is {who!r}, expected one of {', '.join(ROLES)}")
-    return {"role": ROLES[who], "content": item.get("value", item.get("content"))}
+    if who not in ANY:
+        raise ValueError(f"'from' is {who!r}, expected one of {', '.join(ANY)}")
+    return {"role": ANY[who], "content": item.get("value", item.get("content"))}

@@ -1,0 +1,26 @@
+"""Who speaks: the spellings of roles in published data, for mapping rows and for checking them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SHAREGPT: Mapping[str, str] = {"human": "user", "gpt": "assistant"}
+OPENAI: Mapping[str, str] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+ANY: Mapping[str, str] = {
+    **OPENAI,
+    **SHAREGPT,
+    "question": "user",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+"""All of them, each as ``system``, ``user``, ``assistant`` or ``tool``."""
