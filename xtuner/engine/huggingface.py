@@ -18,6 +18,7 @@ from xtuner.engine.resume import checkpoint_to_resume
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+from xtuner.utils.processor import bound_known_products, keep_freed_memory
 
 
 def train(cfg: Config, *, resume: str | bool = False) -> int:
@@ -30,6 +31,9 @@ def train(cfg: Config, *, resume: str | bool = False) -> int:
     Returns:
         The exit status.
     """
+    if not torch.cuda.is_available():
+        bound_known_products()
+        keep_freed_memory()
     trainer = build_trainer(cfg)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     print(
