@@ -11,11 +11,13 @@ from typing import Any
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from glibc's malloc.h
 _MOST_THRESHOLD = 32 * 2**20
 """More glibc does not take: larger tensors go back to the system, which also keeps peaks low."""
-SURPLUS = 512 * 2**20
-"""Freed memory, in pieces between what is in use, above which it is given back after all."""
+SURPLUS, PAUSE = 512 * 2**20, 15.0
+"""Freed memory, in pieces between what is in use, above which it is given back after all, if that
+was not done in the last so many seconds: to get a gigabyte anew takes a third of a second."""
 PRODUCTS_KNOWN = 128
 """Shapes of products for which oneDNN keeps the code that it made, a megabyte each. By itself it
 keeps 1,024, and rows of other lengths make other shapes; the layers of a model share theirs."""
+_given_back = float("-inf")
 
 
 def usable_cores() -> int:
@@ -56,19 +58,28 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def give_back_surplus() -> bool:
+def give_back_surplus(now: float) -> bool:
     """Give freed memory back to the system where much of it has gathered; for between steps.
 
     Tensors of ever other sizes leave gaps that the next ones do not fit into.
 
+    Args:
+        now: seconds of any steady clock.
+
     Returns:
         Whether it was given back.
     """
+    global _given_back
+    if now - _given_back < PAUSE:
+        return False
     mallinfo, trim = _of_glibc("mallinfo2"), _of_glibc("malloc_trim")
     if mallinfo is None or trim is None:
         return False
     mallinfo.restype = _MallInfo
-    return mallinfo().fordblks > SURPLUS and bool(trim(0))
+    if mallinfo().fordblks <= SURPLUS:
+        return False
+    _given_back = now
+    return bool(trim(0))
 
 
 class _MallInfo(ctypes.Structure):

@@ -178,7 +178,7 @@ class TrainLoop(BaseLoop):
             optim.step()
             optim.zero_grad()
         if self.runner.device.type == "cpu":
-            give_back_surplus()
+            give_back_surplus(time.perf_counter())
         seconds = time.perf_counter() - self._step_began
         return {**logged, "grad_norm": grad_norm, "tokens": tokens, "step_time": seconds}
 
