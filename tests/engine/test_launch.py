@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.toy import write_config
-from xtuner.engine.launch import read_layout
+from xtuner.engine.launch import become_torchrun, read_layout
+from xtuner.utils import processor
 from xtuner.utils.errors import UserError
 
 
@@ -36,6 +37,19 @@ def test_mistakes_are_named():
         read_layout({"NPROC_PER_NODE": "two"})
     with pytest.raises(UserError, match="PORT"):
         read_layout({"NNODES": "2"})
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "4"), ("3", "3")])
+def test_processes_share_the_cores_of_their_machine(monkeypatch, given, threads):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, given or "")
+        if given is None:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(processor, "usable_cores", lambda: 8)
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *_: started.append(os.environ["OMP_NUM_THREADS"]))
+    become_torchrun(read_layout({"NPROC_PER_NODE": "2"}), ["train", "c.py"])
+    assert started == [threads]
 
 
 @pytest.mark.slow

@@ -313,3 +313,16 @@ def unknown_loss_type(context: Context) -> Iterator[Finding]:
             tr(f"{kind} has no loss {value!r}", f"{kind} 没有 {value!r} 这种损失"),
             tr(f"there are: {', '.join(known[kind])}", f"可用的有：{', '.join(known[kind])}"),
         )
+
+
+@rule("XT0339", ERROR)
+def unknown_compile(context: Context) -> Iterator[Finding]:
+    value = context.get("model.compile")
+    if value is not None and not isinstance(value, bool) and value != "auto":
+        yield Finding(
+            "model.compile",
+            tr(
+                f"expected True, False or 'auto', got {value!r}",
+                f"应为 True、False 或 'auto'，得到的是 {value!r}",
+            ),
+        )

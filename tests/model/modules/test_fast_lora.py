@@ -13,20 +13,25 @@ from xtuner.model.modules import fast_lora
 ODD = (3, 7, 24)  # rows, tokens, width
 
 
+def adapted(base, quick, **settings):
+    """Two layers, the first and the third of a model, under an adapter; sped up where asked for."""
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["0", "2"], **settings)
+    model = get_peft_model(base, config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.3)  # zero at first: nothing could be seen
+    if quick:
+        assert fast_lora.speed_up(model) == 2
+    return model
+
+
 def layers(dtype=torch.float32, bias=True, **settings):
     """Two equal adapted models, the second one sped up."""
     made = []
     for quick in (False, True):
         torch.manual_seed(0)
         base = nn.Sequential(nn.Linear(24, 40, bias=bias), nn.SiLU(), nn.Linear(40, 8)).to(dtype)
-        config = LoraConfig(r=4, lora_alpha=6, target_modules=["0", "2"], **settings)
-        model = get_peft_model(base, config)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                nn.init.normal_(weight, std=0.3)  # zero at first: nothing could be seen
-        if quick:
-            assert fast_lora.speed_up(model) == 2
-        made.append(model)
+        made.append(adapted(base, quick, **settings))
     return made
 
 

@@ -7,10 +7,10 @@ import itertools
 import bitsandbytes as bnb
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import nn
 
-from tests.model.modules.test_fast_lora import ODD, assert_near, outcome
+from tests.model.modules.test_fast_lora import ODD, adapted, assert_near, outcome
 from xtuner.model.modules import fast_lora
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -25,14 +25,7 @@ def make(quick, compute=F32, quant="nf4", double=True, bias=True, **lora):
     for layer in (first, last):
         layer.support_avx512bf16_for_cpu = False  # as model/loading.py has it
     base.is_loaded_in_4bit = True  # as transformers marks it for peft
-    config = LoraConfig(r=4, lora_alpha=6, target_modules=["0", "2"], **lora)
-    model = get_peft_model(base, config)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(weight, std=0.3)  # zero at first: nothing could be seen
-    if quick:
-        assert fast_lora.speed_up(model) == 2
-    return model
+    return adapted(base, quick, **lora)
 
 
 def both(**settings):
