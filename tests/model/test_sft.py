@@ -12,6 +12,8 @@ from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import SupervisedFinetune
 from xtuner.model.modules import compiled
 from xtuner.model.modules.attention import register
+from xtuner.parallel.sequence.share import Share
+from xtuner.utils import processor
 
 IGNORED = -100
 LENGTHS = (7, 1, 12, 5)
@@ -91,9 +93,13 @@ def build(arch):
     return model
 
 
-@pytest.mark.parametrize("layout", ["packed", "right", "left"])
+@pytest.mark.parametrize("layout", ["packed", "rounded", "right", "left"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_loss_and_gradients_equal_plain_transformers(arch, layout):
+def test_loss_and_gradients_equal_plain_transformers(arch, layout, monkeypatch):
+    if layout == "rounded":
+        layout = "packed"
+        monkeypatch.setattr(processor, "FINEST_STEP", 2)
+        assert Share(sum(LENGTHS), rounds=True).tokens > sum(LENGTHS)
     llm = build(arch)
     rows = samples()
     expected, gradients, count = plain_gradients(llm, rows)

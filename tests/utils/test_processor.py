@@ -9,6 +9,7 @@ import pytest
 from xtuner.utils.processor import (
     bound_known_products,
     keep_freed_memory,
+    rounded_up,
     threads_each,
     usable_cores,
 )
@@ -108,3 +109,11 @@ def test_what_is_remembered_of_products_is_bounded(monkeypatch):
     if free < 50:
         pytest.skip("this processor's products leave nothing behind")
     assert float(run(PRODUCTS, "bound")) < 0.9 * free
+
+
+def test_few_numbers_of_rows_are_left_and_none_is_much_larger():
+    made_up = [rounded_up(rows) for rows in range(5000)]
+    assert made_up[:64] == list(range(64))
+    assert all(rows <= made <= rows * 33 / 32 for rows, made in enumerate(made_up))
+    assert len(set(made_up[2048:4097])) == 33
+    assert [rounded_up(made) for made in made_up] == made_up

@@ -145,7 +145,9 @@ class FinetuneModel(BaseModel):
             UserError: when ranks share rows, and this model cannot be computed so.
         """
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
-        share = Share(rows.shape[1])
+        counts_all = getattr(self.llm.config, "output_router_logits", False)  # padding, too
+        rounds = rows.is_cpu and packed_borders(data) is not None and not counts_all
+        share = Share(rows.shape[1], rounds=rounds)
         if share.size > 1 and not self._shares_rows:
             training = self.training
             self.eval()

@@ -14,6 +14,7 @@ from xtuner.model.modules.loss import (
     shift_labels,
     token_log_probs,
 )
+from xtuner.utils import processor
 
 IGNORED = -100
 
@@ -31,6 +32,7 @@ def small_blocks(request, monkeypatch):
     monkeypatch.setattr(module, "KEPT_LOGITS", 2**20 if request.param == "kept" else 0)
     monkeypatch.setattr(module, "CHUNK_LOGITS", 97 * 20)
     monkeypatch.setattr(module, "MIN_ROWS", 16)
+    monkeypatch.setattr(processor, "FINEST_STEP", 2)  # 53 rows are made up to 64
 
 
 @pytest.mark.parametrize("count", [1, 16, 20, 53])

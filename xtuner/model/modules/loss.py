@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xtuner.parallel.sequence.padding import padded
 from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.processor import rounded_up
 
-BLOCK_LOGITS = 2**24
-"""Logits of a block of the vocabulary: 32 MiB of them in bfloat16 ..."""
+BLOCK_LOGITS = 2**23
+"""Logits of a block of the vocabulary: 16 MiB of them in bfloat16 ..."""
 MIN_COLUMNS = 512
 """... but never fewer columns than this: narrow products leave most of a processor idle."""
 KEPT_LOGITS = 2**25
@@ -234,7 +236,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             for block in logits.blocks if need_hidden or need_weight else ():
                 matrix, slope = logits.slope(block, terms)
                 if grad_hidden is not None:
-                    grad_hidden += slope @ matrix
+                    grad_hidden += (slope @ matrix)[: len(hidden)]
                 if grad_weight is not None:
                     grad_weight[block] = slope.T @ logits.hidden
         if grad_hidden is not None:
@@ -258,12 +260,14 @@ class _Logits:
     """The logits of (N, H) rows in blocks of the vocabulary, and what is made of them.
 
     Products are in the format of ``hidden``; all that is done to a logit is done in float32, on a
-    CPU in parts that stay in its cache.
+    CPU in parts that stay in its cache. There rows of zeros stand behind the N, so that products
+    have a number of rows that others have had (``rounded_up``): ``hidden`` has M rows then.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, rule: LogitRule) -> None:
-        self.hidden, self.weight, self.targets, self.rule = hidden, weight, targets, rule
+        self.weight, self.targets, self.rule = weight, targets, rule
         count, self.vocabulary = len(targets), weight.shape[0]
+        self.hidden = padded(hidden, rounded_up(count) - count, 0, 0) if hidden.is_cpu else hidden
         width = max(MIN_COLUMNS, BLOCK_LOGITS // max(count, 1) // MIN_COLUMNS * MIN_COLUMNS)
         self.blocks = [slice(a, a + width) for a in range(0, self.vocabulary, width)]
         self._rows = max(1, CACHED_LOGITS // width) if hidden.device.type == "cpu" else count
@@ -296,7 +300,7 @@ class _Logits:
         return losses.sum()
 
     def slope(self, block: slice, terms: LossTerms) -> tuple[Tensor, Tensor]:
-        """The block of the weight (W, H), and the gradient with respect to its products (N, W).
+        """The block of the weight (W, H), and the gradient with respect to its products (M, W).
 
         It is softmax minus target; to be called after ``total``, once for each block.
         """
@@ -315,6 +319,7 @@ class _Logits:
                 slope -= share / self.vocabulary
             slope.scatter_add_(1, place[rows], goal[rows])
             part.copy_(slope if bend is None else slope.mul_(bend))
+        products[len(self.targets) :] = 0
         return matrix, products
 
     def _product(self, block: slice) -> tuple[Tensor, Tensor]:
@@ -328,6 +333,7 @@ class _Logits:
         return (place >= 0) & (place < width), place.clamp(0, width - 1)
 
     def _parts(self, products: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(products), self._rows):
-            rows = slice(start, start + self._rows)
+        count = len(self.targets)
+        for start in range(0, count, self._rows):
+            rows = slice(start, min(start + self._rows, count))
             yield rows, products[rows]

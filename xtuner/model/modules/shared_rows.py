@@ -87,7 +87,7 @@ def run_shared(model: Any, inputs: Mapping[str, Any], share: Share) -> Any:
         share: this rank's stretch; whole rows where it has one rank.
     """
     if share.size == 1:
-        return model(**inputs, use_cache=False)
+        return model(**share.inputs(inputs), use_cache=False)
     with _whole_positions(model, inputs.get("position_ids"), share):
         return model(**share.inputs(inputs), use_cache=False)
 

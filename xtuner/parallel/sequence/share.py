@@ -12,6 +12,7 @@ from torch import Tensor
 from xtuner.parallel.sequence.collectives import add_over_group
 from xtuner.parallel.sequence.groups import get_sequence_parallel_group
 from xtuner.parallel.sequence.padding import missing, padded
+from xtuner.utils.processor import rounded_up
 
 BY_TOKEN = ("input_ids", "inputs_embeds")
 
@@ -25,20 +26,26 @@ class Share:
     Args:
         length: S.
         group: the ranks that share the rows; those of ``init_sequence_parallel`` by default.
+        rounds: make the stretches a number of tokens that others have, too (``rounded_up``); for
+            packed rows, in which the padding is a sample of its own.
     """
 
-    def __init__(self, length: int, group: Any = None) -> None:
+    def __init__(self, length: int, group: Any = None, rounds: bool = False) -> None:
         self.group = get_sequence_parallel_group() if group is None else group
         self.size = 1 if self.group is None else dist.get_world_size(self.group)
         self.rank = 0 if self.group is None else dist.get_rank(self.group)
         self.length = length
         self.padding = missing(length, self.size)
+        if rounds:
+            tokens = (length + self.padding) // self.size
+            self.padding += (rounded_up(tokens) - tokens) * self.size
+        self.is_whole = self.size == 1 and not self.padding
         self.tokens = (length + self.padding) // self.size
         self.start = self.rank * self.tokens
 
     def cut(self, whole: Tensor, value: Any = 0) -> Tensor:
         """This rank's stretch of (B, S, ...), ``value`` in the padding: (B, S/N, ...)."""
-        if self.size == 1:
+        if self.is_whole:
             return whole
         return padded(whole, self.padding, value, 1)[:, self.start : self.start + self.tokens]
 
@@ -52,7 +59,7 @@ class Share:
         What every rank computes of it must be ``divided``.
         """
         if self.size == 1:
-            return cut
+            return cut[:, : self.length]
         before = cut.new_zeros(len(cut), self.start, *cut.shape[2:])
         after = self.size * self.tokens - self.start - self.tokens
         rows = torch.cat([before, cut, cut.new_zeros(len(cut), after, *cut.shape[2:])], dim=1)
@@ -76,7 +83,7 @@ class Share:
             padding is a sample of its own.
         """
         cut = dict(whole)
-        if self.size == 1:
+        if self.is_whole:
             return cut
         mask = cut.pop("attention_mask", None)
         rows = next(whole[name] for name in BY_TOKEN if name in whole)
