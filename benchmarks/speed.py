@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-WARM_STEPS, STEPS, ROUNDS = 2, 8, 3
+WARM_STEPS, STEPS, ROUNDS = 4, 16, 3
 METHODS = ("full", "lora", "qlora")
 LORA = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
 

@@ -17,7 +17,7 @@ was not done in the last so many seconds: to get a gigabyte anew takes a third o
 PRODUCTS_KNOWN = 128
 """Shapes of products for which oneDNN keeps the code that it made, a megabyte each. By itself it
 keeps 1,024, and rows of other lengths make other shapes; the layers of a model share theirs."""
-FINEST_STEP = 32
+FINEST_STEP = 16
 """Rows of a product are made up to a multiple of the largest power of 2 in this part of them."""
 _given_back = float("-inf")
 
@@ -40,7 +40,7 @@ def bound_known_products() -> None:
 
 
 def rounded_up(rows: int) -> int:
-    """The next number of rows that products on a CPU are given, at most a 32nd larger.
+    """The next number of rows that products on a CPU are given, at most a 16th larger.
 
     oneDNN makes code for each number of rows it meets, of each layer's shape, in milliseconds each;
     and the allocator finds no gap for tensors of ever other sizes. Packed rows differ by a few
