@@ -113,7 +113,7 @@ def test_what_is_remembered_of_products_is_bounded(monkeypatch):
 
 def test_few_numbers_of_rows_are_left_and_none_is_much_larger():
     made_up = [rounded_up(rows) for rows in range(5000)]
-    assert made_up[:64] == list(range(64))
-    assert all(rows <= made <= rows * 33 / 32 for rows, made in enumerate(made_up))
-    assert len(set(made_up[2048:4097])) == 33
+    assert made_up[:32] == list(range(32))
+    assert all(rows <= made <= rows * 17 / 16 for rows, made in enumerate(made_up))
+    assert len(set(made_up[2048:4097])) == 17
     assert [rounded_up(made) for made in made_up] == made_up

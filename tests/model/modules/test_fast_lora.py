@@ -128,6 +128,81 @@ def test_no_rows_and_no_gradient_for_the_input():
     assert all(p.grad is not None for n, p in quick.named_parameters() if "lora" in n)
 
 
+class Attention(nn.Module):
+    """Three layers with one input; ``calls`` says which of them are called, and whether with it."""
+
+    def __init__(self, calls=("q", "k", "v")):
+        super().__init__()
+        for name, width in (("q", 24), ("k", 8), ("v", 16)):
+            setattr(self, f"{name}_proj", nn.Linear(24, width, bias=name == "q"))
+        self.calls = calls
+
+    def forward(self, x):
+        outs = []
+        for call in self.calls:
+            layer = getattr(self, f"{call[0]}_proj")
+            outs.append(layer(x.clone() if call.endswith("'") else x))
+        return torch.cat(outs, -1)
+
+
+def attentions(calls=("q", "k", "v"), **settings):
+    """Two equal adapted ones of rank 4, 6 and 4, the second one sped up."""
+    made = []
+    for quick in (False, True):
+        torch.manual_seed(0)
+        config = LoraConfig(
+            **{"r": 4, "lora_alpha": 6, "rank_pattern": {"k_proj": 6}}
+            | {"target_modules": ["q_proj", "k_proj", "v_proj"]}
+            | settings
+        )
+        model = get_peft_model(nn.Sequential(Attention(calls), nn.SiLU()), config)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(weight, std=0.3)
+        if quick:
+            fast_lora.speed_up(model)
+        made.append(model)
+    return made
+
+
+def products_made(monkeypatch):
+    """Of how many layers each call of ``_LowRank`` is."""
+    made = []
+    apply = fast_lora._LowRank.apply
+    monkeypatch.setattr(
+        fast_lora._LowRank,
+        "apply",
+        lambda x, rules, *parts: made.append(len(rules)) or apply(x, rules, *parts),
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("calls", "settings", "groups"),
+    [
+        (("q", "k", "v"), {}, [3, 3]),
+        (("v", "q", "k"), {}, [3, 3]),
+        (("q", "k", "v"), {"target_modules": ["q_proj", "v_proj"]}, [2, 2]),
+        (("q", "k'", "v"), {}, [3, 1, 1, 1, 1, 1]),  # k's own input: what waited was of no use
+        (("q", "v"), {}, [3, 1, 1]),  # k is never called: the second time it is left out
+        (("q", "k", "v"), {"lora_dropout": 0.4}, []),
+        (("q", "k", "v", "q"), {}, [3, 3, 1, 1, 1, 1]),  # the second q was for nobody else
+    ],
+)
+def test_layers_with_one_input_are_computed_together(calls, settings, groups, monkeypatch):
+    plain, quick = attentions(calls, **settings)
+    x = torch.randn(ODD)
+    expected, made = outcome(plain, x), products_made(monkeypatch)
+    for _ in range(2):
+        found = outcome(quick, x)
+        if not settings.get("lora_dropout"):  # drawn in another order
+            assert_near(expected, found, 1e-6)
+    assert made == groups
+    if calls == ("q", "v"):
+        siblings = quick.base_model.model[0].q_proj.forward.siblings
+        assert siblings._input is None and not siblings._ready
+
+
 def test_a_whole_model_keeps_its_names():
     model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear"))
     names = list(model.state_dict())

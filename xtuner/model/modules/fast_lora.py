@@ -3,7 +3,8 @@
 peft adds ``scaling * B(A(dropout(x)))`` to the frozen layer's output in steps of its own: casts, a
 product, a multiplication and a sum (of a copy, over 4-bit layers), each over the whole width. Here
 the second product is added into the frozen layer's output as it is made (one ``addmm``), and the
-frozen weight has no gradient to be computed.
+frozen weight has no gradient to be computed. Layers with one input (query, key and value; gate and
+up) are computed together: their A in one product, the gradient of their input in one tensor.
 
 A weight in 4 bits is made whole once a direction, in the number format of the product; a weight
 that autocast casts is cast once a direction. Neither is kept between them. Everything else peft
@@ -22,6 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that are called with the same input, by the names that transformers gives
+them: their low-rank products are made in one."""
 
 
 def speed_up(model: nn.Module) -> int:
@@ -43,7 +48,52 @@ def speed_up(model: nn.Module) -> int:
         if plain or type(layer) is linear_4bit:
             layer.forward = _Forward(layer, layer.forward)
             count += 1
+    for parent in model.modules():
+        for names in SIBLINGS:
+            forwards = [getattr(getattr(parent, name, None), "forward", None) for name in names]
+            quick = [each for each in forwards if isinstance(each, _Forward)]
+            if len(quick) > 1:
+                _Siblings(quick)
     return count
+
+
+class _Siblings:
+    """Layers with one input: the first that is called computes for all; the others find it here."""
+
+    def __init__(self, forwards: list[_Forward]) -> None:
+        self.members = forwards
+        self._input: Tensor | None = None
+        self._ready: dict[int, Tensor] = {}
+        for each in forwards:
+            each.siblings = self
+
+    def members_for(self, first: _Forward, x: Tensor, dtype: torch.dtype) -> list[_Forward]:
+        """Those that compute with ``first``, itself the first of them."""
+        if self._ready:  # a layer that has weights but is not called: never again
+            self.members = []
+        self.forget()
+        others = [each for each in self.members if each is not first]
+        # what peft would compute in another way, and what drops its own part of the input, is apart
+        if any(each.compute_dtype(x) != dtype or each.drops() for each in [first, *others]):
+            return [first]
+        return [first, *others]
+
+    def keep(self, x: Tensor, outputs: dict[int, Tensor]) -> None:
+        """Keep what was computed for the others until they are called."""
+        self._input, self._ready = (x, outputs) if outputs else (None, {})
+
+    def take(self, layer: _Forward, x: Tensor) -> Tensor | None:
+        """What was computed for a layer with this very input."""
+        if self._input is not x:
+            return None
+        found = self._ready.pop(id(layer), None)
+        if not self._ready:
+            self._input = None
+        return found
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._input, self._ready = None, {}
 
 
 class _Forward:
@@ -51,28 +101,63 @@ class _Forward:
 
     def __init__(self, layer: Any, of_peft: Callable[..., Tensor]) -> None:
         self.layer, self.of_peft = layer, of_peft
+        self.siblings: _Siblings | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = self._adapter()
-        dtype = None if name is None else self._compute_dtype(x, name)
-        if args or kwargs or name is None or dtype is None:
+        dtype = None if args or kwargs else self.compute_dtype(x)
+        if dtype is None:
             return self.of_peft(x, *args, **kwargs)
-        layer, base = self.layer, self.layer.get_base_layer()
-        state = _state_of_4bits(base)
-        dropped = layer.lora_dropout[name](x)
-        lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        siblings, group = self.siblings, [self]
+        if siblings is not None:
+            found = siblings.take(self, x)
+            if found is not None:
+                return found
+            group = siblings.members_for(self, x, dtype)
         with torch.autocast(x.device.type, enabled=False):
-            bias = None if base.bias is None else base.bias.to(dtype)
-            frozen = (base.weight.detach(), state, bias)
-            scaling = float(layer.scaling[name])
-            out: Tensor
-            if dropped is x:
-                out = _LowRank.apply(x.to(dtype), *frozen, lora_a, lora_b, scaling)
-            else:
-                low = linear(dropped.to(dtype), lora_a.to(dtype))
-                out = _AddLowRank.apply(x.to(dtype), *frozen, low, lora_b, scaling)
-        # bitsandbytes answers in the input's format, other layers in that of the product
-        return out if state is None else out.to(x.dtype)
+            if self.drops():
+                return self._answer(x, self._dropped(x, dtype))
+            parts = [part for each in group for part in each.parts(dtype)]
+            rules = [(each.state(), each.scaling()) for each in group]
+            outs = [
+                each._answer(x, out)
+                for each, out in zip(group, _LowRank.apply(x.to(dtype), rules, *parts), strict=True)
+            ]
+        if siblings is not None:
+            siblings.keep(x, {id(each): out for each, out in zip(group[1:], outs[1:], strict=True)})
+        return outs[0]
+
+    def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """W as it is stored, bias, A and B."""
+        name, base = self._adapter(), self.layer.get_base_layer()
+        bias = None if base.bias is None else base.bias.to(dtype)
+        lora_a, lora_b = self.layer.lora_A[name].weight, self.layer.lora_B[name].weight
+        return base.weight.detach(), bias, lora_a, lora_b
+
+    def state(self) -> Any:
+        """What W needs to be made whole, where it is in 4 bits."""
+        return _state_of_4bits(self.layer.get_base_layer())
+
+    def scaling(self) -> float:
+        """The factor of the low-rank product."""
+        return float(self.layer.scaling[self._adapter()])
+
+    def drops(self) -> bool:
+        """Whether a part of the input is dropped before the low-rank product."""
+        dropout = self.layer.lora_dropout[self._adapter()]
+        return not isinstance(dropout, nn.Identity) and bool(dropout.training and dropout.p)
+
+    def _dropped(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        weight, bias, lora_a, lora_b = self.parts(dtype)
+        dropped = self.layer.lora_dropout[self._adapter()](x)
+        low = linear(dropped.to(dtype), lora_a.to(dtype))
+        out: Tensor = _AddLowRank.apply(
+            x.to(dtype), weight, self.state(), bias, low, lora_b, self.scaling()
+        )
+        return out
+
+    def _answer(self, x: Tensor, out: Tensor) -> Tensor:
+        """Bitsandbytes answers in the input's format, other layers in that of the product."""
+        return out if self.state() is None else out.to(x.dtype)
 
     def _adapter(self) -> str | None:
         """The one adapter that is to be applied plainly; None where there is none."""
@@ -88,8 +173,11 @@ class _Forward:
         frozen = not any(each.requires_grad for each in base.parameters(recurse=False))
         return str(name) if plain and whole and frozen else None
 
-    def _compute_dtype(self, x: Tensor, name: str) -> torch.dtype | None:
+    def compute_dtype(self, x: Tensor) -> torch.dtype | None:
         """What the products are computed in; None where peft computes in another way."""
+        name = self._adapter()
+        if name is None:
+            return None
         base, device = self.layer.get_base_layer(), x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
@@ -164,40 +252,69 @@ class _AddLowRank(torch.autograd.Function):
 
 
 class _LowRank(torch.autograd.Function):
-    """``x W^T + bias + scaling * (x A^T) B^T`` where nothing is dropped; W and bias are frozen."""
+    """``x W^T + bias + scaling * (x A^T) B^T`` of each of G layers; all W and biases are frozen.
+
+    The layers have one input: its products with all A are one product, and so are those of its
+    gradient, which is made in one tensor.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        state: Any,
-        bias: Tensor | None,
-        lora_a: Tensor,
-        lora_b: Tensor,
-        scaling: float,
-    ) -> Tensor:
-        """Compute (..., O) from ``x`` (..., I), ``weight`` (O, I), A (R, I) and B (O, R)."""
-        out = linear(x, _whole(weight, state, x.dtype), bias)
-        low = x.reshape(-1, x.shape[-1]) @ lora_a.to(x.dtype).T
-        out.view(-1, out.shape[-1]).addmm_(low, lora_b.to(x.dtype).T, alpha=scaling)
-        ctx.save_for_backward(x, weight, low, lora_a, lora_b)
-        ctx.state, ctx.scaling = state, scaling
-        return out
+        ctx: Any, x: Tensor, rules: list[tuple[Any, float]], *parts: Any
+    ) -> tuple[Tensor, ...]:
+        """Compute (..., O) of each layer.
+
+        Args:
+            ctx: of autograd.
+            x: (..., I).
+            rules: of each layer what makes W whole, if it is in 4 bits, and the scaling.
+            *parts: of each layer W (O, I), bias (O,) or None, A (R, I) and B (O, R).
+        """
+        weights, biases, every_a, every_b = (parts[kind::4] for kind in range(4))
+        joined = torch.cat([a.to(x.dtype) for a in every_a])
+        lows = (x.reshape(-1, x.shape[-1]) @ joined.T).split([len(a) for a in every_a], 1)
+        outs = []
+        for weight, bias, b, low, (state, scaling) in zip(
+            weights, biases, every_b, lows, rules, strict=True
+        ):
+            out = linear(x, _whole(weight, state, x.dtype), bias)
+            out.view(-1, out.shape[-1]).addmm_(low, b.to(x.dtype).T, alpha=scaling)
+            outs.append(out)
+        ctx.save_for_backward(x, *weights, *every_a, *every_b, *lows)
+        ctx.rules = rules
+        ctx.set_materialize_grads(False)  # a layer that is not called has none
+        return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Gradients of ``x``, A and B: that of ``x`` in one tensor, without a sum of two."""
-        (grad,) = grads
-        x, weight, low, lora_a, lora_b = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_low = (flat @ lora_b.to(grad.dtype)).mul_(ctx.scaling)
-        grad_x = grad_a = grad_b = None
+        """Gradients of ``x``, and of each layer's A and B."""
+        x, *saved = ctx.saved_tensors
+        count = len(ctx.rules)
+        used = [
+            (place, grad.reshape(-1, grad.shape[-1]), *saved[place::count], *ctx.rules[place])
+            for place, grad in enumerate(grads)
+            if grad is not None
+        ]
+        found: list[Tensor | None] = [None] * (4 * count)
+        low_grads, every_a = [], []
+        for place, grad, _, a, b, low, _, scaling in used:
+            low_grads.append(grad @ (b.to(grad.dtype) * scaling))
+            every_a.append(a)
+            found[4 * place + 3] = (grad.T @ low).to(b.dtype).mul_(scaling)
+        joined = torch.cat(low_grads, 1)
+        grads_a = _split_rows(joined.T @ x.reshape(-1, x.shape[-1]), every_a)
+        for (place, *_), grad_a in zip(used, grads_a, strict=True):
+            found[4 * place + 2] = grad_a
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            wide = flat @ _whole(weight, ctx.state, grad.dtype)
-            grad_x = wide.addmm_(grad_low, lora_a.to(grad.dtype)).view(x.shape)
-        if ctx.needs_input_grad[4]:
-            grad_a = (grad_low.T @ x.reshape(-1, x.shape[-1])).to(lora_a.dtype)
-        if ctx.needs_input_grad[5]:
-            grad_b = (flat.T @ low).to(lora_b.dtype).mul_(ctx.scaling)
-        return grad_x, None, None, None, grad_a, grad_b, None
+            grad_x = joined @ torch.cat([a.to(x.dtype) for a in every_a])
+            for _, grad, weight, _, _, _, state, _ in used:
+                grad_x.addmm_(grad, _whole(weight, state, grad.dtype))
+            grad_x = grad_x.view(x.shape)
+        return grad_x, None, *found
+
+
+def _split_rows(joined: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The rows of a tensor, in the sizes and formats of others."""
+    parts = joined.split([len(each) for each in like])
+    return [part.to(each.dtype) for part, each in zip(parts, like, strict=True)]
