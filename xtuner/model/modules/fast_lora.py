@@ -271,50 +271,47 @@ class _LowRank(torch.autograd.Function):
             *parts: of each layer W (O, I), bias (O,) or None, A (R, I) and B (O, R).
         """
         weights, biases, every_a, every_b = (parts[kind::4] for kind in range(4))
+        ranks = [len(a) for a in every_a]
         joined = torch.cat([a.to(x.dtype) for a in every_a])
-        lows = (x.reshape(-1, x.shape[-1]) @ joined.T).split([len(a) for a in every_a], 1)
+        narrow = [b.to(x.dtype) for b in every_b]
+        lows = (x.reshape(-1, x.shape[-1]) @ joined.T).split(ranks, 1)
         outs = []
         for weight, bias, b, low, (state, scaling) in zip(
-            weights, biases, every_b, lows, rules, strict=True
+            weights, biases, narrow, lows, rules, strict=True
         ):
             out = linear(x, _whole(weight, state, x.dtype), bias)
-            out.view(-1, out.shape[-1]).addmm_(low, b.to(x.dtype).T, alpha=scaling)
+            out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scaling)
             outs.append(out)
-        ctx.save_for_backward(x, *weights, *every_a, *every_b, *lows)
-        ctx.rules = rules
+        ctx.save_for_backward(x, joined, *weights, *narrow, *lows)
+        ctx.rules, ctx.ranks = rules, ranks
+        ctx.dtypes = [(a.dtype, b.dtype) for a, b in zip(every_a, every_b, strict=True)]
         ctx.set_materialize_grads(False)  # a layer that is not called has none
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Gradients of ``x``, and of each layer's A and B."""
-        x, *saved = ctx.saved_tensors
+        x, joined, *saved = ctx.saved_tensors
         count = len(ctx.rules)
-        used = [
-            (place, grad.reshape(-1, grad.shape[-1]), *saved[place::count], *ctx.rules[place])
-            for place, grad in enumerate(grads)
-            if grad is not None
-        ]
+        flat = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grads]
         found: list[Tensor | None] = [None] * (4 * count)
-        low_grads, every_a = [], []
-        for place, grad, _, a, b, low, _, scaling in used:
-            low_grads.append(grad @ (b.to(grad.dtype) * scaling))
-            every_a.append(a)
-            found[4 * place + 3] = (grad.T @ low).to(b.dtype).mul_(scaling)
-        joined = torch.cat(low_grads, 1)
-        grads_a = _split_rows(joined.T @ x.reshape(-1, x.shape[-1]), every_a)
-        for (place, *_), grad_a in zip(used, grads_a, strict=True):
-            found[4 * place + 2] = grad_a
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = joined @ torch.cat([a.to(x.dtype) for a in every_a])
-            for _, grad, weight, _, _, _, state, _ in used:
-                grad_x.addmm_(grad, _whole(weight, state, grad.dtype))
-            grad_x = grad_x.view(x.shape)
-        return grad_x, None, *found
-
-
-def _split_rows(joined: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """The rows of a tensor, in the sizes and formats of others."""
-    parts = joined.split([len(each) for each in like])
-    return [part.to(each.dtype) for part, each in zip(parts, like, strict=True)]
+        low_grads = []
+        for place, (grad, b, low) in enumerate(
+            zip(flat, saved[count : 2 * count], saved[2 * count :], strict=True)
+        ):
+            scaling = ctx.rules[place][1]
+            if grad is None:
+                low_grads.append(torch.zeros_like(low))
+                continue
+            low_grads.append(grad @ (b * scaling))
+            found[4 * place + 3] = (grad.T @ low).to(ctx.dtypes[place][1]).mul_(scaling)
+        low_grad = torch.cat(low_grads, 1)
+        grads_a = (low_grad.T @ x.reshape(-1, x.shape[-1])).split(ctx.ranks)
+        grad_x = low_grad @ joined if ctx.needs_input_grad[0] else None
+        for place, (grad, weight) in enumerate(zip(flat, saved, strict=False)):
+            if grad is None:
+                continue
+            found[4 * place + 2] = grads_a[place].to(ctx.dtypes[place][0])
+            if grad_x is not None:
+                grad_x.addmm_(grad, _whole(weight, ctx.rules[place][0], grad.dtype))
+        return None if grad_x is None else grad_x.view(x.shape), None, *found
