@@ -38,6 +38,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": dict(model_type="llama", vocab_size=512, hidden_size=64, intermediate_size=128)
     | dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
 }
+WARM_STEPS, STEPS = 2, 8
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "flash-attn", "liger-kernel")
 
 
@@ -126,14 +127,14 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     draw = torch.Generator().manual_seed(0)
     ids = [
         torch.randint(llm.config.vocab_size, (case.length,), generator=draw).tolist()
-        for _ in range(speed.WARM_STEPS + speed.STEPS)
+        for _ in range(WARM_STEPS + STEPS)
     ]
     rows = [{"input_ids": row, "labels": row, "cumulative_len": [0, len(row)]} for row in ids]
     model = dict(llm=llm, lora=speed.adapter(case.method), use_activation_checkpointing=True)
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()  # what quantising took is not training's
-    clock = GpuClock() if on_gpu else speed.Clock()
+    clock = (GpuClock if on_gpu else speed.Clock)(WARM_STEPS, STEPS)
     facts = speed.run_ours(folder, model, rows, 1, clock, case.device).facts()
     done = facts["tokens_per_second"] * work / 1e12
     return facts | {"model_tflops": done, "share_of_matmul": done / rate, "matmul_tflops": rate}

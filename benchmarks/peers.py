@@ -94,6 +94,7 @@ def run(
         write_packs(folder, shape)
         words = [str(python), str(HERE / "peer_drivers" / PEERS[name].driver), str(folder), method]
         words += [str(shape.max_length), str(shape.packs_a_step)]
+        words += [str(shape.warm_steps), str(shape.steps)]
         environment = {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
         found: dict[str, Any] = json.loads(
             _run(words, MINUTES_TO_RUN, environment).splitlines()[-1]

@@ -42,18 +42,24 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-WARM_STEPS, STEPS, ROUNDS = 4, 16, 3
+ROUNDS = 3
 METHODS = ("full", "lora", "qlora")
 LORA = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, the length of packed rows, and how many of them make a step."""
+    """A model, the length of packed rows, how many make a step, and steps: not timed, timed."""
 
     config: dict[str, Any]
     max_length: int
     packs_a_step: int
+    warm_steps: int = 4
+    steps: int = 16
+
+    def clock(self) -> Clock:
+        """One for a run with this shape."""
+        return Clock(self.warm_steps, self.steps)
 
 
 SHAPES = {
@@ -69,6 +75,8 @@ SHAPES = {
         | dict(tie_word_embeddings=True),
         max_length=4096,
         packs_a_step=1,
+        warm_steps=2,
+        steps=6,
     ),
 }
 
@@ -101,7 +109,7 @@ def prepare(folder: Path, shape: Shape) -> None:
         size = max(4, int(draw.lognormvariate(0, 0.7) * mean))
         return " ".join(f"w{draw.randrange(words)}" for _ in range(size))
 
-    tokens = (WARM_STEPS + STEPS + 1) * shape.packs_a_step * shape.max_length
+    tokens = (shape.warm_steps + shape.steps + 1) * shape.packs_a_step * shape.max_length
     rows = []
     while tokens > 0:
         row = {"prompt": text(60), "completion": text(120)}
@@ -182,7 +190,7 @@ def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dic
         llm=llm, lora=adapter(method), compile=compiled, use_activation_checkpointing=False
     )
     # the packs of a step are joined into one row
-    return run_ours(folder, model, packs(folder, shape), shape.packs_a_step, Clock()).facts()
+    return run_ours(folder, model, packs(folder, shape), shape.packs_a_step, shape.clock()).facts()
 
 
 def run_ours(
@@ -231,7 +239,7 @@ def run_ours(
             sampler=dict(type=DefaultSampler, shuffle=False),
             collate_fn=collate,
         ),
-        train_cfg=dict(type=TrainLoop, max_iters=WARM_STEPS + STEPS),
+        train_cfg=dict(type=TrainLoop, max_iters=clock.total),
         optim_wrapper=dict(
             type=FinetuneOptimWrapper,
             optimizer=dict(type=torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True),
@@ -252,7 +260,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    clock, seen = Clock(), {"tokens": 0, "losses": []}
+    clock, seen = shape.clock(), {"tokens": 0, "losses": []}
 
     class Counting(SFTTrainer):  # type: ignore[misc]
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -275,7 +283,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
         args=SFTConfig(
             output_dir=str(folder / "trl"),
             per_device_train_batch_size=shape.packs_a_step,
-            max_steps=WARM_STEPS + STEPS,
+            max_steps=clock.total,
             learning_rate=1e-4,
             lr_scheduler_type="constant",
             optim="adamw_torch_fused",
@@ -316,9 +324,9 @@ def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
         borders = pack["cumulative_len"]
         for a, b in itertools.pairwise(borders):
             samples.append((pack["input_ids"][a:b], pack["labels"][a:b]))
-    clock, model = Clock(), model.train()
+    clock, model = shape.clock(), model.train()
     wanted = shape.packs_a_step * shape.max_length
-    for _ in range(WARM_STEPS + STEPS):
+    for _ in range(clock.total):
         batch = []
         while samples and sum(len(ids) for ids, _ in batch) < wanted:
             batch.append(samples.pop(0))
@@ -346,9 +354,10 @@ SIDES: dict[str, Callable[[Path, Shape, str], dict[str, float]]] = {
 
 
 class Clock:
-    """Times steps and keeps what they report; the first ones are left out."""
+    """Times steps and keeps what they report; the first ones, ``warm``, are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm: int, timed: int) -> None:
+        self.warm, self.total = warm, warm + timed
         self._steps: list[tuple[float, int, float]] = []
 
     def step(self, tokens: int, loss: float) -> None:
@@ -361,8 +370,8 @@ class Clock:
 
     def facts(self) -> dict[str, float]:
         """Tokens a second, memory and the mean loss."""
-        start = self._steps[WARM_STEPS - 1][0]
-        timed = self._steps[WARM_STEPS:]
+        start = self._steps[self.warm - 1][0]
+        timed = self._steps[self.warm :]
         return {
             "tokens_per_second": sum(tokens for _, tokens, _ in timed) / (timed[-1][0] - start),
             "peak_mib": self.peak_mib(),

@@ -1,19 +1,20 @@
 """Trains with LLaMA-Factory, in its own environment, for ``benchmarks/peers.py``.
 
-Usage: ``python llama_factory.py FOLDER METHOD MAX_LENGTH PACKS_A_STEP``, on the last line of whose
-output are the facts as JSON.
+Usage: ``python llama_factory.py FOLDER METHOD MAX_LENGTH PACKS_A_STEP WARM_STEPS STEPS``, on the
+last line of whose output are the facts as JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import speed
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 try:
     import torchaudio  # noqa: F401
@@ -26,18 +27,30 @@ from llamafactory.train.tuner import run_exp
 class Timer(TrainerCallback):
     """Tells the clock of each step."""
 
-    def __init__(self) -> None:
-        self.clock, self.tokens = speed.Clock(), 0
+    def __init__(self, warm: int, timed: int) -> None:
+        self.clock, self.tokens = speed.Clock(warm, timed), 0
+
+    def count(self) -> None:
+        """Count the tokens of each batch, without padding; its own count takes masks for tokens."""
+        original = Trainer.training_step
+
+        def counting(trainer: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            padding = trainer.processing_class.pad_token_id
+            self.tokens += int((inputs["input_ids"] != padding).sum())
+            return original(trainer, model, inputs, *args, **kwargs)
+
+        Trainer.training_step = counting
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Each step is logged, with its loss and the tokens that were seen so far."""
+        """Each step is logged, with its loss."""
         if logs and "loss" in logs:
-            seen = int(state.num_input_tokens_seen)
-            self.clock.step(seen - self.tokens, float(logs["loss"]))
-            self.tokens = seen
+            self.clock.step(self.tokens, float(logs["loss"]))
+            self.tokens = 0
 
 
-def settings(folder: Path, method: str, max_length: int, batch_size: int) -> dict[str, Any]:
+def settings(
+    folder: Path, method: str, max_length: int, batch_size: int, steps: int
+) -> dict[str, Any]:
     """The arguments of ``llamafactory-cli train``."""
     import torch
 
@@ -51,18 +64,17 @@ def settings(folder: Path, method: str, max_length: int, batch_size: int) -> dic
         dataset="rows",
         dataset_dir=str(folder),
         cutoff_len=max_length,
-        packing=True,  # its template is the tokenizer's own
+        neat_packing=True,  # samples of a pack do not see each other, as on the other sides
         finetuning_type="full" if method == "full" else "lora",
         disable_gradient_checkpointing=True,
-        output_dir=str(folder / "llama_factory"),
+        output_dir=tempfile.mkdtemp(dir=folder),  # it refuses one that was written to
         per_device_train_batch_size=batch_size,
-        max_steps=speed.WARM_STEPS + speed.STEPS,
+        max_steps=steps,
         learning_rate=1e-4,
         lr_scheduler_type="constant",
         optim="adamw_torch_fused",
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
-        include_num_input_tokens_seen="non_padding",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -76,9 +88,12 @@ def settings(folder: Path, method: str, max_length: int, batch_size: int) -> dic
 
 
 def main() -> None:
-    folder, method, max_length, batch_size = sys.argv[1:]
-    timer = Timer()
-    run_exp(settings(Path(folder), method, int(max_length), int(batch_size)), callbacks=[timer])
+    folder, method, *numbers = sys.argv[1:]
+    max_length, batch_size, warm, timed = map(int, numbers)
+    timer = Timer(warm, timed)
+    timer.count()
+    wanted = settings(Path(folder), method, max_length, batch_size, timer.clock.total)
+    run_exp(wanted, callbacks=[timer])
     print("\n" + json.dumps(timer.clock.facts()))
 
 

@@ -1,7 +1,8 @@
 """Trains with XTuner 0.1.23, in its own environment, for ``benchmarks/peers.py``.
 
-Usage: ``python xtuner_0_1_23.py FOLDER METHOD MAX_LENGTH PACKS_A_STEP``, on the last line of whose
-output are the facts as JSON. Mixed precision of mmengine needs a GPU: without one all is float32.
+Usage: ``python xtuner_0_1_23.py FOLDER METHOD MAX_LENGTH PACKS_A_STEP WARM_STEPS STEPS``, on the
+last line of whose output are the facts as JSON. Mixed precision of mmengine needs a GPU: without
+one all is float32. Samples of a pack see each other, as its variable-length attention needs a GPU.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from xtuner.model import SupervisedFinetune
 class Timer(Hook):
     """Tells the clock of each step."""
 
-    def __init__(self) -> None:
-        self.clock = speed.Clock()
+    def __init__(self, warm: int, timed: int) -> None:
+        self.clock = speed.Clock(warm, timed)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -70,9 +71,9 @@ def model(folder: str, method: str, gpu: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder, method, _, batch_size = sys.argv[1:]
+    folder, method, _, batch_size, warm, timed = sys.argv[1:]
     gpu = torch.cuda.is_available()
-    timer = Timer()
+    timer = Timer(int(warm), int(timed))
     precision = dict(type=AmpOptimWrapper, dtype="bfloat16") if gpu else dict(type=OptimWrapper)
     runner = Runner(
         model=model(folder, method, gpu),
@@ -84,7 +85,7 @@ def main() -> None:
             sampler=dict(type=DefaultSampler, shuffle=False),
             collate_fn=default_collate_fn,
         ),
-        train_cfg=dict(type=TrainLoop, max_iters=speed.WARM_STEPS + speed.STEPS),
+        train_cfg=dict(type=TrainLoop, max_iters=timer.clock.total),
         optim_wrapper=precision
         | dict(
             optimizer=dict(type=torch.optim.AdamW, lr=1e-4, weight_decay=0.0),
