@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from xtuner.model.modules import short_attention
+from xtuner.model.modules import cpu_attention
 from xtuner.model.modules.attention import attention
+from xtuner.model.modules.kernels import Kernel
 
 
 def row(heads, few, tokens, width=16, dtype=torch.float32):
@@ -32,35 +33,105 @@ def plain(query, key, value, borders):
     return torch.cat(parts, 2).transpose(1, 2)
 
 
-@pytest.mark.parametrize("borders", [[0, 1], [0, 7, 7, 8, 61], [0, 37, 400, 431]])
-@pytest.mark.parametrize("heads, few", [(4, 4), (6, 2)])
-@pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "float32"])
-def test_packed_rows_equal_plain_attention_on_each_sample(borders, heads, few, autocast):
-    tensors = row(heads, few, borders[-1])
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=torch.tensor(borders))
+def compare(tensors, borders, bound):
+    """Output and gradients with those of plain attention in float64."""
+    found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=torch.tensor(borders))
     expected = plain(*tensors, borders)
     slope = torch.randn_like(expected)
-    bound = 1e-2 if autocast else 1e-5
     assert (found - expected).norm() < bound * expected.norm()
     ours = torch.autograd.grad(found, tensors, slope.to(found.dtype))
     theirs = torch.autograd.grad(expected, tensors, slope)
     for one, other in zip(ours, theirs, strict=True):
-        assert (one - other).norm() < bound * other.norm() + 1e-6
+        # where a token sees itself alone the gradients of query and key are 0, up to rounding
+        assert (one - other).norm() < bound * (other.norm() + 0.2 * slope.norm())
 
 
-def test_only_short_samples_in_bf16_have_their_own_backward(monkeypatch):
-    lengths = []
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def compiled(request, monkeypatch):
+    """Both backward passes of a CPU."""
+    monkeypatch.setattr(Kernel, "compiled", request.param)
+    yield request.param
+    assert Kernel.compiled == request.param  # compiling did not fail
+
+
+@pytest.mark.parametrize("borders", [[0, 1], [0, 7, 7, 8, 61], [0, 37, 400, 431, 560, 1400]])
+@pytest.mark.parametrize("heads, few", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "float32"])
+def test_packed_rows_equal_plain_attention_on_each_sample(borders, heads, few, autocast, compiled):
+    tensors = row(heads, few, borders[-1])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        compare(tensors, borders, 1e-2 if autocast else 1e-5)
+
+
+def test_the_bound_is_one_that_a_broken_path_passes_not(monkeypatch, compiled):
+    """An error of 5 % in the scale of the backward pass."""
+    true = cpu_attention._Row.__init__
     monkeypatch.setattr(
-        short_attention,
-        "short_attention",
-        lambda query, *_: lengths.append(query.shape[2]) or query,
+        cpu_attention._Row, "__init__", lambda row, *args: true(row, *args[:-1], args[-1] * 1.05)
     )
-    borders = torch.tensor([0, 30, 430, 433])
-    attention(nn.Module(), *row(2, 2, 433, dtype=torch.bfloat16), None, cu_seq_lens_q=borders)
-    assert lengths == [30, 3]
-    attention(nn.Module(), *row(2, 2, 433), None, cu_seq_lens_q=borders)
-    assert lengths == [30, 3]
+    tensors = row(4, 4, 61)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(AssertionError):
+        compare(tensors, [0, 7, 8, 61], 1e-2)
+
+
+def test_scores_that_would_overflow_are_masked(compiled):
+    """What a token must not see may have a score by far larger than all that it sees."""
+    tensors = row(2, 2, 61)
+    with torch.no_grad():
+        tensors[1][:, :, -1] = 40 * tensors[1][:, :, -1]
+        tensors[0].mul_(10)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=torch.tensor([0, 61]))
+        grads = torch.autograd.grad(found.float().sum(), tensors)
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_which_backward_is_taken(monkeypatch):
+    """Products up to a length where kernels are compiled, otherwise torch's; none in float32."""
+    taken = []
+    for name in ("by_torch", "by_products"):
+        monkeypatch.setattr(
+            cpu_attention._Row, name, lambda row, part, name=name: taken.append((name, part))
+        )
+    borders = torch.tensor([0, 30, 830, 833])
+    short, long, last = slice(0, 30), slice(30, 830), slice(830, 833)
+    for is_compiled, dtype, expected in (
+        (False, torch.bfloat16, [("by_torch", part) for part in (short, long, last)]),
+        (True, torch.bfloat16, [("by_products", [short, last]), ("by_torch", long)]),
+        (True, torch.float32, []),
+    ):
+        monkeypatch.setattr(Kernel, "compiled", is_compiled)
+        tensors = row(2, 2, 833, dtype=dtype)
+        found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=borders)
+        found.sum().backward()
+        assert taken == expected
+        taken.clear()
+
+
+def test_batches_are_bounded(monkeypatch):
+    """However many samples are alike."""
+    monkeypatch.setattr(Kernel, "compiled", True)
+    monkeypatch.setattr(cpu_attention, "SCORES", 2 * 2 * 64**2)  # two samples with two heads
+    sizes, true = [], cpu_attention._Row._batch
+    monkeypatch.setattr(
+        cpu_attention._Row,
+        "_batch",
+        lambda row, parts, *rest: sizes.append(len(parts)) or true(row, parts, *rest),
+    )
+    borders = [0, 20, 50, 60, 123, 130]
+    with torch.autocast("cpu", torch.bfloat16):
+        compare(row(2, 2, 130), borders, 1e-2)
+    assert sizes == [2, 2, 1]
+
+
+def test_rows_of_one_length_without_padding():
+    tensors = [t.detach().repeat(3, 1, 1, 1).requires_grad_() for t in row(4, 2, 40)]
+    tensors[0].data[1].mul_(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attention(nn.Module(), *tensors, None)
+    for each in range(3):
+        expected = plain(*(t[each : each + 1] for t in tensors), [0, 40])
+        assert (found[each] - expected[0]).norm() < 1e-2 * expected.norm()
 
 
 def test_padding_sees_nothing_and_a_row_of_padding_is_zero():

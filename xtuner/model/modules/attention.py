@@ -6,7 +6,7 @@ samples come with the call (``cu_seq_lens_q``) and each sample attends to itself
 
 * flash-attn where it is installed and the tensors are on a GPU,
 * torch's own variable-length kernel on a GPU without it,
-* scaled-dot-product attention sample by sample elsewhere (a CPU); see ``short_attention``.
+* scaled-dot-product attention sample by sample elsewhere; on a CPU see ``cpu_attention``.
 
 Where ranks share rows (``sequence_group``), they exchange tokens for heads before and after, so
 that all of this looks at whole rows.
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from xtuner.model.modules import short_attention
+from xtuner.model.modules import cpu_attention
 from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
 
 NAME = "xtuner"
@@ -129,6 +129,12 @@ def _attend(
             if packed is not None:
                 return packed
         lengths = cu_seq_lens_q.diff().tolist()
+        if (
+            causal
+            and _is_plain(max(lengths), settings)
+            and cpu_attention.applies(query, key, value)
+        ):
+            return cpu_attention.attend(query, key, value, lengths, settings["scaling"])
     elif attention_mask is not None and not bool(attention_mask.all()):
         return _padded(query, key, value, attention_mask, causal, settings)
     else:
@@ -188,9 +194,11 @@ def _segment(
     """Attention within one sample: (B, H, S, D); queries are the last S of the T keys."""
     new, total = query.shape[2], key.shape[2]
     windowed = causal and window is not None and window < total
-    plain = causal and not windowed and cap is None and not dropout
-    if plain and short_attention.applies(query, key, value):
-        return short_attention.short_attention(query, key, value, scaling)
+    settings = {"dropout": dropout, "window": window, "cap": cap}
+    if causal and _is_plain(total, settings) and cpu_attention.applies(query, key, value):
+        q, k, v = (t.transpose(0, 1).flatten(1, 2)[None] for t in (query, key, value))
+        out = cpu_attention.attend(q, k, v, [total] * len(query), scaling)
+        return out[0].unflatten(0, (len(query), total)).transpose(1, 2)
     if not windowed and cap is None and (new == total or new == 1 or not causal):
         return scaled_dot_product_attention(
             query,
@@ -219,6 +227,13 @@ def _segment(
             )
         )
     return torch.cat(parts, dim=2)
+
+
+def _is_plain(longest: int, settings: dict[str, Any]) -> bool:
+    """Whether scores of samples up to so long are causal, and nothing else."""
+    window = settings["window"]
+    seen = window is None or window >= longest
+    return seen and settings["cap"] is None and not settings["dropout"]
 
 
 def _block_mask(

@@ -1,4 +1,4 @@
-"""The steps of a layer that go over numbers one by one: RMS norm, rotary, gate.
+"""The steps of a layer that go over numbers one by one: RMS norm, rotary, gate, scores.
 
 Each is written once, in plain torch. As it stands it goes over memory at every operation; compiled
 (``compile_kernels``) it goes over it once. Products and attention are not compiled: torch's
@@ -27,7 +27,7 @@ class Kernel(Generic[Args, Made]):
     """A function that runs as it is or, once that was asked for, compiled.
 
     Args:
-        function: takes and gives tensors; changes none of those that it is given.
+        function: takes and gives tensors; those that it changes, its text names.
     """
 
     compiled = False
@@ -122,6 +122,28 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 def gated_back(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of ``gated`` with respect to ``gate`` and ``up``."""
     return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+
+
+@Kernel
+def dotted(one: Tensor, other: Tensor) -> Tensor:
+    """The dot products of two (..., D), (...) in float32."""
+    return (one.float() * other.float()).sum(-1)
+
+
+@Kernel
+def scores_back(weights: Tensor, slopes: Tensor, norm: Tensor, dot: Tensor, scale: float) -> None:
+    """From the products to the gradients of attention; changes its first two, in place.
+
+    Args:
+        weights: (B, S, S) queries times keys; becomes the attention weights.
+        slopes: (B, S, S) gradients of the output times values; becomes those of the products.
+        norm: (B, S, 1), log-sum-exp of each token's scores.
+        dot: (B, S, 1), output times its gradient, of each token.
+        scale: factor on the products.
+    """
+    found = torch.exp(weights.float() * scale - norm)
+    slopes.copy_(found * (slopes.float() - dot) * scale)
+    weights.copy_(found)
 
 
 @Kernel
