@@ -270,7 +270,7 @@ class _Logits:
         self.hidden = padded(hidden, rounded_up(count) - count, 0, 0) if hidden.is_cpu else hidden
         width = max(MIN_COLUMNS, BLOCK_LOGITS // max(count, 1) // MIN_COLUMNS * MIN_COLUMNS)
         self.blocks = [slice(a, a + width) for a in range(0, self.vocabulary, width)]
-        self._rows = max(1, CACHED_LOGITS // width) if hidden.device.type == "cpu" else count
+        self._rows = max(1, CACHED_LOGITS // width if hidden.is_cpu else count)
         self._keeps = count * self.vocabulary <= KEPT_LOGITS
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._norms = hidden.new_full((count, 1), float("-inf"), dtype=torch.float32)
