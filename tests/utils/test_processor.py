@@ -41,7 +41,7 @@ def multiply(sizes):
         torch.ones(size, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)
 multiply(range(65, 70))
 before = psutil.Process().memory_info().rss
-multiply(range(100, 600))
+multiply(range(100, 1100))
 print((psutil.Process().memory_info().rss - before) / 2**20)
 """
 

@@ -14,7 +14,7 @@ _MOST_THRESHOLD = 32 * 2**20
 SURPLUS, PAUSE = 512 * 2**20, 15.0
 """Freed memory, in pieces between what is in use, above which it is given back after all, if that
 was not done in the last so many seconds: to get a gigabyte anew takes a third of a second."""
-PRODUCTS_KNOWN = 128
+PRODUCTS_KNOWN = 256
 """Shapes of products for which oneDNN keeps the code that it made, a megabyte each. By itself it
 keeps 1,024, and rows of other lengths make other shapes; the layers of a model share theirs."""
 FINEST_STEP = 16

@@ -139,7 +139,8 @@ def load_adapter(llm: Mapping[str, Any], folder: Path, *, classifier: bool = Fal
     if classifier:
         loader: Any = AutoModelForSequenceClassification
         settings |= {"type": loader.from_pretrained, "num_labels": 1}
-    return PeftModel.from_pretrained(build_llm(settings, full=False), str(folder))
+    # in fp32 before the adapter comes, whose head a base in bf16 would round
+    return PeftModel.from_pretrained(to_float(build_llm(settings, full=False)), str(folder))
 
 
 def to_float(model: Any) -> Any:
