@@ -208,3 +208,34 @@ def test_a_whole_model_keeps_its_names():
     names = list(model.state_dict())
     assert fast_lora.speed_up(model) > 4
     assert list(model.state_dict()) == names
+
+
+def test_layers_stay_together_where_activations_are_computed_twice():
+    """Computing again stops early, and must leave nothing that waits for a layer."""
+    grads = []
+    for twice in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear"))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(weight, std=0.3)
+        fast_lora.speed_up(model)
+        model.train()
+        if twice:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        ids = torch.arange(3, 40)[None]
+        for _ in range(2):
+            model.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+        found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        grads.append(list(found.values()))
+        siblings = {
+            id(module.forward.siblings): module.forward.siblings
+            for module in model.modules()
+            if isinstance(getattr(module, "forward", None), fast_lora._Forward)
+        }
+        sizes = [len(each.members) for each in siblings.values() if each is not None]
+        assert sizes and set(sizes) == {2, 3}
+        assert not any(each._ready for each in siblings.values() if each is not None)
+    assert_near(*grads, 1e-5)
