@@ -16,8 +16,10 @@ Shapes: N tokens, I and O widths of input and output, R rank.
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,30 +59,60 @@ def speed_up(model: nn.Module) -> int:
     return count
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What a layer computes with; W and bias are frozen.
+
+    Args:
+        dtype: of the products.
+        weight: W (O, I) as it is stored.
+        state: what makes W whole, where it is in 4 bits.
+        bias: (O,) in ``dtype``, or None.
+        lora_a: A (R, I).
+        lora_b: B (O, R).
+        scaling: factor of the low-rank product.
+        dropout: what drops a part of the input before the low-rank product; None: nothing does.
+    """
+
+    dtype: torch.dtype
+    weight: Tensor
+    state: Any
+    bias: Tensor | None
+    lora_a: Tensor
+    lora_b: Tensor
+    scaling: float
+    dropout: nn.Module | None
+
+
 class _Siblings:
     """Layers with one input: the first that is called computes for all; the others find it here."""
 
-    def __init__(self, forwards: list[_Forward]) -> None:
-        self.members = forwards
+    def __init__(self, members: list[_Forward]) -> None:
+        self.members = members
         self._input: Tensor | None = None
         self._ready: dict[int, Tensor] = {}
-        for each in forwards:
+        for each in members:
             each.siblings = self
 
-    def members_for(self, first: _Forward, x: Tensor, dtype: torch.dtype) -> list[_Forward]:
-        """Those that compute with ``first``, itself the first of them."""
+    def parts(self, first: _Forward, part: _Part, x: Tensor) -> list[tuple[_Forward, _Part]]:
+        """Those that compute with ``first``, itself the first of them, and what with."""
         if self._ready:  # a layer that has weights but is not called: never again
             self.members = []
-        self.forget()
-        others = [each for each in self.members if each is not first]
-        # what peft would compute in another way, and what drops its own part of the input, is apart
-        if any(each.compute_dtype(x) != dtype or each.drops() for each in [first, *others]):
-            return [first]
-        return [first, *others]
+        self._input, self._ready = None, {}
+        found = [(first, part)]
+        for each in self.members:
+            other = part if each is first else each.part(x)
+            # what peft would compute in another way, and what drops its own part of the input
+            if other is None or other.dtype != part.dtype or other.dropout is not None:
+                return [(first, part)]
+            if each is not first:
+                found.append((each, other))
+        return found
 
     def keep(self, x: Tensor, outputs: dict[int, Tensor]) -> None:
         """Keep what was computed for the others until they are called."""
-        self._input, self._ready = (x, outputs) if outputs else (None, {})
+        if outputs:
+            self._input, self._ready = x, outputs
 
     def take(self, layer: _Forward, x: Tensor) -> Tensor | None:
         """What was computed for a layer with this very input."""
@@ -91,10 +123,6 @@ class _Siblings:
             self._input = None
         return found
 
-    def forget(self) -> None:
-        """Keep nothing."""
-        self._input, self._ready = None, {}
-
 
 class _Forward:
     """The forward of one layer; peft's own where ours does not apply."""
@@ -104,60 +132,53 @@ class _Forward:
         self.siblings: _Siblings | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        dtype = None if args or kwargs else self.compute_dtype(x)
-        if dtype is None:
+        part = None if args or kwargs else self.part(x)
+        if part is None:
             return self.of_peft(x, *args, **kwargs)
-        siblings, group = self.siblings, [self]
-        if siblings is not None:
-            found = siblings.take(self, x)
+        group = [(self, part)]
+        if self.siblings is not None:
+            found = self.siblings.take(self, x)
             if found is not None:
                 return found
-            group = siblings.members_for(self, x, dtype)
+            group = self.siblings.parts(self, part, x)
+        narrow = x.to(part.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if self.drops():
-                return self._answer(x, self._dropped(x, dtype))
-            parts = [part for each in group for part in each.parts(dtype)]
-            rules = [(each.state(), each.scaling()) for each in group]
-            outs = [
-                each._answer(x, out)
-                for each, out in zip(group, _LowRank.apply(x.to(dtype), rules, *parts), strict=True)
-            ]
-        if siblings is not None:
-            siblings.keep(x, {id(each): out for each, out in zip(group[1:], outs[1:], strict=True)})
-        return outs[0]
+            if part.dropout is not None:
+                low = linear(part.dropout(x).to(part.dtype), part.lora_a.to(part.dtype))
+                frozen = (part.weight, part.state, part.bias)
+                outs = [_AddLowRank.apply(narrow, *frozen, low, part.lora_b, part.scaling)]
+            else:
+                tensors = [(p.weight, p.bias, p.lora_a, p.lora_b) for _, p in group]
+                rules = [(p.state, p.scaling) for _, p in group]
+                outs = _LowRank.apply(narrow, rules, *itertools.chain(*tensors))
+        # bitsandbytes answers in the input's format, other layers in that of the product
+        made = {
+            id(each): out if p.state is None else out.to(x.dtype)
+            for (each, p), out in zip(group, outs, strict=True)
+        }
+        own = made.pop(id(self))
+        if self.siblings is not None:
+            self.siblings.keep(x, made)
+        return own
 
-    def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """W as it is stored, bias, A and B."""
-        name, base = self._adapter(), self.layer.get_base_layer()
-        bias = None if base.bias is None else base.bias.to(dtype)
-        lora_a, lora_b = self.layer.lora_A[name].weight, self.layer.lora_B[name].weight
-        return base.weight.detach(), bias, lora_a, lora_b
-
-    def state(self) -> Any:
-        """What W needs to be made whole, where it is in 4 bits."""
-        return _state_of_4bits(self.layer.get_base_layer())
-
-    def scaling(self) -> float:
-        """The factor of the low-rank product."""
-        return float(self.layer.scaling[self._adapter()])
-
-    def drops(self) -> bool:
-        """Whether a part of the input is dropped before the low-rank product."""
-        dropout = self.layer.lora_dropout[self._adapter()]
-        return not isinstance(dropout, nn.Identity) and bool(dropout.training and dropout.p)
-
-    def _dropped(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        weight, bias, lora_a, lora_b = self.parts(dtype)
-        dropped = self.layer.lora_dropout[self._adapter()](x)
-        low = linear(dropped.to(dtype), lora_a.to(dtype))
-        out: Tensor = _AddLowRank.apply(
-            x.to(dtype), weight, self.state(), bias, low, lora_b, self.scaling()
+    def part(self, x: Tensor) -> _Part | None:
+        """What this layer computes ``x`` with; None where that is left to peft."""
+        name = self._adapter()
+        dtype = None if name is None else self._compute_dtype(x, name)
+        if name is None or dtype is None:
+            return None
+        layer, base = self.layer, self.layer.get_base_layer()
+        dropout = layer.lora_dropout[name]
+        return _Part(
+            dtype,
+            base.weight.detach(),
+            _state_of_4bits(base),
+            None if base.bias is None else base.bias.to(dtype),
+            layer.lora_A[name].weight,
+            layer.lora_B[name].weight,
+            float(layer.scaling[name]),
+            dropout if dropout.training and getattr(dropout, "p", 0.0) else None,
         )
-        return out
-
-    def _answer(self, x: Tensor, out: Tensor) -> Tensor:
-        """Bitsandbytes answers in the input's format, other layers in that of the product."""
-        return out if self.state() is None else out.to(x.dtype)
 
     def _adapter(self) -> str | None:
         """The one adapter that is to be applied plainly; None where there is none."""
@@ -173,11 +194,8 @@ class _Forward:
         frozen = not any(each.requires_grad for each in base.parameters(recurse=False))
         return str(name) if plain and whole and frozen else None
 
-    def compute_dtype(self, x: Tensor) -> torch.dtype | None:
+    def _compute_dtype(self, x: Tensor, name: str) -> torch.dtype | None:
         """What the products are computed in; None where peft computes in another way."""
-        name = self._adapter()
-        if name is None:
-            return None
         base, device = self.layer.get_base_layer(), x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
