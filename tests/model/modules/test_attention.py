@@ -124,6 +124,17 @@ def test_batches_are_bounded(monkeypatch):
     assert sizes == [2, 2, 1]
 
 
+def test_shared_keys_are_kept_once():
+    """Not once for each head of the queries."""
+    kept = []
+    query, key, value = row(6, 2, 61, dtype=torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        attention(nn.Module(), query, key, value, None, cu_seq_lens_q=torch.tensor([0, 20, 61]))
+    assert sum(kept) == 2 * query.numel() + 2 * key.numel() + 6 * 61  # output, log-sum-exp
+
+
 def test_rows_of_one_length_without_padding():
     tensors = [t.detach().repeat(3, 1, 1, 1).requires_grad_() for t in row(4, 2, 40)]
     tensors[0].data[1].mul_(2)

@@ -8,7 +8,7 @@ samples, so there are two others, as exact as eager attention in bf16 or more:
   these samples are formed, a few megabytes at a time.
 * other runs: torch's own kernel in float32, up to three times as fast as in bf16 on short samples.
 
-Shapes: T tokens of the row, H heads, S tokens of a sample, D width of a head.
+Shapes: T tokens of the row, H query heads, K key heads, S tokens of a sample, D width of a head.
 """
 
 from __future__ import annotations
@@ -57,16 +57,13 @@ def attend(
         (1, T, H, D) in bfloat16.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     out: Tensor = _Attention.apply(q, k, v, [length for length in lengths if length], scale)
     return out[None]
 
 
 class _Attention(torch.autograd.Function):
-    """Queries, keys and values (T, H, D) -> (T, H, D)."""
+    """Queries (T, H, D), keys and values (T, K, D) -> (T, H, D); only these are kept."""
 
     @staticmethod
     def forward(
@@ -74,9 +71,10 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         out = torch.empty(query.shape, dtype=query.dtype)
         norms = torch.empty(query.shape[:2])  # the log-sum-exp of each token's scores
+        keys, values = (_for_each_query(tensor, query) for tensor in (key, value))
         for part in _parts(lengths):
             found, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *(_heads_first(tensor[part]) for tensor in (query, key, value)),
+                *(_heads_first(tensor[part]) for tensor in (query, keys, values)),
                 dropout_p=0.0,
                 is_causal=True,
                 scale=scale,
@@ -89,14 +87,19 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        row = _Row(grads[0], ctx.saved_tensors, ctx.scale)
+        query, key, value, *rest = ctx.saved_tensors
+        keys, values = (_for_each_query(tensor, query) for tensor in (key, value))
+        row = _Row(grads[0], (query, keys, values, *rest), ctx.scale)
         parts = list(_parts(ctx.lengths))
         if Kernel.compiled:
             row.by_products([part for part in parts if _size(part) <= LONGEST])
             parts = [part for part in parts if _size(part) > LONGEST]
         for part in parts:
             row.by_torch(part)
-        return *row.grads, None, None
+        of_query, *others = row.grads
+        if keys is not key:  # of a key it is the sum over the queries that share it
+            others = [grad.unflatten(1, (key.shape[1], -1)).sum(2) for grad in others]
+        return of_query, *others, None, None
 
 
 class _Row:
@@ -177,6 +180,12 @@ def _parts(lengths: Sequence[int]) -> Iterator[slice]:
 
 def _size(part: slice) -> int:
     return int(part.stop - part.start)
+
+
+def _for_each_query(tensor: Tensor, query: Tensor) -> Tensor:
+    """Keys or values (T, K, D) -> (T, H, D), one for each head of the queries."""
+    groups = query.shape[1] // tensor.shape[1]
+    return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)
 
 
 def _heads_first(tensor: Tensor) -> Tensor:
