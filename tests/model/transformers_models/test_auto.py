@@ -1,0 +1,79 @@
+"""Registration: our classes are taken for their families' folders, and no code of a folder runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import transformers
+
+from xtuner.model.transformers_models import auto
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+CODE = "raise SystemExit('code of the folder ran')\n"
+
+
+@pytest.fixture(params=["internlm", "internlm2"])
+def folder(request, tmp_path):
+    """A folder as the hub has it, whose code ends the process if it runs."""
+    family = auto.FAMILIES[request.param]
+    causal = family.models["AutoModelForCausalLM"]
+    names = {"AutoConfig": f"configuration.{family.config}"}
+    names |= dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"modeling.{causal}")
+    config = {**TINY, "model_type": request.param, "architectures": [causal], "auto_map": names}
+    config |= {"attn_implementation": "flash_attention_2", "torch_dtype": "float32"}
+    for file in ("configuration.py", "modeling.py"):
+        (tmp_path / file).write_text(CODE)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.from_pretrained(tmp_path)
+    )
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize("trusted", [{}, {"trust_remote_code": True}, {"trust_remote_code": False}])
+def test_our_classes_win_over_the_folders_code(folder, trusted):
+    for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
+        found = getattr(transformers, name).from_pretrained(folder, **trusted)
+        assert type(found).__module__.startswith("xtuner.model.transformers_models.")
+
+
+def test_what_is_saved_keeps_the_fields_of_the_hub(folder):
+    before = json.loads((folder / "config.json").read_text())
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config._attn_implementation != before["attn_implementation"]
+    model.save_pretrained(folder / "saved")
+    after = json.loads((folder / "saved/config.json").read_text())
+    for key in before.keys() - {"attn_implementation"}:
+        assert after[key] == before[key], key
+    assert "rope_parameters" not in after
+
+
+def test_the_tuple_of_an_auto_class_is_read_by_architectures(tmp_path):
+    config = transformers.AutoConfig.for_model("internlm2", **TINY, reward_token_id=5)
+    config.architectures = ["InternLM2ForRewardModel"]
+    for name in ("AutoModel", "AutoModelForSequenceClassification"):
+        model = getattr(transformers, name).from_config(config)
+        assert type(model).__name__ == "InternLM2ForRewardModel"
+
+
+def test_registration_imports_no_models():
+    code = (
+        "import sys, xtuner.model.transformers_models.auto as auto\n"
+        "def loaded(): return [name for name in sys.modules if '.modeling_' in name\n"
+        "    and name.startswith('xtuner.')]\n"
+        "assert not loaded(), loaded()\n"
+        "auto.register(); auto.AutoConfig.for_model('internlm2')\n"
+        "assert loaded() == ['xtuner.model.transformers_models.internlm2.modeling_internlm2']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

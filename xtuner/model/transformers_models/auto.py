@@ -1,0 +1,132 @@
+"""Our classes for model families that transformers lacks, known to its Auto classes.
+
+Folders of these families bring code of their own (``auto_map``). transformers prefers a registered
+class from outside its own package to that code, with and without ``trust_remote_code``: so nothing
+from the folder runs. Importing this module registers the families; import the Auto classes from
+here, and they are known.
+
+Configuration classes are registered at once, as they cost little. The classes of models are
+imported when the first configuration of their family is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+__all__ = [
+    "FAMILIES",
+    "TOKENIZERS",
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoTokenizer",
+    "Family",
+    "register",
+    "register_models",
+]
+
+PACKAGE = "xtuner.model.transformers_models"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's classes.
+
+    Args:
+        folder: package under ``transformers_models``; it has the modules
+            ``configuration_<folder>`` and ``modeling_<folder>``.
+        config: name of the configuration class.
+        models: for each Auto class the name of the model class. Of several, the one that the
+            configuration's ``architectures`` names is taken, else the first.
+    """
+
+    folder: str
+    config: str
+    models: Mapping[str, str | tuple[str, ...]]
+
+    def config_class(self) -> Any:
+        return getattr(self._module("configuration"), self.config)
+
+    def model_classes(self) -> dict[str, Any]:
+        """For each Auto class the model class, or a tuple of them."""
+        module = self._module("modeling")
+        return {
+            auto: tuple(getattr(module, name) for name in names)
+            if isinstance(names, tuple)
+            else getattr(module, names)
+            for auto, names in self.models.items()
+        }
+
+    def _module(self, kind: str) -> Any:
+        return importlib.import_module(f"{PACKAGE}.{self.folder}.{kind}_{self.folder}")
+
+
+FAMILIES: dict[str, Family] = {
+    "internlm": Family(
+        folder="internlm",
+        config="InternLMConfig",
+        models={
+            "AutoModel": "InternLMModel",
+            "AutoModelForCausalLM": "InternLMForCausalLM",
+            "AutoModelForSequenceClassification": "InternLMForSequenceClassification",
+        },
+    ),
+    "internlm2": Family(
+        folder="internlm2",
+        config="InternLM2Config",
+        models={
+            "AutoModel": ("InternLM2Model", "InternLM2ForRewardModel"),
+            "AutoModelForCausalLM": "InternLM2ForCausalLM",
+            "AutoModelForSequenceClassification": (
+                "InternLM2ForSequenceClassification",
+                "InternLM2ForRewardModel",
+            ),
+        },
+    ),
+}
+"""By the ``model_type`` of ``config.json``."""
+
+TOKENIZERS: dict[str, str] = {}
+"""``module:Class`` by the ``tokenizer_class`` of ``tokenizer_config.json``."""
+
+
+def register() -> None:
+    """Make the families known to transformers; again does no harm."""
+    from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+
+    for model_type, family in FAMILIES.items():
+        AutoConfig.register(model_type, family.config_class(), exist_ok=True)
+    for name, place in TOKENIZERS.items():
+        module, _, tokenizer = place.partition(":")
+        # not AutoTokenizer.register: it ties the class to a configuration, and then transformers
+        # prefers the folder's code with trust_remote_code=True
+        REGISTERED_TOKENIZER_CLASSES[name] = getattr(importlib.import_module(module), tokenizer)
+
+
+def register_models(config_class: type) -> None:
+    """Make the models of a family known to transformers, if that was not done before.
+
+    Args:
+        config_class: the family's configuration class; one of another kind is left alone.
+    """
+    for family in FAMILIES.values():
+        if family.config != config_class.__name__ or config_class in AutoModel._model_mapping:
+            continue
+        for auto, model_class in family.model_classes().items():
+            getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
+
+
+register()

@@ -1,0 +1,1 @@
+"""InternLM, the first version (2023)."""

@@ -1,0 +1,315 @@
+"""InternLM2 and InternLM2.5: a Llama whose query, key and value come from one layer, by groups.
+
+Names of modules and tensors are the hub's, so that its weights and adapters fit as they are.
+
+Shapes: B batch, S tokens, H width of the model, D width of a head, K key heads, G query heads of
+each key head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_utils import (
+    ALL_ATTENTION_FUNCTIONS,
+    PreTrainedModel,
+    slice_logits_to_keep,
+)
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from xtuner.model.transformers_models.internlm2.configuration_internlm2 import InternLM2Config
+from xtuner.model.transformers_models.rotary import RotaryEmbedding
+
+
+class InternLM2MLP(nn.Module):
+    """``w2(act(w1(x)) * w3(x))``; its layers have transformers' usual names as well."""
+
+    gate_proj = property(lambda self: self.w1)
+    up_proj = property(lambda self: self.w3)
+    down_proj = property(lambda self: self.w2)
+
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, H) to (B, S, H)."""
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class InternLM2Attention(nn.Module):
+    """Causal attention with grouped query heads.
+
+    The rows of ``wqkv`` are ordered by key head: for each the D rows of its G queries, those of its
+    key, and those of its value.
+    """
+
+    def __init__(self, config: InternLM2Config, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        heads = config.num_attention_heads
+        self.key_heads = config.num_key_value_heads or heads
+        self.head_dim = config.hidden_size // heads
+        self.num_key_value_groups = heads // self.key_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        width = (heads + 2 * self.key_heads) * self.head_dim
+        self.wqkv = nn.Linear(config.hidden_size, width, bias=config.bias)
+        self.wo = nn.Linear(heads * self.head_dim, config.hidden_size, bias=config.bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: (B, S, H).
+            position_embeddings: cosines and sines, each (B, S, D).
+            attention_mask: as the attention function wants it.
+            past_key_values: keys and values of earlier tokens; the new ones are added.
+            **kwargs: for the attention function.
+
+        Returns:
+            (B, S, H), and the attention function's weights.
+        """
+        rows = hidden_states.shape[:-1]
+        groups = self.num_key_value_groups
+        fused = self.wqkv(hidden_states).view(*rows, self.key_heads, groups + 2, self.head_dim)
+        query = fused[..., :groups, :].flatten(-3, -2).transpose(1, 2)
+        key, value = (fused[..., place, :].transpose(1, 2) for place in (-2, -1))
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        out, weights = attend(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return self.wo(out.reshape(*rows, -1)), weights
+
+
+class InternLM2DecoderLayer(GradientCheckpointingLayer):
+    """Attention and gated layer, each after a norm and added to its input."""
+
+    def __init__(self, config: InternLM2Config, layer_idx: int) -> None:
+        super().__init__()
+        self.attention = InternLM2Attention(config, layer_idx)
+        self.feed_forward = InternLM2MLP(config)
+        self.attention_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.ffn_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """(B, S, H) to (B, S, H); keywords are those of the attention."""
+        attended, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.feed_forward(self.ffn_norm(hidden_states))
+
+
+class InternLM2PreTrainedModel(PreTrainedModel):
+    """What the models below share."""
+
+    config_class = InternLM2Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _input_embed_layer = "tok_embeddings"
+    _no_split_modules = ["InternLM2DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": InternLM2DecoderLayer,
+        "attentions": InternLM2Attention,
+    }
+
+
+class InternLM2Model(InternLM2PreTrainedModel):
+    """The layers, without a head."""
+
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__(config)
+        self.tok_embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, config.pad_token_id
+        )
+        self.layers = nn.ModuleList(
+            InternLM2DecoderLayer(config, number) for number in range(config.num_hidden_layers)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = RotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Compute hidden states; arguments and result as transformers' ``LlamaModel``."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        hidden: Tensor = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        positions = self.rotary_emb(hidden, position_ids=position_ids)
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=positions,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden), past_key_values=past_key_values
+        )
+
+
+class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
+    """The model with its head ``output``."""
+
+    _tied_weights_keys = {"output.weight": "model.tok_embeddings.weight"}
+
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__(config)
+        self.model = InternLM2Model(config)
+        self.vocab_size = config.vocab_size
+        self.output: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.output
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.output = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Compute logits (B, S, V), and the loss where there are labels (B, S)."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.output(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class InternLM2ForSequenceClassification(
+    GenericForSequenceClassification, InternLM2PreTrainedModel
+):
+    """The model with a ``score`` for each label, read at the last token."""
+
+
+class InternLM2ForRewardModel(InternLM2PreTrainedModel):
+    """A reward for an answer that ends in ``config.reward_token_id``."""
+
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__(config)
+        self.model = InternLM2Model(config)
+        self.v_head: nn.Module = nn.Linear(config.hidden_size, 1, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.v_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.v_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutputWithPast:
+        """Compute rewards (B, 1), each at the last reward token of its row.
+
+        Raises:
+            ValueError: when a row has no reward token.
+        """
+        marks = input_ids == self.config.reward_token_id
+        if not bool(marks.any(dim=1).all()):
+            raise ValueError(f"a row lacks the reward token {self.config.reward_token_id}")
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        places = input_ids.shape[1] - 1 - marks.flip(1).int().argmax(1)
+        rewards = self.v_head(outputs.last_hidden_state)
+        return SequenceClassifierOutputWithPast(
+            logits=rewards[torch.arange(len(places), device=places.device), places],
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
