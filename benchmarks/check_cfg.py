@@ -39,7 +39,7 @@ def command_seconds(*words: str) -> float:
 
 def all_names_seconds() -> float:
     """The time to check all names in one process."""
-    from xtuner.engine.check import check
+    from xtuner.config.check import check
 
     begin = time.perf_counter()
     for name in configs.names():

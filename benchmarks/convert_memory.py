@@ -32,7 +32,7 @@ IMPORTS = """
 import torch, mmengine, safetensors.torch, peft, transformers, rich.progress
 from transformers import LlamaForCausalLM
 from peft import LoraConfig, get_peft_model
-import xtuner.engine.config, xtuner.engine.checkpoint
+import xtuner.config, xtuner.checkpoint.checkpoint
 with torch.device('meta'):
     from transformers import LlamaConfig
     small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=8)

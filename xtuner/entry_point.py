@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
-from xtuner.utils.quiet import quiet_libraries
+from xtuner.utils.log_filters import quiet_libraries
 from xtuner.version import __version__
 
 INTERRUPTED = 130

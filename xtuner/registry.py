@@ -6,5 +6,5 @@ __all__ = ["BUILDER", "MAP_FUNC", "READERS"]
 
 BUILDER = Registry("builder")
 MAP_FUNC = Registry("map_fn")
-READERS = Registry("reader", locations=["xtuner.engine.checkpoint"])
+READERS = Registry("reader", locations=["xtuner.checkpoint.checkpoint"])
 """How parts below ``engine`` read what it wrote: ``READERS.get('weights')(path)``."""

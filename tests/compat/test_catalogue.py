@@ -1,7 +1,7 @@
 """Every name of the catalogue passes check-cfg without an error."""
 
 from xtuner import configs
-from xtuner.engine.check import ERROR, check
+from xtuner.config.check import ERROR, check
 
 
 def test_every_name_passes():

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from xtuner import configs
-from xtuner.engine.check import Problem, check
-from xtuner.engine.check_calls import OPTIONAL_PACKAGES
-from xtuner.engine.config_compat import adapt_published
-from xtuner.engine.config_dump import own_values
-from xtuner.engine.config_load import load_config, load_source, override, read_source
+from xtuner.config.check import Problem, check
+from xtuner.config.check.calls import OPTIONAL_PACKAGES
+from xtuner.config.compat import adapt_published
+from xtuner.config.dump import own_values
+from xtuner.config.load import load_config, load_source, override, read_source
 
 COUNT = 578
 SETTINGS = {

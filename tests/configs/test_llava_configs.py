@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.helpers.seeing import SIZE, save_clip
 from tests.helpers.tiny import save_tiny
+from tests.helpers.vision_language import SIZE, save_clip
 from xtuner import configs
-from xtuner.engine.config import load_config
+from xtuner.config import load_config
 from xtuner.registry import BUILDER
 
 NAMES = [name for name in configs.names() if name.startswith("llava_")]

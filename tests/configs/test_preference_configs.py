@@ -7,8 +7,8 @@ import torch
 
 from tests.helpers.tiny import save_tiny
 from xtuner import configs
+from xtuner.config import load_config
 from xtuner.dataset.preference_dataset import load_jsonl_dataset
-from xtuner.engine.config import load_config
 from xtuner.registry import BUILDER
 
 NAMES = [

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.tiny import make_tokenizer
-from xtuner.dataset import ConcatDataset, process_hf_dataset
-from xtuner.dataset import huggingface as module
-from xtuner.dataset.account import account_of
+from xtuner.dataset import ConcatDataset, huggingface, process_hf_dataset
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.map_fns import default_map_fn, openai_map_fn, template_map_fn_factory
-from xtuner.dataset.packing import pack_stream, pack_whole
+from xtuner.dataset.prepare.packing import pack_stream, pack_whole
+from xtuner.dataset.prepare.token_stats import account_of
 from xtuner.utils import PROMPT_TEMPLATE
 from xtuner.utils.errors import UserError
 
@@ -222,7 +221,7 @@ def test_rows_without_a_map_function_say_what_is_missing(tokenizer):
 def test_the_second_time_comes_from_the_cache(tokenizer, monkeypatch):
     data = rows()
     first = prepared(tokenizer, data)
-    monkeypatch.setattr(module, "encode_rows", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr(huggingface, "encode_rows", lambda *_: pytest.fail("prepared again"))
     assert prepared(tokenizer, data).to_dict() == first.to_dict()
     assert account_of(prepared(tokenizer, data)) == account_of(first)
 

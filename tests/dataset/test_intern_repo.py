@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny import save_tiny
+from xtuner.config import load_config
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.intern_repo import (
     build_packed_dataset,
     load_intern_repo_tokenized_dataset,
 )
-from xtuner.engine.config import load_config
 from xtuner.entry_point import main
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError

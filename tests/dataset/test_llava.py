@@ -7,8 +7,8 @@ import random
 import pytest
 from PIL import Image
 
-from tests.helpers.seeing import make_image_processor, save_square
 from tests.helpers.tiny import make_tokenizer
+from tests.helpers.vision_language import make_image_processor, save_square
 from xtuner.dataset import LLaVADataset
 from xtuner.dataset.images import load_image, problems_of
 from xtuner.dataset.map_fns import llava_map_fn, template_map_fn_factory

@@ -2,12 +2,12 @@
 
 import pytest
 
-from xtuner.dataset.doctor.layouts import AUTO
 from xtuner.dataset.map_fns import (
     DATASET_FORMAT_MAPPING,
     auto_map_fn,
     template_map_fn_factory,
 )
+from xtuner.doctor.layouts import AUTO
 from xtuner.utils import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]

@@ -7,13 +7,13 @@ import pytest
 from datasets import Dataset
 
 from tests.helpers.tiny import make_tokenizer
-from xtuner.dataset.account import account_of
 from xtuner.dataset.preference_dataset import (
     build_preference_dataset,
     intel_orca_dpo_map_fn,
     load_jsonl_dataset,
     orpo_dpo_mix_40k_map_fn,
 )
+from xtuner.dataset.prepare.token_stats import account_of
 from xtuner.utils.errors import UserError
 
 USER = {"role": "user", "content": "What is the capital of France?"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.equivalence.runs import ROOT, TOY, train
-from xtuner.engine.checkpoint import load_checkpoint
+from xtuner.checkpoint.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -55,9 +55,9 @@ def test_near_the_end_of_a_slurm_job_one_is_written(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_the_run_with_the_good_one_intact(tmp_path, monkeypatch):
-    from tests.engine.test_checkpoint import FullDisk
-    from xtuner.engine import checkpoint
-    from xtuner.engine.checkpoint import damage
+    from tests.checkpoint.test_checkpoint import FullDisk
+    from xtuner.checkpoint import checkpoint
+    from xtuner.checkpoint.checkpoint import damage
 
     whole, saved = checkpoint._HashingWriter, []
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.toy import write_config
 from xtuner.engine.launch import become_torchrun, read_layout
-from xtuner.utils import processor
+from xtuner.utils import cpu
 from xtuner.utils.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_processes_share_the_cores_of_their_machine(monkeypatch, given, threads)
         monkeypatch.setenv(name, given or "")
         if given is None:
             monkeypatch.delenv(name)
-    monkeypatch.setattr(processor, "usable_cores", lambda: 8)
+    monkeypatch.setattr(cpu, "usable_cores", lambda: 8)
     started = []
     monkeypatch.setattr(os, "execv", lambda *_: started.append(os.environ["OMP_NUM_THREADS"]))
     become_torchrun(read_layout({"NPROC_PER_NODE": "2"}), ["train", "c.py"])

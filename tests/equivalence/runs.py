@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xtuner.engine.checkpoint import find_latest, load_checkpoint
+from xtuner.checkpoint.checkpoint import find_latest, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy_config.py"

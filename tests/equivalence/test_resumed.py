@@ -14,8 +14,8 @@ import torch
 
 from tests.equivalence.runs import ROOT, TOY, differences, metrics, outcome, start, train
 from tests.equivalence.toy_language_model import write_config
-from xtuner.engine.checkpoint import damage, find_latest, load_checkpoint
-from xtuner.engine.checkpoint_plain import mmengine_hub
+from xtuner.checkpoint.checkpoint import damage, find_latest, load_checkpoint
+from xtuner.checkpoint.serialize import mmengine_hub
 
 VARIANTS = {
     "steps that cross epochs": [],

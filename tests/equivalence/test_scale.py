@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.equivalence.runs import ROOT
 from tests.helpers.tiny import save_tiny
-from xtuner.engine.checkpoint import load_state_dict
+from xtuner.checkpoint.checkpoint import load_state_dict
 from xtuner.entry_point import main
 
 CONFIG = Path(__file__).parent / "scale_config.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xtuner.engine.check import RULES, check
+from xtuner.config.check.checker import RULES, check
 
 FOLDER = Path(__file__).parent
 MISTAKES = sorted(FOLDER.glob("*.md"))

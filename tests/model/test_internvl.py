@@ -8,13 +8,13 @@ from peft import LoraConfig
 from PIL import Image
 from transformers import AutoModel
 
-from tests.helpers.seeing import save_square
 from tests.helpers.tiny_internvl import save_internvl
+from tests.helpers.vision_language import save_square
 from xtuner import configs
+from xtuner.config import load_config
 from xtuner.dataset import InternVL_V1_5_Dataset
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.internvl import choose_grid, cut, to_pixels
-from xtuner.engine.config import load_config
 from xtuner.model import InternVL_V1_5
 from xtuner.registry import BUILDER
 from xtuner.utils import PROMPT_TEMPLATE

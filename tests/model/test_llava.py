@@ -8,8 +8,8 @@ from mmengine.logging import HistoryBuffer
 from peft import LoraConfig, PeftModel
 from transformers import AutoModel, AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from tests.helpers.seeing import PATCHES, SIZE, make_clip
 from tests.helpers.tiny import make_model, make_tokenizer
+from tests.helpers.vision_language import PATCHES, SIZE, make_clip
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model import LLaVAModel
 from xtuner.utils.errors import UserError

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import SupervisedFinetune
-from xtuner.model.modules import compiled
+from xtuner.model.backends.gpu import compiled
 from xtuner.model.modules.attention import register
-from xtuner.parallel.sequence.share import Share
-from xtuner.utils import processor
+from xtuner.parallel.sequence.shard import Share
+from xtuner.utils import cpu
 
 IGNORED = -100
 LENGTHS = (7, 1, 12, 5)
@@ -98,7 +98,7 @@ def build(arch):
 def test_loss_and_gradients_equal_plain_transformers(arch, layout, monkeypatch):
     if layout == "rounded":
         layout = "packed"
-        monkeypatch.setattr(processor, "FINEST_STEP", 2)
+        monkeypatch.setattr(cpu, "FINEST_STEP", 2)
         assert Share(sum(LENGTHS), rounds=True).tokens > sum(LENGTHS)
     llm = build(arch)
     rows = samples()

@@ -8,7 +8,7 @@ from mmengine.dataset import DefaultSampler
 from tests.parallel.workers import together
 from xtuner import parallel
 from xtuner.dataset.samplers import InternRepoSampler, LengthGroupedSampler
-from xtuner.model.modules import attention, shared_rows
+from xtuner.model.modules import attention, sequence_parallel
 from xtuner.parallel import sequence
 from xtuner.parallel.sequence import SequenceParallelSampler, groups, init_sequence_parallel
 from xtuner.utils.errors import UserError
@@ -205,8 +205,8 @@ def agreements(folder):
 
 def refused(model, rows):
     try:
-        shared_rows.require_shareable(model)
-        shared_rows.require_agreement(model, model.base_model, rows)
+        sequence_parallel.require_shareable(model)
+        sequence_parallel.require_agreement(model, model.base_model, rows)
     except UserError as error:
         return str(error)
     return ""

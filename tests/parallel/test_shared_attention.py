@@ -17,7 +17,7 @@ from xtuner.parallel.sequence import (
     sequence_parallel_wrapper,
 )
 from xtuner.parallel.sequence.heads import share_heads
-from xtuner.parallel.sequence.share import Share
+from xtuner.parallel.sequence.shard import Share
 
 HEADS = [(4, 2), (6, 3), (3, 1), (6, 2), (1, 1)]
 KINDS = ["plain", "packed", "padded", "window", "cap", "bidirectional", "wide"]

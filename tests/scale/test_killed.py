@@ -8,7 +8,7 @@ import pytest
 
 from tests.equivalence.runs import ROOT, start
 from tests.helpers.tiny import save_tiny
-from xtuner.engine.checkpoint import find_latest, load_checkpoint
+from xtuner.checkpoint.checkpoint import find_latest, load_checkpoint
 
 CONFIG = ROOT / "tests" / "equivalence" / "scale_config.py"
 

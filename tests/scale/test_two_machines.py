@@ -12,7 +12,7 @@ import pytest
 
 from tests.equivalence.runs import ROOT
 from tests.helpers.tiny import save_tiny
-from xtuner.engine.checkpoint import load_state_dict
+from xtuner.checkpoint.checkpoint import load_state_dict
 
 CONFIG = ROOT / "tests" / "equivalence" / "scale_config.py"
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import save_tiny
-from xtuner.engine.config import load_config
+from xtuner.config import load_config
 from xtuner.entry_point import main
 from xtuner.registry import BUILDER
 

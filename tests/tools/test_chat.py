@@ -20,8 +20,8 @@ from xtuner.chat import screen
 from xtuner.chat.prompt import ChatPrompt, Turn
 from xtuner.chat.session import ChatSession, Sampling
 from xtuner.entry_point import main
-from xtuner.model.files.fingerprint import write_fingerprint
-from xtuner.model.files.shards import Weights
+from xtuner.export.fingerprint import write_fingerprint
+from xtuner.export.shards import Weights
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 TEMPLATE = ["--prompt-template", "internlm2_chat"]
@@ -195,7 +195,7 @@ def test_streamed_text_is_the_answer(session):
 
 
 def test_tools_are_run_and_their_results_read(session, monkeypatch):
-    from xtuner.chat import session as module
+    from xtuner.chat import session as session_module
 
     raws = iter(["think<|Commands|>:Calculate(1+1)<eoc>", "It is two.<eom>"])
     prompts = []
@@ -203,7 +203,7 @@ def test_tools_are_run_and_their_results_read(session, monkeypatch):
     def generate(self, ids, show):
         raw = next(raws)
         prompts.append(self.prompt.tokenizer.decode(ids))
-        return module._Answer([5], raw, raw.replace("<eoc>", "").replace("<eom>", ""))
+        return session_module._Answer([5], raw, raw.replace("<eoc>", "").replace("<eom>", ""))
 
     monkeypatch.setattr(ChatSession, "_generate", generate)
     session.run_tools = lambda call: f"{call} => 2.00\n"

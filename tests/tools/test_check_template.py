@@ -7,10 +7,10 @@ import json
 import pytest
 
 from tests.helpers.tiny import make_tokenizer
-from xtuner.engine.trained_template import put_template
 from xtuner.entry_point import main
+from xtuner.export.trained_template import put_template
+from xtuner.tokenization.chat_template import render_question, to_jinja
 from xtuner.tools.check_template import PROBES, compare, read_conversations
-from xtuner.utils.chat_template import render_question, to_jinja
 from xtuner.utils.errors import UserError
 from xtuner.utils.templates import PROMPT_TEMPLATE
 

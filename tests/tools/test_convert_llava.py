@@ -17,13 +17,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tests.helpers.seeing import PATCH, SIZE, WIDTH, save_clip, save_square
 from tests.helpers.tiny import make_tokenizer, save_tiny
-from xtuner.chat.seeing import put_together
+from tests.helpers.vision_language import PATCH, SIZE, WIDTH, save_clip, save_square
+from xtuner.chat.vision_language import put_together
 from xtuner.dataset.images import load_image, pixel_values
 from xtuner.entry_point import main
+from xtuner.export.llava import require_llava
 from xtuner.model import LLaVAModel, SupervisedFinetune
-from xtuner.tools.model_converters.whole_llava import require_llava
 from xtuner.utils.errors import UserError
 
 IMAGE = -200

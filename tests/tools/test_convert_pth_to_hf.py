@@ -13,9 +13,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
-from xtuner.engine.config import load_config
+from xtuner.config import load_config
 from xtuner.entry_point import main
-from xtuner.model.files.shards import Weights
+from xtuner.export.shards import Weights
 from xtuner.registry import BUILDER
 
 PROBE = torch.arange(40).reshape(2, 20) * 7 % 500
@@ -205,7 +205,7 @@ def test_a_template_that_serving_cannot_follow_is_refused(work, tiny_llama, tmp_
 
 
 def test_a_wrong_result_is_found_and_not_kept(work, tiny_llama, tmp_path, capsys, monkeypatch):
-    from xtuner.tools.model_converters.trained import TrainedWeights
+    from xtuner.export.trained_weights import TrainedWeights
 
     trained(work, tiny_llama)
     read = TrainedWeights.read

@@ -14,10 +14,10 @@ from openpyxl import load_workbook
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from tests.helpers.seeing import save_clip, save_square
 from tests.helpers.tiny import save_tiny
+from tests.helpers.vision_language import save_clip, save_square
+from xtuner.config import load_config
 from xtuner.dataset import LLaVADataset
-from xtuner.engine.config import load_config
 from xtuner.entry_point import main
 from xtuner.evaluation.boxes import accuracy
 from xtuner.registry import BUILDER

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.helpers.tiny import make_tokenizer
-from xtuner.dataset.show import html_page, print_sample, sample_html, show_sample
+from xtuner.doctor.show import html_page, print_sample, sample_html, show_sample
 from xtuner.entry_point import main
 from xtuner.tools.log_dataset import tokens_of
 from xtuner.utils.errors import UserError

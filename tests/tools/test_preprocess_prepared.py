@@ -46,7 +46,7 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [["out"], ["--save-folder", "out"]])
 def test_the_written_config_opens_the_same_samples(workspace, capsys, words):
-    from xtuner.engine.config import load_config
+    from xtuner.config import load_config
     from xtuner.registry import BUILDER
 
     command = "sft" if words == ["out"] else "untokenized"
@@ -60,7 +60,7 @@ def test_the_written_config_opens_the_same_samples(workspace, capsys, words):
 
 
 def test_images_get_their_texts_from_the_folder(workspace):
-    from xtuner.engine.config import load_config
+    from xtuner.config import load_config
 
     text = Path("config.py").read_text()
     images = 'dict(type=Images, data_path="a.json", image_folder="i")'

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xtuner.utils.chat_template import render_question, single_token, stop_words
-from xtuner.utils.pieces import encode_pieces
+from xtuner.tokenization.chat_template import render_question, single_token, stop_words
+from xtuner.tokenization.segments import encode_pieces
 
 
 @dataclass(frozen=True)

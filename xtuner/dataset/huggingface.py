@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xtuner.dataset import as_dataset, cache, encode, messages, samples
-from xtuner.dataset import packing as packs
-from xtuner.dataset.account import attach
-from xtuner.dataset.as_dataset import one_a_row, shuffled, write_packed
-from xtuner.dataset.held_out import rows_of_part
-from xtuner.dataset.in_order import usable_processes
-from xtuner.dataset.rows import load_rows, row_function
-from xtuner.dataset.samples import Samples, Steps, encode_rows, map_one
+from xtuner.dataset.prepare import arrow_writer, cache, samples
+from xtuner.dataset.prepare import packing as packs
+from xtuner.dataset.prepare.arrow_writer import one_a_row, shuffled, write_packed
+from xtuner.dataset.prepare.parallel_map import usable_processes
+from xtuner.dataset.prepare.rows import load_rows, row_function
+from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_one
+from xtuner.dataset.prepare.token_stats import attach
+from xtuner.dataset.prepare.train_val_split import rows_of_part
 from xtuner.registry import BUILDER
-from xtuner.utils import pieces, words
+from xtuner.tokenization import encode, messages, segments, word_cache
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -174,7 +174,7 @@ def _prepared_once(
         steps.tokenizer,
         [steps.map_row, steps.add_template],
         [plain, packing and asdict(packing), keep_columns],
-        [words, pieces, encode, messages, samples, as_dataset, packs],
+        [word_cache, segments, encode, messages, samples, arrow_writer, packs],
     )
     return cache.prepared_once(key, write)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.dataset.json_file import BrokenRow
-from xtuner.dataset.rows import RowFunction
+from xtuner.dataset.prepare.rows import RowFunction
 from xtuner.utils.lang import tr
 
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from xtuner.dataset import packing
 from xtuner.dataset.huggingface import process_hf_dataset
+from xtuner.dataset.prepare import packing
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where

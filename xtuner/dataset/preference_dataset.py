@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset import cache, packing
-from xtuner.dataset.account import Account, attach
 from xtuner.dataset.json_file import read_json_rows
-from xtuner.dataset.rows import load_rows, row_function
+from xtuner.dataset.prepare import cache, packing
+from xtuner.dataset.prepare.rows import load_rows, row_function
+from xtuner.dataset.prepare.token_stats import Account, attach
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where

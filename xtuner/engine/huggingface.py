@@ -14,11 +14,11 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from xtuner.engine.resume import checkpoint_to_resume
+from xtuner.checkpoint.resume import checkpoint_to_resume
 from xtuner.registry import BUILDER
+from xtuner.utils.cpu import bound_known_products, keep_freed_memory
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
-from xtuner.utils.processor import bound_known_products, keep_freed_memory
 
 
 def train(cfg: Config, *, resume: str | bool = False) -> int:

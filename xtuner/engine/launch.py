@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from xtuner.utils.cpu import threads_each
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
-from xtuner.utils.processor import threads_each
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def look_ahead(runner: Any) -> None:
 
     Must be called while the weights are those before training.
     """
-    from xtuner.engine.checkpoint_state import bare
+    from xtuner.checkpoint.run_state import bare
 
     model: Any = bare(runner.model)
     if not getattr(model, "precompute_reference", False):

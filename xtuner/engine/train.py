@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 from mmengine.config import Config
 
-from xtuner.engine.config import dump_config, load_config
+from xtuner.config import dump_config, load_config
 from xtuner.engine.startup import import_runner
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
@@ -78,7 +78,7 @@ def train(
 
 
 def _find_checkpoint(cfg: Config, resume: str | bool) -> Path | None:
-    from xtuner.engine.resume import checkpoint_to_resume
+    from xtuner.checkpoint.resume import checkpoint_to_resume
 
     return checkpoint_to_resume(cfg.work_dir, resume)
 
@@ -118,7 +118,7 @@ def test(
             cfg[f"test_{key}"] = cfg.get(f"{split}_{key}")
         cfg.test_evaluator = cfg.test_evaluator or []
         cfg.test_cfg = {}
-        from xtuner.engine.adapt import adapt_loops
+        from xtuner.config.adapt.machine import adapt_loops
 
         adapt_loops(cfg)
     cfg.load_from = checkpoint
@@ -157,9 +157,9 @@ def prepare(
     _require_settings(cfg)
     _claim(Path(cfg.work_dir))
     import_runner(_named_optimizer(cfg))
-    from xtuner.engine.adapt import adapt
-    from xtuner.engine.adapt_strategy import adapt_strategy
-    from xtuner.engine.check import check_or_raise
+    from xtuner.config.adapt.machine import adapt
+    from xtuner.config.adapt.strategy import adapt_strategy
+    from xtuner.config.check import check_or_raise
 
     check_or_raise(cfg)
     said = adapt(cfg, launcher=launcher)

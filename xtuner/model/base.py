@@ -16,11 +16,13 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from xtuner.model.backends.cpu import fused_layers, linear
+from xtuner.model.backends.gpu import compiled, liger
 from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
-from xtuner.model.modules import body, compiled, experts, fast_lora, liger, products
+from xtuner.model.lora import experts, fast_lora
 from xtuner.model.modules.loss import LogitRule
-from xtuner.model.modules.shared_rows import require_agreement, run_shared
-from xtuner.parallel.sequence.share import Share
+from xtuner.model.modules.sequence_parallel import require_agreement, run_shared
+from xtuner.parallel.sequence.shard import Share
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
 
@@ -79,8 +81,8 @@ class FinetuneModel(BaseModel):
             # which joins the steps of plain modules better than ours can be
             compiled.compile_layers(self.causal_lm)
         else:
-            body.speed_up(self.llm)
-            products.speed_up(self.llm)
+            fused_layers.speed_up(self.llm)
+            linear.speed_up(self.llm)
             liger.speed_up(self.causal_lm)
             if not full:
                 fast_lora.speed_up(self.llm)

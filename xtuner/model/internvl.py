@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xtuner.model.base import Data
 from xtuner.model.llava import built, with_adapter
 from xtuner.model.loading import begin_with, keep_4bit_layout
-from xtuner.model.modules.merging import merged_copy
+from xtuner.model.lora.merge import merged_copy
 from xtuner.model.sft import SupervisedFinetune
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside

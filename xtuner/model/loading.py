@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from xtuner.model.modules import attention
-from xtuner.model.modules.shared_rows import require_shareable
+from xtuner.model.modules.sequence_parallel import require_shareable
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.registry import BUILDER, READERS
 from xtuner.utils.errors import UserError, Where

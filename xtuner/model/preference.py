@@ -10,8 +10,8 @@ from torch import Tensor
 
 from xtuner.model.base import Data, FinetuneModel, packed_borders
 from xtuner.model.modules.loss import LogitRule, shift_labels, token_log_probs
-from xtuner.model.modules.shared_rows import run_shared
-from xtuner.parallel.sequence.share import Share
+from xtuner.model.modules.sequence_parallel import run_shared
+from xtuner.parallel.sequence.shard import Share
 from xtuner.utils.constants import IGNORE_INDEX
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xtuner.model.base import Data, FinetuneModel
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
 from xtuner.model.preference import reward_facts
-from xtuner.parallel.sequence.share import Share
+from xtuner.parallel.sequence.shard import Share
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from xtuner.model.backends.cpu import tied_embedding
 from xtuner.model.base import Data, FinetuneModel, packed_borders
-from xtuner.model.modules import tied
 from xtuner.model.modules.loss import LossTerms, linear_cross_entropy, shift_labels
-from xtuner.model.modules.shared_rows import router_loss_of_rows, run_shared
-from xtuner.parallel.sequence.share import Share
+from xtuner.model.modules.sequence_parallel import router_loss_of_rows, run_shared
+from xtuner.parallel.sequence.shard import Share
 from xtuner.utils.constants import IGNORE_INDEX
 
 
@@ -30,7 +30,7 @@ class SupervisedFinetune(FinetuneModel):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.terms = LossTerms(label_smoothing, z_loss)
-        tied.speed_up(self.causal_lm)
+        tied_embedding.speed_up(self.causal_lm)
 
     def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""

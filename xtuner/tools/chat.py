@@ -154,7 +154,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
     prompt = ChatPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
     if args.llava:
-        from xtuner.chat.seeing import SeeingPrompt, put_together
+        from xtuner.chat.vision_language import SeeingPrompt, put_together
         from xtuner.dataset.images import load_image
 
         model = put_together(model, Path(args.llava), args.visual_encoder, args.visual_select_layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xtuner.model.files.model_folder import find_model, read_json
+from xtuner.export.model_folder import find_model, read_json
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 
@@ -130,8 +130,8 @@ def _quantisation(bits: int) -> Any:
 def _with_adapter(model: Any, base: Path, adapter: Path) -> Any:
     from peft import PeftModel
 
-    from xtuner.model.files.fingerprint import FILE_NAME, check_fingerprint
-    from xtuner.model.files.shards import Weights
+    from xtuner.export.fingerprint import FILE_NAME, check_fingerprint
+    from xtuner.export.shards import Weights
 
     if (adapter / FILE_NAME).is_file():
         check_fingerprint(adapter, Weights(base))

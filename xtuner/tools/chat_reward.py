@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xtuner.model.files.model_folder import read_json
+from xtuner.export.model_folder import read_json
 from xtuner.utils.constants import REWARD_FILE
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -74,8 +74,8 @@ def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from xtuner.export.verify import quiet
     from xtuner.tools.chat_loading import DTYPES
-    from xtuner.tools.model_converters.probe import quiet
 
     loader: Any = AutoModelForSequenceClassification
     try:

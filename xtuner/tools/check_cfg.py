@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the problems; 1 when there is an error, 0 otherwise."""
-    from xtuner.engine.check import ERROR, check
+    from xtuner.config.check import ERROR, check
 
     problems = [problem for name in args.config for problem in check(name, args.cfg_options)]
     errors = sum(problem.severity == ERROR for problem in problems)

@@ -36,11 +36,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from xtuner.dataset.doctor.examine import examine
-    from xtuner.dataset.doctor.page import report_page
-    from xtuner.dataset.doctor.report import print_report
-    from xtuner.dataset.show import print_sample
-    from xtuner.engine.config import load_config
+    from xtuner.config import load_config
+    from xtuner.doctor.examine import examine
+    from xtuner.doctor.page import report_page
+    from xtuner.doctor.report import print_report
+    from xtuner.doctor.show import print_sample
     from xtuner.tools.train_dataset import call_before_run, train_dataset_of
     from xtuner.utils.files import write_text
 

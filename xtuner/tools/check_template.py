@@ -158,8 +158,8 @@ def trained_ids(
     tokenizer: Any, template: Mapping[str, Any], conversation: Conversation
 ) -> list[int]:
     """The token ids of a conversation as the data of a training has them."""
-    from xtuner.dataset.encode import encode_conversation
     from xtuner.dataset.map_fns import template_map_fn_factory
+    from xtuner.tokenization.encode import encode_conversation
 
     system, pairs = conversation
     turns = [{"input": question, "output": answer} for question, answer in pairs]
@@ -259,12 +259,12 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
     config = folder if folder.is_file() or not folder.is_dir() else folder / "xtuner_config.py"
     cfg: Any = None
     if folder.is_file() or not folder.is_dir() or config.is_file():
-        from xtuner.engine.config import load_config
+        from xtuner.config import load_config
 
         cfg = load_config(str(config))
     template = dict(PROMPT_TEMPLATE[template_name]) if template_name else None
     if template is None and cfg is not None:
-        from xtuner.engine.trained_template import template_of
+        from xtuner.export.trained_template import template_of
 
         template = template_of(cfg)
     if template is None:
@@ -277,7 +277,7 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=True), template
-    from xtuner.engine.trained_template import put_template
+    from xtuner.export.trained_template import put_template
     from xtuner.registry import BUILDER
 
     tokenizer = BUILDER.build(cfg.tokenizer)

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from xtuner.tools.seeing_evaluation import add_shared_arguments
+from xtuner.tools.vlm_evaluation import add_shared_arguments
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -30,21 +30,21 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.dataset.images import load_image
     from xtuner.dataset.refcoco_json import RefCOCOJsonEvalDataset
     from xtuner.evaluation.boxes import accuracy
-    from xtuner.tools import seeing_evaluation as common
+    from xtuner.tools import vlm_evaluation
     from xtuner.utils.files import write_text
 
     dataset = RefCOCOJsonEvalDataset(args.data_path)
-    folder = common.work_dir_of(args, "eval_refcoco")
+    folder = vlm_evaluation.work_dir_of(args, "eval_refcoco")
     files = [str(Path(args.image_folder) / row["image"]) for row in dataset.rows]
     _require_images(files)
-    common.begin(args, "eval_refcoco")
-    session = common.load_session(args)
+    vlm_evaluation.begin(args, "eval_refcoco")
+    session = vlm_evaluation.load_session(args)
 
     def one(number: int) -> str:
         question = dataset.rows[number]["question"]
-        return common.answer(session, load_image(files[number]), question)
+        return vlm_evaluation.answer(session, load_image(files[number]), question)
 
-    answers = common.answer_all(len(dataset), one, "RefCOCO")
+    answers = vlm_evaluation.answer_all(len(dataset), one, "RefCOCO")
     if answers is not None:
         share = accuracy(answers, [row["box"] for row in dataset.rows])
         rows = [{**row, "answer": said} for row, said in zip(dataset.rows, answers, strict=True)]
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
         print(tr(f"results: {folder}", f"结果: {folder}"))
-    common.leave()
+    vlm_evaluation.leave()
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from xtuner.dataset.doctor.layouts import AUTO, LAYOUTS, MESSAGES, SHAREGPT, TURNS, Layout
+from xtuner.doctor.layouts import AUTO, LAYOUTS, MESSAGES, SHAREGPT, TURNS, Layout
 from xtuner.utils.lang import tr
 
 RULER = 60

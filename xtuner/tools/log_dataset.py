@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from xtuner.dataset.show import html_page, print_sample, sample_html, show_sample
-    from xtuner.engine.config import load_config
+    from xtuner.config import load_config
+    from xtuner.doctor.show import html_page, print_sample, sample_html, show_sample
     from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
     from xtuner.utils.files import write_text
 
@@ -148,7 +148,7 @@ def position(index: int, count: int) -> int:
 
 def masked_text(ids: Sequence[int], labels: Sequence[int], decode: Any) -> str:
     """The sample in order, each token that is not trained as ``[-100]``."""
-    from xtuner.dataset.show import decode_tokens
+    from xtuner.doctor.show import decode_tokens
     from xtuner.utils.constants import IGNORE_INDEX
 
     text, run_of = "", []
@@ -167,8 +167,8 @@ def _ints(values: Any) -> list[int]:
 
 def sources_of(settings: Any, dataset: Any, index: int, sample: Any) -> list[str]:
     """``file:line`` of each row of a sample; empty when the dataset does not keep row numbers."""
-    from xtuner.dataset.doctor.parts import find_parts
-    from xtuner.dataset.doctor.places import Places
+    from xtuner.doctor.parts import find_parts
+    from xtuner.doctor.places import Places
 
     rows = _ints(sample.get("rows") or [])
     if not rows:

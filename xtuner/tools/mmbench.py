@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xtuner.tools.seeing_evaluation import add_shared_arguments
+from xtuner.tools.vlm_evaluation import add_shared_arguments
 from xtuner.utils.errors import require
 from xtuner.utils.lang import tr
 
@@ -27,19 +27,19 @@ def run(args: argparse.Namespace) -> int:
     """
     require("openpyxl", extra="eval", purpose="mmbench")
     from xtuner.evaluation import mmbench
-    from xtuner.tools import seeing_evaluation as common
+    from xtuner.tools import vlm_evaluation
 
     rows = mmbench.read_questions(args.data_path)
-    folder = common.work_dir_of(args, "mmbench")
-    common.begin(args, "mmbench")
-    session = common.load_session(args)
+    folder = vlm_evaluation.work_dir_of(args, "mmbench")
+    vlm_evaluation.begin(args, "mmbench")
+    session = vlm_evaluation.load_session(args)
     chinese = "_CN" in Path(args.data_path).name.upper()
 
     def one(number: int) -> str:
         row = rows[number]
-        return common.answer(session, _image(row), mmbench.question_text(row, chinese))
+        return vlm_evaluation.answer(session, _image(row), mmbench.question_text(row, chinese))
 
-    answers = common.answer_all(len(rows), one, "MMBench")
+    answers = vlm_evaluation.answer_all(len(rows), one, "MMBench")
     if answers is not None:
         results = [
             {**{k: v for k, v in row.items() if k != "image"}, "prediction": said}
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         if all(row.get("answer") for row in rows):
             found = mmbench.scores(results)
             (folder / "mmbench_score.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-            common.print_table("MMBench", found, [tr("category", "类别"), "%"])
+            vlm_evaluation.print_table("MMBench", found, [tr("category", "类别"), "%"])
         else:
             print(
                 tr(
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 )
             )
         print(tr(f"results: {folder}", f"结果: {folder}"))
-    common.leave()
+    vlm_evaluation.leave()
     return 0
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the runs, show them as text and write the picture."""
-    from xtuner.engine.curves import draw, in_words, read_run
+    from xtuner.reporting.curves import draw, in_words, read_run
 
     runs = [read_run(Path(folder)) for folder in args.work_dirs]
     for each in runs:

@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the config with every value spelled out, or the way to one value."""
-    from xtuner.engine.config_dump import spelled_out
-    from xtuner.engine.config_load import load_config
-    from xtuner.engine.config_origin import where_from
+    from xtuner.config.dump import spelled_out
+    from xtuner.config.load import load_config
+    from xtuner.config.provenance import where_from
 
     if args.why:
         print("\n".join(map(str, where_from(args.config, args.why, args.cfg_options))))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from xtuner.model.modules import cpu_attention
+from xtuner.model.backends.cpu import attention as cpu_attention
+from xtuner.model.backends.cpu.kernels import Kernel
 from xtuner.model.modules.attention import attention
-from xtuner.model.modules.kernels import Kernel
 
 
 def row(heads, few, tokens, width=16, dtype=torch.float32):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xtuner.model.modules import loss as module
+from xtuner.model.modules import loss as loss_module
 from xtuner.model.modules.loss import (
     LogitRule,
     LossTerms,
@@ -14,7 +14,7 @@ from xtuner.model.modules.loss import (
     shift_labels,
     token_log_probs,
 )
-from xtuner.utils import processor
+from xtuner.utils import cpu
 
 IGNORED = -100
 
@@ -26,13 +26,13 @@ def plain(hidden, head, targets, rule):
 @pytest.fixture(autouse=True, params=["kept", "again"])
 def small_blocks(request, monkeypatch):
     """Several blocks, chunks and parts, odd last ones, at the tests' sizes."""
-    monkeypatch.setattr(module, "BLOCK_LOGITS", 20 * 40)
-    monkeypatch.setattr(module, "MIN_COLUMNS", 10)
-    monkeypatch.setattr(module, "CACHED_LOGITS", 10 * 3)
-    monkeypatch.setattr(module, "KEPT_LOGITS", 2**20 if request.param == "kept" else 0)
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 97 * 20)
-    monkeypatch.setattr(module, "MIN_ROWS", 16)
-    monkeypatch.setattr(processor, "FINEST_STEP", 2)  # 53 rows are made up to 64
+    monkeypatch.setattr(loss_module, "BLOCK_LOGITS", 20 * 40)
+    monkeypatch.setattr(loss_module, "MIN_COLUMNS", 10)
+    monkeypatch.setattr(loss_module, "CACHED_LOGITS", 10 * 3)
+    monkeypatch.setattr(loss_module, "KEPT_LOGITS", 2**20 if request.param == "kept" else 0)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 97 * 20)
+    monkeypatch.setattr(loss_module, "MIN_ROWS", 16)
+    monkeypatch.setattr(cpu, "FINEST_STEP", 2)  # 53 rows are made up to 64
 
 
 @pytest.mark.parametrize("count", [1, 16, 20, 53])
@@ -118,7 +118,7 @@ def test_a_target_outside_the_vocabulary_is_no_silent_zero():
 
 def test_the_largest_tensor_is_a_block(monkeypatch):
     """Neither all logits nor a second weight is made, forward or backward."""
-    monkeypatch.setattr(module, "KEPT_LOGITS", 0)
+    monkeypatch.setattr(loss_module, "KEPT_LOGITS", 0)
     head, hidden = nn.Linear(8, 4000, bias=False), torch.randn(40, 8, requires_grad=True)
     sizes = []
 

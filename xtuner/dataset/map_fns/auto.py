@@ -12,7 +12,7 @@ from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
     default_map_fn,
     pretrain_map_fn,
 )
-from xtuner.utils.roles import ANY
+from xtuner.tokenization.roles import ANY
 
 
 def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xtuner.utils.chat_template import render_question
+from xtuner.tokenization.chat_template import render_question
 from xtuner.utils.templates import AUTO_TEMPLATE
 
 Row = Mapping[str, Any]

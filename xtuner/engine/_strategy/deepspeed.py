@@ -15,7 +15,8 @@ import torch
 from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
 
-from xtuner.engine import checkpoint_folder, checkpoint_state
+from xtuner.checkpoint import run_state
+from xtuner.checkpoint.folder import save_folder
 from xtuner.engine._strategy.strategy import Context, Strategy
 from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.parallel.processes import join_alone
@@ -101,14 +102,14 @@ class DeepSpeedStrategy(Strategy):
         """Give the model whole weights, and the optimizer its fp32 copies of them."""
         import deepspeed
 
-        bare = checkpoint_state.bare(model)
+        bare = run_state.bare(model)
         gathered = (
             deepspeed.zero.GatheredParameters(list(bare.parameters()), modifier_rank=0)
             if self.stage == 3
             else contextlib.nullcontext()
         )
         with gathered:
-            misfits = checkpoint_state.load_weights(bare, weights, partly=partly)
+            misfits = run_state.load_weights(bare, weights, partly=partly)
         model.optimizer.refresh_fp32_params()
         return misfits
 
@@ -134,7 +135,7 @@ class DeepSpeedStrategy(Strategy):
                     exclude_frozen_parameters=self.exclude_frozen_parameters,
                 )
 
-        checkpoint_folder.save_folder(path, state, write)
+        save_folder(path, state, write)
 
     def restore(self, state: dict[str, Any], model: Any, optim: Any) -> bool:
         """Let DeepSpeed read its folder, by as many processes as wrote it."""

@@ -28,9 +28,10 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from xtuner.engine import checkpoint_folder, checkpoint_state
+from xtuner.checkpoint import run_state
+from xtuner.checkpoint.folder import save_folder
+from xtuner.checkpoint.sharded import DataReader
 from xtuner.engine._strategy.strategy import Context, Strategy
-from xtuner.engine.checkpoint_sharded import DataReader
 from xtuner.engine.optim import DTYPES
 from xtuner.parallel.processes import join_alone
 from xtuner.utils.errors import UserError
@@ -145,7 +146,7 @@ class FSDPStrategy(Strategy):
         """Give each process its part of whole weights."""
         targets = model.state_dict()
         cut = {name: _like(weight, targets.get(name)) for name, weight in weights.items()}
-        return checkpoint_state.load_weights(model, cut, partly=partly)
+        return run_state.load_weights(model, cut, partly=partly)
 
     def parts(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
         """The optimizer's settings; weights and state are written by all processes together."""
@@ -170,7 +171,7 @@ class FSDPStrategy(Strategy):
                 warnings.simplefilter("ignore")
                 distributed_checkpoint.save(tensors, checkpoint_id=str(folder))
 
-        checkpoint_folder.save_folder(path, state, write)
+        save_folder(path, state, write)
 
     def restore(self, state: dict[str, Any], model: Any, optim: Any) -> bool:
         """Read a folder, however many processes wrote it."""
@@ -255,4 +256,4 @@ def _require_same(targets: Mapping[str, torch.Tensor], entries: Mapping[str, Any
     ]
     if lines:
         shown = "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
-        raise checkpoint_state.other_config(tr("weights", "权重"), shown)
+        raise run_state.other_config(tr("weights", "权重"), shown)

@@ -18,7 +18,7 @@ from mmengine.dist import get_rank, get_world_size
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xtuner.engine import checkpoint, checkpoint_state
+from xtuner.checkpoint import checkpoint, run_state
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -78,12 +78,12 @@ class Strategy:
     def load_weights(
         self, model: Any, optim: Any, weights: Mapping[str, torch.Tensor], *, partly: bool
     ) -> str:
-        """Give the model whole weights; see ``checkpoint_state.load_weights``."""
-        return checkpoint_state.load_weights(checkpoint_state.bare(model), weights, partly=partly)
+        """Give the model whole weights; see ``run_state.load_weights``."""
+        return run_state.load_weights(run_state.bare(model), weights, partly=partly)
 
     def parts(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
         """Weights and optimizer, as far as they go into one file."""
-        parts = {"state_dict": checkpoint_state.bare(model).state_dict()}
+        parts = {"state_dict": run_state.bare(model).state_dict()}
         if save_optimizer:
             parts["optimizer"] = optim.state_dict()
         return parts
@@ -95,7 +95,7 @@ class Strategy:
 
         Args:
             path: ``iter_N.pth``.
-            state: from ``checkpoint_state.collect``, with ``parts`` in it.
+            state: from ``run_state.collect``, with ``parts`` in it.
             model: the model.
             optim: the optimizer wrapper.
             save_optimizer: with the optimizer's state.
@@ -118,14 +118,14 @@ class Strategy:
             UserError: when they are of another config, or written by another strategy.
         """
         self.require_own(state)
-        checkpoint_state.load_weights(checkpoint_state.bare(model), state["state_dict"])
+        run_state.load_weights(run_state.bare(model), state["state_dict"])
         if "optimizer" not in state:
             return False
         try:
             optim.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
             what = tr("optimizer state", "优化器状态")
-            raise checkpoint_state.other_config(what, str(error)) from error
+            raise run_state.other_config(what, str(error)) from error
         return True
 
     def require_own(self, state: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.registry import HOOKS
 
-from xtuner.engine.checkpoint import remove, remove_leftovers
-from xtuner.engine.resume import how_to_go_on
+from xtuner.checkpoint.checkpoint import remove, remove_leftovers
+from xtuner.checkpoint.resume import how_to_go_on
 from xtuner.engine.stop import Stop, exit_status, told
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text

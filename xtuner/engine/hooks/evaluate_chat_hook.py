@@ -14,12 +14,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
-from xtuner.utils.chat_template import render_question, single_token, stop_words
+from xtuner.tokenization.chat_template import render_question, single_token, stop_words
+from xtuner.tokenization.segments import encode_pieces, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
-from xtuner.utils.pieces import encode_pieces, split_images
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
 
 logger = logging.getLogger(__name__)

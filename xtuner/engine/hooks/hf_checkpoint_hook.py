@@ -9,8 +9,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from xtuner.engine import beside_weights, trained_template
-from xtuner.engine.checkpoint_state import bare
+from xtuner.checkpoint.run_state import bare
+from xtuner.export import sidecar_files, trained_template
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -75,13 +75,13 @@ class HFCheckpointHook(Hook):
                 model.to_hf(str(aside))
                 self._write_beside(runner.cfg, aside)
                 if (aside / "adapter_config.json").is_file():
-                    beside_weights.write_base(aside, model.llm.get_base_model().name_or_path)
+                    sidecar_files.write_base(aside, model.llm.get_base_model().name_or_path)
             runner.logger.info(f"exported in Hugging Face layout: {folder}")
 
     def _write_beside(self, config: Any, aside: Path) -> None:
         tokenizer = trained_template.tokenizer_of(config)
         if tokenizer is not None:
-            beside_weights.write_tokenizer(aside, tokenizer, trained_template.template_of(config))
+            sidecar_files.write_tokenizer(aside, tokenizer, trained_template.template_of(config))
         reward_token = trained_template.reward_token_of(config)
         if reward_token is not None:
-            beside_weights.write_reward_token(aside, reward_token)
+            sidecar_files.write_reward_token(aside, reward_token)

@@ -64,7 +64,7 @@ class MetricsHook(Hook):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-            from xtuner.engine.curves import draw, read_run
+            from xtuner.reporting.curves import draw, read_run
 
             folder = Path(runner.work_dir)
             draw([read_run(folder)], folder / PICTURE, names=("loss", "lr"))

@@ -46,7 +46,7 @@ class ProgressHook(Hook):
         self._started = time.perf_counter()
         if not is_main_process():
             return
-        from xtuner.engine.runner.summary import facts, write_account
+        from xtuner.reporting.summary import facts, write_account
 
         write_account(runner)
         table = Table.grid(padding=(0, 2))
@@ -100,7 +100,7 @@ class ProgressHook(Hook):
         self.close()
         if not is_main_process():
             return
-        from xtuner.engine.runner.summary import next_steps
+        from xtuner.reporting.summary import next_steps
 
         took = _clock(time.perf_counter() - self._started)
         self._console.print(

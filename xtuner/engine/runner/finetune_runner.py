@@ -27,8 +27,9 @@ from mmengine.logging import MMLogger
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
-from xtuner.dataset.doctor.places import Tracer
-from xtuner.engine import checkpoint, checkpoint_state, reference, resume
+from xtuner.checkpoint import checkpoint, resume, run_state
+from xtuner.doctor.places import Tracer
+from xtuner.engine import reference
 from xtuner.engine._strategy.strategy import Strategy
 from xtuner.engine.hooks.metrics_hook import MetricsHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
@@ -41,9 +42,9 @@ from xtuner.parallel.sequence.groups import (
     init_sequence_parallel,
 )
 from xtuner.registry import BUILDER
+from xtuner.utils.cpu import bound_known_products
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.processor import bound_known_products
 
 # Without these the training is not the one that was asked for, so their failure ends it.
 ESSENTIAL_HOOKS = (CheckpointHook, ParamSchedulerHook, DistSamplerSeedHook, RuntimeInfoHook)
@@ -246,7 +247,7 @@ class FinetuneRunner(Runner):
         backend_args: dict[str, Any] | None = None,
     ) -> None:
         """Take down the run's state and write it (called on every rank, written by the first)."""
-        state = checkpoint_state.collect(
+        state = run_state.collect(
             self,
             save_optimizer=save_optimizer,
             save_param_scheduler=save_param_scheduler,
@@ -296,7 +297,7 @@ class FinetuneRunner(Runner):
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Put back the state that a checkpoint holds."""
-        checkpoint_state.restore(self, checkpoint.load_checkpoint(filename))
+        run_state.restore(self, checkpoint.load_checkpoint(filename))
         self._has_loaded = True
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:

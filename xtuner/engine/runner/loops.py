@@ -18,18 +18,18 @@ import torch
 from mmengine.dist import get_world_size
 from mmengine.runner.base_loop import BaseLoop
 
-from xtuner.engine.checkpoint_state import bare, restore_random
+from xtuner.checkpoint.run_state import bare, restore_random
 from xtuner.engine.data_position import from_batch
-from xtuner.engine.runner import bad_loss
-from xtuner.engine.runner.bad_loss import Action, LossWatch
-from xtuner.engine.runner.readiness import get_ready
+from xtuner.engine.runner import loss_monitor
+from xtuner.engine.runner.loss_monitor import Action, LossWatch
+from xtuner.engine.runner.warmup import get_ready
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_rank,
     get_sequence_parallel_world_size,
 )
+from xtuner.utils.cpu import give_back_surplus
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
-from xtuner.utils.processor import give_back_surplus
 
 
 class TrainLoop(BaseLoop):
@@ -165,9 +165,9 @@ class TrainLoop(BaseLoop):
         if bad is not None:
             losses = [float(share["loss"]) for share in shares]
             traced = [self.runner.trace(batch) for batch in batches]
-            bad_loss.complain(
+            loss_monitor.complain(
                 *bad,
-                rows=bad_loss.rows_of_step(traced, losses),
+                rows=loss_monitor.rows_of_step(traced, losses),
                 iteration=self._iter + 1,
                 work_dir=self.runner.work_dir,
                 warn=self.runner.logger.warning,

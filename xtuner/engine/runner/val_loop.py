@@ -11,7 +11,7 @@ from mmengine.runner.loops import TestLoop as _MetricTestLoop
 from mmengine.runner.loops import ValLoop as _MetricValLoop
 from torch.utils.data import DataLoader
 
-from xtuner.engine.checkpoint_state import bare
+from xtuner.checkpoint.run_state import bare
 from xtuner.engine.runner.loops import add_over_ranks, to_device
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_rank,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from xtuner.model.modules import cpu_attention
+from xtuner.model.backends.cpu import attention as cpu_attention
 from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
 
 NAME = "xtuner"

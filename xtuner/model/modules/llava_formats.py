@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtuner.model.modules.merging import merged_copy
+from xtuner.model.lora.merge import merged_copy
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import written_aside

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xtuner.parallel.sequence.padding import padded
 from xtuner.utils.constants import IGNORE_INDEX
-from xtuner.utils.processor import rounded_up
+from xtuner.utils.cpu import rounded_up
 
 BLOCK_LOGITS = 2**23
 """Logits of a block of the vocabulary: 16 MiB of them in bfloat16 ..."""

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from xtuner.dataset.doctor.layouts import BY_MAP_FN
+from xtuner.doctor.layouts import BY_MAP_FN
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 

@@ -79,7 +79,7 @@ def tokenize_file(file: Path, out: Path, tokenizer: Any) -> tuple[int, int]:
     """
     import numpy as np
 
-    from xtuner.dataset.doctor.reading import Unreadable, read_rows
+    from xtuner.doctor.reading import Unreadable, read_rows
     from xtuner.utils.files import written_aside
 
     offsets: list[tuple[int, int]] = []

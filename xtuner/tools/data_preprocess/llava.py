@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from xtuner.engine.config import load_config
+    from xtuner.config import load_config
     from xtuner.tools.data_preprocess import prepared
     from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
 

@@ -52,7 +52,7 @@ def from_disk(folder: Path) -> dict[str, Any]:
 
 def write_config(cfg: Any, dataset: Mapping[str, Any], folder: Path) -> Path:
     """Write the config with another training dataset into the folder; gives its path."""
-    from xtuner.engine.config import dump_config
+    from xtuner.config import dump_config
     from xtuner.utils.files import write_text
 
     if "train_dataloader" in cfg:

@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Put the parts together and write them."""
-    from xtuner.model.files import model_folder
-    from xtuner.model.files.shards import parse_size
-    from xtuner.tools.model_converters import whole_llava
+    from xtuner.export import llava as whole_llava
+    from xtuner.export import model_folder
+    from xtuner.export.shards import parse_size
     from xtuner.utils.files import written_aside
 
     source, out = Path(args.source), Path(args.out)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_whole(source: Path) -> bool:
-    from xtuner.model.files.model_folder import read_json
+    from xtuner.export.model_folder import read_json
 
     file = source / "config.json"
     return file.is_file() and read_json(file).get("model_type") == "llava"
@@ -81,7 +81,7 @@ def _is_whole(source: Path) -> bool:
 
 def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor of our own form."""
-    from xtuner.chat.seeing import put_together
+    from xtuner.chat.vision_language import put_together
     from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
 
     adapter = llava_adapter(args.source)

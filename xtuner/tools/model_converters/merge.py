@@ -13,8 +13,8 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     import torch
 
-    from xtuner.model.files.shards import Weights
-    from xtuner.tools.model_converters.layer_merge import LayerMerge
+    from xtuner.export.shards import Weights
+    from xtuner.export.streaming_merge import LayerMerge
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
     """Merge; see ``layer_merge`` for how."""
     import torch
 
-    from xtuner.model.files import model_folder
-    from xtuner.model.files.fingerprint import check_fingerprint
-    from xtuner.model.files.shards import Weights, check_space, parse_size
+    from xtuner.export import model_folder
+    from xtuner.export.fingerprint import check_fingerprint
+    from xtuner.export.serving import serving_commands
+    from xtuner.export.shards import Weights, check_space, parse_size
     from xtuner.tools.chat_reward import is_reward_model
-    from xtuner.tools.model_converters.serving import serving_commands
     from xtuner.utils.constants import REWARD_FILE
     from xtuner.utils.files import written_aside
 
@@ -120,7 +120,7 @@ def _device(asked: str) -> str:
 
 
 def _wanted(asked: bool | None, nbytes: int) -> bool:
-    from xtuner.tools.model_converters.probe import SMALL
+    from xtuner.export.verify import SMALL
 
     return nbytes <= SMALL if asked is None else asked
 
@@ -133,8 +133,8 @@ def _write(
     args: argparse.Namespace,
 ) -> None:
     """Write the merged model, layer by layer where possible."""
-    from xtuner.model.files.shards import parse_size
-    from xtuner.tools.model_converters.layer_merge import CannotStream, prepare
+    from xtuner.export.shards import parse_size
+    from xtuner.export.streaming_merge import CannotStream, prepare
 
     size, safe, device = parse_size(args.max_shard_size), args.safe_serialization, args.device
     try:
@@ -156,8 +156,8 @@ def _write(
 def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -> None:
     from rich.progress import Progress
 
-    from xtuner.model.files import model_folder
-    from xtuner.model.files.shards import ShardWriter
+    from xtuner.export import model_folder
+    from xtuner.export.shards import ShardWriter
 
     with ShardWriter(aside, merge.plan, shard_size, safe) as writer, Progress() as progress:
         total = sum(info.nbytes for info in merge.plan)
@@ -177,8 +177,8 @@ def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -
 def _write_whole(
     base: Path, adapter: Path, aside: Path, dtype: torch.dtype | None, args: argparse.Namespace
 ) -> None:
-    from xtuner.model.files.shards import parse_size
-    from xtuner.tools.model_converters.whole_merge import merge_whole, reshard
+    from xtuner.export.in_memory_merge import merge_whole, reshard
+    from xtuner.export.shards import parse_size
 
     whole = aside.parent / "whole"
     whole.mkdir()
@@ -191,23 +191,23 @@ def _verify(base: Path, adapter: Path, merged: Path) -> None:
     import torch
     from peft import PeftConfig, PeftModel
 
-    from xtuner.model.files.model_folder import read_json
-    from xtuner.tools.model_converters import probe
-    from xtuner.tools.model_converters.layer_merge import grow_embeddings, read_adapter
-    from xtuner.tools.model_converters.whole_merge import load_base
+    from xtuner.export import verify
+    from xtuner.export.in_memory_merge import load_base
+    from xtuner.export.model_folder import read_json
+    from xtuner.export.streaming_merge import grow_embeddings, read_adapter
 
     classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")
-    with probe.quiet():
-        found_model = probe.load_stock(merged, classifier=classifier)
-        ids = probe.probe_ids(found_model.config.vocab_size)
-        found = probe.logits_of(found_model, ids)
+    with verify.quiet():
+        found_model = verify.load_stock(merged, classifier=classifier)
+        ids = verify.probe_ids(found_model.config.vocab_size)
+        found = verify.logits_of(found_model, ids)
         labels = found_model.config.num_labels
         del found_model
         if "quantization_config" in read_json(base / "config.json"):
             model = load_base(base, torch.float32, "cpu", is_clip=False)
         else:
-            model = probe.load_stock(base, classifier=classifier, num_labels=labels)
+            model = verify.load_stock(base, classifier=classifier, num_labels=labels)
         grow_embeddings(model, read_adapter(adapter))
-        expected = probe.logits_of(PeftModel.from_pretrained(model, str(adapter)), ids)
+        expected = verify.logits_of(PeftModel.from_pretrained(model, str(adapter)), ids)
     dtype = getattr(torch, read_json(merged / "config.json").get("dtype", "float32"))
-    probe.judge(probe.compare(expected, found), dtype, tr("base + adapter", "基座 + 适配器"))
+    verify.judge(verify.compare(expected, found), dtype, tr("base + adapter", "基座 + 适配器"))

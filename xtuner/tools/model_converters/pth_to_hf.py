@@ -13,7 +13,7 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     import torch
 
-    from xtuner.tools.model_converters.trained import TrainedWeights
+    from xtuner.export.trained_weights import TrainedWeights
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -80,15 +80,15 @@ def run(args: argparse.Namespace) -> int:
     """Convert; nothing is left behind unless all of it went well."""
     import torch
 
-    from xtuner.engine.beside_weights import write_reward_token
-    from xtuner.engine.config import load_config
-    from xtuner.engine.trained_template import reward_token_of
-    from xtuner.model.files import model_folder
-    from xtuner.model.files.shards import check_space, parse_size
+    from xtuner.config import load_config
+    from xtuner.export import llava as whole_llava
+    from xtuner.export import model_folder
+    from xtuner.export.meta_model import build_skeleton
+    from xtuner.export.shards import check_space, parse_size
+    from xtuner.export.sidecar_files import write_reward_token
+    from xtuner.export.trained_template import reward_token_of
+    from xtuner.export.trained_weights import REMAP_AFTER, TrainedWeights
     from xtuner.registry import BUILDER
-    from xtuner.tools.model_converters import whole_llava
-    from xtuner.tools.model_converters.skeleton import build_skeleton
-    from xtuner.tools.model_converters.trained import REMAP_AFTER, TrainedWeights
     from xtuner.utils.files import written_aside
 
     config, checkpoint, out = _paths(args.words)
@@ -146,7 +146,7 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
             ),
             where=Where(str(checkpoint)),
         )
-    from xtuner.engine.checkpoint import config_beside
+    from xtuner.checkpoint.checkpoint import config_beside
 
     config = config_beside(checkpoint)
     if len(words) == 3:
@@ -184,8 +184,8 @@ def _write(
 ) -> None:
     from rich.progress import Progress
 
-    from xtuner.model.files.shards import parse_size
-    from xtuner.tools.model_converters import export
+    from xtuner.export import write_model
+    from xtuner.export.shards import parse_size
 
     size, safe = parse_size(args.max_shard_size), args.safe_serialization
     if args.save_format != "xtuner":  # these hold the parts too that were not trained
@@ -196,19 +196,19 @@ def _write(
         model.tokenizer = model.tokenizer or BUILDER.build(cfg.get("tokenizer"))
         model.to_hf(aside, dtype=dtype, max_shard_size=size, save_format=args.save_format)
         return
-    if not export.can_stream(skeleton, weights):
+    if not write_model.can_stream(skeleton, weights):
         import torch
 
         # Read straight from the mapped file, whatever load_state_dict of the model would copy.
         torch.nn.Module.load_state_dict(skeleton, weights.tensors, strict=False, assign=True)
         skeleton.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size)
         return
-    if export.is_adapter(skeleton.llm):
-        export.export_adapter(skeleton.llm, weights, aside, dtype=dtype, safe=safe)
+    if write_model.is_adapter(skeleton.llm):
+        write_model.export_adapter(skeleton.llm, weights, aside, dtype=dtype, safe=safe)
         return
     with Progress() as progress:
         task = progress.add_task(tr("writing", "写入"), total=weights.nbytes)
-        export.export_model(
+        write_model.export_model(
             skeleton.llm,
             weights,
             aside,
@@ -243,8 +243,8 @@ def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> Any:
     Returns:
         The tokenizer, if the config has one.
     """
-    from xtuner.engine.beside_weights import write_tokenizer
-    from xtuner.engine.trained_template import template_of, tokenizer_of
+    from xtuner.export.sidecar_files import write_tokenizer
+    from xtuner.export.trained_template import template_of, tokenizer_of
     from xtuner.tools.check_template import compare, refuse
 
     tokenizer = tokenizer_of(cfg)
@@ -264,7 +264,7 @@ def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> Any:
 
 
 def _write_config(cfg: Any, config: str, aside: Path) -> None:
-    from xtuner.engine.config import dump_config
+    from xtuner.config import dump_config
 
     file = Path(config)
     text = file.read_text("utf-8") if file.is_file() else dump_config(cfg)
@@ -272,7 +272,7 @@ def _write_config(cfg: Any, config: str, aside: Path) -> None:
 
 
 def _to_be_verified(skeleton: Any, asked: bool | None) -> bool:
-    from xtuner.tools.model_converters.probe import SMALL
+    from xtuner.export.verify import SMALL
 
     if not hasattr(skeleton, "llm") or hasattr(skeleton, "visual_encoder"):
         return False
@@ -284,34 +284,34 @@ def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> No
     """Compare the model as trained with what was written, loaded by stock libraries."""
     import torch
 
+    from xtuner.export import verify, write_model
     from xtuner.registry import BUILDER
-    from xtuner.tools.model_converters import export, probe
 
-    adapter = export.is_adapter(skeleton.llm)
+    adapter = write_model.is_adapter(skeleton.llm)
     classifier = hasattr(skeleton, "v_head")
-    measure: Any = probe.rewards_of if classifier else probe.logits_of
-    with probe.quiet():
+    measure: Any = verify.rewards_of if classifier else verify.logits_of
+    with verify.quiet():
         trained = BUILDER.build(cfg.model)
         trained.load_state_dict(weights.tensors, strict=False)
-        probe.to_float(trained.llm)
-        ids = probe.probe_ids(trained.llm.config.vocab_size)
+        verify.to_float(trained.llm)
+        ids = verify.probe_ids(trained.llm.config.vocab_size)
         expected = measure(trained if classifier else trained.llm, ids)
         del trained
         if adapter:
-            written = probe.load_adapter(cfg.model.llm, aside, classifier=classifier)
+            written = verify.load_adapter(cfg.model.llm, aside, classifier=classifier)
         else:
-            written = probe.load_stock(aside, classifier=classifier)
-        found = measure(probe.to_float(written), ids)
+            written = verify.load_stock(aside, classifier=classifier)
+        found = measure(verify.to_float(written), ids)
     dtypes = {info.dtype for info in weights.infos.values()}
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
     if adapter and cfg.model.llm.get("quantization_config"):
         dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
-    probe.judge(probe.compare(expected, found), dtype, tr("the trained model", "训练后的模型"))
+    verify.judge(verify.compare(expected, found), dtype, tr("the trained model", "训练后的模型"))
 
 
 def _next_steps(skeleton: Any, out: Path) -> str:
-    from xtuner.tools.model_converters import export
-    from xtuner.tools.model_converters.serving import serving_commands
+    from xtuner.export import write_model
+    from xtuner.export.serving import serving_commands
 
     llm: Any = getattr(skeleton, "llm", None)
     if hasattr(skeleton, "visual_encoder"):
@@ -323,9 +323,11 @@ def _next_steps(skeleton: Any, out: Path) -> str:
             + f"\n  xtuner chat {words} --image FILE --prompt-template NAME"
         )
     if hasattr(skeleton, "v_head"):
-        base = f"{llm.get_base_model().name_or_path} --adapter " if export.is_adapter(llm) else ""
+        base = (
+            f"{llm.get_base_model().name_or_path} --adapter " if write_model.is_adapter(llm) else ""
+        )
         return tr("Score answers with it:", "用它给回答打分:") + f"\n  xtuner chat {base}{out}"
-    if not export.is_adapter(llm):
+    if not write_model.is_adapter(llm):
         return serving_commands(out)
     base = llm.get_base_model().name_or_path
     return "\n".join(

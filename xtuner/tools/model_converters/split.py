@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import track
     from safetensors.torch import save_file
 
-    from xtuner.model.files import model_folder
-    from xtuner.model.files.shards import (
+    from xtuner.export import model_folder
+    from xtuner.export.shards import (
         BIN,
         INDEX_SUFFIX,
         SAFETENSORS,

@@ -1,0 +1,254 @@
+"""Checkpoints survive kills, full disks and bit flips, and nothing in them can run."""
+
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from xtuner.checkpoint import checkpoint
+from xtuner.checkpoint.checkpoint import (
+    config_beside,
+    damage,
+    find_latest,
+    load_checkpoint,
+    load_state_dict,
+    remove_leftovers,
+    save_checkpoint,
+)
+from xtuner.checkpoint.serialize import mmengine_hub, to_plain
+from xtuner.utils.errors import UserError
+
+
+class RunsCode:
+    """Pickles as a call, as a hostile checkpoint does."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+def history(*values: float) -> HistoryBuffer:
+    buffer = HistoryBuffer()
+    for value in values:
+        buffer.update(value)
+    return buffer
+
+
+def state(iterations: int = 4) -> dict:
+    return {
+        "meta": {"iter": iterations, "epoch": 0, "seed": 1},
+        "state_dict": {"llm.a": torch.arange(2000.0), "llm.b": torch.ones(3, dtype=torch.bfloat16)},
+        "optimizer": {"state": {0: {"step": torch.tensor(4.0)}}, "param_groups": [{"lr": 0.1}]},
+        "message_hub": {
+            "log_scalars": {"train/loss": history(2.0, 1.5)},
+            "runtime_info": {"best_score": np.float64(0.5)},
+            "resumed_keys": {"train/loss": True, "best_score": True},
+        },
+    }
+
+
+def test_what_is_saved_comes_back_as_plain_data(tmp_path):
+    save_checkpoint(tmp_path / "iter_4.pth", state())
+    loaded = load_checkpoint(tmp_path / "iter_4.pth")
+    assert torch.equal(loaded["state_dict"]["llm.a"], torch.arange(2000.0))
+    assert loaded["optimizer"]["state"][0]["step"] == 4
+    assert type(loaded["message_hub"]["runtime_info"]["best_score"]) is float
+    hub = mmengine_hub(loaded["message_hub"])
+    assert hub["log_scalars"]["train/loss"].mean() == 1.75
+    torch.load(tmp_path / "iter_4.pth", weights_only=True)  # needs no list of allowed names
+
+
+def test_the_manifest_has_the_checksum_of_the_file(tmp_path):
+    import hashlib
+
+    save_checkpoint(tmp_path / "iter_4.pth", state())
+    manifest = json.loads((tmp_path / "iter_4.pth.json").read_text())
+    noted = manifest["files"]["iter_4.pth"]
+    data = (tmp_path / "iter_4.pth").read_bytes()
+    assert noted == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert manifest["iter"] == 4
+
+
+def test_weights_only_are_read_from_either_form(tmp_path):
+    save_checkpoint(tmp_path / "iter_4.pth", state())
+    torch.save({"llm.a": torch.zeros(2)}, tmp_path / "weights.pth")
+    assert set(load_state_dict(tmp_path / "iter_4.pth")) == {"llm.a", "llm.b"}
+    assert set(load_state_dict(tmp_path / "weights.pth")) == {"llm.a"}
+
+
+def test_a_state_dict_that_is_none_is_said(tmp_path):
+    torch.save({"state_dict": 3}, tmp_path / "iter_1.pth")
+    with pytest.raises(UserError, match="state_dict is no dict"):
+        load_state_dict(tmp_path / "iter_1.pth")
+
+
+def test_a_checkpoint_of_v0_1_loads_with_its_history_buffers(tmp_path):
+    torch.save(state(9), tmp_path / "iter_9.pth")  # as mmengine did: pickled objects and getattr
+    loaded = load_checkpoint(tmp_path / "iter_9.pth")
+    hub = mmengine_hub(loaded["message_hub"])
+    assert hub["log_scalars"]["train/loss"].data[0].tolist() == [2.0, 1.5]
+    assert find_latest(tmp_path) == tmp_path / "iter_9.pth"
+
+
+@pytest.mark.parametrize("place", ["state_dict", "meta", "message_hub"])
+def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, place):
+    trace = tmp_path / "trace"
+    bad = state()
+    bad[place] = {"x": RunsCode(trace)}
+    torch.save(bad, tmp_path / "iter_4.pth")
+    for read in (load_checkpoint, load_state_dict):
+        with pytest.raises(UserError, match=r"asks to run .*system.* nothing from it was run"):
+            read(tmp_path / "iter_4.pth")
+    assert find_latest(tmp_path, complain=lambda line: None) is None
+    assert not trace.exists()
+
+
+def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path):
+    class Reaches:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, "register_statistics")
+
+    torch.save({"meta": {"x": Reaches()}, "state_dict": {}}, tmp_path / "iter_1.pth")
+    assert load_checkpoint(tmp_path / "iter_1.pth")["meta"]["x"] is None
+
+
+def test_a_bare_pickle_is_refused(tmp_path):
+    trace = tmp_path / "trace"
+    (tmp_path / "iter_1.pth").write_bytes(pickle.dumps(RunsCode(trace), protocol=2))
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "iter_1.pth")
+    assert not trace.exists()
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[data.index(torch.arange(2000.0).numpy().tobytes()) + 4001] ^= 1
+    file.write_bytes(data)
+
+
+def cut_short(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+@pytest.mark.parametrize("harm", [flip_a_bit, cut_short, empty])
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm, with_manifest):
+    save_checkpoint(tmp_path / "iter_4.pth", state(4))
+    save_checkpoint(tmp_path / "iter_8.pth", state(8))
+    harm(tmp_path / "iter_8.pth")
+    if not with_manifest:
+        (tmp_path / "iter_8.pth.json").unlink()
+    said: list[str] = []
+    assert find_latest(tmp_path, complain=said.append) == tmp_path / "iter_4.pth"
+    assert len(said) == 1 and "iter_8.pth is damaged" in said[0]
+    with pytest.raises(UserError, match="cannot be used"):
+        load_checkpoint(tmp_path / "iter_8.pth")
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(tmp_path):
+    save_checkpoint(tmp_path / "iter_4.pth", state())
+    (tmp_path / "iter_4.pth.json").write_text("{")
+    assert "manifest cannot be read" in damage(tmp_path / "iter_4.pth")
+
+
+def test_the_newest_is_the_one_written_last(tmp_path):
+    save_checkpoint(tmp_path / "iter_900.pth", state(900))  # of an earlier, longer run
+    save_checkpoint(tmp_path / "iter_8.pth", state(8))
+    assert find_latest(tmp_path) == tmp_path / "iter_8.pth"
+    assert find_latest(tmp_path / "nowhere") is None
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_checkpoint(tmp_path / "iter_4.pth")
+
+
+class FullDisk:
+    """A stream on a disk that takes only so many bytes."""
+
+    def __init__(self, stream, room: int) -> None:
+        self.stream = stream
+        self.room = room
+
+    def write(self, data) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.stream.write(data)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def test_a_full_disk_leaves_the_good_one_and_no_rubbish(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "iter_4.pth", state(4))
+    whole = checkpoint._HashingWriter
+    monkeypatch.setattr(checkpoint, "_HashingWriter", lambda s: whole(FullDisk(s, 3000)))
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        save_checkpoint(tmp_path / "iter_4.pth", state(4))
+    assert "--work-dir" in caught.value.hint and "--resume" in caught.value.hint
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]
+    assert damage(tmp_path / "iter_4.pth") is None
+
+
+def test_a_read_only_folder_is_said(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("xtuner.utils.files.tempfile.mkdtemp", refuse)  # root may write anywhere
+    with pytest.raises(UserError, match=r"could not be written: Permission denied"):
+        save_checkpoint(tmp_path / "iter_4.pth", state())
+
+
+def test_killed_between_the_two_renames_it_is_still_good(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "iter_4.pth", state(4))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_manifest", killed)
+    changed = state(4)
+    changed["state_dict"]["llm.a"] += 1  # an older manifest would not fit
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "iter_4.pth", changed)
+    assert find_latest(tmp_path) == tmp_path / "iter_4.pth"
+    assert load_state_dict(tmp_path / "iter_4.pth")["llm.a"][0] == 1
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path):
+    half = tmp_path / ".iter_8.pth.abc123"
+    half.mkdir()
+    (half / "iter_8.pth").write_bytes(b"half")
+    save_checkpoint(tmp_path / "iter_4.pth", state())
+    remove_leftovers(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]
+
+
+def test_what_is_not_data_cannot_be_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"meta\.tokenizer is a .*RunsCode"):
+        save_checkpoint(tmp_path / "x.pth", {"meta": {"tokenizer": RunsCode(tmp_path)}})
+
+
+def test_a_view_does_not_drag_its_whole_tensor_along():
+    whole = torch.zeros(10_000)
+    assert to_plain(whole[:10]).untyped_storage().nbytes() == 40
+    tied = to_plain({"a": whole, "b": whole})
+    assert tied["a"].data_ptr() == tied["b"].data_ptr()
+
+
+def test_the_config_beside_is_found(tmp_path):
+    assert config_beside(tmp_path / "iter_4.pth") is None
+    (tmp_path / "my_config.py").write_text("")
+    assert config_beside(tmp_path / "iter_4.pth") == tmp_path / "my_config.py"

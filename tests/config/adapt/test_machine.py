@@ -1,0 +1,86 @@
+"""Adapting a config to a machine: what changes is said, the rest stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.engine.toy import write_config
+from xtuner.config import dump_config, load_config
+from xtuner.config.adapt import machine
+from xtuner.config.adapt.machine import adapt, supported
+from xtuner.engine.hooks import CheckpointHook
+from xtuner.engine.optim import FinetuneOptimWrapper
+from xtuner.engine.runner import TrainLoop, ValLoop
+
+MODEL = """
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+import torch
+model = dict(
+    type=ToyModel,
+    llm=dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        torch_dtype=torch.float16,
+        attn_implementation="flash_attention_2",
+        quantization_config=dict(
+            type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_compute_dtype=torch.float16
+        ),
+    ),
+)
+val_dataloader = dict(batch_size=1)
+"""
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: True)
+
+
+def test_on_a_cpu(tmp_path, on_a_cpu):
+    cfg = load_config(str(write_config(tmp_path, MODEL)))
+    said = adapt(cfg, launcher="pytorch")
+    assert cfg.optim_wrapper.type is FinetuneOptimWrapper
+    assert cfg.optim_wrapper.dtype == "bfloat16"
+    assert cfg.optim_wrapper.device == "cpu"
+    assert cfg.optim_wrapper.optimizer.fused is True
+    assert cfg.model.llm.dtype is torch.bfloat16
+    assert "torch_dtype" not in cfg.model.llm
+    assert "attn_implementation" not in cfg.model.llm
+    assert cfg.model.llm.quantization_config.bnb_4bit_compute_dtype is torch.bfloat16
+    assert cfg.env_cfg.dist_cfg.backend == "gloo"
+    assert cfg.default_hooks.checkpoint.type is CheckpointHook
+    assert cfg.train_cfg.type is TrainLoop
+    assert cfg.val_cfg.type is ValLoop
+    for words in ("optim_wrapper.dtype=float16", "model.llm.dtype=float16", "flash", "gloo"):
+        assert any(words in line for line in said), words
+
+
+def test_the_adapted_config_loads_again_and_needs_nothing_more(tmp_path, on_a_cpu):
+    cfg = load_config(str(write_config(tmp_path, MODEL)))
+    adapt(cfg)
+    again_path = tmp_path / "again.py"
+    again_path.write_text(dump_config(cfg))
+    again = load_config(str(again_path))
+    assert adapt(again) == []
+    assert again.optim_wrapper.dtype == "bfloat16"
+    assert again.model.llm.dtype is torch.bfloat16
+
+
+def test_on_a_gpu_fp16_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert supported("float16") == "float16"
+    assert supported("bfloat16") == "float16"
+    assert supported("float32") == "float32"
+    cfg = load_config(str(write_config(tmp_path)))
+    assert adapt(cfg) == []
+    assert cfg.optim_wrapper.dtype == "float16"
+    assert cfg.optim_wrapper.device == "cuda"
+    assert cfg.env_cfg.dist_cfg.backend == "nccl"
+
+
+def test_a_cpu_without_bf16_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: False)
+    assert supported("float16") == supported("bfloat16") == "float32"

@@ -1,0 +1,144 @@
+"""Norms and rotary embeddings in the quick way: as exact as transformers' own, for all models."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xtuner.model.backends.cpu import fused_layers
+from xtuner.model.backends.cpu.kernels import Kernel
+
+SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+SMALL |= dict(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+KINDS = {  # model type -> norms and gated layers that are found, whether a rotary embedding is
+    "llama": (5, 2, True),
+    "qwen3": (9, 2, True),
+    "gemma": (5, 0, True),  # its gate is a GELU
+    "olmo2": (9, 2, True),
+    "glm": (5, 0, False),  # gate and up are one layer
+}
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def untouched(request, monkeypatch):
+    """Put the functions of transformers' modules back after a test."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(Kernel, "compiled", request.param)
+    yield
+    assert Kernel.compiled == request.param  # compiling did not fail
+    for name, module in list(sys.modules.items()):
+        replaced = (
+            getattr(module, fused_layers.ROTARY, None) if name.startswith("transformers") else None
+        )
+        if isinstance(replaced, fused_layers._Rotary):
+            setattr(module, fused_layers.ROTARY, replaced.original)
+
+
+def build(kind):
+    torch.manual_seed(0)
+    extra = {"head_dim": 8} if kind in ("qwen3", "gemma", "glm") else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **extra))
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(weight, 0.7, 0.3)
+    return model
+
+
+def outcome(model, ids, autocast):
+    """Loss and all gradients, as one vector in float64."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    grads = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+    return torch.cat([loss.detach().view(1), *grads]).double()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 13), (1, 3)])
+def test_loss_and_gradients_are_as_exact_as_those_of_transformers(kind, shape, untouched):
+    model = build(kind)
+    ids = torch.randint(1, 64, shape)
+    exact = outcome(model, ids, autocast=False)
+    plain = outcome(model, ids, autocast=True)
+    norms, gates, _ = fused_layers.speed_up(model)
+    rotary = getattr(sys.modules[type(model).__module__], fused_layers.ROTARY, None)
+    assert (norms, gates, isinstance(rotary, fused_layers._Rotary)) == KINDS[kind]
+    found = outcome(model, ids, autocast=True)
+    assert not torch.equal(found, plain)
+    assert (found - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-6
+    assert torch.equal(outcome(model, ids, autocast=False), exact)
+
+
+def test_a_norm_in_float32_equals_autograd():
+    x = torch.randn(3, 5, 16, dtype=torch.float32, requires_grad=True)
+    weight, slope = torch.randn(16, requires_grad=True), torch.randn(3, 5, 16)
+    ours = fused_layers._RMSNorm.apply(x, weight, 1e-5, 1.0, torch.float32)
+    theirs = nn.functional.rms_norm(x, (16,), weight + 1.0, 1e-5)
+    torch.testing.assert_close(ours, theirs)
+    pairs = zip(
+        torch.autograd.grad(ours, (x, weight), slope),
+        torch.autograd.grad(theirs, (x, weight), slope),
+        strict=True,
+    )
+    for one, other in pairs:
+        torch.testing.assert_close(one, other)
+
+
+def test_other_modules_stay_as_they_are():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-5
+
+        def forward(self, x):
+            return nn.functional.layer_norm(x, (8,), self.weight, None, self.eps)
+
+    class Swapped(Gated):
+        def forward(self, x):
+            return self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x)))
+
+    others = [nn.LayerNorm(8), Centred(), nn.Linear(4, 4), Gated(nn.GELU()), Swapped(nn.SiLU())]
+    assert fused_layers.speed_up(nn.Sequential(*others))[:2] == (0, 0)
+    with torch.device("meta"):  # as where a model is built without its weights
+        assert fused_layers.speed_up(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
+
+
+class Gated(nn.Module):
+    def __init__(self, act_fn):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8) for _ in range(3))
+        self.act_fn = act_fn
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+WITHOUT_A_COMPILER = """
+import torch
+from xtuner.model.backends.cpu import kernels
+kernels.compile_kernels()
+x, weight = torch.randn(3, 8), torch.randn(8)
+out, _ = kernels.normed(x, weight, 1e-5, 0.0, torch.float32)
+torch.testing.assert_close(out, torch.nn.functional.rms_norm(x, (8,), weight, 1e-5))
+assert not kernels.Kernel.compiled
+"""
+
+
+def test_without_a_compiler_kernels_run_as_they_are(tmp_path):
+    environment = {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_COMPILER],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "compile: not compiled" in done.stderr
+    assert "C++ compiler" in done.stderr

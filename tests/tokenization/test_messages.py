@@ -1,0 +1,185 @@
+"""The tokenizer's own template: one rendering, and exactly the answers in it are trained."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from tests.helpers.tiny import make_tokenizer
+from xtuner.dataset import process_hf_dataset
+from xtuner.dataset.map_fns import auto_map_fn, openai_map_fn, template_map_fn_factory
+from xtuner.tokenization.messages import encode_messages
+from xtuner.utils import PROMPT_TEMPLATE
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.errors import UserError
+
+# After Qwen3's: tools in front, calls in marks, reasoning of the answers before the last question
+# left out, an empty thought in the last answer where none is given.
+FORGETS = """
+{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.index0 > ns.last %}<think>
+{{ m.reasoning_content or '' }}
+</think>
+
+{% endif %}{{ m.content }}
+{%- for call in m.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+# After DeepSeek-R1's: the prompt opens the thought; an answer that was given has none.
+OPENS = """
+{%- for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}
+{%- else %}<|Assistant|>{{ m.content.split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|Assistant|><think>
+{% endif %}"""
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+TALK = [
+    {"role": "user", "content": "What is 1+2?"},
+    {"role": "assistant", "content": "", "reasoning_content": "a sum", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "It is 3.", "reasoning_content": "told"},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Sure!", "reasoning_content": "yes"},
+]
+CALLED = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call><|im_end|>'
+
+
+def tokenizer_with(template):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def trained_texts(tokenizer, sample):
+    """The trained stretches, each as text."""
+    texts, stretch = [], []
+    for token in [*sample["labels"], IGNORE_INDEX]:
+        if token != IGNORE_INDEX:
+            stretch.append(token)
+        elif stretch:
+            texts.append(tokenizer.decode(stretch))
+            stretch = []
+    return texts
+
+
+def test_calls_reasoning_and_history_are_trained_as_the_template_writes_them():
+    tokenizer = tokenizer_with(FORGETS)
+    sample = encode_messages(TALK, tokenizer, tools=TOOLS)
+    calls = [{"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}]
+    whole = [dict(message) for message in TALK]
+    whole[1]["tool_calls"] = calls
+    text = tokenizer.apply_chat_template(whole, tools=TOOLS, tokenize=False)
+    assert tokenizer.decode(sample["input_ids"]) == text
+    assert trained_texts(tokenizer, sample) == [
+        CALLED,
+        "It is 3.<|im_end|>",
+        "<think>\nyes\n</think>\n\nSure!<|im_end|>",
+    ]
+
+
+def test_while_the_tools_are_at_work_reasoning_is_kept():
+    tokenizer = tokenizer_with(FORGETS)
+    sample = encode_messages(TALK[:4], tokenizer, tools=json.dumps(TOOLS))
+    assert trained_texts(tokenizer, sample) == [
+        "<think>\na sum\n</think>\n\n" + CALLED,
+        "<think>\ntold\n</think>\n\nIt is 3.<|im_end|>",
+    ]
+
+
+def test_an_answer_without_loss_and_the_last_alone():
+    tokenizer = tokenizer_with(FORGETS)
+    silent = [*TALK[:3], {**TALK[3], "loss": False}, *TALK[4:]]
+    texts = trained_texts(tokenizer, encode_messages(silent, tokenizer, tools=TOOLS))
+    assert texts == [CALLED, "<think>\nyes\n</think>\n\nSure!<|im_end|>"]
+    last = encode_messages(TALK, tokenizer, tools=TOOLS, last_only=True)
+    assert trained_texts(tokenizer, last) == ["<think>\nyes\n</think>\n\nSure!<|im_end|>"]
+
+
+def test_a_prompt_that_opens_a_thought():
+    tokenizer = tokenizer_with(OPENS)
+    talk = [
+        {"role": "user", "content": "a?"},
+        {"role": "assistant", "content": "<think>\nhm\n</think>A"},
+        {"role": "user", "content": "b?"},
+        {"role": "assistant", "content": "B"},
+    ]
+    assert trained_texts(tokenizer, encode_messages(talk, tokenizer)) == ["A<|end|>", "B<|end|>"]
+
+
+def test_equal_answers_and_answers_within_questions_keep_their_places():
+    tokenizer = tokenizer_with(FORGETS)
+    talk = []
+    for question in ("X", "assistant\nX", "<|im_end|>X"):
+        talk += [{"role": "user", "content": question}, {"role": "assistant", "content": "X"}]
+    texts = trained_texts(tokenizer, encode_messages(talk, tokenizer))
+    assert texts == ["X<|im_end|>", "X<|im_end|>", "<think>\n\n</think>\n\nX<|im_end|>"]
+
+
+def test_an_answer_that_the_template_leaves_out_is_refused():
+    tokenizer = tokenizer_with("{{ messages[-1].content }}")
+    with pytest.raises(ValueError, match="place cannot be told"):
+        encode_messages(TALK, tokenizer)
+
+
+def prepared(map_fn, rows, **settings):
+    tokenizer = tokenizer_with(FORGETS)
+    made = process_hf_dataset(
+        Dataset.from_list(rows),
+        tokenizer=tokenizer,
+        max_length=512,
+        dataset_map_fn=map_fn,
+        template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
+        pack_to_max_length=False,
+        **settings,
+    )
+    return [trained_texts(tokenizer, sample) for sample in made]
+
+
+@pytest.mark.parametrize("map_fn", [None, openai_map_fn, auto_map_fn])
+def test_rows_of_messages_reach_the_template_whole(map_fn):
+    plain = {
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    }
+    rows = [{"messages": TALK, "tools": json.dumps(TOOLS)}, {**plain, "tools": None}]
+    texts = prepared(map_fn, rows)
+    assert texts[0][0] == CALLED and len(texts[0]) == 3
+    assert texts[1] == ["<think>\n\n</think>\n\nHo<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("train_on", "expected"),
+    [("answers", ["A<|im_end|>", "B<|im_end|>"]), ("last_answer", ["B<|im_end|>"])],
+)
+@pytest.mark.parametrize("template", ["auto", "qwen_chat"])
+def test_which_answers_are_trained(train_on, expected, template):
+    tokenizer = make_tokenizer()
+    turns = [{"input": "a", "output": "A"}, {"input": "b", "output": "B"}]
+    settings = dict(
+        tokenizer=tokenizer,
+        max_length=512,
+        template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE[template]),
+        pack_to_max_length=False,
+    )
+    rows = Dataset.from_list([{"conversation": turns}])
+    (sample,) = process_hf_dataset(rows, train_on=train_on, **settings)
+    assert trained_texts(tokenizer, sample) == expected
+    (sample,) = process_hf_dataset(rows, train_on="everything", **settings)
+    assert sample["labels"] == sample["input_ids"]
+
+
+def test_another_word_for_it_is_refused():
+    with pytest.raises(UserError, match="train_on='nothing'"):
+        prepared(openai_map_fn, [{"messages": TALK}], train_on="nothing")

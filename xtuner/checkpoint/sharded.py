@@ -1,0 +1,142 @@
+"""Reading the weights out of a folder of torch's distributed checkpoints (FSDP), in one process.
+
+torch itself unpickles the folder's ``.metadata``, which could run code. Here it is read by an
+unpickler that knows nothing but the few dataclasses a ``.metadata`` consists of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader, filesystem, load, metadata
+from torch.distributed.checkpoint.api import CheckpointException
+
+from xtuner.checkpoint.lazy import LazyWeights
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+MODEL = ("state_dict.", "model.")  # where a checkpoint with more than weights keeps them
+KNOWN = {
+    ("torch.distributed.checkpoint.metadata", name): getattr(metadata, name)
+    for name in (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    )
+} | {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): filesystem._StorageInfo,
+    ("pathlib", "PosixPath"): PurePath,
+    ("pathlib", "WindowsPath"): PurePath,
+    ("pathlib._local", "PosixPath"): PurePath,
+    ("pathlib._local", "WindowsPath"): PurePath,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+}
+
+
+def is_sharded_folder(folder: Path) -> bool:
+    """Whether a folder was written by ``torch.distributed.checkpoint``."""
+    return (folder / ".metadata").is_file()
+
+
+def load_sharded(folder: Path) -> LazyWeights:
+    """Read the weights, whichever number of processes wrote them.
+
+    Args:
+        folder: with ``.metadata`` and ``*.distcp`` files. Of a checkpoint that also holds the
+            optimizer only what is under ``state_dict`` or ``model`` is read.
+
+    Returns:
+        Name, without that prefix -> whole tensor, put together when it is read.
+
+    Raises:
+        UserError: when the folder is damaged or asks for code.
+    """
+    reader = DataReader(folder)
+    with _explained(folder):
+        described = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: entry
+        for name, entry in described.items()
+        if isinstance(entry, metadata.TensorStorageMetadata)
+    }
+    prefix = next((p for p in MODEL if any(name.startswith(p) for name in tensors)), "")
+    return LazyWeights(
+        {
+            name.removeprefix(prefix): partial(_one, reader, name, entry)
+            for name, entry in tensors.items()
+            if name.startswith(prefix)
+        }
+    )
+
+
+def _one(reader: DataReader, name: str, entry: Any) -> torch.Tensor:
+    """One tensor from the files that have parts of it."""
+    wanted = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+    with _explained(Path(reader.path)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
+        load(wanted, storage_reader=reader, no_dist=True)
+    return wanted[name]
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointException as error:  # around what went wrong in each process; here one
+        cause: Any = next(iter(error.failures.values()))[0]
+        raise _unreadable(folder, cause) from error
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: BaseException) -> UserError:
+    return UserError(
+        tr(
+            f"the folder cannot be read: {error}. Nothing from it was run.",
+            f"无法读取这个文件夹: {error}。没有执行其中的任何内容。",
+        ),
+        where=Where(str(folder)),
+    )
+
+
+class DataReader(FileSystemReader):
+    """torch's reader, with a ``.metadata`` that can hold data only."""
+
+    _described: metadata.Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        """Read ``.metadata``, once, by the list of known names."""
+        if self._described is not None:
+            return self._described
+        with (Path(self.path) / ".metadata").open("rb") as stream:
+            described = _DataUnpickler(stream).load()
+        if not isinstance(described, metadata.Metadata):
+            raise pickle.UnpicklingError(".metadata describes no checkpoint")
+        described.storage_meta = metadata.StorageMeta(load_id=self.load_id)
+        self._described = described
+        return described
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Builds only the dataclasses of ``KNOWN`` and torch's dtypes; anything else is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look a name up in the list."""
+        if (module, name) in KNOWN:
+            return KNOWN[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"it asks to run {module}.{name}")

@@ -1,0 +1,7 @@
+"""Configs: loading by name or path, overriding, checking, adapting, writing. Needs no torch."""
+
+from xtuner.utils.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__, {"dump": ("dump_config",), "load": ("load_config",)}
+)

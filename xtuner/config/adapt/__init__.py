@@ -1,0 +1,1 @@
+"""Changing a loaded config for this machine: precision, validation, strategy."""

@@ -1,0 +1,223 @@
+"""XT01xx: names that do not import, and calls that do not fit what they call."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config.lazy import LazyObject
+
+from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, imported_at, name_of, rule
+from xtuner.config.compat import adapted_keys
+from xtuner.config.dump import dotted_name
+from xtuner.config.names import NotThere
+from xtuner.config.signatures import Parameters, missing, parameters_of
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
+
+# Packages that published configs name but that only some users install.
+OPTIONAL_PACKAGES = frozenset({"modelscope", "deepspeed", "flash_attn", "lagent"})
+
+# What the one who builds a dict adds to it, by the key it stands under.
+SUPPLIED = {
+    "optimizer": {"params"},
+    "param_scheduler": {"optimizer", "param_name"},
+    "sampler": {"dataset"},
+    "vis_backends": {"save_dir"},
+    "batch_sampler": {"sampler", "batch_size", "dataset"},
+    "train_cfg": {"runner", "dataloader"},
+    "val_cfg": {"runner", "dataloader", "evaluator"},
+    "test_cfg": {"runner", "dataloader", "evaluator"},
+}
+# What the one who builds a dict takes out of it before the call.
+CONSUMED = {
+    "param_scheduler": {"convert_to_iter_based"},
+    "optim_wrapper": {"constructor", "paramwise_cfg"},
+    "custom_hooks": {"priority"},
+    "default_hooks": {"priority"},
+    "train_cfg": {"by_epoch"},
+}
+ALWAYS = {"type", "_scope_", "_delete_"}
+# Keywords that from_pretrained of transformers takes through **kwargs.
+LOADING = (
+    *("trust_remote_code", "dtype", "torch_dtype", "quantization_config", "attn_implementation"),
+    *("device_map", "revision", "cache_dir", "padding_side", "use_fast", "local_files_only"),
+    *("low_cpu_mem_usage", "eos_token", "pad_token", "bos_token", "unk_token"),
+)
+
+
+@rule("XT0101", ERROR)
+def unknown_import(context: Context) -> Iterator[Finding]:
+    for key, error in _missing(context):
+        if error.package not in OPTIONAL_PACKAGES:
+            yield Finding(key, *_not_there(error))
+
+
+@rule("XT0107", WARNING)
+def missing_optional_package(context: Context) -> Iterator[Finding]:
+    for key, error in _missing(context):
+        if error.package in OPTIONAL_PACKAGES:
+            yield Finding(key, *_not_there(error))
+
+
+def _missing(context: Context) -> Iterator[tuple[str, NotThere]]:
+    """Imports that fail, by the imported name, and attributes that are not there, by their key."""
+    failed = set()
+    for name, module, original in context.source.imports():
+        error = missing(LazyObject(module, original))
+        if error is not None:
+            failed.add(name)
+            yield name, error
+    for key, value in _imported_values(context):
+        named = dotted_name(value) or ()
+        error = missing(value) if len(named) == 3 else None
+        if error is not None and not failed & {named[1], named[0]}:
+            yield key, error
+
+
+@rule("XT0102", ERROR)
+def unknown_argument(context: Context) -> Iterator[Finding]:
+    for key, value, parameters in _calls(context):
+        if parameters.any_keyword:
+            continue
+        for name in _arguments(key, value):
+            if not parameters.takes(name):
+                callee = name_of(dict.get(value, "type"))
+                yield Finding(
+                    f"{key}.{name}",
+                    tr(f"{callee} takes no argument '{name}'", f"{callee} 没有参数 '{name}'"),
+                    _nearest(name, parameters.names),
+                    at_key=True,
+                )
+
+
+@rule("XT0103", ERROR)
+def missing_argument(context: Context) -> Iterator[Finding]:
+    for key, value, parameters in _calls(context):
+        if key.endswith(("collate_fn", "data_collator")):  # called with the samples later
+            continue
+        given = {*dict.keys(value), *_by_place(SUPPLIED, key)}
+        lacking = [name for name in parameters.required if name not in given]
+        if lacking:
+            callee, listed = name_of(dict.get(value, "type")), ", ".join(map(repr, lacking))
+            yield Finding(
+                f"{key}.type",
+                tr(f"{callee} needs {listed}", f"{callee} 需要 {listed}"),
+                tr(f"add {lacking[0]}=...", f"请加上 {lacking[0]}=..."),
+            )
+
+
+@rule("XT0104", WARNING)
+def likely_misspelt_argument(context: Context) -> Iterator[Finding]:
+    """A callee that takes any keyword swallows a misspelt one."""
+    for key, value, parameters in _calls(context):
+        if not parameters.any_keyword:
+            continue
+        loading = LOADING if name_of(dict.get(value, "type")).endswith("from_pretrained") else ()
+        known = {*parameters.names, *loading}
+        for name in _arguments(key, value):
+            near = difflib.get_close_matches(name, known - {name}, n=1, cutoff=0.85)
+            if name not in known and near:
+                yield Finding(
+                    f"{key}.{name}",
+                    tr(f"'{name}' looks misspelt", f"'{name}' 可能拼错了"),
+                    tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？"),
+                    at_key=True,
+                )
+
+
+@rule("XT0105", ERROR)
+def unknown_template(context: Context) -> Iterator[Finding]:
+    tables = {"PROMPT_TEMPLATE": PROMPT_TEMPLATE, "SYSTEM_TEMPLATE": SYSTEM_TEMPLATE}
+    for key, value in _imported_values(context):
+        module, name, rest = (*(dotted_name(value) or ("", "")), "")[:3]
+        if not module.startswith("xtuner.utils") or name not in tables or not rest:
+            continue
+        template = rest.partition(".")[0]
+        if template not in tables[name] and template != "auto":
+            yield Finding(
+                key,
+                tr(f"there is no {name}.{template}", f"没有 {name}.{template}"),
+                _nearest(template, tuple(tables[name]), cutoff=0.3),
+            )
+
+
+@rule("XT0108", ERROR)
+def function_uses_lazy_import(context: Context) -> Iterator[Finding]:
+    """Imports of a config are lazy, so a function written in it cannot call them."""
+    imported = context.source.imported()
+    for node in context.source.tree.body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        calls = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+        roots = [call.value if isinstance(call, ast.Attribute) else call for call in calls]
+        names = [root.id for root in roots if isinstance(root, ast.Name) and root.id in imported]
+        for name in dict.fromkeys(names):
+            yield Finding(
+                node.name,
+                tr(
+                    f"'{node.name}' calls '{name}', but what a config imports is not loaded in it",
+                    f"'{node.name}' 调用了 '{name}'，但配置里导入的名字并未真正加载",
+                ),
+                tr(
+                    "import it inside the function, or put the function into a module.",
+                    "请在函数内部导入，或把函数放到单独的模块里。",
+                ),
+            )
+
+
+def _imported_values(context: Context) -> Iterator[tuple[str, Any]]:
+    """Everything imported that stands in a section, with its key."""
+    for key, value in context.values.items():
+        if imported_at(value):
+            yield key, value
+    for key, holder in context.dicts():
+        for name in dict.keys(holder):
+            value = dict.__getitem__(holder, name)
+            if imported_at(value):
+                yield f"{key}.{name}", value
+
+
+def _calls(context: Context) -> Iterator[tuple[str, dict[str, Any], Parameters]]:
+    """All dicts with a ``type`` whose parameters are known."""
+    for key, value in context.dicts():
+        kind = dict.get(value, "type")
+        parameters = parameters_of(kind) if kind is not None else None
+        if parameters is not None and "lambda" not in key:
+            yield key, value, parameters
+
+
+def _arguments(key: str, value: dict[str, Any]) -> Iterator[str]:
+    """The keyword arguments of a call that its callee will see."""
+    passed_over = {*ALWAYS, *_by_place(CONSUMED, key), *adapted_keys(dict.get(value, "type"))}
+    return (name for name in dict.keys(value) if name not in passed_over)
+
+
+def _by_place(table: dict[str, set[str]], key: str) -> set[str]:
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    found = table.get(parts[-1], set())
+    return found | (table.get(parts[0], set()) if len(parts) <= 2 else set())
+
+
+def _not_there(error: NotThere) -> tuple[str, str | None]:
+    if error.package:
+        return (
+            tr(f"there is no package '{error.package}' here", f"没有安装 '{error.package}' 包"),
+            f"pip install {error.package}",
+        )
+    if not error.name:
+        return tr(f"there is no module '{error.module}'", f"没有模块 '{error.module}'"), None
+    return (
+        tr(f"'{error.name}' is not in '{error.module}'", f"'{error.module}' 里没有 '{error.name}'"),
+        None,
+    )
+
+
+def _nearest(name: str, names: tuple[str, ...], cutoff: float = 0.6) -> str | None:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    if near:
+        return tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？")
+    shown = ", ".join(names[:12])
+    return tr(f"there are: {shown}", f"可用的有：{shown}") if names else None

@@ -1,0 +1,149 @@
+"""A problem of a config, the rules that find problems, and the config as rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+
+from xtuner.config.dump import dotted_name, own_values
+from xtuner.config.source import Source, value_at
+from xtuner.utils.errors import Where
+from xtuner.utils.lang import tr
+
+ERROR, WARNING = "error", "warning"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: a code such as ``XT0302``, how bad it is, where, what, and what to do."""
+
+    code: str
+    severity: str
+    where: Where
+    column: int | None
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.where.file}:{self.where.line or 1}:{self.column or 1}"
+        key = f" [{self.where.key}]" if self.where.key else ""
+        hint = f"\n    {self.hint}" if self.hint else ""
+        severity = tr(self.severity, "错误" if self.severity == ERROR else "警告")
+        return f"{place}: {severity} {self.code}: {self.message}{key}{hint}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Flat, for editors and CI."""
+        place = asdict(self.where)
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            **place,
+            "column": self.column,
+            "message": self.message,
+            "hint": self.hint,
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule yields: the key at fault, what is wrong with it, and what to do.
+
+    ``at_key`` says that the key itself is wrong, not its value, which may be written elsewhere.
+    """
+
+    key: str
+    message: str
+    hint: str | None = None
+    at_key: bool = False
+
+
+class Context:
+    """A config as rules see it: values by dotted key, imported names by what they are called."""
+
+    def __init__(self, cfg: Config, source: Source) -> None:
+        self.source = source
+        self.values = own_values(cfg)
+        self._dicts = [pair for key, value in self.values.items() for pair in _dicts(key, value)]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a dotted key; imported names stay lazy."""
+        try:
+            return value_at(self.values, key.split("."))
+        except KeyError:
+            return default
+
+    def kind(self, key: str) -> str:
+        """The last word of what ``type`` names at a key, '' if there is none."""
+        return name_of(self.get(f"{key}.type"))
+
+    def typed(self, *kinds: str) -> Iterator[str]:
+        """The keys of all dicts whose ``type`` is one of these, each shared dict once."""
+        seen = set()
+        for key, value in self.dicts():
+            if name_of(dict.get(value, "type")) in kinds:
+                place = self.place(key)
+                if place is None or place not in seen:
+                    seen.add(place)
+                    yield key
+
+    def dicts(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All dicts inside the sections, with their keys."""
+        return iter(self._dicts)
+
+    def place(self, key: str, at_key: bool = False) -> tuple[int, int] | None:
+        """Line and column of where a key's value is written, or of the key itself."""
+        path = key.split(".")
+        return self.source.key_place(path) if at_key else self.source.place(path)
+
+
+def _dicts(key: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        yield key, value
+        for name in dict.keys(value):
+            yield from _dicts(f"{key}.{name}", dict.__getitem__(value, name))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _dicts(f"{key}.{number}", item)
+
+
+def name_of(kind: Any) -> str:
+    """What an imported name, a class or a registered name is called, without its module."""
+    if isinstance(kind, str):
+        return kind.rpartition(".")[2]
+    named = dotted_name(kind) if kind is not None else None
+    return ".".join(part for part in named[1:] if part) if named else ""
+
+
+def imported_at(value: Any) -> bool:
+    """Whether a value is an imported name."""
+    return isinstance(value, LazyAttr | LazyObject)
+
+
+RuleFunction = Callable[[Context], Iterator[Finding]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule with its code and what it means for the run."""
+
+    code: str
+    severity: str
+    find: RuleFunction
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(code: str, severity: str) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a rule under its code."""
+
+    def register(function: RuleFunction) -> RuleFunction:
+        assert code not in RULES, f"{code} is taken"
+        RULES[code] = Rule(code, severity, function)
+        return function
+
+    return register

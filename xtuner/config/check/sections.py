@@ -1,0 +1,130 @@
+"""XT02xx: sections that are missing, misspelt, or that nothing reads."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+from types import FunctionType
+
+from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
+from xtuner.config.sections import SECTIONS, known_keys
+from xtuner.utils.lang import tr
+
+NEEDED = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
+NEEDED_HUGGINGFACE = ("model", "train_dataset", "training_args")
+TYPED = ("model", "tokenizer", "optim_wrapper", "optim_wrapper.optimizer", "train_cfg")
+
+
+def _unread(context: Context) -> Iterator[str]:
+    """Top-level names that no section is made of and that nothing in the file uses."""
+    tree = context.source.tree
+    used = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    for name, value in context.values.items():
+        private = name.startswith("_") or isinstance(value, FunctionType | type)
+        if name not in SECTIONS and name not in used and not private:
+            yield name
+
+
+def _meant(name: str) -> str | None:
+    near = difflib.get_close_matches(name, SECTIONS, n=1, cutoff=0.8)
+    return near[0] if near else None
+
+
+@rule("XT0201", ERROR)
+def misspelt_section(context: Context) -> Iterator[Finding]:
+    for name in _unread(context):
+        meant = _meant(name)
+        if meant and meant not in context.values:
+            yield Finding(
+                name,
+                tr(
+                    f"nothing reads the section '{name}'",
+                    f"没有任何代码读取 '{name}' 这一节",
+                ),
+                tr(f"did you mean '{meant}'?", f"是不是 '{meant}'？"),
+            )
+
+
+@rule("XT0202", WARNING)
+def unused_setting(context: Context) -> Iterator[Finding]:
+    for name in _unread(context):
+        meant = _meant(name)
+        if not meant or meant in context.values:
+            yield Finding(
+                name,
+                tr(
+                    f"'{name}' is set but nothing uses it",
+                    f"设置了 '{name}'，但没有任何地方用到它",
+                ),
+                tr("remove it, or use it where it should act.", "请删除它，或在应起作用处使用它。"),
+            )
+
+
+@rule("XT0203", ERROR)
+def missing_section(context: Context) -> Iterator[Finding]:
+    needed = NEEDED_HUGGINGFACE if context.get("framework") == "huggingface" else NEEDED
+    misspelt = {_meant(name) for name in _unread(context)}
+    for name in needed:
+        if context.get(name) is None and name not in misspelt:
+            yield Finding(
+                name,
+                tr(f"the config has no '{name}'", f"配置里没有 '{name}'"),
+                tr(
+                    "'xtuner copy-cfg quickstart .' gives a whole config to compare with.",
+                    "'xtuner copy-cfg quickstart .' 会给出一份完整的配置供对照。",
+                ),
+            )
+
+
+@rule("XT0204", ERROR)
+def missing_type(context: Context) -> Iterator[Finding]:
+    for key in TYPED:
+        value = context.get(key)
+        if isinstance(value, dict) and "type" not in value:
+            yield Finding(
+                key,
+                tr(f"'{key}' does not say what to build", f"'{key}' 没有说明要构建什么"),
+                tr("add type=...", "请加上 type=..."),
+            )
+
+
+@rule("XT0205", ERROR)
+def unknown_key_of_section(context: Context) -> Iterator[Finding]:
+    for key, value in context.dicts():
+        known = known_keys(tuple(key.split(".")))
+        if known is None or (dict.get(value, "type") is not None and key != "train_dataloader"):
+            continue
+        for name in dict.keys(value):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                yield Finding(
+                    f"{key}.{name}",
+                    tr(f"'{key}' has no setting '{name}'", f"'{key}' 没有 '{name}' 这个设置"),
+                    tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？")
+                    if near
+                    else tr(f"there are: {sorted(known)}", f"可用的有：{sorted(known)}"),
+                    at_key=True,
+                )
+
+
+@rule("XT0206", ERROR)
+def incomplete_evaluation(context: Context) -> Iterator[Finding]:
+    """Validation and test need data; without an evaluator they measure the loss."""
+    for part in ("val", "test"):
+        data = f"{part}_dataloader"
+        there = [f"{part}_{end}" for end in ("cfg", "evaluator")]
+        there = [name for name in there if context.get(name) is not None]
+        if there and context.get(data) is None:
+            yield Finding(
+                there[0],
+                tr(
+                    f"{' and '.join(there)} without {data}",
+                    f"有 {'、'.join(there)}，但没有 {data}",
+                ),
+                tr(f"add a {data}.", f"请加上 {data}。"),
+            )

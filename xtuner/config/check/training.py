@@ -1,0 +1,341 @@
+"""XT03xx: settings that are each fine but do not fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, name_of, rule
+from xtuner.config.check.values import is_number, looks_local
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import PROMPT_TEMPLATE
+
+SFT = "SupervisedFinetune"
+HF_DATASETS = ("process_hf_dataset", "process_ms_dataset")
+
+# A chat model's name (lower case) and the templates that it was trained with.
+CHAT_FAMILIES = (
+    (r"internlm2.*chat|internlm3.*instruct", {"internlm2_chat"}),
+    (r"internlm-chat", {"internlm_chat"}),
+    (r"qwen.*(chat|instruct)", {"qwen_chat"}),
+    (r"llama-?2.*chat", {"llama2_chat"}),
+    (r"llama-?3.*instruct", {"llama3_chat"}),
+    (r"chatglm3-6b$", {"chatglm3"}),
+    (r"chatglm2-6b$", {"chatglm2"}),
+    (r"baichuan2.*chat", {"baichuan2_chat"}),
+    (r"baichuan-.*chat", {"baichuan_chat"}),
+    (r"gemma.*-it$", {"gemma"}),
+    (r"phi-3.*instruct", {"phi3_chat"}),
+    (r"zephyr", {"zephyr"}),
+    (r"mixtral.*instruct", {"mixtral", "mistral"}),
+    (r"mistral.*instruct", {"mistral", "mixtral"}),
+    (r"vicuna", {"vicuna"}),
+)
+LORA_LR, FULL_LR = 1e-4, 5e-6
+
+
+def base_path(context: Context) -> str:
+    """The base model's path, '' when there is none."""
+    for key in ("model.llm.pretrained_model_name_or_path", "model.model_path"):
+        path = context.get(key)
+        if isinstance(path, str):
+            return path
+    return ""
+
+
+def local_json(folder: str, name: str) -> dict[str, Any]:
+    """A JSON file of a local model folder; {} where there is none."""
+    path = Path(folder).expanduser() / name
+    if not folder or not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@rule("XT0301", ERROR)
+def pack_keeps_columns(context: Context) -> Iterator[Finding]:
+    for key in context.typed(*HF_DATASETS):
+        packs = context.get(f"{key}.pack_to_max_length", True)
+        if packs and not context.get(f"{key}.remove_unused_columns", False):
+            yield Finding(
+                f"{key}.remove_unused_columns",
+                tr(
+                    "packing joins rows, so their other columns cannot be kept",
+                    "打包会合并多行，其他列无法保留",
+                ),
+                "remove_unused_columns=True",
+            )
+
+
+@rule("XT0302", WARNING)
+def varlen_joins_rows(context: Context) -> Iterator[Finding]:
+    size = context.get("train_dataloader.batch_size")
+    if context.get("model.use_varlen_attn") and is_number(size) and size > 1:
+        if name_of(context.get("model.type")) != SFT:
+            return
+        yield Finding(
+            "train_dataloader.batch_size",
+            tr(
+                f"packed rows are joined into one of {size} x max_length tokens: "
+                f"batch_size is {size}",
+                f"打包的行会接成一行，长 {size} x max_length: batch_size 是 {size}",
+            ),
+            tr(
+                "right, if the memory suffices; "
+                "otherwise batch_size = 1 and more accumulative_counts",
+                "显存足够即可；否则请设 batch_size = 1 并增大 accumulative_counts",
+            ),
+        )
+
+
+@rule("XT0303", ERROR)
+def varlen_disagrees(context: Context) -> Iterator[Finding]:
+    model = bool(context.get("model.use_varlen_attn"))
+    keys = ["train_dataloader.collate_fn", *context.typed(*HF_DATASETS, "build_preference_dataset")]
+    for key in keys:
+        value = context.get(f"{key}.use_varlen_attn")
+        if isinstance(value, bool) and value != model and "val_" not in key and "test_" not in key:
+            yield Finding(
+                f"{key}.use_varlen_attn",
+                tr(
+                    f"use_varlen_attn is {value} here and {model} in the model",
+                    f"这里的 use_varlen_attn 是 {value}，模型里是 {model}",
+                ),
+                tr("use one variable for both.", "请用同一个变量。"),
+            )
+
+
+@rule("XT0305", ERROR)
+def sequence_parallel_divides_world(context: Context) -> Iterator[Finding]:
+    size = context.get("sequence_parallel_size", 1)
+    world = os.environ.get("WORLD_SIZE", "")
+    if isinstance(size, int) and size > 1 and world.isdigit() and int(world) % size:
+        yield Finding(
+            "sequence_parallel_size",
+            tr(
+                f"sequence_parallel_size {size} does not divide the {world} processes",
+                f"sequence_parallel_size {size} 不能整除进程数 {world}",
+            ),
+        )
+
+
+@rule("XT0307", WARNING)
+def saves_only_at_the_end(context: Context) -> Iterator[Finding]:
+    steps = context.get("train_cfg.max_iters")
+    interval = context.get("default_hooks.checkpoint.interval")
+    if is_number(steps) and is_number(interval) and interval > steps:
+        yield Finding(
+            "default_hooks.checkpoint.interval",
+            tr(
+                f"saves every {interval} batches, but training ends after {steps}",
+                f"每 {interval} 个批次保存一次，但训练在 {steps} 个批次后就结束",
+            ),
+        )
+
+
+@rule("XT0308", ERROR)
+def warmup_outlasts_training(context: Context) -> Iterator[Finding]:
+    for number, scheduler in enumerate(_schedulers(context)):
+        by_epoch = dict.get(scheduler, "by_epoch", True)
+        length = context.get("train_cfg.max_epochs" if by_epoch else "train_cfg.max_iters")
+        end = dict.get(scheduler, "end")
+        is_warmup = name_of(dict.get(scheduler, "type")) == "LinearLR"
+        if is_warmup and is_number(end) and is_number(length) and end > length > 0:
+            yield Finding(
+                f"param_scheduler.{number}.end",
+                tr(
+                    f"the warmup ends at {end:g}, training already at {length:g}",
+                    f"预热到 {end:g} 才结束，而训练在 {length:g} 就结束",
+                ),
+                tr("warmup_ratio is a share, such as 0.03.", "warmup_ratio 是比例，例如 0.03。"),
+            )
+
+
+def _schedulers(context: Context) -> list[dict[str, Any]]:
+    value = context.get("param_scheduler") or []
+    return [s for s in (value if isinstance(value, list) else [value]) if isinstance(s, dict)]
+
+
+@rule("XT0309", WARNING)
+def template_of_another_family(context: Context) -> Iterator[Finding]:
+    name = base_path(context).rstrip("/").lower()
+    fits = next((names for pattern, names in CHAT_FAMILIES if re.search(pattern, name)), None)
+    if fits is None:
+        return
+    for key in context.typed("template_map_fn_factory"):
+        template = name_of(context.get(f"{key}.template")).rpartition(".")[2]
+        if template in PROMPT_TEMPLATE and template not in fits | {"auto", "default", "moss_sft"}:
+            yield Finding(
+                f"{key}.template",
+                tr(
+                    f"the model is a chat model of another family than template '{template}'",
+                    f"模板 '{template}' 与这个对话模型不是同一系列",
+                ),
+                f"PROMPT_TEMPLATE.{sorted(fits)[0]}",
+            )
+
+
+@rule("XT0330", ERROR)
+def quantized_full_training(context: Context) -> Iterator[Finding]:
+    llm = context.get("model.llm")
+    if name_of(context.get("model.type")) != SFT or not isinstance(llm, dict):
+        return
+    quantization = dict.get(llm, "quantization_config")
+    if quantization and not context.get("model.lora") and not context.get("model.peft_model"):
+        yield Finding(
+            "model.llm.quantization_config",
+            tr(
+                "the weights of a quantized model cannot be trained in full",
+                "量化后的模型不能全量训练：量化权重无法直接更新",
+            ),
+            tr("add lora=dict(...), or remove it.", "请加上 lora=dict(...)，或删除量化设置。"),
+        )
+
+
+@rule("XT0331", WARNING)
+def learning_rate_of_lora(context: Context) -> Iterator[Finding]:
+    lr = context.get("optim_wrapper.optimizer.lr")
+    if name_of(context.get("model.type")) != SFT or not is_number(lr) or lr <= 0:
+        return
+    adapts = context.get("model.lora") or context.get("model.peft_model")
+    quantized = context.get("model.llm.quantization_config")
+    hub = base_path(context) and not looks_local(base_path(context)) and not quantized
+    if not adapts and hub and lr >= LORA_LR:
+        message = tr(
+            f"lr {lr:g} is typical of LoRA; full training usually takes 1e-5 to 5e-5",
+            f"lr {lr:g} 常用于 LoRA；大模型全量训练通常用 1e-5 到 5e-5",
+        )
+        yield Finding("optim_wrapper.optimizer.lr", message, "lr = 2e-5")
+    if adapts and lr <= FULL_LR:
+        message = tr(
+            f"lr {lr:g} is typical of full training; LoRA usually takes 1e-4 to 3e-4",
+            f"lr {lr:g} 常用于全量训练；LoRA 通常用 1e-4 到 3e-4",
+        )
+        yield Finding("optim_wrapper.optimizer.lr", message, "lr = 2e-4")
+
+
+@rule("XT0332", WARNING)
+def braces_in_system(context: Context) -> Iterator[Finding]:
+    for key in context.typed("EvaluateChatHook"):
+        system = context.get(f"{key}.system")
+        if isinstance(system, str) and re.search(r"[{}]", system):
+            yield Finding(
+                f"{key}.system",
+                tr(
+                    "braces in a system text are taken literally; nothing is filled in",
+                    "系统提示里的花括号会按原样使用，不会被替换",
+                ),
+            )
+
+
+@rule("XT0333", ERROR)
+def eos_not_in_tokenizer(context: Context) -> Iterator[Finding]:
+    folder = context.get("tokenizer.pretrained_model_name_or_path")
+    content = local_json(folder, "tokenizer.json") if isinstance(folder, str) else {}
+    if not content:
+        return
+    model = content.get("model", {})
+    vocabulary = model.get("vocab", {})
+    known = set(vocabulary) if isinstance(vocabulary, dict) else {row[0] for row in vocabulary}
+    known |= {token.get("content") for token in content.get("added_tokens", [])}
+    for name in ("eos_token", "pad_token"):
+        token = context.get(f"tokenizer.{name}")
+        if isinstance(token, str) and token not in known:
+            yield Finding(
+                f"tokenizer.{name}",
+                tr(
+                    f"the tokenizer in '{folder}' has no token {token!r}",
+                    f"'{folder}' 的分词器里没有 {token!r}",
+                ),
+                tr("remove it, or take one that it has.", "请删除它，或换成已有的词元。"),
+            )
+
+
+@rule("XT0334", WARNING)
+def pad_is_eos(context: Context) -> Iterator[Finding]:
+    pad, eos = context.get("tokenizer.pad_token"), context.get("tokenizer.eos_token")
+    if isinstance(pad, str) and pad == eos:
+        yield Finding(
+            "tokenizer.pad_token",
+            tr(
+                "pad_token equals eos_token: where padding is masked by its id, the end of an "
+                "answer is never learnt",
+                "pad_token 与 eos_token 相同：按 id 屏蔽填充时，模型学不到何时结束回答",
+            ),
+        )
+
+
+@rule("XT0335", WARNING)
+def tokenizer_of_another_model(context: Context) -> Iterator[Finding]:
+    key = "tokenizer.pretrained_model_name_or_path"
+    tokenizer, model = context.get(key), context.get("model.llm.pretrained_model_name_or_path")
+    if isinstance(tokenizer, str) and isinstance(model, str) and tokenizer != model:
+        yield Finding(
+            key,
+            tr(
+                f"the tokenizer is of '{tokenizer}', the model is '{model}'",
+                f"分词器来自 '{tokenizer}'，而模型是 '{model}'",
+            ),
+            tr("use one variable for both.", "请用同一个变量。"),
+        )
+
+
+@rule("XT0336", WARNING)
+def groups_of_another_batch_size(context: Context) -> Iterator[Finding]:
+    if context.kind("train_dataloader.sampler") != "LengthGroupedSampler":
+        return
+    key = "train_dataloader.sampler.per_device_batch_size"
+    size = context.get("train_dataloader.batch_size")
+    counts = context.get("optim_wrapper.accumulative_counts", 1)
+    grouped = context.get(key)
+    if is_number(size) and is_number(counts) and is_number(grouped) and grouped != size * counts:
+        yield Finding(
+            key,
+            tr(
+                f"rows are grouped by {grouped}, a step takes {size * counts}",
+                f"按 {grouped} 行分组，而一个优化步取 {size * counts} 行",
+            ),
+            "per_device_batch_size=batch_size * accumulative_counts",
+        )
+
+
+@rule("XT0337", ERROR)
+def quantized_and_half_loaded(context: Context) -> Iterator[Finding]:
+    """DeepSpeed or FSDP aside, loss scaling needs fp16."""
+    scale, dtype = context.get("optim_wrapper.loss_scale"), context.get("optim_wrapper.dtype")
+    if isinstance(scale, str) and scale != "dynamic":
+        yield Finding(
+            "optim_wrapper.loss_scale",
+            tr(
+                f"loss_scale {scale!r} is unknown (dtype {dtype!r})", f"未知的 loss_scale {scale!r}"
+            ),
+            'loss_scale="dynamic"',
+        )
+
+
+@rule("XT0338", WARNING)
+def template_missing(context: Context) -> Iterator[Finding]:
+    """Turns without a template run into each other."""
+    for key in context.typed(*HF_DATASETS):
+        rows = name_of(context.get(f"{key}.dataset_map_fn"))
+        if (
+            rows not in ("", "pretrain_map_fn", "default_map_fn")
+            and context.get(f"{key}.template_map_fn") is None
+        ):
+            if context.get(f"{key}.do_dataset_tokenization") is False:
+                continue
+            yield Finding(
+                f"{key}.template_map_fn",
+                tr(
+                    "without a template_map_fn, questions and answers are joined bare",
+                    "没有 template_map_fn 时，问题与回答会直接拼接",
+                ),
+                "template_map_fn=dict(type=template_map_fn_factory, template=prompt_template)",
+            )

@@ -1,0 +1,328 @@
+"""XT031x-XT033x: single values that cannot be right, whatever else the config says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, name_of, rule
+from xtuner.utils.lang import tr
+
+POSITIVE = (
+    "train_dataloader.batch_size",
+    "val_dataloader.batch_size",
+    "optim_wrapper.optimizer.lr",
+    "optim_wrapper.accumulative_counts",
+    "optim_wrapper.clip_grad.max_norm",
+    "train_cfg.max_epochs",
+    "train_cfg.max_iters",
+    "default_hooks.logger.interval",
+    "sequence_parallel_size",
+    "max_length",
+    "model.lora.r",
+    "model.lora.lora_alpha",
+)
+SHARES = ("model.lora.lora_dropout", "model.label_smoothing")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@rule("XT0310", ERROR)
+def not_positive(context: Context) -> Iterator[Finding]:
+    for key in POSITIVE:
+        value = context.get(key)
+        if value is not None and (not is_number(value) or value <= 0):
+            yield Finding(
+                key,
+                tr(
+                    f"expected a number above 0, got {value!r}",
+                    f"应为大于 0 的数，得到的是 {value!r}",
+                ),
+            )
+
+
+@rule("XT0311", ERROR)
+def not_a_share(context: Context) -> Iterator[Finding]:
+    for key in SHARES:
+        value = context.get(key)
+        if value is not None and (not is_number(value) or not 0 <= value < 1):
+            yield Finding(
+                key,
+                tr(
+                    f"expected a number from 0 up to 1, got {value!r}",
+                    f"应在 0 到 1 之间，得到的是 {value!r}",
+                ),
+            )
+
+
+@rule("XT0312", ERROR)
+def wrong_betas(context: Context) -> Iterator[Finding]:
+    key = "optim_wrapper.optimizer.betas"
+    betas = context.get(key)
+    if betas is None:
+        return
+    pair = isinstance(betas, list | tuple) and len(betas) == 2
+    if not pair or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
+        yield Finding(
+            key,
+            tr(
+                f"expected two numbers from 0 up to 1, got {betas!r}",
+                f"应为两个 0 到 1 之间的数，得到的是 {betas!r}",
+            ),
+            "betas = (0.9, 0.999)",
+        )
+
+
+@rule("XT0313", ERROR)
+def unknown_dtype(context: Context) -> Iterator[Finding]:
+    keys = ["optim_wrapper.dtype", "model.llm.dtype", "model.llm.torch_dtype"]
+    keys.append("model.llm.quantization_config.bnb_4bit_compute_dtype")
+    for key in keys:
+        value = context.get(key)
+        if isinstance(value, str) and value not in (*DTYPES, "auto"):
+            yield Finding(
+                key,
+                tr(f"there is no dtype {value!r}", f"没有 {value!r} 这种 dtype"),
+                tr(f"there are: {', '.join(DTYPES)}", f"可用的有：{', '.join(DTYPES)}"),
+            )
+
+
+@rule("XT0314", ERROR)
+def negative_weight_decay(context: Context) -> Iterator[Finding]:
+    key = "optim_wrapper.optimizer.weight_decay"
+    value = context.get(key)
+    if value is not None and (not is_number(value) or value < 0):
+        yield Finding(
+            key,
+            tr(f"expected 0 or more, got {value!r}", f"应大于等于 0，得到的是 {value!r}"),
+        )
+
+
+@rule("XT0315", ERROR)
+def work_dir_not_writable(context: Context) -> Iterator[Finding]:
+    work_dir = context.get("work_dir")
+    if not isinstance(work_dir, str):
+        return
+    place = Path(work_dir).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        yield Finding(
+            "work_dir",
+            tr(f"'{work_dir}' cannot be written to", f"无法写入 '{work_dir}'"),
+            tr("choose another folder, or --work-dir", "请换一个目录，或用 --work-dir 指定"),
+        )
+
+
+def looks_local(path: Any) -> bool:
+    """Whether a model or data path can only be a local one."""
+    return isinstance(path, str) and path.startswith(("/", "./", "../", "~"))
+
+
+def _made_before(context: Context) -> set[str]:
+    """Folders that ``before_run`` makes."""
+    steps = context.get("before_run") or []
+    return {str(dict.get(step, "save_dir")) for step in steps if isinstance(step, dict)}
+
+
+@rule("XT0316", ERROR)
+def no_such_model_folder(context: Context) -> Iterator[Finding]:
+    made = _made_before(context)
+    for key, value in context.dicts():
+        path = dict.get(value, "pretrained_model_name_or_path")
+        if not looks_local(path) or path in made:
+            continue
+        if not Path(str(path)).expanduser().exists():
+            yield Finding(
+                f"{key}.pretrained_model_name_or_path",
+                tr(f"there is no folder '{path}'", f"没有目录 '{path}'"),
+                tr(
+                    "a local path must exist; a name on the hub looks like 'Qwen/Qwen2.5-7B'.",
+                    "本地路径必须存在；Hub 上的名字形如 'Qwen/Qwen2.5-7B'。",
+                ),
+            )
+
+
+@rule("XT0317", WARNING)
+def no_such_data_file(context: Context) -> Iterator[Finding]:
+    for key in context.typed("load_dataset"):
+        files = context.get(f"{key}.data_files")
+        named = dict.values(files) if isinstance(files, dict) else [files]
+        flat = [p for item in named for p in (item if isinstance(item, list | tuple) else [item])]
+        for path in flat:
+            absent = looks_local(path) and not Path(path).expanduser().exists()
+            if absent and not any(sign in path for sign in "*?["):
+                yield Finding(
+                    f"{key}.data_files",
+                    tr(f"there is no file '{path}'", f"没有文件 '{path}'"),
+                )
+
+
+def _absent(context: Context, key: str) -> Iterator[Finding]:
+    path = context.get(key)
+    if looks_local(path) and not Path(str(path)).expanduser().exists():
+        yield Finding(key, tr(f"there is no checkpoint '{path}'", f"没有检查点 '{path}'"))
+
+
+@rule("XT0318", ERROR)
+def no_such_checkpoint(context: Context) -> Iterator[Finding]:
+    yield from _absent(context, "load_from")
+
+
+@rule("XT0328", WARNING)
+def no_such_pretrained_part(context: Context) -> Iterator[Finding]:
+    """A warning: it is usually what another run is going to write."""
+    yield from _absent(context, "model.pretrained_pth")
+
+
+@rule("XT0329", ERROR)
+def saves_every_zero_batches(context: Context) -> Iterator[Finding]:
+    key = "default_hooks.checkpoint.interval"
+    interval = context.get(key)
+    if interval is not None and (not is_number(interval) or interval == 0):
+        yield Finding(
+            key,
+            tr(
+                f"expected a number of batches, or -1 for never, got {interval!r}",
+                f"应为批次数，或用 -1 表示不保存，得到的是 {interval!r}",
+            ),
+        )
+
+
+@rule("XT0319", ERROR)
+def both_lengths_of_training(context: Context) -> Iterator[Finding]:
+    if context.get("train_cfg.max_epochs") and context.get("train_cfg.max_iters"):
+        yield Finding(
+            "train_cfg.max_iters",
+            tr(
+                "max_epochs and max_iters are both set; one of them says how long to train",
+                "max_epochs 与 max_iters 同时设置了；只能用其中一个表示训练多久",
+            ),
+            tr("remove one of them.", "请删除其中一个。"),
+        )
+
+
+@rule("XT0320", ERROR)
+def no_length_of_training(context: Context) -> Iterator[Finding]:
+    lengths = (context.get("train_cfg.max_epochs"), context.get("train_cfg.max_iters"))
+    if isinstance(context.get("train_cfg"), dict) and lengths == (None, None):
+        yield Finding(
+            "train_cfg",
+            tr("train_cfg does not say how long to train", "train_cfg 没有说明训练多久"),
+            "train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)",
+        )
+
+
+@rule("XT0321", ERROR)
+def two_quantizations(context: Context) -> Iterator[Finding]:
+    for key in context.typed("BitsAndBytesConfig"):
+        if context.get(f"{key}.load_in_4bit") and context.get(f"{key}.load_in_8bit"):
+            yield Finding(
+                f"{key}.load_in_8bit",
+                tr(
+                    "load_in_4bit and load_in_8bit are both on",
+                    "load_in_4bit 与 load_in_8bit 都打开了",
+                ),
+                tr("turn one of them off.", "请关闭其中一个。"),
+            )
+
+
+@rule("XT0322", ERROR)
+def bad_evaluation_interval(context: Context) -> Iterator[Finding]:
+    for key in context.typed("EvaluateChatHook"):
+        every = context.get(f"{key}.every_n_iters")
+        if every is not None and (not is_number(every) or every <= 0):
+            yield Finding(
+                f"{key}.every_n_iters",
+                tr(f"expected a number above 0, got {every!r}", f"应大于 0，得到的是 {every!r}"),
+            )
+
+
+@rule("XT0323", ERROR)
+def evaluation_inputs_not_a_list(context: Context) -> Iterator[Finding]:
+    for key in context.typed("EvaluateChatHook"):
+        inputs = context.get(f"{key}.evaluation_inputs")
+        if isinstance(inputs, str):
+            yield Finding(
+                f"{key}.evaluation_inputs",
+                tr(
+                    "expected a list of questions, got one text", "应为问题的列表，得到的是一段文本"
+                ),
+                tr("put it into brackets: [...]", "请放进方括号：[...]"),
+            )
+
+
+@rule("XT0324", ERROR)
+def unknown_map_function(context: Context) -> Iterator[Finding]:
+    """A row map function may be given by its key; the keys are those of list-dataset-format."""
+    for key in context.typed("process_hf_dataset", "process_ms_dataset"):
+        value = context.get(f"{key}.dataset_map_fn")
+        if is_number(value) or isinstance(value, bool | list):
+            yield Finding(
+                f"{key}.dataset_map_fn",
+                tr(f"expected a function, got {value!r}", f"应为函数，得到的是 {value!r}"),
+                tr("'xtuner list-dataset-format' lists them.", "见 'xtuner list-dataset-format'。"),
+            )
+
+
+@rule("XT0325", ERROR)
+def text_for_a_switch(context: Context) -> Iterator[Finding]:
+    """The text ``"False"`` counts as true."""
+    for key, value in context.dicts():
+        for name in dict.keys(value):
+            inner = dict.__getitem__(value, name)
+            if isinstance(inner, str) and inner.lower() in ("true", "false"):
+                yield Finding(
+                    f"{key}.{name}",
+                    tr(f"{inner!r} is text, not a switch", f"{inner!r} 是文本，不是开关"),
+                    tr("write it without quotes.", "请去掉引号。"),
+                )
+
+
+@rule("XT0326", ERROR)
+def text_for_a_number(context: Context) -> Iterator[Finding]:
+    """A number in quotes reaches torch as text."""
+    for key in context.typed("process_hf_dataset", "LLaVADataset", "build_preference_dataset"):
+        length = context.get(f"{key}.max_length")
+        if length is not None and (not isinstance(length, int) or length <= 0):
+            yield Finding(
+                f"{key}.max_length",
+                tr(
+                    f"expected a whole number above 0, got {length!r}",
+                    f"应为大于 0 的整数，得到的是 {length!r}",
+                ),
+            )
+
+
+@rule("XT0327", ERROR)
+def unknown_loss_type(context: Context) -> Iterator[Finding]:
+    known = {
+        "DPO": ["sigmoid", "robust", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair"],
+        "RewardModel": ["ranking", "focal"],
+    }
+    kind = name_of(context.get("model.type"))
+    value = context.get("model.loss_type")
+    if value is not None and value not in known.get(kind, [value]):
+        yield Finding(
+            "model.loss_type",
+            tr(f"{kind} has no loss {value!r}", f"{kind} 没有 {value!r} 这种损失"),
+            tr(f"there are: {', '.join(known[kind])}", f"可用的有：{', '.join(known[kind])}"),
+        )
+
+
+@rule("XT0339", ERROR)
+def unknown_compile(context: Context) -> Iterator[Finding]:
+    value = context.get("model.compile")
+    if value is not None and not isinstance(value, bool) and value != "auto":
+        yield Finding(
+            "model.compile",
+            tr(
+                f"expected True, False or 'auto', got {value!r}",
+                f"应为 True、False 或 'auto'，得到的是 {value!r}",
+            ),
+        )

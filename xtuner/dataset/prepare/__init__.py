@@ -1,0 +1,1 @@
+"""From raw rows to packed Arrow datasets."""

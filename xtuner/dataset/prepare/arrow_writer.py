@@ -1,0 +1,158 @@
+"""Samples as a dataset of training rows: one to a row, or packed. Arrow is written from arrays."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from xtuner.dataset.prepare.packing import Packs
+from xtuner.dataset.prepare.samples import Samples
+from xtuner.dataset.prepare.token_stats import attach
+from xtuner.tokenization.segments import ITEM, Tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_AT_ONCE = 1000
+TOKENS_AT_ONCE = 2**20
+SHARDS = 8
+"""Files of a packed dataset, which are written side by side."""
+_INT32, _INT64 = pa.list_(pa.int32()), pa.list_(pa.int64())
+COLUMNS = {
+    "input_ids": _INT32,
+    "labels": _INT32,
+    "position_ids": _INT32,
+    "cumulative_len": _INT64,
+    "length": pa.int64(),
+    "rows": _INT64,
+}
+BORDERS = {"position_ids", "cumulative_len"}
+
+
+def one_a_row(samples: Samples, key: str) -> Dataset:
+    """Columns ``input_ids``, ``labels``, ``length`` and ``rows`` (one number in each)."""
+    return _dataset(_one_a_row(samples), key)
+
+
+def write_packed(
+    samples: Samples, packs: Packs, folder: Path, *, with_borders: bool, key: str, threads: int
+) -> None:
+    """Write rows of several samples as ``datasets`` saves a dataset, never holding all of them.
+
+    Args:
+        samples: what is packed, and its account.
+        packs: what each row is made of.
+        folder: to write to.
+        with_borders: also ``position_ids``, restarting, and ``cumulative_len``, the borders.
+        key: names the dataset.
+        threads: at most.
+    """
+    from datasets import Dataset
+
+    names = [name for name in COLUMNS if with_borders or name not in BORDERS]
+    schema = pa.schema([(name, COLUMNS[name]) for name in names])
+    empty = Dataset(schema.empty_table(), fingerprint=key)
+    attach(empty, samples.account)
+    shards = min(SHARDS, max(1, len(packs)))
+    empty.save_to_disk(str(folder), num_shards=shards)
+    borders = np.linspace(0, len(packs), shards + 1).astype(int).tolist()
+    ids = _by_sample(samples.input_ids, samples.lengths)
+    labels = _by_sample(samples.labels, samples.lengths)
+
+    def write(shard: int) -> None:
+        """Put the rows of a shard where the empty dataset has none."""
+        file = folder / f"data-{shard:05d}-of-{shards:05d}.arrow"
+        first, last = borders[shard], borders[shard + 1]
+        at_once = max(1, TOKENS_AT_ONCE * len(packs) // max(1, len(samples.input_ids)))
+        with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+            for start in range(first, last, at_once):
+                chosen = packs.some(start, min(start + at_once, last))
+                columns = _joined(chosen, ids, labels, samples.rows)
+                writer.write_batch(pa.record_batch([columns[name] for name in names], schema))
+
+    # numpy, Arrow and the file system do the work, side by side.
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(shards)))
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """The numbers below ``count`` in the order that a seed gives."""
+    return random.Random(seed).sample(range(count), count)
+
+
+def _dataset(batches: Iterator[pa.RecordBatch], key: str) -> Dataset:
+    from datasets import Dataset
+
+    # Without a fingerprint it would be found by pickling.
+    return Dataset(pa.Table.from_batches(list(batches)), fingerprint=key)
+
+
+def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
+    ends = np.cumsum(samples.lengths)
+    for start in range(0, len(samples), ROWS_AT_ONCE):
+        chosen = slice(start, start + ROWS_AT_ONCE)
+        lengths = samples.lengths[chosen]
+        first, last = ends[start] - lengths[0], ends[chosen][-1]
+        yield pa.RecordBatch.from_pydict(
+            {
+                "input_ids": _lists(samples.input_ids[first:last], lengths),
+                "labels": _lists(samples.labels[first:last], lengths),
+                "length": lengths,
+                "rows": _lists(samples.rows[chosen], np.ones(len(lengths), dtype=np.int64)),
+            }
+        )
+
+
+def _joined(
+    packs: Packs,
+    ids_by_sample: pa.LargeBinaryArray,
+    labels_by_sample: pa.LargeBinaryArray,
+    rows: npt.NDArray[np.int64],
+) -> dict[str, pa.Array]:
+    """The columns of some packed rows."""
+    sizes = packs.tos - packs.froms
+    ends = np.cumsum(sizes)
+    firsts = np.cumsum(packs.counts) - packs.counts
+    lengths = np.add.reduceat(sizes, firsts)
+    places = np.arange(ends[-1], dtype=np.int32)
+    places -= np.repeat((ends - sizes).astype(np.int32), sizes)
+    # The borders of a row are where its parts begin, and its end.
+    begins = ends - sizes - np.repeat(np.cumsum(lengths) - lengths, packs.counts)
+    borders = np.insert(begins, firsts + packs.counts, lengths)
+    return {
+        "input_ids": _lists(_taken(ids_by_sample, packs), lengths),
+        "labels": _lists(_taken(labels_by_sample, packs), lengths),
+        "position_ids": _lists(places, lengths),
+        "cumulative_len": _lists(borders, packs.counts + 1),
+        "length": pa.array(lengths),
+        "rows": _lists(rows[packs.samples], packs.counts),
+    }
+
+
+def _by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """The tokens as the bytes of each sample: what Arrow gathers at the speed of memory."""
+    borders = np.concatenate([[0], np.cumsum(lengths)]) * ITEM
+    buffers = [None, pa.py_buffer(borders), pa.py_buffer(tokens)]
+    return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
+
+
+def _taken(by_sample: pa.LargeBinaryArray, packs: Packs) -> Tokens:
+    """The tokens of all parts, one after the other."""
+    # A sample that was cut stands in several parts, one after the other; only the first part and
+    # the last can be without the rest of their sample.
+    whole = np.concatenate([[True], np.diff(packs.samples) != 0])
+    taken = by_sample.take(pa.array(packs.samples[whole]))
+    tokens = np.frombuffer(taken.buffers()[2], dtype=np.int32)
+    return tokens[packs.froms[0] :][: (packs.tos - packs.froms).sum()]
+
+
+def _lists(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> pa.ListArray:
+    borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(borders), pa.array(values))

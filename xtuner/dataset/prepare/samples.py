@@ -1,0 +1,334 @@
+"""From rows to samples: mapped, with their template, tokenised, and cut where they are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xtuner.dataset.map_fns.auto import auto_map_fn
+from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
+from xtuner.dataset.prepare.parallel_map import in_order, usable_processes, with_progress
+from xtuner.dataset.prepare.rows import RowFunction
+from xtuner.dataset.prepare.token_stats import Account
+from xtuner.tokenization.encode import encode_conversations
+from xtuner.tokenization.messages import encode_messages, messages_of
+from xtuner.tokenization.segments import ITEM, PieceEncoder, Tokens, ids_of, packed_ids
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import AUTO_TEMPLATE
+
+Row = Mapping[str, Any]
+
+CHUNK, BYTES_A_CHUNK = 4000, 2**21
+"""Rows that are tokenised together at most, and what they hold about; a hundred whatever that is.
+
+Words that come again in a chunk are looked up once; but what is held at a time grows with it."""
+ROWS_A_PROCESS = 4000
+"""Fewer are not worth a process of their own."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done with each row.
+
+    Attributes:
+        map_row: the row to a conversation; None where it is one.
+        add_template: puts the template around the turns.
+        renames: column names, old to new, after mapping.
+        tokenizer: of transformers.
+        max_length: tokens of a sample at most; None for no limit.
+        long_samples: what becomes of longer ones: ``cut``, ``split``, ``drop`` or ``error``.
+        train_on: ``answers``, ``last_answer`` or ``everything``.
+        with_output: False leaves the answers out.
+        with_image_token: ``<image>`` stands for an image.
+    """
+
+    map_row: RowFunction | None
+    add_template: RowFunction | None
+    renames: Mapping[str, str]
+    tokenizer: Any
+    max_length: int | None = None
+    long_samples: str = "cut"
+    train_on: str = "answers"
+    with_output: bool = True
+    with_image_token: bool = False
+
+
+@dataclass
+class Samples:
+    """Samples as flat arrays.
+
+    Attributes:
+        input_ids: (tokens,) of all samples, one after the other.
+        labels: (tokens,) ``IGNORE_INDEX`` where there is no loss.
+        lengths: (samples,) tokens of each.
+        rows: (samples,) the number of the row that each is of.
+        account: where rows and tokens went.
+    """
+
+    input_ids: Tokens
+    labels: Tokens
+    lengths: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    account: Account = field(default_factory=Account)
+
+    @classmethod
+    def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], account: Account) -> Samples:
+        """Make the arrays of samples that are lists, each given by the number of its row."""
+        ids = [packed_ids(sample["input_ids"]) for sample in encoded.values()]
+        return cls(
+            ids_of(b"".join(ids)),
+            ids_of(b"".join(packed_ids(sample["labels"]) for sample in encoded.values())),
+            np.array([len(each) // ITEM for each in ids], dtype=np.int64),
+            np.array(list(encoded), dtype=np.int64),
+            account,
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable[Samples]) -> Samples:
+        """Several, in order, as one; none is held after the next one came."""
+        account = Account()
+        ids, labels, lengths, rows = (bytearray() for _ in range(4))
+        for part in parts:
+            account.add(part.account)
+            ids += part.input_ids.data
+            labels += part.labels.data
+            lengths += part.lengths.data
+            rows += part.rows.data
+        return cls(
+            np.frombuffer(ids, np.int32),
+            np.frombuffer(labels, np.int32),
+            np.frombuffer(lengths, np.int64),
+            np.frombuffer(rows, np.int64),
+            account,
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def supervised(self) -> npt.NDArray[np.int64]:
+        """(samples,) How many tokens of each have a label."""
+        before = np.concatenate([[0], np.cumsum(self.labels != IGNORE_INDEX)])
+        ends = np.cumsum(self.lengths)
+        return before[ends] - before[ends - self.lengths]
+
+    def picked(self, order: npt.NDArray[np.int64]) -> Samples:
+        """The samples in another order."""
+        borders = np.cumsum(self.lengths)[:-1]
+        ids, labels = np.split(self.input_ids, borders), np.split(self.labels, borders)
+        return replace(
+            self,
+            input_ids=np.concatenate([ids[number] for number in order]),
+            labels=np.concatenate([labels[number] for number in order]),
+            lengths=self.lengths[order],
+            rows=self.rows[order],
+        )
+
+    def chosen(self, keep: npt.NDArray[np.bool_]) -> Samples:
+        """Those samples for which ``keep`` holds."""
+        tokens = np.repeat(keep, self.lengths)
+        return Samples(
+            self.input_ids[tokens],
+            self.labels[tokens],
+            self.lengths[keep],
+            self.rows[keep],
+            self.account,
+        )
+
+
+def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int) -> Samples:
+    """Encode all rows, in several processes where that pays; the result does not depend on them.
+
+    Args:
+        rows: a ``datasets.Dataset``.
+        numbers: of the rows in their source.
+        steps: what is done with each.
+        processes: at most.
+
+    Raises:
+        UserError: for the first row that cannot be read, mapped or encoded, naming it.
+    """
+    table = rows.data
+    chunk = min(CHUNK, max(100, BYTES_A_CHUNK * table.num_rows // max(1, table.nbytes)))
+    starts = range(0, len(rows), chunk)
+    many = len(rows) >= ROWS_A_PROCESS
+    encoder = PieceEncoder(steps.tokenizer, steps.with_image_token, many=many)
+
+    def work(number: int) -> Samples:
+        chosen = slice(starts[number], starts[number] + chunk)
+        return _encoded(_row_dicts(rows[chosen]), numbers[chosen], steps, encoder)
+
+    sizes = [min(chunk, len(rows) - start) for start in starts]
+    processes = min(usable_processes(processes), max(1, len(rows) // ROWS_A_PROCESS))
+    results = in_order(work, len(starts), processes)
+    what = tr("preparing data", "准备数据")
+    return Samples.joined(with_progress(results, sizes, what))
+
+
+def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
+    """One row, mapped and with its template.
+
+    Raises:
+        UserError: when the map function cannot read it.
+    """
+    try:
+        mapped = dict(row) if steps.map_row is None else dict(row) | dict(steps.map_row(row))
+        if steps.renames:
+            mapped = {steps.renames.get(name, name): value for name, value in mapped.items()}
+        if steps.add_template is not None and mapped.get("conversation"):
+            mapped |= steps.add_template(mapped)
+        return mapped
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        name = getattr(steps.map_row, "__name__", "dataset_map_fn")
+        fields = ", ".join(row)
+        raise UserError(
+            tr(
+                f"row {number}: {name} cannot read it ({type(error).__name__}: {error}); "
+                f"its fields are: {fields}",
+                f"第 {number} 行: {name} 无法读取（{type(error).__name__}: {error}），"
+                f"字段有: {fields}",
+            ),
+            hint=tr(
+                "'xtuner check-custom-dataset CONFIG' names the map function that fits.",
+                "'xtuner check-custom-dataset CONFIG' 会指出合适的 map 函数。",
+            ),
+            where=Where(key="dataset_map_fn"),
+        ) from error
+
+
+def _row_dicts(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _encoded(
+    rows: Sequence[Row], numbers: Sequence[int], steps: Steps, encoder: PieceEncoder
+) -> Samples:
+    """The samples of some rows; what is dropped or cut stands in their account."""
+    account = Account(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
+    alone: dict[int, dict[str, Any]] = {}
+    turns: dict[int, Sequence[Row]] = {}  # of the rows that are tokenised together
+    for number, row in zip(numbers, rows, strict=True):
+        mapped = map_one(number, row, steps)
+        sample = _by_itself(number, mapped, steps)
+        if sample is not None:
+            alone[number] = sample
+        elif mapped["conversation"]:
+            turns[number] = _with_loss_on(mapped["conversation"], steps.train_on)
+        else:
+            account.dropped["empty"].append(number)
+    encoded = encode_conversations(turns.values(), encoder, steps.with_output)
+    samples = Samples(*encoded, np.array(list(turns), dtype=np.int64), account)
+    if alone:
+        samples = Samples.joined([samples, Samples.of(alone, Account())])
+        samples = samples.picked(np.argsort(samples.rows, kind="stable"))
+    account.tokens_in = len(samples.input_ids)
+    return _labelled(_fitted(samples, steps), steps)
+
+
+def _by_itself(number: int, mapped: Mapping[str, Any], steps: Steps) -> dict[str, Any] | None:
+    """The sample of a row that is tokenised already or has the tokenizer's own template.
+
+    Returns:
+        None for a row whose turns are to be tokenised together with others.
+    """
+    own_template = getattr(steps.add_template, "template", None) == AUTO_TEMPLATE
+    reads_messages = steps.map_row in (None, auto_map_fn, openai_map_fn)
+    talk = mapped.get("messages") if own_template and reads_messages else None
+    if talk:
+        return _by_own_template(number, talk, mapped.get("tools"), steps)
+    if "conversation" in mapped:
+        if not own_template or not mapped["conversation"]:
+            return None
+        return _by_own_template(number, messages_of(mapped["conversation"]), None, steps)
+    if "input_ids" in mapped:
+        ids = list(mapped["input_ids"])
+        labels = mapped.get("labels")
+        return {"input_ids": ids, "labels": ids if labels is None else list(labels)}
+    raise UserError(
+        tr(
+            f"row {number} has no 'conversation'; its fields are: {', '.join(mapped)}",
+            f"第 {number} 行没有 'conversation'，字段有: {', '.join(mapped)}",
+        ),
+        hint=tr(
+            "set dataset_map_fn to the function of your format: "
+            "'xtuner list-dataset-format' lists them.",
+            "请把 dataset_map_fn 设为对应格式的函数，'xtuner list-dataset-format' 会列出。",
+        ),
+        where=Where(key="dataset_map_fn"),
+    )
+
+
+def _with_loss_on(conversation: Sequence[Row], train_on: str) -> Sequence[Row]:
+    if train_on != "last_answer":
+        return conversation
+    before = [{**turn, "output_with_loss": False} for turn in conversation[:-1]]
+    return [*before, conversation[-1]]
+
+
+def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps) -> dict[str, Any]:
+    from jinja2 import TemplateError
+
+    try:
+        last_only = steps.train_on == "last_answer"
+        return dict(encode_messages(talk, steps.tokenizer, tools=tools, last_only=last_only))
+    except (ValueError, TemplateError, NotImplementedError) as error:  # slow ones have no offsets
+        raise UserError(
+            tr(f"row {number}: {error}", f"第 {number} 行: {error}"),
+            where=Where(key="template_map_fn"),
+        ) from error
+
+
+def _fitted(samples: Samples, steps: Steps) -> Samples:
+    """The samples as they go on: cut, split, dropped or refused where they are too long."""
+    account, lengths, limit = samples.account, samples.lengths, steps.max_length
+    if not limit or not (lengths > limit).any():
+        return samples
+    too_long = lengths > limit
+    if steps.long_samples == "error":
+        number, length = samples.rows[too_long][0], lengths[too_long][0]
+        raise UserError(
+            tr(
+                f"row {number} has {length} tokens, more than max_length={limit}",
+                f"第 {number} 行有 {length} 个 token，超过 max_length={limit}",
+            ),
+            where=Where(key="max_length"),
+        )
+    if steps.long_samples == "drop":
+        account.dropped["too_long"] += samples.rows[too_long].tolist()
+        account.tokens_dropped += int(lengths[too_long].sum())
+        return samples.chosen(~too_long)
+    if steps.long_samples == "split":
+        parts = np.maximum(-(-lengths // limit), 1)
+        sizes = np.full(parts.sum(), limit)
+        sizes[np.cumsum(parts) - 1] = lengths - limit * (parts - 1)
+        return replace(samples, lengths=sizes, rows=np.repeat(samples.rows, parts))
+    account.rows_cut += samples.rows[too_long].tolist()
+    account.tokens_cut += int((lengths - limit)[too_long].sum())
+    starts = np.cumsum(lengths) - lengths
+    keep = np.arange(len(samples.input_ids)) - np.repeat(starts, lengths) < limit
+    ids, labels = samples.input_ids[keep], samples.labels[keep]
+    return Samples(ids, labels, np.minimum(lengths, limit), samples.rows, account)
+
+
+def _labelled(samples: Samples, steps: Steps) -> Samples:
+    """The samples of rows that have something to train; the account is completed."""
+    if steps.train_on == "everything":
+        ids = samples.input_ids
+        samples.labels = np.where(ids >= 0, ids, np.int32(IGNORE_INDEX))
+    account, supervised = samples.account, samples.supervised()
+    if steps.with_output:
+        keep = np.isin(samples.rows, samples.rows[supervised > 0])
+        account.dropped["no_label"] += np.unique(samples.rows[~keep]).tolist()
+        account.tokens_dropped += int(samples.lengths[~keep].sum())
+        samples = samples if keep.all() else samples.chosen(keep)
+    account.rows_trained = len(np.unique(samples.rows))
+    account.tokens_trained = len(samples.input_ids)
+    account.tokens_supervised = int(supervised.sum())
+    return samples

@@ -1,0 +1,228 @@
+"""The checks: small functions that look at one row and give the codes of what is wrong with it.
+
+``FIELD_CHECKS`` look at the raw row. When they find nothing, ``roles`` looks at who speaks, and
+then ``SPEECH_CHECKS`` at what is said. To add a check, write a function, add it to its table and
+its code to ``kinds.KINDS``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, kind_problem, named
+from xtuner.doctor.turns import Said
+from xtuner.utils.lang import tr
+
+Trouble = tuple[str, str]
+"""The code of a kind and a detail in a few words."""
+
+
+def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
+    """Fields that the map function reads and the row lacks."""
+    for name in layout.fields:
+        if name in row:
+            continue
+        near = difflib.get_close_matches(name, map(str, row), n=1, cutoff=0.6)
+        hint = tr(f" (there is {near[0]!r})", f"（有 {near[0]!r}）") if near else ""
+        yield "missing-field", f"{name!r}{hint}"
+
+
+def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
+    """Fields whose value is of another kind than the map function reads."""
+    for name, kind in layout.fields.items():
+        problem = kind_problem(row[name], kind) if name in row else None
+        if problem:
+            found, expected = problem
+            yield (
+                "wrong-type",
+                tr(
+                    f"{name!r} is {found}, expected {expected}",
+                    f"{name!r} 是 {found}，应为 {expected}",
+                ),
+            )
+
+
+def broken_items(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
+    """Turns and messages that lack a field or have one of the wrong kind."""
+    for name, kind in layout.fields.items():
+        value = row.get(name)
+        if kind not in (TURNS, MESSAGES, SHAREGPT) or kind_problem(value, kind):
+            continue
+        assert isinstance(value, list)  # kind_problem has seen to it
+        for index, item in enumerate(value):
+            look = _turn if kind == TURNS else _message
+            for code, key, found in look(item, kind):
+                detail = f"{name}[{index}].{key}"
+                yield code, detail if code == "missing-field" else f"{detail}: {found}"
+
+
+def _turn(turn: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, str]]:
+    for key in ("input", "output"):
+        if key not in turn:
+            yield "missing-field", key, ""
+    for key in ("input", "output", "system", "sep"):
+        if key in turn and not isinstance(turn[key], str) and turn[key] is not None:
+            yield "wrong-type", key, named(turn[key])
+    for key in ("input", "output"):
+        if key in turn and turn[key] is None:
+            yield "wrong-type", key, "null"
+    for key in ("output_with_loss", "need_eos_token"):
+        if turn.get(key) is not None and not isinstance(turn[key], bool):
+            yield "wrong-type", key, named(turn[key])
+
+
+def _message(message: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, str]]:
+    key = "value" if kind == SHAREGPT else "content"
+    content = message.get(key)
+    if content is None:
+        if not (message.get("tool_calls") or message.get("function_call")):
+            code = "wrong-type" if key in message else "missing-field"
+            yield code, key, "null"
+    elif not isinstance(content, str | list) or (kind == SHAREGPT and isinstance(content, list)):
+        yield "wrong-type", key, named(content)
+    if str(message.get("loss", "true")).lower() not in ("true", "false"):
+        yield "wrong-type", "loss", named(message["loss"])
+
+
+FIELD_CHECKS: Sequence[Callable[[Mapping[str, Any], Layout], Iterator[Trouble]]] = (
+    missing_fields,
+    wrong_types,
+    broken_items,
+)
+
+
+def roles(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+    """Unknown roles, and roles out of order."""
+    known = ("system", "user", "assistant", "tool")
+    unknown = [message.role for message in said if message.role not in known]
+    if unknown:
+        yield "bad-role", unknown[0]
+        return
+    before = "start"
+    follows = {
+        "user": ("start", "assistant"),
+        "assistant": ("user", "tool"),
+        "tool": ("assistant", "tool"),
+    }
+    for message in said:
+        if message.role == "system":
+            continue
+        if before not in follows[message.role] and layout.name != "pretrain":
+            yield (
+                "role-order",
+                tr(f"{message.role} after {before}", f"{before} 之后是 {message.role}"),
+            )
+            return
+        before = message.role
+
+
+def answers(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+    """Rows without an answer, without a trained answer, or with a question left open."""
+    given = [message for message in said if message.role == "assistant"]
+    if not given or given[0].text == "<nooutput>":
+        yield "no-answer", ""
+        return
+    if not any(message.trained for message in given):
+        yield "not-trained", ""
+    if said[-1].role in ("user", "tool"):
+        yield "unanswered", _short(said[-1].text)
+
+
+def empty_texts(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+    """Questions and answers of nothing but white space."""
+    is_plain_text = all(not message.text for message in said if message.role == "user")
+    for message in said:
+        if message.text.strip():
+            continue
+        if message.role == "assistant" and not message.calls_tools:
+            yield "empty-answer", ""
+        if message.role == "user" and not (TURNS in layout.fields.values() and is_plain_text):
+            yield "empty-question", ""
+
+
+_PLACEHOLDERS = {"nan", "null", "undefined", "[object object]", "<missing>", "#n/a", "#ref!"}
+
+
+def placeholders(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+    """Answers that a failed conversion has left behind."""
+    for message in said:
+        if message.role == "assistant" and message.text.strip().lower() in _PLACEHOLDERS:
+            yield "placeholder", repr(message.text.strip())
+
+
+_TEMPLATE_TOKEN = re.compile(
+    r"<\|[A-Za-z_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<eo[ahcm]>|<reserved_\d+>"
+    r"|<｜[^｜]{1,30}｜>"
+)
+
+
+def template_tokens(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+    """Markers of a chat template that stand inside a text."""
+    if layout.name == "msagent_react":
+        return  # its raw values hold markers that the map function takes out
+    for message in said:
+        match = _TEMPLATE_TOKEN.search(message.text)
+        if match:
+            yield "template-token", f"{match.group()} ({message.role})"
+
+
+# Joiners (U+200C, U+200D) belong to Persian, Indian languages and emoji, so they are fine.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b\u2060\u202a-\u202e\u2066-\u2069\ufeff]"
+)
+_BROKEN = re.compile("[\ufffd\ud800-\udfff]")
+
+
+def characters(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+    """Characters that nobody sees, and broken ones."""
+    for code, pattern in (("invisible", _INVISIBLE), ("broken-unicode", _BROKEN)):
+        for message in said:
+            match = pattern.search(message.text)
+            if match:
+                yield code, f"U+{ord(match.group()):04X} ({message.role})"
+                break
+
+
+def open_code_blocks(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+    """Answers with an opening ``` and no closing one."""
+    for message in said:
+        if message.role == "assistant" and message.text.count("```") % 2:
+            yield "open-code-block", _short(message.text[-40:])
+
+
+SPEECH_CHECKS: Sequence[Callable[[Sequence[Said], Layout], Iterator[Trouble]]] = (
+    answers,
+    empty_texts,
+    placeholders,
+    template_tokens,
+    characters,
+    open_code_blocks,
+)
+
+
+def same_choice(row: Mapping[str, Any]) -> Iterator[Trouble]:
+    """Preference pairs without a difference."""
+    if row["chosen"] == row["rejected"]:
+        yield "same-choice", ""
+
+
+def images(row: Mapping[str, Any], said: Sequence[Said], folder: str) -> Iterator[Trouble]:
+    """Images that are not there, and ``<image>`` where it does not belong or is missing."""
+    names = row.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    for name in names:
+        if not (Path(folder) / name).is_file():
+            yield "missing-image", str(Path(folder) / name)
+    marks = sum(message.text.count("<image>") for message in said if message.role == "user")
+    if marks != len(names):
+        detail = f"<image>: {marks}, image: {len(names)}"
+        yield "image-mark", detail
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,110 @@
+"""The rows of a config encoded as training encodes them: built with its own settings, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from xtuner.doctor.findings import Findings
+from xtuner.doctor.parts import find_parts, name_of
+from xtuner.doctor.places import Places
+from xtuner.doctor.show import Shown, show_sample
+from xtuner.doctor.tokens import TokenFacts, measure
+from xtuner.utils.lang import tr
+
+TEXT_BUILDERS = ("process_hf_dataset", "process_ms_dataset")
+BATCH = 1000
+"""Rows read at a time from an encoded dataset."""
+NO_LIMIT = 1 << 30
+"""A ``max_length`` that cuts nothing."""
+
+
+def text_datasets(dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of each dataset that can be measured; empty when one cannot."""
+    if name_of(dataset.get("type", "")) == "ConcatDataset":
+        parts = [text_datasets(one) for one in dataset["datasets"]]
+        return [one for part in parts for one in part] if all(parts) else []
+    is_text = name_of(dataset.get("type", "")) in TEXT_BUILDERS
+    return [dataset] if is_text and dataset.get("tokenizer") and dataset.get("max_length") else []
+
+
+def measure_all(
+    datasets: list[Mapping[str, Any]], findings: Findings
+) -> tuple[TokenFacts, Shown | None]:
+    """Build and measure datasets; also gives the first trained row, to show.
+
+    The datasets are built a second time with packing as training does; that fills the cache that
+    training reads.
+    """
+    facts, shown = TokenFacts(), None
+    limits = {int(settings["max_length"]) for settings in datasets}
+    facts.max_length = limits.pop() if len(limits) == 1 else None
+    for settings in datasets:
+        limit = int(settings["max_length"])
+        tokenizer = _build(settings["tokenizer"])
+        loose = {**settings, "max_length": NO_LIMIT, "pack_to_max_length": False}
+        rows = _build({**loose, "shuffle_before_pack": False})
+        (part,) = find_parts(settings)
+        places = Places(part)
+        measure(
+            _each(rows),
+            facts,
+            max_length=limit,
+            stop_ids=_stop_ids(settings, tokenizer),
+            place=places,
+            findings=findings,
+        )
+        shown = shown or _first(rows, limit, tokenizer, places)
+        if settings.get("pack_to_max_length", True):
+            packs = len(_build(settings))
+            facts.packs += packs
+            facts.places += packs * limit
+    return facts, shown
+
+
+def _build(settings: Any) -> Any:
+    from mmengine.config import ConfigDict
+
+    from xtuner.registry import BUILDER
+
+    return BUILDER.build(ConfigDict(settings)) if isinstance(settings, Mapping) else settings
+
+
+def _each(dataset: Any) -> Iterator[dict[str, Any]]:
+    names = [name for name in ("labels", "rows") if name in dataset.column_names]
+    columns = dataset.select_columns(names)
+    for start in range(0, len(columns), BATCH):
+        batch = columns[start : start + BATCH]
+        for values in zip(*(batch[name] for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _first(dataset: Any, limit: int, tokenizer: Any, places: Places) -> Shown | None:
+    if not len(dataset):
+        return None
+    row = dataset[0]
+    where = places(row["rows"][0] if row.get("rows") else 0)
+    return show_sample(
+        tr("A row as the model sees it", "模型看到的一行数据"),
+        row["input_ids"][:limit],
+        row["labels"][:limit],
+        tokenizer.decode,
+        sources=[str(where)],
+    )
+
+
+def _stop_ids(settings: Mapping[str, Any], tokenizer: Any) -> Collection[int]:
+    """Tokens that may end an answer: eos and the stop words of the template.
+
+    Empty without a template (text to go on writing ends nowhere).
+    """
+    from mmengine.config import ConfigDict
+
+    template = settings.get("template_map_fn")
+    if not isinstance(template, Mapping) or "pretrain" in name_of(settings.get("dataset_map_fn")):
+        return ()
+    fields = ConfigDict(template)["template"]
+    words = list(fields.get("STOP_WORDS", [])) if isinstance(fields, Mapping) else []
+    known = tokenizer.convert_tokens_to_ids(words)
+    ids = {token for token in known if token not in (None, tokenizer.unk_token_id)}
+    return ids | {tokenizer.eos_token_id}

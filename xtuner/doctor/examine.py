@@ -1,0 +1,72 @@
+"""The whole examination of a dataset: rows, then tokens, then a sample, then the advice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xtuner.doctor.encoded import measure_all, text_datasets
+from xtuner.doctor.findings import Place
+from xtuner.doctor.parts import find_parts
+from xtuner.doctor.report import Report
+from xtuner.doctor.rules import ERROR
+from xtuner.doctor.scan import Scan, scan
+from xtuner.doctor.show import Shown
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+
+def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | None]:
+    """Examine a dataset.
+
+    Args:
+        config: the config's name or path, for the texts.
+        dataset: the value of its ``train_dataloader.dataset``.
+
+    Returns:
+        The report, and a sample with its mask where there is one to show.
+    """
+    result = scan(find_parts(dataset))
+    facts, shown, no_tokens = None, None, ""
+    datasets = text_datasets(dataset)
+    if any(finding.kind.level == ERROR for finding in result.findings):
+        no_tokens = tr(
+            "Tokens are counted when what is marked ✗ is mended.", "修复标有 ✗ 的问题后才统计词元。"
+        )
+    elif not datasets:
+        no_tokens = tr(
+            "Tokens are counted for process_hf_dataset with a tokenizer and max_length only.",
+            "仅对设置了 tokenizer 和 max_length 的 process_hf_dataset 统计词元。",
+        )
+    else:
+        try:
+            facts, shown = measure_all(datasets, result.findings)
+        except UserError as error:
+            result.findings.add("cannot-build", Place(config, 1, _first_line(error)))
+        except OSError as error:  # how transformers says that a tokenizer is not to be had
+            no_tokens = tr(
+                f"Tokens are not counted: {_first_line(error)}", f"未统计词元: {_first_line(error)}"
+            )
+    return Report(config, result, facts, no_tokens, advice(config, result)), shown
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def advice(config: str, result: Scan) -> str:
+    """What to do next, in one sentence or two."""
+    findings = list(result.findings)
+    if any(finding.kind.level == ERROR for finding in findings):
+        return tr(
+            "Mend what is marked ✗, then run this command again.",
+            "请先修复标有 ✗ 的问题，再运行一次本命令。",
+        )
+    if not result.findings.is_clean:
+        return tr(
+            f"Look at what is marked !; the dataset can be trained on: xtuner train {config}",
+            f"请看标有 ! 的问题；数据集可以训练: xtuner train {config}",
+        )
+    return tr(
+        f"The dataset is ready: xtuner train {config}", f"数据集已就绪: xtuner train {config}"
+    )

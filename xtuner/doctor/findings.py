@@ -1,0 +1,70 @@
+"""Findings by kind: how often, and where first. Their size does not grow with the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from xtuner.doctor.rules import ERROR, KINDS, NOTE, WARNING, Kind
+
+PLACES = 5
+"""How many places of each kind are kept."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a mistake is, and its detail in a few words."""
+
+    file: str
+    line: int
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass
+class Finding:
+    """One kind of mistake in the whole dataset."""
+
+    code: str
+    count: int = 0
+    places: list[Place] = field(default_factory=list)
+    paste: str = ""
+    """Lines to put into the config, if there are any."""
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.code]
+
+
+class Findings:
+    """All findings, those with the highest level and count first."""
+
+    def __init__(self) -> None:
+        self._by_code: dict[str, Finding] = {}
+
+    def add(self, code: str, place: Place, count: int = 1, paste: str = "") -> None:
+        """Note a mistake. ``code`` must be in ``KINDS``."""
+        assert code in KINDS, code
+        finding = self._by_code.setdefault(code, Finding(code))
+        finding.count += count
+        if len(finding.places) < PLACES:
+            finding.places.append(place)
+        if paste and paste not in finding.paste:
+            finding.paste += paste
+
+    def __iter__(self) -> Iterator[Finding]:
+        levels = (ERROR, WARNING, NOTE)
+        order = sorted(
+            self._by_code.values(), key=lambda one: (levels.index(one.kind.level), -one.count)
+        )
+        return iter(order)
+
+    def __contains__(self, code: str) -> bool:
+        return code in self._by_code
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is nothing but notes."""
+        return all(finding.kind.level == NOTE for finding in self)

@@ -1,0 +1,170 @@
+"""The row layouts: which fields each map function reads, of which kind; and telling them apart.
+
+Standard library only, so that ``xtuner list-dataset-format`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xtuner.tokenization import roles
+from xtuner.utils.lang import tr
+
+TEXT, MESSAGES, SHAREGPT, TURNS = "text", "messages", "from/value", "turns"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One row layout.
+
+    Args:
+        name: its key in ``DATASET_FORMAT_MAPPING``.
+        fields: the fields that its map function reads, and the kind of each.
+        map_fn: name of the map function in ``xtuner.dataset.map_fns``; empty when none is needed.
+        roles: for lists of messages, the roles understood: role -> ``system``, ``user``,
+            ``assistant`` or ``tool``.
+        preference: whether it is for DPO, ORPO and reward models.
+    """
+
+    name: str
+    fields: Mapping[str, str]
+    map_fn: str = ""
+    roles: Mapping[str, str] | None = None
+    preference: bool = False
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row has every field, each of the right kind."""
+        return all(
+            name in row and not kind_problem(row[name], kind) for name, kind in self.fields.items()
+        )
+
+
+def _texts(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, TEXT)
+
+
+# Of layouts with the same fields the first is the one to recommend.
+LAYOUTS: Mapping[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("xtuner", {"conversation": TURNS}),
+        Layout("alpaca", _texts("instruction", "input", "output"), "alpaca_map_fn"),
+        Layout("alpaca_zh", _texts("instruction_zh", "input_zh", "output_zh"), "alpaca_zh_map_fn"),
+        Layout("arxiv", _texts("abstract", "title"), "arxiv_map_fn"),
+        Layout("code_alpaca", _texts("prompt", "completion"), "code_alpaca_map_fn"),
+        Layout("colors", _texts("description", "color"), "colors_map_fn"),
+        Layout("default", _texts("input", "output"), "default_map_fn"),
+        Layout("crime_kg_assitan", _texts("input", "output"), "crime_kg_assitant_map_fn"),
+        Layout("law_reference", _texts("question", "answer"), "law_reference_map_fn"),
+        Layout("wizardlm", {"conversations": SHAREGPT}, "wizardlm_map_fn", roles.SHAREGPT),
+        Layout("llava", {"conversations": SHAREGPT}, "llava_map_fn", roles.SHAREGPT),
+        Layout(
+            "llava_image_only",
+            {"conversations": SHAREGPT},
+            "llava_image_only_map_fn",
+            roles.SHAREGPT,
+        ),
+        Layout("medical", _texts("instruction", "input", "output"), "medical_map_fn"),
+        Layout(
+            "msagent_react",
+            {"conversations": SHAREGPT},
+            "msagent_react_map_fn",
+            {"system": "system", "user": "user", "assistant": "assistant"},
+        ),
+        Layout("oasst1", _texts("text"), "oasst1_map_fn"),
+        Layout("openai", {"messages": MESSAGES}, "openai_map_fn", roles.OPENAI),
+        Layout("openorca", _texts("system_prompt", "question", "response"), "openorca_map_fn"),
+        Layout("pretrain", _texts("text"), "pretrain_map_fn"),
+        Layout("sql", _texts("context", "question", "answer"), "sql_map_fn"),
+        Layout("stack_exchange", _texts("question", "response"), "stack_exchange_map_fn"),
+        Layout("tiny_codes", _texts("prompt", "response"), "tiny_codes_map_fn"),
+        Layout(
+            "intel_orca_dpo",
+            _texts("system", "question", "chosen", "rejected"),
+            "intel_orca_dpo_map_fn",
+            preference=True,
+        ),
+        Layout(
+            "orpo_dpo_mix_40k",
+            {"chosen": MESSAGES, "rejected": MESSAGES},
+            "orpo_dpo_mix_40k_map_fn",
+            roles.OPENAI,
+            preference=True,
+        ),
+        Layout(
+            "preference",
+            {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES},
+            roles=roles.OPENAI,
+            preference=True,
+        ),
+    )
+}
+"""Every layout by its key in ``DATASET_FORMAT_MAPPING``; the last three are for preferences."""
+
+AUTO = Layout("auto", {}, "auto_map_fn", roles.ANY)
+"""Recognises the layout of each row by itself."""
+
+BY_MAP_FN: Mapping[str, Layout] = {
+    **{layout.map_fn: layout for layout in LAYOUTS.values() if layout.map_fn},
+    AUTO.map_fn: AUTO,
+}
+
+_SHAREGPT_KEYS = (("from", "value"), ("role", "content"), ("role", "value"), ("from", "content"))
+
+
+def messages_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Role and content of each message of a list, in any common spelling."""
+    for message in value:
+        for role, content in _SHAREGPT_KEYS:
+            if role in message:
+                yield str(message[role]), message.get(content, message.get("text"))
+                break
+        else:
+            yield "", None
+
+
+def kind_problem(value: Any, kind: str) -> tuple[str, str] | None:
+    """What a field's value is and what it should be, in words; None when it is of its kind."""
+    if kind == TEXT:
+        return None if isinstance(value, str) else (named(value), named(""))
+    if not isinstance(value, list):
+        return named(value), named([])
+    keys = {MESSAGES: ("role",), SHAREGPT: ("from",), TURNS: ("input", "output")}[kind]
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            return f"[{index}]: {named(item)}", named({})
+        if not any(key in item for key in keys):
+            return f"[{index}]: {', '.join(map(str, item))[:60] or '{}'}", repr(keys[0])
+    return None
+
+
+def named(value: Any) -> str:
+    """A JSON value's kind in words."""
+    if value is None:
+        return "null"
+    names = {
+        bool: "true/false",
+        int: tr("number", "数字"),
+        float: tr("number", "数字"),
+        str: tr("text", "文本"),
+        list: tr("list", "列表"),
+        dict: tr("object", "对象"),
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def recognise(row: Mapping[str, Any]) -> Layout | None:
+    """The layout that reads the most of a row; None when no layout fits."""
+    fitting = [layout for layout in LAYOUTS.values() if layout.fits(row)]
+    if not fitting:
+        return None
+    if set(row) >= {"text"} and "### Human:" in str(row["text"]):
+        return LAYOUTS["oasst1"]
+    best = max(fitting, key=lambda layout: len(layout.fields))
+    if best.name == "oasst1":
+        return LAYOUTS["pretrain"]
+    if best.name == "wizardlm" and "image" in row:
+        return LAYOUTS["llava"]
+    return best

@@ -1,0 +1,220 @@
+"""The parts of a config's dataset: which files and map functions stand behind any builder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config.lazy import LazyAttr, LazyObject
+
+from xtuner.doctor.layouts import BY_MAP_FN, LAYOUTS
+from xtuner.doctor.reading import Row, Unreadable, find_files, read_rows
+from xtuner.doctor.scan import Part
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
+FILE_LOADERS = ("json", "csv", "parquet", "arrow", "text")
+"""``load_dataset(path=...)`` values that read the files in ``data_files``."""
+IMAGE_BUILDERS = ("LLaVADataset", "InternVL_V1_5_Dataset")
+RAW_BUILDERS: Mapping[str, str] = {
+    "MOSSSFTDataset": "data_file",
+    "RefCOCOJsonDataset": "data_path",
+    "InvRefCOCOJsonDataset": "data_path",
+    "load_intern_repo_tokenized_dataset": "folder",
+    "load_intern_repo_untokenized_dataset": "folder",
+}
+"""Builders with row layouts of their own: their rows are checked for being readable, no more."""
+
+
+def find_parts(dataset: Mapping[str, Any]) -> list[Part]:
+    """The parts of the value of ``train_dataloader.dataset``, whatever its builder.
+
+    Raises:
+        UserError: when its files are missing, or it names no data.
+    """
+    builder = name_of(dataset.get("type", ""))
+    if builder == "ConcatDataset":
+        return [part for one in dataset["datasets"] for part in find_parts(one)]
+    if builder == "build_packed_dataset":
+        return find_parts(dataset["dataset_cfg"])
+    if builder in ("process_hf_dataset", "process_ms_dataset", "build_preference_dataset"):
+        return [_text_part(builder, dataset)]
+    if builder in IMAGE_BUILDERS:
+        return list(_image_parts(dataset))
+    if builder in RAW_BUILDERS:
+        return [_file_part(_words(dataset[RAW_BUILDERS[builder]]), layout=None)]
+    return [Part(builder, _source(dataset)[1], layout=None)]
+
+
+def name_of(kind: Any) -> str:
+    """The last word of a builder's or function's name, given as an object, lazily or as text."""
+    return _dotted(kind).rpartition(".")[2]
+
+
+def _dotted(kind: Any) -> str:
+    if isinstance(kind, LazyObject | LazyAttr):
+        return f"{kind.module}.{kind}"
+    if isinstance(kind, str):
+        return kind
+    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+
+
+def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
+    source = dataset.get("dataset")
+    if source is None:
+        raise UserError(
+            tr(f"{builder} has no 'dataset'", f"{builder} 没有 'dataset'"),
+            hint="dataset=dict(type=load_dataset, path='json', data_files=dict(train=data_path))",
+        )
+    name, rows = _source(source)
+    default = LAYOUTS["preference" if builder == "build_preference_dataset" else "xtuner"]
+    if dataset.get("do_dataset_tokenization") is False:
+        return Part(name, rows, layout=None)  # rows are tokens already
+    function = dataset.get("dataset_map_fn")
+    if function is None:
+        return Part(name, rows, None, default)
+    if name_of(function) in BY_MAP_FN and not _is_users_own(function):
+        return Part(name, rows, None, BY_MAP_FN[name_of(function)])
+    return Part(name, rows, resolve(function), None)
+
+
+def _is_users_own(function: Any) -> bool:
+    name = _dotted(function)
+    return "." in name and not name.startswith("xtuner.")
+
+
+def resolve(function: Any) -> Callable[[Any], Any]:
+    """A map function given as an object, its registered or dotted name, or ``dict(type=...)``."""
+    if isinstance(function, str):
+        from xtuner.registry import MAP_FUNC
+
+        found = MAP_FUNC.get(function)
+        if found is None:
+            raise UserError(
+                tr(f"there is no map function {function!r}", f"没有映射函数 {function!r}"),
+                hint=tr(
+                    "'xtuner list-dataset-format' lists them.",
+                    "'xtuner list-dataset-format' 会列出所有格式。",
+                ),
+            )
+        return found
+    if isinstance(function, Mapping):
+        from mmengine.config import ConfigDict
+
+        from xtuner.registry import BUILDER
+
+        return BUILDER.build(ConfigDict(function))  # a ConfigDict builds what is lazy in it
+    return function.build() if isinstance(function, LazyObject | LazyAttr) else function
+
+
+def _image_parts(dataset: Mapping[str, Any]) -> Iterator[Part]:
+    """One part for each data file with its image folder."""
+    files = _words(dataset.get("data_path") or dataset.get("data_paths"))
+    folders = _words(dataset.get("image_folder") or dataset.get("image_folders"))
+    folders = folders or [""]
+    for index, file in enumerate(files):
+        part = _file_part([file], layout="llava")
+        part.image_folder = folders[min(index, len(folders) - 1)]
+        yield part
+
+
+def _file_part(paths: list[str], layout: str | None) -> Part:
+    name, rows = _files(paths)
+    return Part(name, rows, layout=LAYOUTS[layout] if layout else None)
+
+
+Rows = Callable[[], Iterator[Row | Unreadable]]
+
+
+def _source(source: Any) -> tuple[str, Rows]:
+    """The name and rows of what a builder reads: local files, a hub dataset, or any iterable."""
+    if not isinstance(source, Mapping):
+        return _iterable(type(source).__name__, lambda: source)
+    settings = {key: value for key, value in source.items() if key != "type"}
+    loader = name_of(source.get("type", ""))
+    if loader in ("load_jsonl_dataset", "load_json_file"):
+        return _files(_words(settings.get("data_files") or settings.get("data_dir")))
+    if loader != "load_dataset":
+        return _iterable(loader, partial(_loaded, loader, partial(resolve, source)))
+    path = settings.get("path", "")
+    if path in FILE_LOADERS:
+        files = settings.get("data_files") or settings.get("data_dir")
+        if not files:
+            raise UserError(
+                tr(
+                    f"load_dataset(path={path!r}) has no data_files",
+                    f"load_dataset(path={path!r}) 没有 data_files",
+                ),
+                hint="data_files=dict(train='data.json')",
+            )
+        folder = settings.get("data_dir") if settings.get("data_files") else None
+        words = _words(files)
+        if any("://" in word for word in words):
+            return _iterable(path, partial(_hub_rows, settings))
+        return _files([str(Path(folder) / word) for word in words] if folder else words)
+    if Path(path).is_dir():
+        return _files(_words(settings.get("data_files") or path))
+    return _iterable(path, partial(_hub_rows, settings))
+
+
+def _words(value: Any) -> list[str]:
+    """Paths given as one text, a list, or a dict of splits (of which ``train`` is taken)."""
+    if isinstance(value, Mapping):
+        value = value.get("train") or [path for paths in value.values() for path in _words(paths)]
+    if value is None:
+        return []
+    return [str(word) for word in ([value] if isinstance(value, str | Path) else value)]
+
+
+def _files(paths: list[str]) -> tuple[str, Rows]:
+    files = find_files(paths)
+
+    def rows() -> Iterator[Row | Unreadable]:
+        for file in files:
+            yield from read_rows(file)
+
+    return files[0] if len(files) == 1 else f"{files[0]} (+{len(files) - 1})", rows
+
+
+def _hub_rows(settings: dict[str, Any]) -> Any:
+    """A hub dataset's rows as a stream, so that it need not be downloaded whole."""
+    from datasets import load_dataset
+
+    name = str(settings.get("path"))
+    return _loaded(name, partial(load_dataset, **{**settings, "streaming": True}))
+
+
+def _loaded(name: str, load: Callable[[], Any]) -> Any:
+    """What a loader gives.
+
+    Raises:
+        UserError: when it fails, whatever it raises.
+    """
+    try:
+        return load()
+    except UserError:
+        raise
+    except Exception as error:  # loaders and hub clients raise many kinds
+        raise UserError(
+            tr(
+                f"the dataset {name!r} cannot be loaded: {error}",
+                f"无法加载数据集 {name!r}: {error}",
+            ),
+            hint=tr(
+                "check the name and the network, or give a local path.",
+                "检查名字和网络，或使用本地路径。",
+            ),
+        ) from error
+
+
+def _iterable(name: str, build: Callable[[], Any]) -> tuple[str, Rows]:
+    def rows() -> Iterator[Row | Unreadable]:
+        data = build()
+        if isinstance(data, Mapping):
+            data = data.get("train") or next(iter(data.values()))
+        for number, value in enumerate(data, 1):
+            yield Row(name, number, value)
+
+    return name, rows

@@ -1,0 +1,63 @@
+"""From the number of a raw row back to its ``file:line``."""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from xtuner.doctor.findings import Place
+from xtuner.doctor.parts import find_parts
+from xtuner.doctor.reading import Row
+from xtuner.doctor.scan import Part
+from xtuner.utils.errors import UserError
+
+
+class Places:
+    """Where each raw row is, by its number; read when it is first asked for; 12 bytes a row."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.files: list[str] = []
+        self.numbers = array("i")
+        self.lines = array("q")
+
+    def __call__(self, number: int) -> Place:
+        if not self.lines:
+            self._read()
+        if number >= len(self.lines):
+            return Place(self.part.name, number + 1)
+        return Place(self.files[self.numbers[number]], self.lines[number])
+
+    def _read(self) -> None:
+        known: dict[str, int] = {}
+        for row in self.part.rows():
+            if isinstance(row, Row):
+                self.numbers.append(known.setdefault(row.file, len(known)))
+                self.lines.append(row.line)
+        self.files = list(known)
+
+
+class Tracer:
+    """From the row numbers of a batch to ``file:line``, where the files are known.
+
+    Args:
+        dataset: the value of ``train_dataloader.dataset`` in a config.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._places: list[Places] = []
+        if isinstance(dataset, Mapping):
+            with contextlib.suppress(UserError, KeyError):
+                self._places = [Places(part) for part in find_parts(dataset)]
+
+    def __call__(self, data: Mapping[str, Any]) -> list[str]:
+        """The places of the rows of a collated batch, in order."""
+        rows = list(data.get("rows") or [])
+        parts = data.get("parts") or [0] * len(rows)
+        return [self._place(part, row) for part, row in zip(parts, rows, strict=True)]
+
+    def _place(self, part: int, row: Any) -> Any:
+        known = part < len(self._places) and isinstance(row, int)
+        return str(self._places[part](row)) if known else row

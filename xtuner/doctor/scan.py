@@ -1,0 +1,273 @@
+"""The scanner: every row of every part of a dataset through the checks, in bounded memory."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from xtuner.doctor.checks import FIELD_CHECKS, SPEECH_CHECKS, images, roles, same_choice
+from xtuner.doctor.findings import Findings, Place
+from xtuner.doctor.layouts import LAYOUTS, Layout, named, recognise
+from xtuner.doctor.reading import Row, Unreadable
+from xtuner.doctor.turns import Said, speech
+from xtuner.utils.lang import tr
+
+XTUNER = LAYOUTS["xtuner"]
+CUSTOM = Layout("custom", {})
+"""What only the user's own map function can read."""
+
+
+@dataclass
+class Part:
+    """One dataset of a config.
+
+    Args:
+        name: what to call it.
+        rows: gives its raw rows, anew at each call.
+        map_fn: its row map function; None when rows are in the layout ``xtuner`` already.
+        layout: the layout that ``map_fn`` reads; None when ``map_fn`` is the user's own (or there
+            is none and the builder reads rows of its own kind), ``auto`` when it recognises it.
+        image_folder: where the images of its rows are; None when it has none.
+    """
+
+    name: str
+    rows: Callable[[], Iterator[Row | Unreadable]]
+    map_fn: Callable[[Any], Any] | None = None
+    layout: Layout | None = XTUNER
+    image_folder: str | None = None
+
+
+@dataclass
+class Scan:
+    """What a scan has found.
+
+    ``good`` counts the rows that can be trained on; ``layouts`` how many rows each layout has.
+    """
+
+    findings: Findings = field(default_factory=Findings)
+    rows: int = 0
+    good: int = 0
+    files: list[str] = field(default_factory=list)
+    layouts: dict[str, int] = field(default_factory=dict)
+
+
+def scan(parts: Iterable[Part]) -> Scan:
+    """Examine every row of every part."""
+    result = Scan()
+    copies = _Copies()
+    for part in parts:
+        _PartScan(part, result, copies).run()
+    copies.report(result.findings)
+    return result
+
+
+class _PartScan:
+    """The scan of one part: what must be seen together lives here."""
+
+    def __init__(self, part: Part, result: Scan, copies: _Copies) -> None:
+        self.part = part
+        self.result = result
+        self.findings = result.findings
+        self.copies = copies
+        self.fitting = 0
+        self.strangers: dict[str, tuple[int, list[Place]]] = {}
+        self.types: dict[str, dict[str, tuple[int, Place]]] = {}
+        self.layouts: dict[str, tuple[int, Place]] = {}
+
+    def run(self) -> None:
+        """Examine the rows, then what only the whole part can show."""
+        seen: dict[str, int] = {}
+        for row in self.part.rows():
+            seen.setdefault(row.file, 0)
+            if isinstance(row, Unreadable):
+                self.findings.add("bad-json", Place(row.file, row.line, row.why))
+                continue
+            seen[row.file] += 1
+            self.result.rows += 1
+            if self._examine(row):
+                self.result.good += 1
+        self.result.files += [file for file in seen if file not in self.result.files]
+        if not any(seen.values()) and "bad-json" not in self.findings:
+            self.findings.add("no-rows", Place(self.part.name, 1))
+        self._report_strangers()
+        self._report_mixture()
+        self._report_types()
+
+    def _examine(self, row: Row) -> bool:
+        """Check one row; gives whether it can be trained on."""
+        if not isinstance(row.value, dict):
+            self._add("not-an-object", row, named(row.value))
+            return False
+        if self.part.layout is None and self.part.map_fn is None:
+            return True  # a builder with a layout of its own
+        value, layout = row.value, self._layout(row)
+        if layout is None:
+            return False
+        problems = [problem for check in FIELD_CHECKS for problem in check(value, layout)]
+        if problems:
+            for code, detail in problems:
+                self._add(code, row, detail)
+            return False
+        self.fitting += 1
+        said = self._speech(row, value, layout)
+        if said is None:
+            return False
+        layout = XTUNER if layout is CUSTOM else layout
+        problems = list(roles(said, layout))
+        if any(code == "bad-role" for code, _ in problems):
+            self._add("bad-role", row, problems[0][1])
+            return False  # who speaks is unknown, so nothing else can be told
+        problems += [problem for check in SPEECH_CHECKS for problem in check(said, layout)]
+        if layout.preference:
+            problems += same_choice(value)
+        if self.part.image_folder is not None:
+            problems += images(value, said, self.part.image_folder)
+        for code, detail in problems:
+            self._add(code, row, detail)
+        self.copies.add(row, (tuple((one.role, one.text) for one in said), _extra(value)))
+        return not any(code in ("no-answer", "not-trained") for code, _ in problems)
+
+    def _layout(self, row: Row) -> Layout | None:
+        """The layout to check a row against; None when it is of another than the config's."""
+        layout, found = self.part.layout, recognise(row.value)
+        if layout is None:
+            self._note_types(row)
+            return CUSTOM
+        if layout.name == "auto":
+            if found is None:
+                self._add("missing-field", row, _fields(row.value))
+                return None
+            count, first = self.layouts.get(found.name, (0, Place(row.file, row.line)))
+            self.layouts[found.name] = (count + 1, first)
+            return found
+        if found is None or _reads_as_much(layout, found, row.value):
+            return layout
+        count, places = self.strangers.setdefault(found.name, (0, []))
+        if len(places) < 5:
+            places.append(
+                Place(row.file, row.line, tr(f"layout {found.name}", f"格式 {found.name}"))
+            )
+        self.strangers[found.name] = (count + 1, places)
+        return None
+
+    def _speech(self, row: Row, value: dict[str, Any], layout: Layout) -> list[Said] | None:
+        """Who says what; through the user's own map function when there is one."""
+        if layout is not CUSTOM:
+            return speech(value, layout)
+        assert self.part.map_fn is not None
+        try:
+            mapped = self.part.map_fn(dict(value))
+        except Exception as error:  # whatever the user's function may raise
+            detail = f"{type(error).__name__}: {error}"
+            code = "missing-field" if isinstance(error, KeyError) else "map-fn-failed"
+            self._add(code, row, str(error) if code == "missing-field" else detail)
+            return None
+        if not isinstance(mapped, dict) or not XTUNER.fits(mapped):
+            detail = tr(
+                "it must return {'conversation': [{'input', 'output'}]}",
+                "应返回 {'conversation': [{'input', 'output'}]}",
+            )
+            self._add("map-fn-failed", row, detail)
+            return None
+        problems = [problem for check in FIELD_CHECKS for problem in check(mapped, XTUNER)]
+        for code, detail in problems:
+            self._add(code, row, detail)
+        return None if problems else speech(mapped, XTUNER)
+
+    def _add(self, code: str, row: Row, detail: str = "") -> None:
+        self.findings.add(code, Place(row.file, row.line, detail))
+
+    def _report_strangers(self) -> None:
+        """Rows of another layout: the map function is wrong when nothing fits it."""
+        for name, (count, places) in self.strangers.items():
+            wrong = self.fitting == 0 or count > self.fitting
+            code, paste = (
+                ("wrong-map-fn", lines_to_paste(LAYOUTS[name])) if wrong else ("mixed-layouts", "")
+            )
+            for index, place in enumerate(places):
+                last = index == len(places) - 1
+                self.findings.add(code, place, count - index if last else 1, paste)
+
+    def _report_mixture(self) -> None:
+        """With ``auto_map_fn``: which layouts there are; a mixture is no mistake there."""
+        for name, (count, _) in self.layouts.items():
+            self.result.layouts[name] = self.result.layouts.get(name, 0) + count
+        if self.part.layout is not None and self.part.layout.name != "auto":
+            name = self.part.layout.name
+            self.result.layouts[name] = self.result.layouts.get(name, 0) + self.fitting
+
+    def _note_types(self, row: Row) -> None:
+        for name, value in row.value.items():
+            if value is None:
+                continue
+            kinds = self.types.setdefault(name, {}) if len(self.types) < 1000 else {}
+            kind = named(value)
+            count, first = kinds.get(kind, (0, Place(row.file, row.line, f"{name!r}: {kind}")))
+            kinds[kind] = (count + 1, first)
+
+    def _report_types(self) -> None:
+        for kinds in self.types.values():
+            rare = sorted(kinds.values(), key=lambda one: one[0])[:-1]
+            for count, first in rare:
+                self.findings.add("mixed-types", first, count)
+
+
+def _reads_as_much(layout: Layout, found: Layout, row: Mapping[str, Any]) -> bool:
+    """Whether the config's layout suits the row as well as the recognised one."""
+    if layout.fits(row):
+        return not set(found.fields) > set(layout.fields)
+    # A row that has most of its fields is rather a broken row of this layout.
+    have = sum(name in row for name in layout.fields)
+    return have * 2 >= len(layout.fields) and have >= len(found.fields)
+
+
+def lines_to_paste(layout: Layout) -> str:
+    """The lines of a config that read this layout."""
+    if not layout.map_fn:
+        return "dataset_map_fn=None\n"
+    module = "preference_dataset" if layout.preference else "map_fns"
+    return f"from xtuner.dataset.{module} import {layout.map_fn}\ndataset_map_fn={layout.map_fn}\n"
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    names = ", ".join(map(str, row))
+    return tr(f"no known layout has the fields {names}", f"没有已知格式包含字段 {names}")
+
+
+def _extra(row: Mapping[str, Any]) -> str:
+    """What besides its texts makes a row different from another."""
+    return repr((row.get("image"), row.get("rejected")))
+
+
+class _Copies:
+    """Rows seen before, at 20 bytes a row: a hash, the file's number and the line of each."""
+
+    def __init__(self) -> None:
+        self.hashes = array("q")
+        self.files = array("i")
+        self.lines = array("q")
+        self.names: dict[str, int] = {}
+
+    def add(self, row: Row, content: Any) -> None:
+        self.hashes.append(hash(content))
+        self.files.append(self.names.setdefault(row.file, len(self.names)))
+        self.lines.append(row.line)
+
+    def report(self, findings: Findings) -> None:
+        """Note every copy, with the place of the row that it repeats."""
+        import numpy as np
+
+        hashes = np.frombuffer(self.hashes, dtype=np.int64)
+        if not len(hashes):
+            return
+        order = np.argsort(hashes, kind="stable")
+        same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
+        names = list(self.names)
+        starts = np.searchsorted(hashes[order], hashes[order][same], side="left")
+        pairs = sorted(zip(order[same].tolist(), order[starts].tolist(), strict=True))
+        for copy, first in pairs:
+            origin = f"{names[self.files[first]]}:{self.lines[first]}"
+            detail = tr(f"as {origin}", f"与 {origin} 相同")
+            findings.add("duplicate", Place(names[self.files[copy]], self.lines[copy], detail))

@@ -1,0 +1,1 @@
+"""Everything that reads, writes, merges or verifies a Hugging Face model folder."""

@@ -1,0 +1,72 @@
+"""Merging with the whole model in memory: for what cannot be merged layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xtuner.export.model_folder import copy_side_files, read_json
+from xtuner.export.shards import ShardWriter, Weights
+from xtuner.utils.errors import UserError, Where, require
+from xtuner.utils.lang import tr
+
+
+def merge_whole(
+    base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None, device: str, is_clip: bool
+) -> None:
+    """Merge by peft's ``merge_and_unload`` and save by transformers.
+
+    Args:
+        base: the base's folder; a quantised one is dequantised first.
+        adapter: the adapter's folder.
+        out: the folder to write, safetensors in shards of transformers' choice.
+        dtype: of the result; the base's own when None (bfloat16 where it was quantised).
+        device: ``cpu`` or ``cuda``.
+        is_clip: whether base and adapter are a CLIP vision model's.
+    """
+    from peft import PeftModel
+
+    model = load_base(base, dtype, device, is_clip=is_clip)
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            tr(f"this adapter cannot be merged: {error}", f"无法合并该适配器: {error}"),
+            where=Where(str(adapter)),
+        ) from error
+    copy_side_files(base, out)
+    merged.save_pretrained(out, max_shard_size="1GB")
+
+
+def load_base(base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bool) -> Any:
+    """Load a base model whole; a quantised one is dequantised, which is said."""
+    from transformers import AutoModelForCausalLM, CLIPVisionModel
+
+    quantised = "quantization_config" in read_json(base / "config.json")
+    if is_clip:
+        clip: Any = CLIPVisionModel.from_pretrained(base, dtype=dtype or "auto")
+        return clip.to(device)
+    if quantised:
+        require("bitsandbytes", extra="quant", purpose=tr("a quantised base", "已量化的基座模型"))
+        print(tr("the base is quantised: it is dequantised first", "基座模型已量化: 先反量化"))
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype or "auto", device_map=device, trust_remote_code=True
+    )
+    if not quantised:
+        return model
+    model = model.dequantize()
+    # transformers would undo its reading of the quantised file when saving, which it cannot.
+    model._weight_conversions = None
+    return model.to(dtype or torch.bfloat16)
+
+
+def reshard(folder: Path, out: Path, max_shard_size: int, safe: bool) -> None:
+    """Write a folder's weights again in other shards or as ``.bin``."""
+    weights = Weights(folder)
+    plan = list(weights.infos.values())
+    with ShardWriter(out, plan, max_shard_size, safe) as writer:
+        for info in plan:
+            writer.write(info.name, weights.read(info.name))
+    copy_side_files(folder, out)

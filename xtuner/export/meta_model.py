@@ -1,0 +1,81 @@
+"""A training model without its weights: its names and shapes, built in no memory.
+
+Where a config loads a model with ``from_pretrained``, the skeleton makes it from its
+``config.json`` on torch's meta device. Everything else is built as in training, so adapters,
+resized embeddings and heads are where training had them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from xtuner.export.model_folder import find_model
+
+# What from_pretrained takes besides the settings of a model's config.
+_LOADING_ONLY = (
+    "dtype", "torch_dtype", "quantization_config", "device_map", "low_cpu_mem_usage",
+    "offload_folder", "attn_implementation", "load_in_4bit", "load_in_8bit", "use_safetensors",
+)  # fmt: skip
+
+
+def build_skeleton(model: Mapping[str, Any]) -> Any:
+    """Build the model of a config (its ``model`` section) on the meta device."""
+    from xtuner.registry import BUILDER
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.device("meta"):
+            return BUILDER.build(without_weights(model))
+
+
+def without_weights(node: Any) -> Any:
+    """The same section with every loader of a model replaced by one that loads no weights."""
+    if isinstance(node, Mapping):
+        copied = {key: without_weights(value) for key, value in node.items()}
+        if "quantization_config" in copied:
+            copied["quantization_config"] = None
+        if "pretrained_pth" in copied:  # what training began with
+            copied["pretrained_pth"] = None
+        if is_model_loader(copied.get("type")):
+            copied["type"] = _empty_loader(copied["type"].__self__)
+        return copied
+    if isinstance(node, list | tuple):
+        return type(node)(without_weights(item) for item in node)
+    return node
+
+
+def is_model_loader(value: Any) -> bool:
+    """Whether a config's ``type`` is the ``from_pretrained`` of a model's class."""
+    owner = getattr(value, "__self__", None)
+    return (
+        getattr(value, "__name__", "") == "from_pretrained"
+        and isinstance(owner, type)
+        and (hasattr(owner, "from_config") or hasattr(owner, "_from_config"))
+    )
+
+
+def _empty_loader(owner: Any) -> Callable[..., Any]:
+    def from_pretrained(
+        pretrained_model_name_or_path: str, trust_remote_code: bool = False, **settings: Any
+    ) -> Any:
+        from transformers import AutoConfig
+
+        path = str(pretrained_model_name_or_path)
+        for name in _LOADING_ONLY:
+            settings.pop(name, None)
+        config = settings.pop("config", None) or AutoConfig.from_pretrained(
+            find_model(path), trust_remote_code=trust_remote_code, **settings
+        )
+        if hasattr(owner, "from_config"):  # an Auto class
+            model = owner.from_config(config, trust_remote_code=trust_remote_code)
+        else:
+            model = owner._from_config(config)
+        model.config.name_or_path = path
+        model.name_or_path = path
+        return model
+
+    return from_pretrained

@@ -1,0 +1,337 @@
+"""Merging an adapter layer by layer, so that the base model never is in memory as a whole.
+
+The model is built without memory (on torch's meta device) with the adapter put on. Each layer
+that the adapter changes gets its weight from the base's shard, is merged by peft's own code in
+fp32, and gives the result away before the next one. So all that peft merges per layer (LoRA,
+rsLoRA, DoRA, rank patterns, PiSSA, LoHa, LoKr, IA3) is merged as peft means it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xtuner.export.shards import TensorInfo, Weights, shown
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+STREAMED = ("LORA", "LOHA", "LOKR", "IA3")
+ADAPTER = "default"
+_REDONE = ("pissa", "olora")
+"""Initialisations that take something off the base's weight, here as when training began."""
+_NOT_REDONE = ("corda", "loftq", "eva")
+"""Initialisations that need data or the whole model."""
+HEAD_WEIGHTS = ("score.weight", "classifier.weight")
+DEFAULT_LABELS = 2
+"""Labels of a classifier whose config does not say, in transformers."""
+
+
+class CannotStream(Exception):
+    """This adapter or model has to be merged as a whole; the message says why."""
+
+
+@dataclass
+class LayerMerge:
+    """An adapter on a base without memory, ready to merge layer by layer.
+
+    Attributes:
+        plan: all tensors that ``tensors`` will give, in order.
+        layers: module name -> peft layer, for the modules that the adapter changes.
+        replaced: tensors that the adapter brings whole (``modules_to_save``, trained biases).
+        config_changes: what changes in the base's ``config.json``.
+    """
+
+    base: Weights
+    config: Any
+    dtype: torch.dtype | None
+    device: str
+    layers: dict[str, Any] = field(default_factory=dict)
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+    plan: list[TensorInfo] = field(default_factory=list)
+    config_changes: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self, progress: Callable[[int], None]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Give each tensor of the merged model, in the order of ``plan``."""
+        for info in self.plan:
+            module, _, kind = info.name.rpartition(".")
+            if module in self.layers and kind in ("weight", "bias"):
+                tensor = self._merged(module, kind)
+            elif info.name in self.replaced:
+                tensor = self.replaced[info.name]
+            else:
+                tensor = self.base.read(info.name)
+            yield info.name, tensor.to(info.dtype)
+            progress(info.nbytes)
+
+    def _merged(self, module: str, kind: str) -> torch.Tensor:
+        layer = self.layers[module]
+        base_layer = layer.get_base_layer()
+        kept = dict(base_layer.named_parameters(recurse=False))
+        for name in kept:
+            source = self.replaced.get(f"{module}.{name}")
+            if source is None:
+                source = self.base.read(f"{module}.{name}")
+            value = source.to(device=self.device, dtype=torch.float32, copy=True)
+            setattr(base_layer, name, nn.Parameter(value, requires_grad=False))
+        layer.to(device=self.device, dtype=torch.float32)
+        _redo_initialisation(layer, self.config)
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:  # peft found NaN
+            raise UserError(
+                tr(f"layer {module} cannot be merged: {error}", f"无法合并层 {module}: {error}"),
+            ) from error
+        merged = getattr(base_layer, kind).detach().cpu()
+        layer.merged_adapters.clear()
+        for name, parameter in kept.items():
+            setattr(base_layer, name, parameter)
+        return merged
+
+
+def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str) -> LayerMerge:
+    """Put an adapter on a base model that takes no memory.
+
+    Args:
+        base: the base's weights, with its ``config.json`` beside them.
+        adapter: the adapter's folder.
+        dtype: of the merged floating-point tensors; the base's own when None.
+        device: where layers are merged: ``cpu`` or ``cuda``.
+
+    Raises:
+        CannotStream: when only the whole model can be merged.
+        UserError: when adapter and base do not fit.
+    """
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(adapter))
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind not in STREAMED:
+        raise CannotStream(tr(f"adapters of type {kind}", f"{kind} 类型的适配器"))
+    if getattr(config, "target_parameters", None):
+        raise CannotStream(tr("adapters on single parameters", "针对单个参数的适配器"))
+    if _initialised_by(config).startswith(_NOT_REDONE):
+        raise CannotStream(tr("adapters initialised from data", "由数据初始化的适配器"))
+    model = _empty_model(base.path, config.task_type, adapter)
+    vocab_size = model.config.vocab_size
+    _check_names(model, base)
+    wrapped = _put_on(model, config, adapter)
+    merge = LayerMerge(base, config, dtype, device)
+    if model.config.vocab_size != vocab_size:
+        merge.config_changes["vocab_size"] = model.config.vocab_size
+    if model.config.num_labels != DEFAULT_LABELS:
+        names = {number: f"LABEL_{number}" for number in range(model.config.num_labels)}
+        merge.config_changes["id2label"] = names
+        merge.config_changes["label2id"] = {name: number for number, name in names.items()}
+    if type(model).__name__ not in (model.config.architectures or ()):
+        merge.config_changes["architectures"] = [type(model).__name__]
+    _collect(wrapped, merge)
+    merge.plan = list(_plan(base, merge))
+    return merge
+
+
+def _empty_model(base: Path, task_type: Any, adapter: Path) -> Any:
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    config = AutoConfig.from_pretrained(base, trust_remote_code=True)
+    if getattr(config, "quantization_config", None) is not None:
+        raise CannotStream(tr("quantised base models", "已量化的基座模型"))
+    kind: Any = AutoModelForCausalLM
+    if str(getattr(task_type, "value", task_type)) == "SEQ_CLS":
+        kind = AutoModelForSequenceClassification
+        config.num_labels = _labels_of(adapter)
+    with torch.device("meta"):
+        model = kind.from_config(config, trust_remote_code=True)
+    conversions = get_model_conversion_mapping(model, add_legacy=False)
+    if [entry for entry in conversions if not isinstance(entry, PrefixChange)]:
+        raise CannotStream(
+            tr("models whose files name tensors otherwise", "权重文件中张量命名不同的模型")
+        )
+    return model
+
+
+def _labels_of(adapter: Path) -> int:
+    """How many labels the head in an adapter has."""
+    heads = [
+        tensor for name, tensor in read_adapter(adapter).items() if name.endswith(HEAD_WEIGHTS)
+    ]
+    return int(heads[0].shape[0]) if heads else DEFAULT_LABELS
+
+
+def _check_names(model: Any, base: Weights) -> None:
+    """The base must have the model's parameters, by their names and shapes."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    heads = set(HEAD_WEIGHTS)  # new in a classifier made of a language model
+    wanted = {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if name not in tied and name not in heads
+    }
+    absent = sorted(set(wanted) - set(base.infos))
+    if absent and len(absent) == len(wanted):
+        raise CannotStream(
+            tr("models whose files name tensors otherwise", "权重文件中张量命名不同的模型")
+        )
+    if absent:
+        raise UserError(
+            tr(
+                f"the base model lacks tensors: {shown(absent)}",
+                f"基座模型缺少张量: {shown(absent)}",
+            ),
+            hint=tr("download the base model again.", "请重新下载基座模型。"),
+            where=Where(str(base.path)),
+        )
+    wrong = [
+        f"{name} {list(base.infos[name].shape)} != {list(shape)}"
+        for name, shape in wanted.items()
+        if base.infos[name].shape != shape
+    ]
+    if wrong:
+        raise UserError(
+            tr(
+                f"the base's tensors do not have the shapes of its config.json: {shown(wrong, 3)}",
+                f"基座模型张量的形状与 config.json 不符: {shown(wrong, 3)}",
+            ),
+            where=Where(str(base.path)),
+        )
+
+
+def _put_on(model: Any, config: Any, adapter: Path) -> Any:
+    """Wrap the empty model and load the adapter's tensors into it, all of them, nothing besides."""
+    from peft import PeftModel, set_peft_model_state_dict
+
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "init_lora_weights"):
+        plain.init_lora_weights = True
+    tensors = read_adapter(adapter)
+    wrong_base = tr(
+        "is this the base that the adapter was trained on?", "这是该适配器训练时的基座模型吗？"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            grow_embeddings(model, tensors)
+            wrapped = PeftModel(model, plain, low_cpu_mem_usage=True)
+            for module in wrapped.modules():
+                if hasattr(module, "_move_adapter_to_device_of_base_layer"):
+                    # Else the adapter would follow its base layer to the meta device.
+                    setattr(module, "_move_adapter_to_device_of_base_layer", _stay)  # noqa: B010
+            result: Any = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            tr(f"the adapter does not fit the base: {error}", f"适配器与基座模型不符: {error}"),
+            hint=wrong_base,
+            where=Where(str(adapter)),
+        ) from error
+    # With grown embeddings peft saves modules_to_save a second time, under their inner names.
+    unexpected = [name for name in result.unexpected_keys if ".modules_to_save." not in name]
+    if unexpected:
+        raise UserError(
+            tr(
+                f"the base has no place for tensors of the adapter: {shown(unexpected)}",
+                f"基座模型中没有适配器的这些张量的位置: {shown(unexpected)}",
+            ),
+            hint=wrong_base,
+            where=Where(str(adapter)),
+        )
+    missing = sorted(
+        name
+        for name, parameter in wrapped.named_parameters()
+        if parameter.is_meta and f".{ADAPTER}" in name
+    )
+    if missing:
+        raise UserError(
+            tr(f"the adapter lacks tensors: {shown(missing)}", f"适配器缺少张量: {shown(missing)}"),
+            hint=tr("convert it again, or check 'target_modules'.", "请重新转换该适配器。"),
+            where=Where(str(adapter)),
+        )
+    return wrapped
+
+
+def _stay(adapter: str, device: Any = None) -> None:
+    """Take the place of peft's move to the base layer's device."""
+
+
+def read_adapter(adapter: Path) -> dict[str, torch.Tensor]:
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (adapter / name).is_file():
+            weights = Weights(adapter / name)
+            return {key: weights.read(key) for key in weights.infos}
+    raise UserError(
+        tr("there is no adapter_model.safetensors here.", "这里没有 adapter_model.safetensors。"),
+        where=Where(str(adapter)),
+    )
+
+
+def grow_embeddings(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """New tokens: the adapter brings whole embeddings that are longer than the base's."""
+    embedding = model.get_input_embeddings()
+    name = next((n for n, module in model.named_modules() if module is embedding), None)
+    saved = [tensors[key] for key in tensors if key.endswith(f"{name}.weight")]
+    if saved and saved[0].shape[0] != embedding.weight.shape[0]:
+        model.resize_token_embeddings(saved[0].shape[0], mean_resizing=False)
+
+
+def _collect(wrapped: Any, merge: LayerMerge) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+
+    prefix = "base_model.model."
+    for name, module in wrapped.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for key, value in module.modules_to_save[ADAPTER].state_dict().items():
+                merge.replaced[f"{name.removeprefix(prefix)}.{key}"] = value
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            raise CannotStream(tr("adapters with trained single tokens", "训练了个别词元的适配器"))
+        elif isinstance(module, BaseTunerLayer) and ADAPTER in (
+            getattr(module, "scaling", None) or {ADAPTER: 1}
+        ):
+            merge.layers[name.removeprefix(prefix)] = module
+    for name, parameter in wrapped.named_parameters():
+        own = name.removeprefix(prefix).replace(".base_layer.", ".")
+        if not parameter.is_meta and f".{ADAPTER}" not in name and own in merge.base.infos:
+            merge.replaced[own] = parameter.detach()  # a trained bias
+
+
+def _plan(base: Weights, merge: LayerMerge) -> Iterator[TensorInfo]:
+    for name, info in base.infos.items():
+        shape = tuple(merge.replaced[name].shape) if name in merge.replaced else info.shape
+        yield TensorInfo(name, shape, _dtype_of(info.dtype, merge.dtype))
+    common = next(iter(base.infos.values())).dtype
+    for name, tensor in merge.replaced.items():
+        if name not in base.infos:  # a new head
+            yield TensorInfo(name, tuple(tensor.shape), _dtype_of(common, merge.dtype))
+
+
+def _dtype_of(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+    return asked if asked is not None and own.is_floating_point else own
+
+
+def _initialised_by(config: Any) -> str:
+    how = getattr(config, "init_lora_weights", None)
+    return how.lower() if isinstance(how, str) else ""
+
+
+def _redo_initialisation(layer: Any, config: Any) -> None:
+    """Change the base's weight as the adapter's initialisation did when training began."""
+    how = _initialised_by(config)
+    if not how.startswith(_REDONE):
+        return
+    trained = {name: value.clone() for name, value in layer.state_dict().items() if "lora_" in name}
+    if how.startswith("pissa"):
+        layer.pissa_init(ADAPTER, how)
+    else:
+        layer.olora_init(ADAPTER)
+    layer.load_state_dict(trained, strict=False)

@@ -1,0 +1,106 @@
+"""What a config trained with, and templates in the form in which they are handed on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from xtuner.registry import BUILDER
+from xtuner.tokenization.chat_template import stop_ids, stop_words, to_jinja
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+
+
+def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The prompt template of a config's training data.
+
+    Returns:
+        Its fields; None when the data use the tokenizer's own chat template, or none.
+
+    Raises:
+        UserError: when datasets of one run use different templates.
+    """
+    found: list[Any] = []
+    for section in ("train_dataloader", "train_dataset"):
+        for template in _templates(cfg.get(section)):
+            if template not in found:
+                found.append(template)
+    if len(found) > 1:
+        raise UserError(
+            tr(
+                f"the training data use {len(found)} different prompt templates; "
+                "a model can be handed on with one.",
+                f"训练数据使用了 {len(found)} 个不同的对话模板，而模型只能带一个。",
+            ),
+            hint=tr(
+                "use one template for all datasets, or convert with --force to leave the "
+                "tokenizer's chat template as it is.",
+                "请统一模板，或用 --force 保留分词器原有的对话模板。",
+            ),
+        )
+    return found[0] if found else None
+
+
+def tokenizer_of(cfg: Mapping[str, Any]) -> Any:
+    """The config's tokenizer, built; None when it names none."""
+    section = cfg.get("tokenizer")
+    return BUILDER.build(section) if isinstance(section, Mapping) else section
+
+
+def reward_token_of(cfg: Mapping[str, Any]) -> int | None:
+    """The token that ends the texts of a reward model's data; None for other trainings."""
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    return dataset["reward_token_id"] if dataset.get("is_reward") else None
+
+
+def _templates(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, Mapping):
+        chosen = node.get("template_map_fn")
+        if isinstance(chosen, Mapping):
+            template = _resolve(chosen.get("template"))
+            if template is not None:
+                yield template
+        for key, value in node.items():
+            if key != "template_map_fn":
+                yield from _templates(value)
+    elif isinstance(node, list | tuple):
+        for item in node:
+            yield from _templates(item)
+
+
+def _resolve(template: Any) -> dict[str, Any] | None:
+    """A template given as its fields, its name, or a dotted path such as in published configs."""
+    if isinstance(template, str):
+        if template == AUTO_TEMPLATE:
+            return None
+        name = template.rpartition(".")[2]
+        if name in PROMPT_TEMPLATE:
+            return dict(PROMPT_TEMPLATE[name])
+        module, _, attribute = template.rpartition(".")
+        template = getattr(importlib.import_module(module), attribute)
+    return dict(template) if isinstance(template, Mapping) else None
+
+
+def put_template(tokenizer: Any, template: Mapping[str, Any]) -> None:
+    """Make a template the tokenizer's chat template."""
+    tokenizer.chat_template = to_jinja(template, with_bos=tokenizer.bos_token_id is not None)
+
+
+def write_stop_tokens(folder: Path, tokenizer: Any, template: Mapping[str, Any]) -> list[int]:
+    """Put the template's stop tokens into a folder's generation config; give their ids."""
+    ids = stop_ids(tokenizer, stop_words(template, tokenizer.eos_token))
+    file = folder / "generation_config.json"
+    content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    before = content.get("eos_token_id")
+    own = before if isinstance(before, list) else [before] if before is not None else []
+    content["eos_token_id"] = list(dict.fromkeys([*ids, *own]))
+    if tokenizer.bos_token_id is not None:
+        content.setdefault("bos_token_id", tokenizer.bos_token_id)
+    if tokenizer.pad_token_id is not None:
+        content.setdefault("pad_token_id", tokenizer.pad_token_id)
+    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return ids

@@ -1,0 +1,110 @@
+"""Writing trained weights as an ordinary Hugging Face model or peft adapter, a tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xtuner.export.model_folder import copy_side_files, find_model
+from xtuner.export.shards import ShardWriter, TensorInfo
+from xtuner.export.sidecar_files import write_base
+from xtuner.export.trained_weights import TrainedWeights
+
+PREFIX = "llm."
+
+
+def is_adapter(llm: Any) -> bool:
+    """Whether a model is a base with an adapter of peft on it."""
+    from peft import PeftModel
+
+    return isinstance(llm, PeftModel)
+
+
+def can_stream(skeleton: Any, weights: TrainedWeights) -> bool:
+    """Whether all that was trained is one language model, whose file names its tensors plainly."""
+    from transformers import PreTrainedModel
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    llm = getattr(skeleton, "llm", None)
+    if not all(name.startswith(PREFIX) for name in weights.infos):
+        return False
+    if is_adapter(llm):
+        return True
+    if not isinstance(llm, PreTrainedModel):
+        return False
+    conversions = get_model_conversion_mapping(llm, add_legacy=False)
+    return all(isinstance(entry, PrefixChange) for entry in conversions)
+
+
+def export_model(
+    llm: Any,
+    weights: TrainedWeights,
+    out: Path,
+    *,
+    dtype: torch.dtype | None,
+    shard_size: int,
+    safe: bool,
+    progress: Callable[[int], None],
+) -> None:
+    """Write a fully trained language model, with what stands beside its base's weights.
+
+    Args:
+        llm: the model without weights.
+        weights: its trained weights, names prefixed ``llm.``.
+        out: the folder.
+        dtype: of the floating-point tensors; as trained when None.
+        shard_size: bytes of a shard.
+        safe: safetensors, or else ``.bin``.
+        progress: told the bytes of each tensor written.
+    """
+    tied = set(getattr(llm, "all_tied_weights_keys", None) or {})
+    plan = [
+        TensorInfo(name.removeprefix(PREFIX), info.shape, _dtype(info.dtype, dtype))
+        for name, info in weights.infos.items()
+        if name.removeprefix(PREFIX) not in tied
+    ]
+    copy_side_files(find_model(llm.name_or_path), out)
+    with ShardWriter(out, plan, shard_size, safe) as writer:
+        for info in plan:
+            writer.write(info.name, weights.read(PREFIX + info.name).to(info.dtype))
+            progress(info.nbytes)
+    main = next(info.dtype for info in plan if info.dtype.is_floating_point)
+    llm.config.dtype = main
+    llm.config.architectures = [type(llm).__name__]
+    llm.config.use_cache = True
+    llm.config.save_pretrained(out)
+    if llm.generation_config is not None and not (out / "generation_config.json").is_file():
+        llm.generation_config.save_pretrained(out)
+
+
+def export_adapter(
+    llm: Any, weights: TrainedWeights, out: Path, *, dtype: torch.dtype | None, safe: bool
+) -> None:
+    """Write an ordinary peft adapter that names its base, and the base's fingerprint."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.tensors.items()}
+    tensors = get_peft_model_state_dict(llm, state_dict=own, save_embedding_layers=False)
+    tensors = {
+        name: tensor.to(_dtype(tensor.dtype, dtype)).clone().contiguous()
+        for name, tensor in tensors.items()
+    }
+    if safe:
+        save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    else:
+        torch.save(tensors, out / "adapter_model.bin")
+    base_name = llm.get_base_model().name_or_path
+    config = llm.peft_config["default"]
+    config.base_model_name_or_path = base_name
+    config.inference_mode = True
+    config.save_pretrained(str(out))
+    write_base(out, base_name)
+
+
+def _dtype(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+    return asked if asked is not None and own.is_floating_point else own

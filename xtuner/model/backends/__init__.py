@@ -1,0 +1,1 @@
+"""Fast implementations of attention and layers, by device."""

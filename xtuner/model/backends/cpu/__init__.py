@@ -1,0 +1,1 @@
+"""Fast paths for training on a CPU."""

@@ -1,0 +1,88 @@
+"""Linear layers that are trained, on a CPU: the gradient of a large weight in less time.
+
+The gradient of a weight is the product of the outputs' gradient, turned around, and the inputs. In
+bf16 that runs at half the speed of the other two products, as the library turns the first factor
+around as it goes; turned around before, by a compiled kernel, it runs at full speed. That pays from
+some size on: on 2,048 x 2,048 weights and 2,000 tokens it takes 0.6 of the time.
+
+Shapes: N tokens, I and O widths of input and output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from xtuner.model.backends.cpu.kernels import Kernel, turned_over
+
+LARGE = 2**21
+"""Weights of a layer from which turning pays, if it has ..."""
+WIDE = 8
+"""... no more outputs than this many times its inputs: they are what is turned."""
+
+
+def speed_up(model: nn.Module) -> int:
+    """Let the large linear layers that are trained compute in the quick way.
+
+    Args:
+        model: a transformers model; its layers keep their classes, names and weights.
+
+    Returns:
+        How many layers do.
+    """
+    count = 0
+    for layer in model.modules():
+        if type(layer) is not nn.Linear or "forward" in vars(layer):
+            continue
+        outputs, inputs = layer.weight.shape if layer.weight.ndim == 2 else (0, 0)
+        if layer.weight.requires_grad and outputs * inputs >= LARGE and outputs <= WIDE * inputs:
+            layer.forward = _Forward(layer, layer.forward)  # type: ignore[assignment,method-assign]
+            count += 1
+    return count
+
+
+class _Forward:
+    """The forward of one layer; the original where ours does not apply."""
+
+    def __init__(self, layer: nn.Linear, original: Callable[..., Tensor]) -> None:
+        self.layer, self.original = layer, original
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        on_cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not on_cpu or not Kernel.compiled or not weight.requires_grad:
+            return self.original(x)
+        out: Tensor = _Linear.apply(x, weight, bias, torch.get_autocast_dtype("cpu"))
+        return out
+
+
+class _Linear(torch.autograd.Function):
+    """``x W^T + bias`` in another format than the weight's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            narrow, matrix = x.to(dtype), weight.to(dtype)
+            out = linear(narrow, matrix, None if bias is None else bias.to(dtype))
+        ctx.save_for_backward(narrow, matrix)
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, matrix = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.dtypes
+        grad = grads[0].reshape(-1, matrix.shape[0])
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ matrix).view(x.shape).to(of_x)
+        grad_weight = (turned_over(grad) @ x.reshape(-1, x.shape[-1])).to(of_weight)
+        if of_bias is not None:
+            grad_bias = grad.sum(0, dtype=torch.float32).to(of_bias)
+        return grad_x, grad_weight, grad_bias, None

@@ -1,1 +1,0 @@
-"""Models as they lie on disk: their folders, shards, and the fingerprints of bases."""

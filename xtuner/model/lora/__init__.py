@@ -1,0 +1,1 @@
+"""LoRA: fused adapter layers, adapters on experts, merging."""

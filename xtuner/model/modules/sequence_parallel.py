@@ -1,0 +1,181 @@
+"""Models whose rows are shared by several ranks: what they must be like, and their positions."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xtuner.model.modules import attention
+from xtuner.parallel.sequence.padding import padded
+from xtuner.parallel.sequence.shard import Share
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+# What our function computes as well, with the same result.
+REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+# Layers that look along the row by attention alone. In others (convolutions, state spaces, linear
+# attention) a rank would see its own stretch only.
+BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+PROBE_TOKENS = 16  # of each rank
+# How far the two may be apart, relative to the norm: in float32 on a CPU, and where numbers are
+# rounded more. A model that looks along rows by other means is off by far more than that.
+BOUND, ROUNDED_BOUND = 1e-3, 0.2
+
+
+def require_shareable(llm: Any) -> None:
+    """Make a model compute attention by our function, or refuse it.
+
+    Args:
+        llm: a transformers model; its attention function may be changed.
+
+    Raises:
+        UserError: when rows cannot be shared because something else than that function looks along
+            them.
+    """
+    config = llm.config.get_text_config()
+    kinds = {str(kind) for kind in getattr(config, "layer_types", None) or ()}
+    if kinds - BY_ATTENTION:
+        raise _refused(llm, ", ".join(sorted(kinds - BY_ATTENTION)))
+    chosen = getattr(llm.config, "_attn_implementation", None)
+    if chosen in REPLACED and getattr(llm, "_supports_attention_backend", False):
+        llm.set_attn_implementation(attention.register())
+        chosen = attention.NAME
+    if chosen != attention.NAME or not getattr(llm, "_supports_attention_backend", False):
+        raise _refused(llm, f"attn_implementation={chosen!r}")
+
+
+@torch.no_grad()
+def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
+    """See on a few tokens that sharing a row gives what one rank alone computes.
+
+    Args:
+        llm: the model, for the message.
+        body: what is called, in evaluation mode: dropout would make two calls differ.
+        rows: (B, S) ids or (B, S, H) embeddings; the first tokens of the first row are taken.
+
+    Raises:
+        UserError: on all ranks, when it does not.
+    """
+    share = Share(rows.shape[1])
+    probe = rows[:1, : PROBE_TOKENS * share.size]
+    share = Share(probe.shape[1])
+    name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
+    whole = body(**{name: probe}, use_cache=False).last_hidden_state
+    part = run_shared(body, {name: probe}, share).last_hidden_state
+    real = share.cut(torch.ones_like(whole[..., 0], dtype=torch.bool), False)
+    wanted = share.cut(whole)[real].float()
+    difference = (part[real].float() - wanted).square().sum()
+    sums = share.add(torch.stack([difference, wanted.square().sum()]))
+    relative = float((sums[0] / sums[1]).sqrt())
+    plain = all(weight.dtype == torch.float32 for weight in body.parameters())
+    exact = plain and whole.is_cpu and not torch.is_autocast_enabled("cpu")
+    if not relative < (BOUND if exact else ROUNDED_BOUND):
+        raise _refused(llm, tr(f"off by {relative:.1%}", f"偏差 {relative:.1%}"))
+
+
+def run_shared(model: Any, inputs: Mapping[str, Any], share: Share) -> Any:
+    """Call a transformers model with this rank's stretch of the rows.
+
+    Args:
+        model: a body, or a model with its head.
+        inputs: of whole rows, from ``FinetuneModel.inputs``.
+        share: this rank's stretch; whole rows where it has one rank.
+    """
+    if share.size == 1:
+        return model(**share.inputs(inputs), use_cache=False)
+    with _whole_positions(model, inputs.get("position_ids"), share):
+        return model(**share.inputs(inputs), use_cache=False)
+
+
+def router_loss_of_rows(
+    causal_lm: Any, router_logits: Any, rows: int, share: Share, mask: Tensor | None
+) -> Tensor:
+    """How unevenly a mixture of experts spreads the tokens of whole rows over its experts.
+
+    Args:
+        causal_lm: the model; its own module has the function.
+        router_logits: of each layer (B S/N, E), of this rank's stretch.
+        rows: B.
+        share: this rank's stretch.
+        mask: (B, S), 0 at padding.
+
+    Returns:
+        The same scalar on every rank.
+    """
+    function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
+    if function is None or not hasattr(causal_lm, "num_experts_per_tok"):
+        raise _refused(causal_lm, "output_router_logits")
+    whole = tuple(
+        share.whole(logits.view(rows, share.tokens, -1)).flatten(0, 1) for logits in router_logits
+    )
+    found: Tensor = function(whole, causal_lm.num_experts, causal_lm.num_experts_per_tok, mask)
+    return found
+
+
+def _refused(llm: Any, why: str) -> UserError:
+    name = type(llm).__name__
+    return UserError(
+        tr(
+            f"the rows of {name} cannot be shared by several processes, as it looks along them by "
+            f"its own code ({why}).",
+            f"{name} 用自带的代码沿序列计算（{why}），无法由多个进程共享一行数据。",
+        ),
+        hint=tr(
+            "set sequence_parallel_size=1; or, for a model with its own code, use its class in "
+            "transformers (trust_remote_code=False) without attn_implementation.",
+            "请设 sequence_parallel_size=1；若模型自带代码，请使用 transformers 中的模型类"
+            "（trust_remote_code=False），并去掉 attn_implementation。",
+        ),
+        where=Where(key="sequence_parallel_size"),
+    )
+
+
+@contextlib.contextmanager
+def _whole_positions(model: Any, positions: Tensor | None, share: Share) -> Iterator[None]:
+    """A context in which rotary embeddings that depend on a row's length are made of whole rows.
+
+    Some (``dynamic``, ``longrope``) choose their frequencies by the largest position, and a rank's
+    stretch may not have it.
+
+    Args:
+        model: the model whose forward follows.
+        positions: (B, S) of whole rows; None for 0, 1, 2, ...
+        share: this rank's stretch.
+    """
+
+    def give_whole(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        stretch = named["position_ids"] if "position_ids" in named else arguments[1]
+        whole = positions
+        if whole is None:
+            whole = torch.arange(share.length, device=stretch.device)[None]
+        whole = padded(whole, share.padding, 0, 1)
+        if "position_ids" in named:
+            return arguments, {**named, "position_ids": whole}
+        return (arguments[0], whole, *arguments[2:]), named
+
+    def take_stretch(module: Any, arguments: Any, outputs: Any) -> Any:
+        return tuple(part[:, share.start : share.start + share.tokens] for part in outputs)
+
+    handles: list[Any] = []
+    for module in model.modules():
+        if _depends_on_length(module):
+            handles.append(module.register_forward_pre_hook(give_whole, with_kwargs=True))
+            handles.append(module.register_forward_hook(take_stretch))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _depends_on_length(module: Any) -> bool:
+    kinds = getattr(module, "rope_type", None)
+    if not isinstance(kinds, (str, dict)):
+        return False
+    named = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any(kind == "longrope" or "dynamic" in str(kind) for kind in named)

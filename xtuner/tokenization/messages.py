@@ -1,0 +1,155 @@
+"""From messages to token ids and labels by the tokenizer's own chat template.
+
+The conversation is rendered once, with its tools; the answers' places in that text are found, and
+what the template writes for an answer, from the end of the prompt for it to its end mark, is
+trained.
+
+Most templates only ever append: then an answer begins where the prompt for it ends. Some write
+earlier answers differently once more messages follow (they leave out its reasoning). There an
+answer's place is where the text changes when its content does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from xtuner.tokenization.encode import Sample
+from xtuner.utils.constants import IGNORE_INDEX
+
+Message = dict[str, Any]
+Span = tuple[int, int]
+
+# Two contents that have no first and no last character in common, so that one of them differs from
+# the true content at either end.
+_STAND_INS = ("qXj", "Zk7")
+
+
+def encode_messages(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    tools: Any = None,
+    last_only: bool = False,
+) -> Sample:
+    """Tokenise one conversation with the tokenizer's own chat template.
+
+    Args:
+        messages: OpenAI messages: ``role``, ``content``, where given ``tool_calls``,
+            ``reasoning_content`` and, for an answer without loss, ``loss`` false.
+        tokenizer: a fast tokenizer with a chat template.
+        tools: their JSON schemas, as a list or its text; None for none.
+        last_only: train the last answer alone.
+
+    Returns:
+        ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
+        loss.
+
+    Raises:
+        ValueError: when an answer's place in the text cannot be told.
+    """
+    plain = [_plain(message) for message in messages]
+    render = _Renderer(tokenizer, _plain(json.loads(tools) if isinstance(tools, str) else tools))
+    text = render(plain)
+    answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
+    trained = answers[-1:] if last_only else answers
+    spans = [_span(text, plain, n, render) for n in trained if has_loss(messages[n])]
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    labels = [
+        token if any(a <= first and last <= b and first < last for a, b in spans) else IGNORE_INDEX
+        for token, (first, last) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    return {"input_ids": ids, "labels": labels}
+
+
+def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Turns, as map functions make them, as messages."""
+    messages: list[Message] = []
+    for turn in conversation:
+        if turn.get("system"):
+            messages.append({"role": "system", "content": str(turn["system"])})
+        messages.append({"role": "user", "content": str(turn["input"])})
+        loss = turn.get("output_with_loss", True)
+        messages.append({"role": "assistant", "content": str(turn["output"]), "loss": loss})
+    return messages
+
+
+def has_loss(message: Mapping[str, Any]) -> bool:
+    """``loss`` as published data has it: absent, a bool, or its text."""
+    value = message.get("loss")
+    if isinstance(value, str):
+        return value.strip().lower() != "false"
+    return True if value is None else bool(value)
+
+
+class _Renderer:
+    """The tokenizer's chat template, with the tools of one conversation."""
+
+    def __init__(self, tokenizer: Any, tools: Any) -> None:
+        self.tokenizer, self.tools = tokenizer, tools or None
+
+    def __call__(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt
+            )
+        )
+
+
+def _span(text: str, messages: Sequence[Message], number: int, render: _Renderer) -> Span:
+    """Where, in the text of all messages, the answer is that message ``number`` holds."""
+    prompt = render(messages[:number], prompt=True)
+    answered = render(messages[: number + 1]).rstrip()
+    if text.startswith(answered) and answered.startswith(prompt):
+        return len(prompt), len(answered)
+    own = render(messages[: number + 1])
+    before = _common(prompt, render(messages[:number]))
+    opening = own[before : before + _common(prompt[before:], own[before:])]
+    first, last = _changing(text, messages, number, render)
+    place = text.rfind(opening, 0, first)
+    mark = own[_changing(own, messages[: number + 1], number, render)[1] :].rstrip()
+    if not opening.strip() or place < 0 or not text.startswith(mark, last):
+        raise ValueError(
+            "the tokenizer's chat template writes an earlier answer so that its place cannot be "
+            "told; give such rows one turn each, or use a named template"
+        )
+    return place + len(opening), last + len(mark)
+
+
+def _changing(
+    text: str, messages: Sequence[Message], number: int, render: _Renderer
+) -> tuple[int, int]:
+    """The part of a text that depends on what one of its messages says."""
+    others = []
+    for stand_in in _STAND_INS:
+        bare = {"role": messages[number]["role"], "content": stand_in}
+        others.append(render([*messages[:number], bare, *messages[number + 1 :]]))
+    first = min(_common(text, other) for other in others)
+    behind = min(_common(text[::-1], other[::-1]) for other in others)
+    return first, max(first, len(text) - behind)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _plain(value: Any) -> Any:
+    """A value without the fields that Arrow fills with None; arguments of calls as objects."""
+    if isinstance(value, Mapping):
+        plain = {key: _plain(item) for key, item in value.items() if item is not None}
+        if isinstance(plain.get("arguments"), str):
+            with contextlib.suppress(ValueError):  # where it is no JSON, the template gets the text
+                plain["arguments"] = json.loads(plain["arguments"])
+        plain.pop("loss", None)
+        if plain.get("role") and "content" not in plain:
+            plain["content"] = ""
+        return plain
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,136 @@
+"""What ``mmbench`` and ``eval_refcoco`` share: words, the model, and dealing out questions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+from xtuner.utils.templates import PROMPT_TEMPLATE
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what both commands understand."""
+    parser.add_argument(
+        "model_name_or_path", help=tr("the language model: folder or hub name", "语言模型")
+    )
+    parser.add_argument("--data-path", required=True, help=tr("the questions", "题目文件"))
+    parser.add_argument("--work-dir", help=tr("where the results go", "结果目录"))
+    parser.add_argument(
+        "--llava", required=True, help=tr("a LLaVA model's folder", "LLaVA 模型文件夹")
+    )
+    parser.add_argument("--visual-encoder", help=tr("folder or hub name", "视觉编码器"))
+    parser.add_argument("--visual-select-layer", type=int, default=-2)
+    parser.add_argument(
+        "--prompt-template",
+        choices=sorted(name for name in PROMPT_TEMPLATE if name != "auto"),
+        metavar="NAME",
+        required=True,
+        help=tr("the one of the training", "训练时的对话模板"),
+    )
+    parser.add_argument("--stop-words", nargs="+", default=[])
+    parser.add_argument("--torch-dtype", choices=("fp16", "bf16", "fp32", "auto"), default="auto")
+    parser.add_argument("--bits", type=int, choices=(4, 8))
+    parser.add_argument("--bot-name", default="BOT")
+    parser.add_argument("--offload-folder")
+    parser.add_argument("--max-new-tokens", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+
+
+def begin(args: argparse.Namespace, command: str) -> None:
+    """Become several processes where the environment asks for them, and join them."""
+    from xtuner.engine.launch import become_torchrun, read_layout
+
+    if args.launcher == "none":
+        layout = read_layout(os.environ)
+        if layout is not None:
+            become_torchrun(layout, [command, *args.argv])
+    import torch
+
+    from xtuner.parallel.processes import join_processes
+
+    if args.launcher != "none":
+        join_processes(args.launcher, "nccl" if torch.cuda.is_available() else "gloo")
+    torch.manual_seed(args.seed)
+
+
+def load_session(args: argparse.Namespace) -> Any:
+    """The model as a chat session that answers greedily."""
+    from xtuner.chat.session import ChatSession, Sampling
+    from xtuner.chat.vision_language import SeeingPrompt, put_together
+    from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
+
+    folder, adapter = locate(args.model_name_or_path, llava_adapter(args.llava))
+    model, tokenizer = load_for_chat(
+        folder, adapter, dtype=args.torch_dtype, bits=args.bits, offload_folder=args.offload_folder
+    )
+    seeing = put_together(model, Path(args.llava), args.visual_encoder, args.visual_select_layer)
+    template = PROMPT_TEMPLATE[args.prompt_template]
+    prompt = SeeingPrompt(tokenizer, template, list(args.stop_words), [])
+    sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=0)
+    return ChatSession(seeing, prompt, sampling=sampling)
+
+
+def answer(session: Any, image: Any, question: str) -> str:
+    """The answer to a question about an image (of Pillow), nothing said before it."""
+    session.reset()
+    session.model.look_at(image)
+    return str(session.ask(question))
+
+
+def answer_all(count: int, one: Callable[[int], Any], what: str) -> list[Any] | None:
+    """Work through questions, dealt out over the processes.
+
+    Args:
+        count: how many.
+        one: gives the result of a question by its number.
+        what: shown beside the progress.
+
+    Returns:
+        All results in order in the first process, None in the others.
+    """
+    from mmengine.dist import all_gather_object, get_rank, get_world_size
+    from rich.progress import track
+
+    mine = range(get_rank(), count, get_world_size())
+    shown = track(mine, description=what, disable=get_rank() != 0)
+    results = {number: one(number) for number in shown}
+    gathered: dict[int, Any] = {}
+    for part in all_gather_object(results):
+        gathered.update(part)
+    return [gathered[number] for number in range(count)] if get_rank() == 0 else None
+
+
+def work_dir_of(args: argparse.Namespace, command: str) -> Path:
+    """The folder of the results, made."""
+    folder = Path(args.work_dir or f"work_dirs/{command}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            tr(f"the work dir cannot be written to: {error}", f"无法写入工作目录: {error}")
+        ) from error
+    return folder
+
+
+def leave() -> None:
+    """Take leave of the other processes."""
+    from xtuner.parallel.processes import leave_processes
+
+    leave_processes()
+
+
+def print_table(title: str, found: dict[str, float], columns: Sequence[str]) -> None:
+    """Show shares as per cent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title)
+    for name, share in found.items():
+        table.add_row(name, f"{100 * share:.1f}")
+    Console().print(table)
