@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := work_dirs/quickstart
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test lint bench clean install
+.PHONY: quickstart test lint messages bench clean install
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ lint: install
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# After a change to a message: bring xtuner/locale up to date; names what is to be translated.
+messages: install
+	$(BIN)/python scripts/messages.py
 
 bench: install
 	@for file in benchmarks/*.py; do \

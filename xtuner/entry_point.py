@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from xtuner.utils.errors import UserError
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr, translate
 from xtuner.utils.log_filters import quiet_libraries
 from xtuner.version import __version__
 
@@ -29,119 +29,95 @@ USAGE_ERROR = 2
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it does (English, Chinese) and its module or its subcommands."""
+    """One command: what it does (a marked message) and its module or its subcommands."""
 
-    english: str
-    chinese: str
+    text: str
     module: str = ""
     commands: Mapping[str, Command] = field(default_factory=dict)
 
     @property
     def help(self) -> str:
-        return tr(self.english, self.chinese)
+        return translate(self.text)
 
 
 CONVERT = {
     "pth_to_hf": Command(
-        "turn a checkpoint of train into a Hugging Face model or adapter",
-        "把 train 的检查点转换成 Hugging Face 模型或适配器",
+        N_("turn a checkpoint of train into a Hugging Face model or adapter"),
         "model_converters.pth_to_hf",
     ),
     "merge": Command(
-        "merge an adapter into its base model",
-        "把适配器合并进基座模型",
+        N_("merge an adapter into its base model"),
         "model_converters.merge",
     ),
     "llava": Command(
-        "rewrite a LLaVA model in another form",
-        "把 LLaVA 模型改写成另一种格式",
+        N_("rewrite a LLaVA model in another form"),
         "model_converters.llava",
     ),
     "phi_to_llama": Command(
-        "rewrite a Phi-3 model as a Llama model",
-        "把 Phi-3 模型改写成 Llama 模型",
+        N_("rewrite a Phi-3 model as a Llama model"),
         "model_converters.phi_to_llama",
     ),
     "split": Command(
-        "split a model into one file per tensor",
-        "把模型按张量拆分成单独的文件",
+        N_("split a model into one file per tensor"),
         "model_converters.split",
     ),
 }
 
 PREPROCESS = {
     "sft": Command(
-        "prepare a config's dataset ahead of training",
-        "提前准备配置里的数据集",
+        N_("prepare a config's dataset ahead of training"),
         "data_preprocess.sft",
     ),
-    "arxiv": Command(
-        "filter the arXiv metadata dump", "筛选 arXiv 元数据", "data_preprocess.arxiv"
-    ),
+    "arxiv": Command(N_("filter the arXiv metadata dump"), "data_preprocess.arxiv"),
     "refcoco": Command(
-        "turn RefCOCO annotations into JSON",
-        "把 RefCOCO 标注转换成 JSON",
+        N_("turn RefCOCO annotations into JSON"),
         "data_preprocess.refcoco",
     ),
     "untokenized": Command(
-        "the same as sft, with the published script's words",
-        "与 sft 相同，参数与旧脚本一致",
+        N_("the same as sft, with the published script's words"),
         "data_preprocess.sft",
     ),
     "folder": Command(
-        "tokenize a folder of data files, without a config",
-        "不用配置，直接对一个文件夹的数据分词",
+        N_("tokenize a folder of data files, without a config"),
         "data_preprocess.folder",
     ),
     "llava": Command(
-        "prepare the texts of an image config ahead of training",
-        "提前准备图文配置里的文本",
+        N_("prepare the texts of an image config ahead of training"),
         "data_preprocess.llava",
     ),
     "ftdp": Command(
-        "tokenize FTDP chat files",
-        "对 FTDP 对话文件分词",
+        N_("tokenize FTDP chat files"),
         "data_preprocess.ftdp",
     ),
     "data-order": Command(
-        "write down the order of tokenized files",
-        "记录已分词文件的顺序",
+        N_("write down the order of tokenized files"),
         "data_preprocess.data_order",
     ),
 }
 
 COMMANDS: Mapping[str, Command] = {
-    "list-cfg": Command("list the configs by name", "列出可用的配置", "list_cfg"),
-    "copy-cfg": Command("copy a config to edit it", "复制一份配置以便修改", "copy_cfg"),
-    "print-cfg": Command("show a config as it will be used", "显示配置最终的取值", "print_cfg"),
-    "check-cfg": Command("find the mistakes in a config", "检查配置里的错误", "check_cfg"),
+    "list-cfg": Command(N_("list the configs by name"), "list_cfg"),
+    "copy-cfg": Command(N_("copy a config to edit it"), "copy_cfg"),
+    "print-cfg": Command(N_("show a config as it will be used"), "print_cfg"),
+    "check-cfg": Command(N_("find the mistakes in a config"), "check_cfg"),
     "list-dataset-format": Command(
-        "list the row layouts that map functions read", "列出支持的数据格式", "list_dataset_format"
+        N_("list the row layouts that map functions read"), "list_dataset_format"
     ),
-    "check-custom-dataset": Command(
-        "examine a config's whole dataset", "检查配置里的整个数据集", "check_custom_dataset"
-    ),
-    "log-dataset": Command(
-        "show a sample as the model will see it", "显示模型实际看到的样本", "log_dataset"
-    ),
-    "preprocess": Command("prepare data", "数据预处理", commands=PREPROCESS),
-    "train": Command("train", "训练", "train"),
-    "dist_train": Command("train with several processes", "多进程训练", "dist_train"),
-    "test": Command("evaluate a checkpoint", "评测检查点", "test"),
-    "mmbench": Command(
-        "measure a LLaVA model on MMBench", "在 MMBench 上评测 LLaVA 模型", "mmbench"
-    ),
-    "eval_refcoco": Command(
-        "measure how a LLaVA model finds things", "在 RefCOCO 上评测 LLaVA 模型", "eval_refcoco"
-    ),
-    "plot": Command("draw the curves of one or more runs", "绘制训练曲线", "plot"),
-    "convert": Command("convert, merge or split models", "转换、合并、拆分模型", commands=CONVERT),
+    "check-custom-dataset": Command(N_("examine a config's whole dataset"), "check_custom_dataset"),
+    "log-dataset": Command(N_("show a sample as the model will see it"), "log_dataset"),
+    "preprocess": Command(N_("prepare data"), commands=PREPROCESS),
+    "train": Command(N_("train"), "train"),
+    "dist_train": Command(N_("train with several processes"), "dist_train"),
+    "test": Command(N_("evaluate a checkpoint"), "test"),
+    "mmbench": Command(N_("measure a LLaVA model on MMBench"), "mmbench"),
+    "eval_refcoco": Command(N_("measure how a LLaVA model finds things"), "eval_refcoco"),
+    "plot": Command(N_("draw the curves of one or more runs"), "plot"),
+    "convert": Command(N_("convert, merge or split models"), commands=CONVERT),
     "check-template": Command(
-        "check that training and serving build the same prompt",
-        "检查训练与推理的提示词是否一致",
+        N_("check that training and serving build the same prompt"),
         "check_template",
     ),
-    "chat": Command("talk to a model", "与模型对话", "chat"),
+    "chat": Command(N_("talk to a model"), "chat"),
 }
 
 
@@ -170,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
-        _complain(tr("interrupted", "已中断"))
+        _complain(tr("interrupted"))
         return INTERRUPTED
     except BrokenPipeError:  # `xtuner list-cfg | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -191,9 +167,7 @@ def _dispatch(words: list[str]) -> int:
         return 0 if rest else USAGE_ERROR
     module = importlib.import_module(f"xtuner.tools.{command.module}")
     parser = _Parser(prog=path, description=command.help)
-    parser.add_argument(
-        "--debug", action="store_true", help=tr("show tracebacks", "出错时显示调用栈")
-    )
+    parser.add_argument("--debug", action="store_true", help=tr("show tracebacks"))
     module.add_arguments(parser)
     args = parser.parse_args(rest)
     args.argv = rest
@@ -208,7 +182,7 @@ def _find(words: list[str]) -> tuple[str, Command, list[str]]:
         name = _known(word.lower(), level)
         if name is None:
             raise UserError(
-                tr(f"there is no command '{path} {word}'", f"没有命令 '{path} {word}'"),
+                tr("there is no command '{path} {word}'", path=path, word=word),
                 hint=_suggestion(path, word, level),
                 status=USAGE_ERROR,
             )
@@ -227,22 +201,22 @@ def _known(word: str, level: Mapping[str, Command]) -> str | None:
 def _suggestion(path: str, word: str, level: Mapping[str, Command]) -> str:
     near = difflib.get_close_matches(word, level, n=1, cutoff=0.5)
     if near:
-        return tr(f"did you mean '{path} {near[0]}'?", f"是不是 '{path} {near[0]}'？")
-    return tr(f"'{path} --help' lists the commands.", f"'{path} --help' 会列出所有命令。")
+        return tr("did you mean '{path} {near}'?", path=path, near=near[0])
+    return tr("'{path} --help' lists the commands.", path=path)
 
 
 def _overview(path: str, level: Mapping[str, Command]) -> str:
     width = max(map(len, level)) + 2
-    lines = [tr(f"usage: {path} COMMAND ...", f"用法: {path} 命令 ..."), ""]
+    lines = [tr("usage: {path} COMMAND ...", path=path), ""]
     lines += [f"  {name:<{width}}{command.help}" for name, command in level.items()]
     lines += [
         "",
-        tr(f"'{path} COMMAND --help' tells more.", f"'{path} 命令 --help' 显示详细说明。"),
+        tr("'{path} COMMAND --help' tells more.", path=path),
     ]
     if level is COMMANDS:
         lines += [
             "",
-            tr("The usual way:", "通常的步骤:"),
+            tr("The usual way:"),
             "  xtuner list-cfg -p internlm2",
             "  xtuner copy-cfg internlm2_5_chat_7b_qlora_alpaca_e3 .",
             "  xtuner train internlm2_5_chat_7b_qlora_alpaca_e3_copy.py",
@@ -250,10 +224,7 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
             "  xtuner convert merge BASE_MODEL ADAPTER_DIR MERGED_DIR",
             "  xtuner chat MERGED_DIR",
             "",
-            tr(
-                "First time? 'xtuner train quickstart' needs no network.",
-                "第一次使用？'xtuner train quickstart' 不需要网络。",
-            ),
+            tr("First time? 'xtuner train quickstart' needs no network."),
         ]
     return "\n".join(lines)
 
@@ -264,16 +235,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(
             f"{self.prog}: {message}",
-            hint=tr(
-                f"'{self.prog} --help' lists the arguments.",
-                f"'{self.prog} --help' 会列出所有参数。",
-            ),
+            hint=tr("'{prog} --help' lists the arguments.", prog=self.prog),
             status=USAGE_ERROR,
         )
 
 
 def _complain(message: str) -> None:
-    label = tr("error", "错误")
+    label = tr("error")
     if sys.stderr.isatty():
         label = f"\033[1;31m{label}\033[0m"
     print(f"{label}: {message}", file=sys.stderr)

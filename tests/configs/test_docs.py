@@ -11,6 +11,7 @@ import pytest
 from xtuner.configs.datasets import DATASETS
 from xtuner.configs.names import UnknownConfig, parse
 from xtuner.entry_point import main
+from xtuner.utils.lang import translate
 
 DOCS = Path(__file__).parents[2] / "docs"
 LANGUAGES = ("en", "zh_cn")
@@ -42,9 +43,12 @@ def test_it_names_every_dataset_that_is_for_all_models(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_its_example_of_nonsense_is_answered_as_it_says(language: str) -> None:
+def test_its_example_of_nonsense_is_answered_as_it_says(
+    language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XTUNER_LANG", language)
     with pytest.raises(UnknownConfig) as caught:
         parse("qwen2_5_7b_dpo_lora")
     error = caught.value
-    assert (error.reason if language == "en" else error.reason_zh) in guide(language)
+    assert translate(error.message, **error.values) in guide(language)
     assert error.suggestions[0] in guide(language)

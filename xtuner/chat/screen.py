@@ -26,12 +26,7 @@ def talk(session: ChatSession, *, stream: bool = True) -> None:
     """
     in_terminal = sys.stdin.isatty()
     if in_terminal:
-        print(
-            tr(
-                "exit leaves, RESET forgets, Alt-Enter starts a new line, /help tells more",
-                "exit 退出，RESET 清空历史，Alt-Enter 换行，/help 查看更多",
-            )
-        )
+        print(tr("exit leaves, RESET forgets, Alt-Enter starts a new line, /help tells more"))
     for line in _typed() if in_terminal else _piped():
         question = line.strip()
         if question.lower() == "exit":
@@ -40,7 +35,7 @@ def talk(session: ChatSession, *, stream: bool = True) -> None:
             continue
         if question == "RESET":
             session.reset()
-            _note(tr("[the history is forgotten]", "[已清空历史]"))
+            _note(tr("[the history is forgotten]"))
         elif question.startswith("/") and _command(session, question, stream):
             continue
         else:
@@ -70,7 +65,7 @@ def _typed() -> Iterator[str]:
         except EOFError:
             return
         except KeyboardInterrupt:
-            _note(tr("[Ctrl-D or exit leaves]", "[Ctrl-D 或 exit 退出]"))
+            _note(tr("[Ctrl-D or exit leaves]"))
 
 
 def _piped() -> Iterator[str]:
@@ -92,7 +87,7 @@ def _answer(session: ChatSession, question: str, stream: bool) -> None:
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
-        _note(tr("[interrupted; this turn is forgotten]", "[已中断，本轮未记录]"))
+        _note(tr("[interrupted; this turn is forgotten]"))
     except UserError as error:
         print()
         _note(f"[{error}]")
@@ -106,20 +101,20 @@ def _command(session: ChatSession, line: str, stream: bool) -> bool:
     elif word == "/system":
         session.system = rest.strip()
         session.reset()
-        _note(tr("[system text set; the history is forgotten]", "[已设置系统提示并清空历史]"))
+        _note(tr("[system text set; the history is forgotten]"))
     elif word == "/save":
         _save(session, rest.strip())
     elif word == "/undo":
         turn = session.undo()
         _note(
-            tr(f"[forgotten: {turn.question}]", f"[已撤销: {turn.question}]")
+            tr("[forgotten: {question}]", question=turn.question)
             if turn
-            else tr("[there is nothing to undo]", "[没有可撤销的内容]")
+            else tr("[there is nothing to undo]")
         )
     elif word == "/retry":
         turn = session.undo()
         if turn is None:
-            _note(tr("[there is nothing to retry]", "[没有可重试的内容]"))
+            _note(tr("[there is nothing to retry]"))
         else:
             _answer(session, turn.question, stream)
     else:
@@ -129,14 +124,14 @@ def _command(session: ChatSession, line: str, stream: bool) -> bool:
 
 def _help() -> str:
     rows = {
-        "exit, EXIT, Ctrl-D": tr("leave", "退出"),
-        "RESET": tr("forget the history", "清空历史"),
-        "/system TEXT": tr("set the system text, forget the history", "设置系统提示并清空历史"),
-        "/retry": tr("answer the last question again", "重新回答上一个问题"),
-        "/undo": tr("forget the last question", "撤销上一轮"),
-        "/save FILE": tr("write the conversation (JSON lines of messages)", "保存对话"),
-        "Alt-Enter": tr("start a new line", "换行"),
-        "Ctrl-C": tr("stop an answer", "停止回答"),
+        "exit, EXIT, Ctrl-D": tr("leave"),
+        "RESET": tr("forget the history"),
+        "/system TEXT": tr("set the system text, forget the history"),
+        "/retry": tr("answer the last question again"),
+        "/undo": tr("forget the last question"),
+        "/save FILE": tr("write the conversation (JSON lines of messages)"),
+        "Alt-Enter": tr("start a new line"),
+        "Ctrl-C": tr("stop an answer"),
     }
     return "\n".join(f"  {key:<20}{text}" for key, text in rows.items())
 
@@ -144,7 +139,7 @@ def _help() -> str:
 def _save(session: ChatSession, file: str) -> None:
     """Append nothing, keep nothing: write the conversation in the layout that training reads."""
     if not file:
-        _note(tr("[say where: /save FILE]", "[请给出文件名: /save FILE]"))
+        _note(tr("[say where: /save FILE]"))
         return
     messages = [{"role": "system", "content": session.system}] if session.system else []
     for turn in session.turns:
@@ -153,9 +148,9 @@ def _save(session: ChatSession, file: str) -> None:
     try:
         write_text(file, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
     except OSError as error:
-        _note(tr(f"[not saved: {error}]", f"[保存失败: {error}]"))
+        _note(tr("[not saved: {error}]", error=error))
         return
-    _note(tr(f"[saved in {file}]", f"[已保存到 {file}]"))
+    _note(tr("[saved in {file}]", file=file))
 
 
 def _note(text: str) -> None:

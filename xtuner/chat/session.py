@@ -124,17 +124,18 @@ class ChatSession:
         if len(ids) >= self.context:
             raise UserError(
                 tr(
-                    f"the question has {len(ids)} tokens; the model takes {self.context}.",
-                    f"问题有 {len(ids)} 个词元，而模型最多接受 {self.context} 个。",
+                    "the question has {count} tokens; the model takes {context}.",
+                    count=len(ids),
+                    context=self.context,
                 ),
-                hint=tr("ask for less at once.", "请缩短问题。"),
+                hint=tr("ask for less at once."),
             )
         del self.turns[:dropped]
         if dropped:
             self.notice(
                 tr(
-                    f"[the context is full: the oldest {dropped} turn(s) were forgotten]",
-                    f"[上下文已满: 最早的 {dropped} 轮对话已被遗忘]",
+                    "[the context is full: the oldest {dropped} turn(s) were forgotten]",
+                    dropped=dropped,
                 )
             )
         return ids

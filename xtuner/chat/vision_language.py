@@ -74,7 +74,7 @@ class SeeingPrompt(ChatPrompt):
         first = replace(turns[0], question=f"{DEFAULT_IMAGE_TOKEN}\n{turns[0].question}")
         if self.template is None:
             raise UserError(
-                tr("a chat about images needs a template", "图文对话需要对话模板"),
+                tr("a chat about images needs a template"),
                 hint="--prompt-template vicuna",
             )
         pieces = [
@@ -110,7 +110,7 @@ def put_together(
     place = str(own) if own.is_dir() else visual_encoder
     if place is None:
         raise UserError(
-            tr("there is no visual encoder", "缺少视觉编码器"),
+            tr("there is no visual encoder"),
             hint="--visual-encoder openai/clip-vit-large-patch14-336",
             where=Where(str(llava)),
         )
@@ -135,11 +135,8 @@ def put_together(
         processor = AutoImageProcessor.from_pretrained(visual_encoder or place)
     except (OSError, ValueError) as error:
         raise UserError(
-            tr("there is no image processor", "缺少图像处理器"),
-            hint=tr(
-                "--visual-encoder with the visual encoder that training began with.",
-                "请用 --visual-encoder 指定训练开始时的视觉编码器。",
-            ),
+            tr("there is no image processor"),
+            hint=tr("--visual-encoder with the visual encoder that training began with."),
             where=Where(visual_encoder or place),
         ) from error
     return SeeingModel(model.eval(), processor)
@@ -155,7 +152,7 @@ def _visual_encoder(place: str, dtype: torch.dtype) -> Any:
         return loader.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            tr(f"the visual encoder cannot be loaded: {error}", f"视觉编码器无法加载: {error}"),
+            tr("the visual encoder cannot be loaded: {error}", error=error),
             hint="--visual-encoder openai/clip-vit-large-patch14-336",
             where=Where(place),
         ) from error

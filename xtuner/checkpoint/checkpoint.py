@@ -103,7 +103,7 @@ def load_state_dict(path: str | Path) -> Mapping[str, torch.Tensor]:
     state = _checked(source, mapped=True)
     weights = state.get("state_dict", state)
     if not isinstance(weights, Mapping):
-        raise _unusable(source, tr("its state_dict is no dict", "其中的 state_dict 不是字典"))
+        raise _unusable(source, tr("its state_dict is no dict"))
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
@@ -128,8 +128,9 @@ def find_latest(work_dir: str | Path, complain: Callable[[str], None] | None = N
             return candidate
         say(
             tr(
-                f"{candidate} is damaged and is passed over: {problem}",
-                f"{candidate} 已损坏，将跳过: {problem}",
+                "{candidate} is damaged and is passed over: {problem}",
+                candidate=candidate,
+                problem=problem,
             )
         )
     return None
@@ -148,7 +149,7 @@ def damage(path: Path) -> str | None:
     try:
         return _damage(path)
     except OSError as error:
-        return tr(f"it cannot be read ({error.strerror})", f"无法读取（{error.strerror}）")
+        return tr("it cannot be read ({strerror})", strerror=error.strerror)
 
 
 def remove(path: Path) -> None:
@@ -186,18 +187,12 @@ def read_torch_file(file: Path, *, mapped: bool) -> dict[str, Any]:
         raise _refusal(file, error) from error
     except READ_ERRORS as error:
         raise UserError(
-            tr(
-                f"this checkpoint is damaged: {first_line(error)}",
-                f"这个检查点已损坏: {first_line(error)}",
-            ),
+            tr("this checkpoint is damaged: {error}", error=first_line(error)),
             where=Where(str(file)),
         ) from error
     if not isinstance(state, dict):
         raise UserError(
-            tr(
-                f"a checkpoint is a dict; this file holds a {type(state).__name__}.",
-                f"检查点应是字典；这个文件里是 {type(state).__name__}。",
-            ),
+            tr("a checkpoint is a dict; this file holds a {type}.", type=type(state).__name__),
             where=Where(str(file)),
         )
     return state
@@ -213,10 +208,7 @@ def explained_write_failure(target: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         raise UserError(
-            tr(
-                f"the checkpoint could not be written: {cause.strerror or cause}.",
-                f"检查点写入失败: {cause.strerror or cause}。",
-            ),
+            tr("the checkpoint could not be written: {cause}.", cause=cause.strerror or cause),
             hint=_write_hint(cause, target),
             where=Where(str(target)),
         ) from error
@@ -228,28 +220,19 @@ def first_line(error: BaseException) -> str:
 
 
 def _write_hint(cause: OSError, target: Path) -> str:
-    kept = tr(
-        "Earlier checkpoints are untouched; go on with 'xtuner train CONFIG --resume'.",
-        "之前的检查点没有受影响；可用 'xtuner train CONFIG --resume' 继续。",
-    )
+    kept = tr("Earlier checkpoints are untouched; go on with 'xtuner train CONFIG --resume'.")
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(target.parent).free
             return (
                 tr(
-                    f"{free / 1e6:,.0f} MB are free there: make room, or choose another folder "
+                    "{free:,.0f} MB are free there: make room, or choose another folder "
                     "with '--work-dir'. ",
-                    f"该处剩余 {free / 1e6:,.0f} MB：请清理空间，或用 '--work-dir' 换一个目录。",
+                    free=free / 1e6,
                 )
                 + kept
             )
-    return (
-        tr(
-            "make the folder writable, or choose another one with '--work-dir'. ",
-            "请使该目录可写，或用 '--work-dir' 换一个目录。",
-        )
-        + kept
-    )
+    return tr("make the folder writable, or choose another one with '--work-dir'. ") + kept
 
 
 def _saved_at(path: Path) -> float:
@@ -275,9 +258,7 @@ def _load_folder(folder: Path) -> Mapping[str, torch.Tensor]:
     raise UserError(
         tr(
             "this folder is no checkpoint: neither DeepSpeed's files (*model_states.pt) nor "
-            "those of torch (.metadata) are in it.",
-            "这个文件夹不是检查点：其中既没有 DeepSpeed 的文件（*model_states.pt），"
-            "也没有 torch 的文件（.metadata）。",
+            "those of torch (.metadata) are in it."
         ),
         where=Where(str(folder)),
     )
@@ -287,7 +268,7 @@ def _checked(file: Path, *, mapped: bool) -> dict[str, Any]:
     """Read a checkpoint file that is not damaged."""
     if file.is_dir():
         raise UserError(
-            tr("this is a folder; a checkpoint file was expected.", "这是文件夹，应为检查点文件。"),
+            tr("this is a folder; a checkpoint file was expected."),
             where=Where(str(file)),
         )
     found = damage(file)
@@ -306,9 +287,9 @@ def _checked_folder(folder: Path) -> dict[str, Any]:
     if not (folder / RUN_FILE).is_file():
         raise UserError(
             tr(
-                f"this folder holds weights only (there is no {RUN_FILE} in it): a run cannot go "
+                "this folder holds weights only (there is no {run_file} in it): a run cannot go "
                 "on from it.",
-                f"这个文件夹只有权重（其中没有 {RUN_FILE}）：训练无法从它继续。",
+                run_file=RUN_FILE,
             ),
             hint=f"--cfg-options load_from={folder}",
             where=Where(str(folder)),
@@ -318,11 +299,10 @@ def _checked_folder(folder: Path) -> dict[str, Any]:
 
 def _unusable(path: Path, why: str) -> UserError:
     return UserError(
-        tr(f"this checkpoint cannot be used: {why}.", f"这个检查点不能使用: {why}。"),
+        tr("this checkpoint cannot be used: {why}.", why=why),
         hint=tr(
             "take another iter_N.pth of the same folder; '--resume' without a path finds the "
-            "newest good one.",
-            "请换用同一文件夹中的其他 iter_N.pth；只写 '--resume' 会自动找最新的完好检查点。",
+            "newest good one."
         ),
         where=Where(str(path)),
     )
@@ -330,19 +310,15 @@ def _unusable(path: Path, why: str) -> UserError:
 
 def _damage(path: Path) -> str | None:
     if not path.exists():
-        return tr("it does not exist", "它不存在")
+        return tr("it does not exist")
     try:
         manifest = read_manifest(path)
     except ValueError as error:
-        return tr(f"its manifest cannot be read ({error})", f"清单无法读取（{error}）")
+        return tr("its manifest cannot be read ({error})", error=error)
     if manifest is not None:
         return disagreement(path, manifest)
     if path.is_dir():
-        return (
-            None
-            if any(path.iterdir())
-            else tr("it is no checkpoint: empty", "不是检查点：空文件夹")
-        )
+        return None if any(path.iterdir()) else tr("it is no checkpoint: empty")
     return _load_test(path)
 
 
@@ -353,7 +329,7 @@ def _load_test(file: Path) -> str | None:
             with zipfile.ZipFile(file) as archive:
                 broken = archive.testzip()
             if broken:
-                return tr(f"its part {broken} is damaged", f"其中的 {broken} 已损坏")
+                return tr("its part {broken} is damaged", broken=broken)
         read_torch_file(file, mapped=True)
     except UserError as error:
         return error.message.rstrip(".。")
@@ -371,14 +347,11 @@ def _refusal(file: Path, error: pickle.UnpicklingError) -> UserError:
     named = ", ".join(asked) or first_line(error)
     return UserError(
         tr(
-            f"this checkpoint holds more than data: it asks to run {named}. It was not loaded and "
+            "this checkpoint holds more than data: it asks to run {named}. It was not loaded and "
             "nothing from it was run.",
-            f"这个检查点不只包含数据：它要求执行 {named}。没有加载它，也没有执行其中的任何内容。",
+            named=named,
         ),
-        hint=tr(
-            "use a checkpoint from a source you trust, best of all as safetensors.",
-            "请使用可信来源的检查点，最好是 safetensors 格式。",
-        ),
+        hint=tr("use a checkpoint from a source you trust, best of all as safetensors."),
         where=Where(str(file)),
     )
 

@@ -51,7 +51,7 @@ def load_deepspeed(folder: Path) -> LazyWeights:
     models = [read_torch_file(file, mapped=True) for file in _by_rank(inside, "*model_states.pt")]
     first = models[0]
     if first.get("mp_world_size", 1) != 1:
-        raise _unreadable(inside, tr("tensor parallelism is not read", "不支持读取张量并行"))
+        raise _unreadable(inside, tr("tensor parallelism is not read"))
     made = dict(_trained(inside, first))
     for name, value in first["module"].items():
         if name not in made and isinstance(value, torch.Tensor):
@@ -74,8 +74,9 @@ def _trained(inside: Path, first: Mapping[str, Any]) -> Iterator[tuple[str, Make
         raise _unreadable(
             inside,
             tr(
-                f"it was written by {ranks} ranks, there are optimizer files of {len(parts)}",
-                f"它由 {ranks} 个进程写入，但只有 {len(parts)} 个进程的优化器文件",
+                "it was written by {ranks} ranks, there are optimizer files of {count}",
+                ranks=ranks,
+                count=len(parts),
             ),
         )
     shapes = first["param_shapes"]
@@ -171,10 +172,7 @@ def _by_rank(inside: Path, pattern: str) -> list[Path]:
 
 def _unreadable(folder: Path, why: str) -> UserError:
     return UserError(
-        tr(f"the DeepSpeed folder cannot be read: {why}.", f"无法读取 DeepSpeed 文件夹: {why}。"),
-        hint=tr(
-            "copy the whole folder, with the files of every rank.",
-            "请复制完整的文件夹，包括每个进程的文件。",
-        ),
+        tr("the DeepSpeed folder cannot be read: {why}.", why=why),
+        hint=tr("copy the whole folder, with the files of every rank."),
         where=Where(str(folder)),
     )

@@ -76,17 +76,18 @@ def disagreement(checkpoint: Path, manifest: Mapping[str, Any]) -> str | None:
     for name, expected in manifest["files"].items():
         file = checkpoint.parent / name
         if not file.is_file():
-            return tr(f"the file {name} is missing", f"缺少文件 {name}")
+            return tr("the file {name} is missing", name=name)
         size = file.stat().st_size
         if size != expected["size"]:
             return tr(
-                f"{name} has {size:,} bytes, its manifest says {expected['size']:,}",
-                f"{name} 有 {size:,} 字节，而清单中是 {expected['size']:,}",
+                "{name} has {size:,} bytes, its manifest says {expected_size:,}",
+                name=name,
+                size=size,
+                expected_size=expected["size"],
             )
         if sha256(file) != expected["sha256"]:
             return tr(
-                f"the content of {name} has changed (its checksum is not the manifest's)",
-                f"{name} 的内容已改变（校验和与清单不符）",
+                "the content of {name} has changed (its checksum is not the manifest's)", name=name
             )
     return None
 

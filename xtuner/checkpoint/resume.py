@@ -78,7 +78,7 @@ def checkpoint_to_resume(work_dir: str | Path, resume: str | bool | Path) -> Pat
             return _newest(path, hint_dir=path)
         if not path.exists():
             raise UserError(
-                tr("there is no such checkpoint.", "没有这个检查点。"),
+                tr("there is no such checkpoint."),
                 hint=_there_is(path.parent),
                 where=Where(str(path)),
             )
@@ -86,12 +86,7 @@ def checkpoint_to_resume(work_dir: str | Path, resume: str | bool | Path) -> Pat
     found: list[Path | None] = [find_latest(work_dir) if is_main_process() else None]
     broadcast_object_list(found)
     if found[0] is None and is_main_process():
-        print(
-            tr(
-                f"No checkpoint in {work_dir}: starting from the beginning.",
-                f"{work_dir} 中没有检查点：从头开始。",
-            )
-        )
+        print(tr("No checkpoint in {work_dir}: starting from the beginning.", work_dir=work_dir))
     return found[0]
 
 
@@ -127,8 +122,10 @@ def go_on(runner: Any, checkpoint: str | Path, allowed: Collection[str] = ()) ->
         cut_metrics(Path(runner.work_dir) / METRICS, state["meta"]["iter"])
         print(
             tr(
-                f"Going on from {checkpoint}: {done} of {runner.max_iters} iterations are done.",
-                f"从 {checkpoint} 继续：{runner.max_iters} 次迭代中已完成 {done} 次。",
+                "Going on from {checkpoint}: {done} of {max_iters} iterations are done.",
+                checkpoint=checkpoint,
+                done=done,
+                max_iters=runner.max_iters,
             )
         )
 
@@ -169,15 +166,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     for name, old in before.get("packages", {}).items():
         new = now.get("packages", {}).get(name)
         if old != new:
-            found.append(Change("packages", f"{name}: {old} -> {new or tr('missing', '缺失')}"))
+            found.append(Change("packages", f"{name}: {old} -> {new or tr('missing')}"))
     old_data, new_data = before.get("data"), now.get("data")
     if old_data and new_data and old_data != new_data:
         rows = f"{old_data['rows']} -> {new_data['rows']}"
-        same = tr("rows have another content", "内容有变化")
+        same = tr("rows have another content")
         found.append(Change("data", rows if old_data["rows"] != new_data["rows"] else same))
     old_tokens, new_tokens = before.get("tokenizer"), now.get("tokenizer")
     if old_tokens and new_tokens and old_tokens != new_tokens:
-        found.append(Change("tokenizer", tr("vocabulary or settings", "词表或设置")))
+        found.append(Change("tokenizer", tr("vocabulary or settings")))
     if before.get("world_size", now.get("world_size")) != now.get("world_size"):
         found.append(Change("world_size", f"{before['world_size']} -> {now['world_size']}"))
     else:  # as many processes, but not as many to a row
@@ -185,7 +182,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
             noted.get("data_parallel_size", noted.get("world_size")) for noted in (before, now)
         )
         if None not in (old, new) and old != new:
-            said = tr("processes with rows of their own", "各自读取数据的进程")
+            said = tr("processes with rows of their own")
             found.append(Change("world_size", f"{said}: {old} -> {new}"))
     return found
 
@@ -209,10 +206,7 @@ def refuse_changes(
     unknown = sorted(set(allowed) - {*KINDS, "all"})
     if unknown:
         raise UserError(
-            tr(
-                f"--resume-allow does not know {', '.join(unknown)}.",
-                f"--resume-allow 不认识 {', '.join(unknown)}。",
-            ),
+            tr("--resume-allow does not know {unknown}.", unknown=", ".join(unknown)),
             hint=f"--resume-allow {','.join(KINDS)}",
         )
     refused = [
@@ -225,20 +219,16 @@ def refuse_changes(
         kinds = ",".join(sorted({change.kind for change in refused}))
         raise UserError(
             tr(
-                f"this is not the run that the checkpoint is from. Changed since:\n{listed}",
-                f"这不是写下该检查点的那次训练。之后的变化:\n{listed}",
+                "this is not the run that the checkpoint is from. Changed since:\n{listed}",
+                listed=listed,
             ),
             hint=tr(
-                f"undo the change, or go on all the same with '--resume-allow {kinds}'.",
-                f"请撤销这些改动，或用 '--resume-allow {kinds}' 照样继续。",
+                "undo the change, or go on all the same with '--resume-allow {kinds}'.", kinds=kinds
             ),
             where=Where(str(checkpoint)),
         )
     return [
-        tr(
-            f"changed since the checkpoint: {change.kind}: {change.text}",
-            f"检查点之后的变化: {change.kind}: {change.text}",
-        )
+        tr("changed since the checkpoint: {kind}: {text}", kind=change.kind, text=change.text)
         for change in found
     ]
 
@@ -266,10 +256,10 @@ def cut_metrics(metrics: Path, iterations: int) -> None:
 def how_to_go_on(checkpoint: str | Path | None) -> str:
     """The command that continues a run which has been stopped."""
     if checkpoint is None:
-        return tr("start the same command again.", "请重新运行同一条命令。")
+        return tr("start the same command again.")
     config = config_beside(checkpoint) or "CONFIG"
     command = f"xtuner train {config} --work-dir {Path(checkpoint).parent} --resume"
-    return tr(f"go on with: {command}", f"继续训练: {command}")
+    return tr("go on with: {command}", command=command)
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, str]:
@@ -304,7 +294,7 @@ def _text(value: Any) -> str:
 def _config_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[Change]:
     if not before or not now:
         return []
-    absent = tr("(nothing)", "（无）")
+    absent = tr("(nothing)")
     longer = any(before.get(key) != now.get(key) for key in LENGTH)
     found = []
     for key in sorted({*before, *now}):
@@ -321,7 +311,7 @@ def _newest(folder: Path, hint_dir: Path) -> Path:
     found = find_latest(folder)
     if found is None:
         raise UserError(
-            tr("there is no good checkpoint in this folder.", "这个文件夹中没有完好的检查点。"),
+            tr("there is no good checkpoint in this folder."),
             hint=_there_is(hint_dir),
             where=Where(str(folder)),
         )
@@ -332,12 +322,9 @@ def _there_is(folder: Path) -> str:
     """What a user could have meant: the checkpoints that are in a folder."""
     names = sorted(entry.name for entry in folder.glob("*.pth")) if folder.is_dir() else []
     if names:
-        return tr(
-            f"in {folder} there are: {', '.join(names)}.", f"{folder} 中有: {', '.join(names)}。"
-        )
+        return tr("in {folder} there are: {names}.", folder=folder, names=", ".join(names))
     return tr(
-        f"there are no checkpoints in {folder}; leave '--resume' out to start anew.",
-        f"{folder} 中没有检查点；去掉 '--resume' 可重新开始。",
+        "there are no checkpoints in {folder}; leave '--resume' out to start anew.", folder=folder
     )
 
 

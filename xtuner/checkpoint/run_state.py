@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from xtuner.checkpoint.rng import random_state, set_random_state
 from xtuner.checkpoint.serialize import mmengine_hub, to_plain
 from xtuner.utils.errors import UserError
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr, translate
 from xtuner.version import __version__
 
 SCHEDULE_ENDS = ("begin", "end", "T_max", "total_iters")
@@ -84,10 +84,7 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
     runner.call_hook("after_load_checkpoint", checkpoint=state)
     if not runner.strategy.restore(state, runner.model, runner.optim_wrapper):
         runner.logger.warning(
-            tr(
-                "the checkpoint has no optimizer state (save_optimizer=False): it starts anew.",
-                "检查点中没有优化器状态（save_optimizer=False）：优化器从头开始。",
-            )
+            tr("the checkpoint has no optimizer state (save_optimizer=False): it starts anew.")
         )
     scale = _scale(runner, state)
     for scheduler, saved in zip(
@@ -134,20 +131,20 @@ def load_weights(
     try:
         outcome = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise other_config(tr("weights", "权重"), str(error)) from error
+        raise other_config(tr("weights"), str(error)) from error
     expected = set(model.state_dict())
     missing = [name for name in outcome.missing_keys if name in expected]
     lines = [
-        tr(f"{len(names)} {kind}, such as {names[0]}", f"{len(names)} 个{chinese}，例如 {names[0]}")
-        for names, kind, chinese in (
-            (missing, "are missing", "缺失"),
-            (outcome.unexpected_keys, "are not in the model", "不在模型中"),
+        translate(message, count=len(names), name=names[0])
+        for names, message in (
+            (missing, N_("{count} are missing, such as {name}")),
+            (outcome.unexpected_keys, N_("{count} are not in the model, such as {name}")),
         )
         if names
     ]
     nothing_fits = len(outcome.unexpected_keys) == len(weights)
     if lines and (nothing_fits or not partly):
-        raise other_config(tr("weights", "权重"), "; ".join(lines))
+        raise other_config(tr("weights"), "; ".join(lines))
     return "; ".join(lines)
 
 
@@ -211,11 +208,9 @@ def other_config(what: str, detail: str) -> UserError:
     """The complaint that a checkpoint's weights or optimizer do not fit."""
     return UserError(
         tr(
-            f"the checkpoint's {what} do not belong to this config: {detail}",
-            f"检查点的{what}与这个配置不符: {detail}",
+            "the checkpoint's {what} do not belong to this config: {detail}",
+            what=what,
+            detail=detail,
         ),
-        hint=tr(
-            "resume with the config that lies beside the checkpoint.",
-            "请使用检查点旁边的配置文件继续训练。",
-        ),
+        hint=tr("resume with the config that lies beside the checkpoint."),
     )

@@ -104,10 +104,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _unreadable(folder: Path, error: BaseException) -> UserError:
     return UserError(
-        tr(
-            f"the folder cannot be read: {error}. Nothing from it was run.",
-            f"无法读取这个文件夹: {error}。没有执行其中的任何内容。",
-        ),
+        tr("the folder cannot be read: {error}. Nothing from it was run.", error=error),
         where=Where(str(folder)),
     )
 

@@ -102,8 +102,10 @@ def _replace(holder: dict[str, Any], spelling: Spelling) -> None:
 def _sentence(spelling: Spelling) -> str:
     callee, old = spelling.callee, spelling.old
     return tr(
-        f"{callee}({old}=...) was replaced by its form of today ({spelling.why})",
-        f"{callee}({old}=...) 已换成现在的写法（{spelling.why}）",
+        "{callee}({old}=...) was replaced by its form of today ({why})",
+        callee=callee,
+        old=old,
+        why=spelling.why,
     )
 
 

@@ -23,7 +23,7 @@ from xtuner.config.check.names import undefined_names
 from xtuner.config.options import Option, parse_options
 from xtuner.config.source import Source, value_at
 from xtuner.utils.errors import UserError, Where
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import tr, translate
 
 OTHER_FORMATS = (".yaml", ".yml", ".json")
 
@@ -63,16 +63,18 @@ def read_source(name_or_path: str | os.PathLike[str]) -> Source:
         try:
             return Source(path.read_text("utf-8"), name)
         except UnicodeDecodeError as error:
-            raise UserError(
-                tr("this file is not UTF-8 text", "这个文件不是 UTF-8 文本"), where=Where(name)
-            ) from error
+            raise UserError(tr("this file is not UTF-8 text"), where=Where(name)) from error
     if path.suffix == ".py" or path.name != name:
         raise _no_file(path)
     try:
         return Source(configs.render(name), f"{name}.py")
     except configs.UnknownConfig as error:
         raise UserError(
-            tr(str(error), f"没有配置 '{name}'：{error.reason_zh}"),
+            tr(
+                "there is no config {name!r}: {reason}",
+                name=name,
+                reason=translate(error.message, **error.values),
+            ),
             hint=_did_you_mean(list(error.suggestions)),
         ) from error
 
@@ -174,7 +176,7 @@ def _failed(error: BaseException, source: Source, path: str) -> UserError:
     shown = f"\n    {lines[line - 1].strip()}" if line and line <= len(lines) else ""
     what = f"{type(error).__name__}: {error}".replace(path, source.file)
     return UserError(
-        tr(f"this config fails while loading: {what}{shown}", f"加载配置时出错：{what}{shown}"),
+        tr("this config fails while loading: {what}{shown}", what=what, shown=shown),
         hint=_meant(error, source),
         where=Where(source.file, line),
     )
@@ -196,7 +198,7 @@ def _load_plain(path: str, options: Sequence[str]) -> Config:
         cfg = Config.fromfile(path)
     except Exception as error:
         raise UserError(
-            tr(f"this file cannot be read: {error}", f"无法读取这个文件：{error}"),
+            tr("this file cannot be read: {error}", error=error),
             where=Where(path),
         ) from error
     for option in parse_options(options, Source("", path), raw_dict(cfg)):
@@ -212,9 +214,9 @@ def _no_file(path: Path) -> UserError:
     if not near:
         near = difflib.get_close_matches(name, configs.names(), n=3)
     return UserError(
-        tr("this is a folder, not a config", "这是文件夹，不是配置")
+        tr("this is a folder, not a config")
         if path.is_dir()
-        else tr("there is no such config file", "没有这个配置文件"),
+        else tr("there is no such config file"),
         hint=_did_you_mean(near),
         where=Where(str(path)),
     )
@@ -223,5 +225,5 @@ def _no_file(path: Path) -> UserError:
 def _did_you_mean(names: Sequence[str]) -> str:
     if names:
         shown = ", ".join(names[:3])
-        return tr(f"did you mean {shown}?", f"是不是 {shown}？")
-    return tr("'xtuner list-cfg' lists the names.", "'xtuner list-cfg' 会列出所有名字。")
+        return tr("did you mean {shown}?", shown=shown)
+    return tr("'xtuner list-cfg' lists the names.")

@@ -74,7 +74,7 @@ def _parse(word: str, source: Source, config: dict[str, Any]) -> Option:
     key = key.strip()
     if not equals or not key or any(not part for part in key.split(".")):
         raise UserError(
-            tr(f"--cfg-options: {word!r} is not KEY=VALUE", f"--cfg-options：{word!r} 不是 键=值"),
+            tr("--cfg-options: {word!r} is not KEY=VALUE", word=word),
             hint="--cfg-options lr=1e-5 optim_wrapper.optimizer.weight_decay=0.1",
         )
     paths = _long_keys(key, source, config)
@@ -144,10 +144,10 @@ def _refuse_unknown(
                 return
             raise UserError(
                 tr(
-                    f"--cfg-options {key}: '{'.'.join(path[: depth + 1])}' is {inner!r}; "
-                    "there is nothing inside it",
-                    f"--cfg-options {key}：'{'.'.join(path[: depth + 1])}' 是 {inner!r}，"
-                    "里面没有其他键",
+                    "--cfg-options {key}: '{path_key}' is {inner!r}; there is nothing inside it",
+                    key=key,
+                    path_key=".".join(path[: depth + 1]),
+                    inner=inner,
                 ),
                 where=Where(source.file, key=key),
             )
@@ -165,11 +165,11 @@ def _refuse_setting_of_base(
     listed = " / ".join(f"'{name}'" for name in ends[:3])
     raise UserError(
         tr(
-            f"--cfg-options: '{key}' is set in a base of this config, where overriding it "
+            "--cfg-options: '{key}' is set in a base of this config, where overriding it "
             "would reach nothing",
-            f"--cfg-options：'{key}' 在基础配置里设置，在这里覆盖不会起作用",
+            key=key,
         ),
-        hint=tr(f"override {listed or 'the final key'}.", f"请覆盖 {listed or '最终的键'}。"),
+        hint=tr("override {listed}.", listed=listed or tr("the final key")),
         where=Where(source.file),
     )
 
@@ -197,16 +197,10 @@ def _unknown(
 ) -> UserError:
     nearest = suggest(key, path, holder, config)
     return UserError(
-        tr(
-            f"--cfg-options: there is no key '{key}' in this config",
-            f"--cfg-options：这个配置里没有 '{key}'",
-        ),
-        hint=tr(f"did you mean {nearest}?", f"是不是 {nearest}？")
+        tr("--cfg-options: there is no key '{key}' in this config", key=key),
+        hint=tr("did you mean {nearest}?", nearest=nearest)
         if nearest
-        else tr(
-            f"'xtuner print-cfg {source.file}' shows all keys.",
-            f"'xtuner print-cfg {source.file}' 会显示所有的键。",
-        ),
+        else tr("'xtuner print-cfg {file}' shows all keys.", file=source.file),
         where=Where(source.file),
     )
 
@@ -252,8 +246,10 @@ def _refuse_wrong_kind(
     if _is_number(current) and isinstance(value, str) and not is_code:
         raise UserError(
             tr(
-                f"--cfg-options {key}: expected a number like {current!r}, got {value!r}",
-                f"--cfg-options {key}：应为 {current!r} 这样的数字，得到的是 {value!r}",
+                "--cfg-options {key}: expected a number like {current!r}, got {value!r}",
+                key=key,
+                current=current,
+                value=value,
             ),
             where=Where(source.file, key=".".join(path)),
         )

@@ -54,7 +54,7 @@ def where_from(name_or_path: str, key: str, options: Sequence[str] = ()) -> list
     steps = _steps(source, original, path)
     if not steps:
         raise UserError(
-            tr(f"'{key}' is set in a base of this file", f"'{key}' 在基础配置里设置"),
+            tr("'{key}' is set in a base of this file", key=key),
             where=Where(source.file),
         )
     return steps
@@ -66,8 +66,8 @@ def _refuse_unknown(cfg: Config, path: list[str], source: Source) -> None:
     except KeyError as error:
         near = suggest(path[-1], (path[-1],), own_values(cfg), raw_dict(cfg))
         raise UserError(
-            tr(f"there is no key '{'.'.join(path)}'", f"没有 '{'.'.join(path)}' 这个键"),
-            hint=tr(f"did you mean {near}?", f"是不是 {near}？") if near else None,
+            tr("there is no key '{key}'", key=".".join(path)),
+            hint=tr("did you mean {near}?", near=near) if near else None,
             where=Where(source.file),
         ) from error
 
@@ -97,5 +97,5 @@ def _origin(source: Source, original: Source, key: str, line: int, node: ast.exp
 
 
 def _overridden(old: str | None) -> str:
-    by = tr("from --cfg-options", "来自 --cfg-options")
-    return by + (tr(f", the file says {old}", f"，文件里是 {old}") if old else "")
+    by = tr("from --cfg-options")
+    return by + (tr(", the file says {old}", old=old) if old else "")

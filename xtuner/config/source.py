@@ -364,10 +364,7 @@ def _not_python(error: SyntaxError | ValueError, text: str, file: str) -> UserEr
     lines = text.splitlines()
     shown = f"\n    {lines[line - 1].strip()}" if line and line <= len(lines) else ""
     return UserError(
-        tr(f"this is not valid Python: {what}{shown}", f"不是合法的 Python：{what}{shown}"),
-        hint=tr(
-            "mend that line; a missing comma or bracket is often in the line before it.",
-            "请修改这一行；缺少的逗号或括号常常在上一行。",
-        ),
+        tr("this is not valid Python: {what}{shown}", what=what, shown=shown),
+        hint=tr("mend that line; a missing comma or bracket is often in the line before it."),
         where=Where(file, line),
     )

@@ -113,9 +113,11 @@ def deepspeed_path(name: str) -> Path:
     path = DEEPSPEED / f"{name}.json"
     if not path.is_file():
         there = sorted(path.stem for path in DEEPSPEED.glob("*.json"))
-        reason = f"DeepSpeed settings are called {', '.join(there)}"
         raise UnknownConfig(
-            name, reason, f"DeepSpeed 配置有 {', '.join(there)}", nearest(name, there)
+            name,
+            "DeepSpeed settings are called {names}",
+            nearest(name, there),
+            names=", ".join(there),
         )
     return path
 

@@ -95,10 +95,9 @@ def _look_up(name: str, known: Iterable[str]) -> tuple[InternVLCard, str]:
         raise UnknownConfig(
             name,
             "an InternVL config is called internvl_<model>_finetune, _lora_finetune or "
-            f"_qlora_finetune, where the model is one of {models}",
-            "InternVL 的配置名是 internvl_<模型>_finetune、_lora_finetune 或 _qlora_finetune，"
-            f"模型有 {models}",
+            "_qlora_finetune, where the model is one of {models}",
             nearest(name, known),
+            models=models,
         )
     return _NAMES[name]
 

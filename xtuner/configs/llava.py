@@ -145,8 +145,9 @@ def parse(name: str, known: Iterable[str]) -> LlavaSentence:
         return LlavaSentence(name, card, llm, "frozen", stage, "llava", 1, 8)
     match = _NAME.fullmatch(name)
     if not match:
-        reason, reason_zh = f"a LLaVA config is called {_HELP}", f"LLaVA 的配置名是 {_HELP}"
-        raise UnknownConfig(name, reason, reason_zh, nearest(name, known))
+        raise UnknownConfig(
+            name, "a LLaVA config is called {form}", nearest(name, known), form=_HELP
+        )
     said = match.groupdict()
     model = MODELS.get(said["model"])
     if model is None or not model.chat:
@@ -154,9 +155,10 @@ def parse(name: str, known: Iterable[str]) -> LlavaSentence:
         near = ", ".join(nearest(said["model"], chat))
         raise UnknownConfig(
             name,
-            f"LLaVA starts from a chat model, and {said['model']} is none; the nearest are {near}",
-            f"LLaVA 要从对话模型开始，而 {said['model']} 不是；最接近的是 {near}",
+            "LLaVA starts from a chat model, and {model} is none; the nearest are {near}",
             nearest(name, known),
+            model=said["model"],
+            near=near,
         )
     llm = said["llm"] or ("frozen" if said["stage"] == "pretrain" else "full")
     if llm == "frozen" and model.name.startswith(("internlm", "vicuna")):

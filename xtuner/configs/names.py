@@ -35,16 +35,21 @@ class UnknownConfig(Exception):
 
     Attributes:
         name: what was asked for.
-        reason: why there is none, in English; ``reason_zh`` in Chinese.
+        reason: why there is none, in English.
+        message: the reason with placeholders, as in the message catalogue.
+        values: what the placeholders stand for.
         suggestions: the nearest names that there are.
     """
 
-    def __init__(self, name: str, reason: str, reason_zh: str, suggestions: Iterable[str]) -> None:
-        super().__init__(f"there is no config {name!r}: {reason}")
+    def __init__(
+        self, name: str, message: str, suggestions: Iterable[str], /, **values: object
+    ) -> None:
         self.name = name
-        self.reason = reason
-        self.reason_zh = reason_zh
+        self.message = message
+        self.values = values
+        self.reason = message.format(**values) if values else message
         self.suggestions = list(suggestions)
+        super().__init__(f"there is no config {name!r}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,15 @@ def _model(name: str, known: Iterable[str]) -> tuple[ModelCard, str]:
     found = _starts(name, MODELS)
     if found is None:
         near = difflib.get_close_matches(_before_method(name), MODELS, n=3, cutoff=0.4)
+        if not near:
+            raise UnknownConfig(
+                name, "it does not begin with a model of the catalogue", nearest(name, known)
+            )
         raise UnknownConfig(
             name,
-            f"no model of the catalogue is called so; the nearest are {', '.join(near)}"
-            if near
-            else "it does not begin with a model of the catalogue",
-            f"没有这个模型；最接近的是 {', '.join(near)}" if near else "开头不是已知的模型",
+            "no model of the catalogue is called so; the nearest are {near}",
             nearest(name, known),
+            near=", ".join(near),
         )
     return MODELS[found], name[len(found) :].removeprefix("_")
 
@@ -139,13 +146,23 @@ def _method(name: str, model: ModelCard, rest: str, known: Iterable[str]) -> tup
     if found is None and _starts(rest, METHODLESS):
         return "full", rest
     if found is None:
-        said = f"not {rest!r}" if rest else "and there is none"
-        plain = [method for method in METHODS if "varlen" not in method]
+        near = nearest(name, known)
+        methods = ", ".join(method for method in METHODS if "varlen" not in method)
+        if rest:
+            raise UnknownConfig(
+                name,
+                "after the model {model} comes a method ({methods}), not {rest!r}",
+                near,
+                model=model.name,
+                methods=methods,
+                rest=rest,
+            )
         raise UnknownConfig(
             name,
-            f"after the model {model.name} comes a method ({', '.join(plain)}), {said}",
-            f"模型 {model.name} 之后应是训练方法（{', '.join(plain)}）",
-            nearest(name, known),
+            "after the model {model} comes a method ({methods}), and there is none",
+            near,
+            model=model.name,
+            methods=methods,
         )
     return found, rest[len(found) :].removeprefix("_")
 
@@ -158,12 +175,20 @@ def _dataset(name: str, method: Method, rest: str, known: Iterable[str]) -> tupl
         return DATASETS[DEFAULT_PREFERENCES], "_" + rest if rest else ""
     fitting = [card.name for card in DATASETS.values() if _fits(card, method)]
     likely = ", ".join(dict.fromkeys(difflib.get_close_matches(rest, fitting, n=2) + fitting[:5]))
-    said = f"not {rest!r}" if rest else "and there is none"
+    near = nearest(name, known)
+    if rest:
+        raise UnknownConfig(
+            name,
+            "after the method comes a dataset ({likely}, ...), not {rest!r}",
+            near,
+            likely=likely,
+            rest=rest,
+        )
     raise UnknownConfig(
         name,
-        f"after the method comes a dataset ({likely}, ...), {said}",
-        f"训练方法之后应是数据集（{likely}、……）",
-        nearest(name, known),
+        "after the method comes a dataset ({likely}, ...), and there is none",
+        near,
+        likely=likely,
     )
 
 
@@ -183,11 +208,10 @@ def _options(
             left = rest[position:].removeprefix("_")
             raise UnknownConfig(
                 name,
-                f"{left!r} says nothing: after the dataset come e3 (epochs), and as you like 8k "
+                "{left!r} says nothing: after the dataset come e3 (epochs), and as you like 8k "
                 "(tokens of a row), gpu8 (GPUs), sp4 (GPUs to a row)",
-                f"{left!r} 没有含义：数据集之后是 e3（轮数），还可以写 8k（每行长度）、"
-                "gpu8（GPU 数）、sp4（序列并行）",
                 nearest(name, known),
+                left=left,
             )
         said.update(_said(match))
         position = match.end()
@@ -196,9 +220,9 @@ def _options(
     if not epochs_known and not benchmark:
         raise UnknownConfig(
             name,
-            f"it does not say for how many epochs, as {name}_e3 does",
-            f"没有写训练几轮，例如 {name}_e3",
+            "it does not say for how many epochs, as {name}_e3 does",
             [f"{name}_e3"],
+            name=name,
         )
     return said
 
@@ -228,10 +252,13 @@ def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
         likely = ", ".join(fitting[:8])
         raise UnknownConfig(
             sentence.name,
-            f"{sentence.method_name} does not learn from {dataset.name}, which holds "
-            f"{dataset.kind} rows; it learns from {likely}",
-            f"{sentence.method_name} 不能用 {dataset.name} 训练；可以用 {likely}",
+            "{method} does not learn from {dataset}, which holds "
+            "{kind} rows; it learns from {likely}",
             [sentence.name.replace(dataset.name, other) for other in fitting[:3]],
+            method=sentence.method_name,
+            dataset=dataset.name,
+            kind=dataset.kind,
+            likely=likely,
         )
     if method.kind != "sft" and not model.chat:
         family = model.name.removesuffix("_base")
@@ -242,25 +269,27 @@ def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
         ]
         raise UnknownConfig(
             sentence.name,
-            f"{method.kind} starts from a chat model, and {model.name} is a base model",
-            f"{method.kind} 要从对话模型开始，而 {model.name} 是基座模型",
+            "{kind} starts from a chat model, and {model} is a base model",
             chat,
+            kind=method.kind,
+            model=model.name,
         )
     if method.kind == "reward" and "reward_token_id" not in model.settings:
         raise UnknownConfig(
             sentence.name,
-            f"the card of {model.name} names no spare token at which the reward could be read",
-            f"{model.name} 没有可用来读出奖励的空闲词元",
+            "the card of {model} names no spare token at which the reward could be read",
             nearest(sentence.name, (name for name in known if "_reward_" in name)),
+            model=model.name,
         )
     if "use_varlen_attn" in sentence.said and not dataset.packed:
         raise UnknownConfig(
             sentence.name,
-            f"rows of {dataset.name} are not packed: varlen would have nothing to keep apart",
-            f"{dataset.name} 不打包，varlen 没有意义",
+            "rows of {dataset} are not packed: varlen would have nothing to keep apart",
             [sentence.name.replace("_varlen", "")],
+            dataset=dataset.name,
         )
     for word in (sentence.method_name, method.kind, method.weights):
         if word in model.unsupported:
-            reason = model.unsupported[word]
-            raise UnknownConfig(sentence.name, reason, reason, nearest(sentence.name, known))
+            raise UnknownConfig(
+                sentence.name, model.unsupported[word], nearest(sentence.name, known)
+            )

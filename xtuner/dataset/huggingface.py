@@ -136,9 +136,7 @@ def process_hf_dataset(
     if not do_dataset_tokenization:
         return _mapped(rows, numbers, steps)
     if pack_to_max_length and not max_length:
-        raise UserError(
-            tr("packing needs max_length", "打包数据需要 max_length"), where=Where(key="max_length")
-        )
+        raise UserError(tr("packing needs max_length"), where=Where(key="max_length"))
     packing = None
     if pack_to_max_length and max_length:
         packing = Packing(use_varlen_attn, max_length, seed if shuffle_before_pack else None)
@@ -202,14 +200,8 @@ def _mapped(rows: Any, numbers: Sequence[int], steps: Steps) -> Dataset:
 def _require_some(encoded: Samples) -> None:
     if not len(encoded):
         raise UserError(
-            tr(
-                f"no row is left to train on.\n{encoded.account.text()}",
-                f"没有可以训练的数据。\n{encoded.account.text()}",
-            ),
-            hint=tr(
-                "'xtuner check-custom-dataset CONFIG' tells why.",
-                "'xtuner check-custom-dataset CONFIG' 会说明原因。",
-            ),
+            tr("no row is left to train on.\n{account}", account=encoded.account.text()),
+            hint=tr("'xtuner check-custom-dataset CONFIG' tells why."),
         )
 
 

@@ -45,9 +45,9 @@ def _why(error: Exception, function: RowFunction | None) -> str:
     if isinstance(error, BadRowError):
         return str(error)
     if isinstance(error, KeyError):
-        return tr(f"it has no {error}", f"它没有 {error}")
+        return tr("it has no {error}", error=error)
     name = getattr(function, "__name__", "dataset_map_fn")
-    return tr(f"{name} cannot read it ({error})", f"{name} 无法读取（{error}）")
+    return tr("{name} cannot read it ({error})", name=name, error=error)
 
 
 def _mapped(row: Any, function: RowFunction | None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _mapped(row: Any, function: RowFunction | None) -> dict[str, Any]:
         raise BadRowError(row.why)
     if not isinstance(row, Mapping):
         kind = type(row).__name__
-        raise BadRowError(tr(f"it is a {kind}, not an object", f"它是 {kind}，不是对象"))
+        raise BadRowError(tr("it is a {kind}, not an object", kind=kind))
     files = listed_files(row.get("image"))
     made = row if function is None else {**row, **function(row)}
     if "conversation" not in made and "input_ids" in made:
@@ -63,7 +63,7 @@ def _mapped(row: Any, function: RowFunction | None) -> dict[str, Any]:
         return {**kept, "image": files}
     turns = list(made["conversation"])
     if not turns:
-        raise BadRowError(tr("its conversation is empty", "对话为空"))
+        raise BadRowError(tr("its conversation is empty"))
     for turn in turns:
         _check_turn(turn)
     return {"conversation": turns, "image": files}
@@ -73,9 +73,7 @@ def _check_turn(turn: Any) -> None:
     for name in ("input", "output"):
         text = turn[name]
         if not isinstance(text, str):
-            raise BadRowError(
-                tr(f"the {name} of a turn is {text!r}, no text", f"某轮的 {name} 是 {text!r}")
-            )
+            raise BadRowError(tr("the {name} of a turn is {text!r}, no text", name=name, text=text))
         text.encode()  # half of a pair of surrogates is no text that a tokenizer takes
 
 
@@ -91,8 +89,8 @@ def listed_files(image: Any) -> list[str]:
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise BadRowError(
             tr(
-                f"its image is {image!r}, neither the name of a file nor a list of names",
-                f"它的 image 是 {image!r}，既不是文件名也不是文件名列表",
+                "its image is {image!r}, neither the name of a file nor a list of names",
+                image=image,
             )
         )
     return list(files)

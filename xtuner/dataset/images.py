@@ -95,7 +95,7 @@ def _problem_of(file: Path) -> str | None:
         with Image.open(file):
             return None
     except UnidentifiedImageError:
-        return tr("is no image", "不是图片")
+        return tr("is no image")
     except OSError as error:
         return error.strerror or str(error)
     except Exception as error:  # damaged headers make Pillow's decoders raise nearly anything

@@ -53,11 +53,8 @@ class TokenFile:
             places = np.load(meta, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(
-                tr(f"its .meta cannot be read: {error}", f"无法读取 .meta: {error}"),
-                hint=tr(
-                    "'xtuner preprocess ftdp' writes both files.",
-                    "'xtuner preprocess ftdp' 会同时写出这两个文件。",
-                ),
+                tr("its .meta cannot be read: {error}", error=error),
+                hint=tr("'xtuner preprocess ftdp' writes both files."),
                 where=Where(str(path)),
             ) from error
         places = places.reshape(-1, 2)
@@ -82,7 +79,7 @@ class TokenFile:
 
     def _damaged(self, index: int) -> UserError:
         return UserError(
-            tr("this row is not what .meta says", "这一行与 .meta 不符"),
+            tr("this row is not what .meta says"),
             where=Where(str(self.path), int(self.numbers[index]) + 1),
         )
 
@@ -154,7 +151,7 @@ def load_intern_repo_untokenized_dataset(
         tables = list(found.values()) if isinstance(found, DatasetDict) else [found]
         return [TokenTable(table) for table in tables]
     if folder is None:
-        raise UserError(tr("which folder?", "缺少 folder"), where=Where(key="folder"))
+        raise UserError(tr("which folder?"), where=Where(key="folder"))
     files = _files(folder, data_order_path, file_type)
     made = process_hf_dataset(
         load_dataset("json", data_files=[str(file) for file in files], split="train"),
@@ -227,10 +224,7 @@ def _files(folder: str, data_order_path: str | None, file_type: str) -> list[Pat
     files = sorted(base.rglob(f"*{file_type}")) if base.is_dir() else []
     if not files:
         raise UserError(
-            tr(
-                f"there is no file *{file_type} in {folder}",
-                f"{folder} 里没有 *{file_type} 文件",
-            ),
+            tr("there is no file *{file_type} in {folder}", file_type=file_type, folder=folder),
             where=Where(key="dataset_folder"),
         )
     if data_order_path is None:
@@ -240,7 +234,7 @@ def _files(folder: str, data_order_path: str | None, file_type: str) -> list[Pat
         names = [line.strip() for line in order.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(
-            tr(f"the order cannot be read: {error}", f"无法读取顺序文件: {error}"),
+            tr("the order cannot be read: {error}", error=error),
             where=Where(data_order_path),
         ) from error
     missing = [name for name in names if not (base / name).is_file()]
@@ -248,15 +242,13 @@ def _files(folder: str, data_order_path: str | None, file_type: str) -> list[Pat
     if missing or left_out > 0:
         raise UserError(
             tr(
-                f"of the files it names {len(missing)} are missing ({', '.join(missing[:3])}), and "
-                f"{max(0, left_out)} of the folder are not named",
-                f"其中 {len(missing)} 个文件不存在（{', '.join(missing[:3])}），"
-                f"文件夹中另有 {max(0, left_out)} 个文件未列出",
+                "of the files it names {count} are missing ({missing}), and "
+                "{left_out} of the folder are not named",
+                count=len(missing),
+                missing=", ".join(missing[:3]),
+                left_out=max(0, left_out),
             ),
-            hint=tr(
-                "'xtuner preprocess data-order' writes it.",
-                "'xtuner preprocess data-order' 可生成。",
-            ),
+            hint=tr("'xtuner preprocess data-order' writes it."),
             where=Where(data_order_path),
         )
     return [base / name for name in names]

@@ -166,10 +166,7 @@ class InternVL_V1_5_Dataset(LLaVADataset):
         too_long = sum(length > self.max_length for length in lengths)
         if too_long:
             logger.warning(
-                tr(
-                    "%d rows are longer than max_length=%d with their images: their text is cut",
-                    "%d 行数据加上图片后超过 max_length=%d: 文本会被截断",
-                ),
+                tr("%d rows are longer than max_length=%d with their images: their text is cut"),
                 too_long,
                 self.max_length,
             )

@@ -60,7 +60,7 @@ def read_json_rows(file: str | os.PathLike[str], keep_broken: bool = False) -> l
         return [_line(path, number, line, keep_broken) for number, line in lines if line.strip()]
     rows = _parsed(path, None, text)
     if not isinstance(rows, list):
-        raise _unreadable(path, None, tr("it is not a list of rows", "不是数据列表"))
+        raise _unreadable(path, None, tr("it is not a list of rows"))
     return rows
 
 
@@ -70,7 +70,7 @@ def _line(path: Path, number: int, text: str, keep_broken: bool) -> Any:
     except UserError as error:
         if not keep_broken:
             raise
-        return BrokenRow(tr(f"line {number}: {error.message}", f"第 {number} 行: {error.message}"))
+        return BrokenRow(tr("line {number}: {message}", number=number, message=error.message))
 
 
 def _parsed(path: Path, number: int | None, text: str) -> Any:
@@ -81,6 +81,4 @@ def _parsed(path: Path, number: int | None, text: str) -> Any:
 
 
 def _unreadable(path: Path, line: int | None, why: Any) -> UserError:
-    return UserError(
-        tr(f"this data cannot be read: {why}", f"无法读取数据: {why}"), where=Where(str(path), line)
-    )
+    return UserError(tr("this data cannot be read: {why}", why=why), where=Where(str(path), line))

@@ -69,10 +69,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
             raise UserError(f"bad_images={bad_images!r}", hint=f"one of: {', '.join(BAD_IMAGES)}")
         if (data_path is None) == (offline_processed_text_folder is None):
             raise UserError(
-                tr(
-                    "give data_path or offline_processed_text_folder",
-                    "请给出 data_path 或 offline_processed_text_folder",
-                ),
+                tr("give data_path or offline_processed_text_folder"),
                 where=Where(key="data_path"),
             )
         self.image_folder = Path(image_folder)
@@ -119,8 +116,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
             why = next((f"{file}: {broken[file]}" for file in of_row if file in broken), None)
             if why is None and marks > len(of_row):
                 why = tr(
-                    f"{marks} <image> in the text, {len(of_row)} images",
-                    f"文本中有 {marks} 个 <image>，图片有 {len(of_row)} 张",
+                    "{marks} <image> in the text, {count} images", marks=marks, count=len(of_row)
                 )
             if why is None:
                 good.append(index)
@@ -135,22 +131,20 @@ class LLaVADataset(Dataset[dict[str, Any]]):
     def _warn(bad: Mapping[int, str], data_path: str | None) -> None:
         place = f"{data_path}: " if data_path else ""
         for line in _lines(bad)[:NAMED]:
-            logger.warning(tr("left out, %s%s", "丢弃，%s%s"), place, line)
+            logger.warning(tr("left out, %s%s"), place, line)
         if len(bad) > NAMED:
-            logger.warning(tr("... and %d more rows", "……以及另外 %d 行"), len(bad) - NAMED)
+            logger.warning(tr("... and %d more rows"), len(bad) - NAMED)
 
     @staticmethod
     def _refusal(bad: Mapping[int, str], data_path: str | None) -> UserError:
         named = "\n".join(_lines(bad)[:NAMED])
         return UserError(
             tr(
-                f"{len(bad)} rows are broken, or their images are:\n{named}",
-                f"{len(bad)} 行数据或其图片有问题:\n{named}",
+                "{count} rows are broken, or their images are:\n{named}",
+                count=len(bad),
+                named=named,
             ),
-            hint=tr(
-                "mend image_folder or these rows, or leave them out with bad_images='drop'.",
-                "请修正 image_folder 或这些数据，或设置 bad_images='drop' 跳过它们。",
-            ),
+            hint=tr("mend image_folder or these rows, or leave them out with bad_images='drop'."),
             where=Where(data_path, key="image_folder"),
         )
 
@@ -192,12 +186,11 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         names = ", ".join(os.fspath(file) for file in files)
         number = "".join(str(number) for number in row.get("rows", []))
         text = tr(
-            f"row {number}: {names} is broken ({error})",
-            f"第 {number} 行: {names} 已损坏（{error}）",
+            "row {number}: {names} is broken ({error})", number=number, names=names, error=error
         )
         if self.bad_images == "error":
             raise UserError(text, where=Where(key="image_folder")) from error
-        logger.warning(tr("not trained on, %s", "不参与训练，%s"), text)
+        logger.warning(tr("not trained on, %s"), text)
 
     def _image_size(self) -> tuple[int, int]:
         size = self.image_processor
@@ -244,17 +237,14 @@ def _prepared_ahead(folder: str) -> Any:
         texts = load_from_disk(folder)
     except (OSError, ValueError) as error:
         raise UserError(
-            tr(f"these are no prepared texts: {error}", f"这不是预处理好的文本: {error}"),
+            tr("these are no prepared texts: {error}", error=error),
             hint="xtuner preprocess llava CONFIG",
             where=Where(folder, key="offline_processed_text_folder"),
         ) from error
     missing = {"input_ids", "labels", "image"} - set(texts.column_names)
     if missing:
         raise UserError(
-            tr(
-                f"these texts have no {', '.join(sorted(missing))}",
-                f"这些文本缺少 {', '.join(sorted(missing))}",
-            ),
+            tr("these texts have no {missing}", missing=", ".join(sorted(missing))),
             hint="xtuner preprocess llava CONFIG",
             where=Where(folder, key="offline_processed_text_folder"),
         )
@@ -285,4 +275,4 @@ def _source_numbers(texts: Any) -> list[int]:
 
 
 def _lines(bad: Mapping[int, str]) -> list[str]:
-    return [tr(f"row {n}: {why}", f"第 {n} 行: {why}") for n, why in sorted(bad.items())]
+    return [tr("row {n}: {why}", n=n, why=why) for n, why in sorted(bad.items())]

@@ -65,7 +65,7 @@ class MOSSSFTDataset(Dataset[dict[str, Any]]):
             chat = [row["chat"][f"turn_{turn}"] for turn in range(1, turns + 1)]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                tr(f"not a MOSS row: {error!r}", f"不是 MOSS 格式的数据: {error!r}"),
+                tr("not a MOSS row: {error!r}", error=error),
                 hint="meta_instruction, num_turns, chat.turn_1 ...",
                 where=Where(line=number),
             ) from error
@@ -101,7 +101,5 @@ class MOSSSFTDataset(Dataset[dict[str, Any]]):
 
 def _lines(path: str) -> list[str]:
     if not Path(path).is_file():
-        raise UserError(
-            tr(f"there is no file {path}", f"找不到文件 {path}"), where=Where(key="data_file")
-        )
+        raise UserError(tr("there is no file {path}", path=path), where=Where(key="data_file"))
     return Path(path).read_text("utf-8").splitlines()

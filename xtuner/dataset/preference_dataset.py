@@ -73,11 +73,10 @@ def build_preference_dataset(
         tokenizer = BUILDER.build(tokenizer)
     if not tokenizer.chat_template:
         raise UserError(
-            tr("the tokenizer has no chat template", "tokenizer 没有对话模板 (chat template)"),
+            tr("the tokenizer has no chat template"),
             hint=tr(
                 "preferences are written with it: start from a chat model, or from one that "
-                "'xtuner convert' wrote.",
-                "偏好数据用它来拼接：请从对话模型开始，或使用 'xtuner convert' 写出的模型。",
+                "'xtuner convert' wrote."
             ),
             where=Where(key="tokenizer"),
         )
@@ -143,22 +142,20 @@ def _check(
 ) -> None:
     if is_dpo == is_reward:
         raise UserError(
-            tr("set one of is_dpo and is_reward", "is_dpo 与 is_reward 必须且只能设置一个"),
+            tr("set one of is_dpo and is_reward"),
             where=Where(key="is_reward"),
         )
     if is_reward and reward_token_id < 0:
         raise UserError(
-            tr(
-                "a reward model needs the id of the token at which its reward is read",
-                "奖励模型需要用于读取奖励的 token 的编号",
-            ),
+            tr("a reward model needs the id of the token at which its reward is read"),
             where=Where(key="reward_token_id"),
         )
     if use_varlen_attn and max_packed_length < 2 * max_length:
         raise UserError(
             tr(
-                f"a row of {max_packed_length} tokens cannot hold a pair of two times {max_length}",
-                f"{max_packed_length} 个 token 的行放不下两个 {max_length} 的回答",
+                "a row of {max_packed_length} tokens cannot hold a pair of two times {max_length}",
+                max_packed_length=max_packed_length,
+                max_length=max_length,
             ),
             hint="max_packed_length = max_length * 2",
             where=Where(key="max_packed_length"),
@@ -180,9 +177,7 @@ def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any
         pairs += [pair] if pair else []
     if not pairs:
         said = account.text()
-        raise UserError(
-            tr(f"no pair is left to train on.\n{said}", f"没有可以训练的数据。\n{said}")
-        )
+        raise UserError(tr("no pair is left to train on.\n{said}", said=said))
     account.rows_trained = len(pairs)
     account.tokens_trained = sum(pair["length"] for pair in pairs)
     account.tokens_supervised = sum(
@@ -287,14 +282,14 @@ def _unreadable(number: int, row: Mapping[str, Any], error: Exception) -> UserEr
     fields = ", ".join(row)
     return UserError(
         tr(
-            f"row {number} is no pair of answers ({why}); its fields are: {fields}",
-            f"第 {number} 行不是成对的回答（{why}），字段有: {fields}",
+            "row {number} is no pair of answers ({why}); its fields are: {fields}",
+            number=number,
+            why=why,
+            fields=fields,
         ),
         hint=tr(
             "rows need prompt, chosen and rejected: set dataset_map_fn to a function that makes "
-            "them, for example orpo_dpo_mix_40k_map_fn.",
-            "数据需要 prompt、chosen、rejected 字段：请用 dataset_map_fn 转换，"
-            "例如 orpo_dpo_mix_40k_map_fn。",
+            "them, for example orpo_dpo_mix_40k_map_fn."
         ),
         where=Where(key="dataset_map_fn"),
     )

@@ -58,7 +58,7 @@ class RefCOCOJsonDataset(LLaVADataset):
         for number, row in enumerate(read_json_rows(data_path, keep_broken=True)):
             why = _problem(row)
             if why is not None:
-                rows.append(BrokenRow(tr(f"box {number}: {why}", f"第 {number} 个框: {why}")))
+                rows.append(BrokenRow(tr("box {number}: {why}", number=number, why=why)))
                 continue
             box = box_text(row, self.pad_image_to_square)
             rows += [self.conversation(row, text, box) for text in row["sents"]]
@@ -145,11 +145,8 @@ def read_boxes(data_path: str) -> list[dict[str, Any]]:
     if wrong:
         named = "\n".join(wrong[:50])
         raise UserError(
-            tr(f"{len(wrong)} rows are no boxes:\n{named}", f"{len(wrong)} 行不是框标注:\n{named}"),
-            hint=tr(
-                "'xtuner preprocess refcoco' writes such files.",
-                "请用 'xtuner preprocess refcoco' 生成。",
-            ),
+            tr("{count} rows are no boxes:\n{named}", count=len(wrong), named=named),
+            hint=tr("'xtuner preprocess refcoco' writes such files."),
             where=Where(data_path),
         )
     return rows

@@ -27,7 +27,7 @@ def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
         if name in row:
             continue
         near = difflib.get_close_matches(name, map(str, row), n=1, cutoff=0.6)
-        hint = tr(f" (there is {near[0]!r})", f"（有 {near[0]!r}）") if near else ""
+        hint = tr(" (there is {near!r})", near=near[0]) if near else ""
         yield "missing-field", f"{name!r}{hint}"
 
 
@@ -40,8 +40,10 @@ def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
             yield (
                 "wrong-type",
                 tr(
-                    f"{name!r} is {found}, expected {expected}",
-                    f"{name!r} 是 {found}，应为 {expected}",
+                    "{name!r} is {found}, expected {expected}",
+                    name=name,
+                    found=found,
+                    expected=expected,
                 ),
             )
 
@@ -114,7 +116,7 @@ def roles(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
         if before not in follows[message.role] and layout.name != "pretrain":
             yield (
                 "role-order",
-                tr(f"{message.role} after {before}", f"{before} 之后是 {message.role}"),
+                tr("{role} after {before}", role=message.role, before=before),
             )
             return
         before = message.role

@@ -85,7 +85,7 @@ def _first(dataset: Any, limit: int, tokenizer: Any, places: Places) -> Shown | 
     row = dataset[0]
     where = places(row["rows"][0] if row.get("rows") else 0)
     return show_sample(
-        tr("A row as the model sees it", "模型看到的一行数据"),
+        tr("A row as the model sees it"),
         row["input_ids"][:limit],
         row["labels"][:limit],
         tokenizer.decode,

@@ -30,13 +30,10 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
     facts, shown, no_tokens = None, None, ""
     datasets = text_datasets(dataset)
     if any(finding.kind.level == ERROR for finding in result.findings):
-        no_tokens = tr(
-            "Tokens are counted when what is marked ✗ is mended.", "修复标有 ✗ 的问题后才统计词元。"
-        )
+        no_tokens = tr("Tokens are counted when what is marked ✗ is mended.")
     elif not datasets:
         no_tokens = tr(
-            "Tokens are counted for process_hf_dataset with a tokenizer and max_length only.",
-            "仅对设置了 tokenizer 和 max_length 的 process_hf_dataset 统计词元。",
+            "Tokens are counted for process_hf_dataset with a tokenizer and max_length only."
         )
     else:
         try:
@@ -44,9 +41,7 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
         except UserError as error:
             result.findings.add("cannot-build", Place(config, 1, _first_line(error)))
         except OSError as error:  # how transformers says that a tokenizer is not to be had
-            no_tokens = tr(
-                f"Tokens are not counted: {_first_line(error)}", f"未统计词元: {_first_line(error)}"
-            )
+            no_tokens = tr("Tokens are not counted: {error}", error=_first_line(error))
     return Report(config, result, facts, no_tokens, advice(config, result)), shown
 
 
@@ -58,15 +53,10 @@ def advice(config: str, result: Scan) -> str:
     """What to do next, in one sentence or two."""
     findings = list(result.findings)
     if any(finding.kind.level == ERROR for finding in findings):
-        return tr(
-            "Mend what is marked ✗, then run this command again.",
-            "请先修复标有 ✗ 的问题，再运行一次本命令。",
-        )
+        return tr("Mend what is marked ✗, then run this command again.")
     if not result.findings.is_clean:
         return tr(
-            f"Look at what is marked !; the dataset can be trained on: xtuner train {config}",
-            f"请看标有 ! 的问题；数据集可以训练: xtuner train {config}",
+            "Look at what is marked !; the dataset can be trained on: xtuner train {config}",
+            config=config,
         )
-    return tr(
-        f"The dataset is ready: xtuner train {config}", f"数据集已就绪: xtuner train {config}"
-    )
+    return tr("The dataset is ready: xtuner train {config}", config=config)

@@ -146,11 +146,11 @@ def named(value: Any) -> str:
         return "null"
     names = {
         bool: "true/false",
-        int: tr("number", "数字"),
-        float: tr("number", "数字"),
-        str: tr("text", "文本"),
-        list: tr("list", "列表"),
-        dict: tr("object", "对象"),
+        int: tr("number"),
+        float: tr("number"),
+        str: tr("text"),
+        list: tr("list"),
+        dict: tr("object"),
     }
     return names.get(type(value), type(value).__name__)
 

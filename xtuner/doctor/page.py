@@ -15,17 +15,17 @@ COLOURS = {"error": "#b42318", "warning": "#a15c07", "note": "#1d6a96"}
 
 def report_page(report: Report, shown: Shown | None) -> str:
     """The whole page: findings, lengths, a sample with its mask, what to do next."""
-    title = tr(f"Dataset of {report.config}", f"{report.config} 的数据集")
+    title = tr("Dataset of {config}", config=report.config)
     scan = report.scan
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{scan.rows:,} {tr('rows', '行')}: {escape(', '.join(scan.files))}</p>",
+        f"<p>{scan.rows:,} {tr('rows')}: {escape(', '.join(scan.files))}</p>",
         f"<p><b>{escape(report.advice)}</b></p>",
-        f"<h2>{tr('Findings', '问题')}</h2>",
+        f"<h2>{tr('Findings')}</h2>",
     ]
     parts += [_finding(finding) for finding in scan.findings]
     if not list(scan.findings):
-        parts.append(f"<p>{tr('nothing is wrong', '没有发现问题')}</p>")
+        parts.append(f"<p>{tr('nothing is wrong')}</p>")
     if report.tokens:
         parts.append(_tokens(report.tokens))
     elif report.no_tokens:
@@ -42,7 +42,7 @@ def _finding(finding: Finding) -> str:
         for place in finding.places
     )
     more = finding.count - len(finding.places)
-    rest = f"<li>{tr(f'and {more:,} more', f'以及另外 {more:,} 处')}</li>" if more > 0 else ""
+    rest = f"<li>{tr('and {more:,} more', more=more)}</li>" if more > 0 else ""
     paste = f"<pre>{escape(finding.paste)}</pre>" if finding.paste else ""
     return (
         f'<h3 style="color:{colour}">{mark} {finding.count:,} × {escape(finding.kind.title)} '
@@ -67,15 +67,15 @@ def _tokens(facts: TokenFacts) -> str:
     )
     kept = facts.tokens - facts.lost
     lines = [
-        (tr("tokens in an epoch", "每轮词元"), f"{kept:,}"),
-        (tr("of these trained", "其中训练"), f"{facts.trained:,}"),
-        (tr("cut at max_length", "被 max_length 截断"), f"{facts.lost:,}"),
-        (tr("longest row", "最长的一行"), f"{max(facts.lengths):,}"),
+        (tr("tokens in an epoch"), f"{kept:,}"),
+        (tr("of these trained"), f"{facts.trained:,}"),
+        (tr("cut at max_length"), f"{facts.lost:,}"),
+        (tr("longest row"), f"{max(facts.lengths):,}"),
     ]
     if facts.packs:
-        lines.append((tr("packs", "打包数"), f"{facts.packs:,} ({facts.fullness:.1%})"))
+        lines.append((tr("packs"), f"{facts.packs:,} ({facts.fullness:.1%})"))
     figures = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in lines)
-    return f"<h2>{tr('Tokens', '词元')}</h2><table>{figures}</table><table>{rows}</table>"
+    return f"<h2>{tr('Tokens')}</h2><table>{figures}</table><table>{rows}</table>"
 
 
 def _bar_colour(start: int, max_length: int | None) -> str:

@@ -65,7 +65,7 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
     source = dataset.get("dataset")
     if source is None:
         raise UserError(
-            tr(f"{builder} has no 'dataset'", f"{builder} 没有 'dataset'"),
+            tr("{builder} has no 'dataset'", builder=builder),
             hint="dataset=dict(type=load_dataset, path='json', data_files=dict(train=data_path))",
         )
     name, rows = _source(source)
@@ -93,11 +93,8 @@ def resolve(function: Any) -> Callable[[Any], Any]:
         found = MAP_FUNC.get(function)
         if found is None:
             raise UserError(
-                tr(f"there is no map function {function!r}", f"没有映射函数 {function!r}"),
-                hint=tr(
-                    "'xtuner list-dataset-format' lists them.",
-                    "'xtuner list-dataset-format' 会列出所有格式。",
-                ),
+                tr("there is no map function {function!r}", function=function),
+                hint=tr("'xtuner list-dataset-format' lists them."),
             )
         return found
     if isinstance(function, Mapping):
@@ -143,10 +140,7 @@ def _source(source: Any) -> tuple[str, Rows]:
         files = settings.get("data_files") or settings.get("data_dir")
         if not files:
             raise UserError(
-                tr(
-                    f"load_dataset(path={path!r}) has no data_files",
-                    f"load_dataset(path={path!r}) 没有 data_files",
-                ),
+                tr("load_dataset(path={path!r}) has no data_files", path=path),
                 hint="data_files=dict(train='data.json')",
             )
         folder = settings.get("data_dir") if settings.get("data_files") else None
@@ -198,14 +192,8 @@ def _loaded(name: str, load: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # loaders and hub clients raise many kinds
         raise UserError(
-            tr(
-                f"the dataset {name!r} cannot be loaded: {error}",
-                f"无法加载数据集 {name!r}: {error}",
-            ),
-            hint=tr(
-                "check the name and the network, or give a local path.",
-                "检查名字和网络，或使用本地路径。",
-            ),
+            tr("the dataset {name!r} cannot be loaded: {error}", name=name, error=error),
+            hint=tr("check the name and the network, or give a local path."),
         ) from error
 
 

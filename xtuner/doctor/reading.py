@@ -58,11 +58,11 @@ def find_files(paths: Iterable[str]) -> list[str]:
             files = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute globs)
         if not files:
             raise UserError(
-                tr(f"there is no data file {path!r}", f"找不到数据文件 {path!r}"),
+                tr("there is no data file {path!r}", path=path),
                 hint=tr(
                     "correct the path in the config; a path is seen from the folder where the "
-                    f"command runs: {Path.cwd()}",
-                    f"修改配置里的路径；相对路径从运行命令的目录算起: {Path.cwd()}",
+                    "command runs: {folder}",
+                    folder=Path.cwd(),
                 ),
             )
         found += files
@@ -131,7 +131,7 @@ def _read_lines(file: str, stream: TextIO) -> Iterator[Row | Unreadable]:
 
 def _reason(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return tr(f"{error.msg} (column {error.colno})", f"{error.msg}（第 {error.colno} 列）")
+        return tr("{message} (column {column})", message=error.msg, column=error.colno)
     return str(error)
 
 
@@ -152,8 +152,9 @@ def _read_csv(file: str, stream: TextIO, delimiter: str) -> Iterator[Row | Unrea
                     file,
                     line,
                     tr(
-                        f"{len(cells)} columns where the header has {len(header)}",
-                        f"有 {len(cells)} 列，而表头有 {len(header)} 列",
+                        "{cells} columns where the header has {columns}",
+                        cells=len(cells),
+                        columns=len(header),
                     ),
                 )
     except csv.Error as error:
@@ -245,14 +246,12 @@ def _read_array(file: str, stream: TextIO) -> Iterator[Row | Unreadable]:
         if not window.text or (inside and window.text.startswith("]")):
             break
         if inside and not first and "," not in between:
-            yield Unreadable(
-                file, line, tr("a comma is missing before this row", "这一行前缺少逗号")
-            )
+            yield Unreadable(file, line, tr("a comma is missing before this row"))
         first = False
         window.indent = len(between) - between.rfind("\n") - 1 if "\n" in between else 0
         yield from _next_element(file, window)
     if inside and not window.text:
-        yield Unreadable(file, window.line, tr("the list is not closed by ]", "列表没有用 ] 结束"))
+        yield Unreadable(file, window.line, tr("the list is not closed by ]"))
 
 
 def _next_element(file: str, window: _Window) -> Iterator[Row | Unreadable]:

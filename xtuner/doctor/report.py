@@ -78,15 +78,15 @@ def print_report(report: Report, console: Console) -> None:
     scan = report.scan
     layouts = ", ".join(f"{name} {count:,}" for name, count in scan.layouts.items())
     rows, files = f"{scan.rows:,}", len(scan.files)
-    line = tr(f"{rows} rows in {files} file(s)", f"{files} 个文件，共 {rows} 行")
+    line = tr("{rows} rows in {files} file(s)", rows=rows, files=files)
     if layouts:
-        line += tr(f"; layout: {layouts}", f"；格式: {layouts}")
+        line += tr("; layout: {layouts}", layouts=layouts)
     console.print(Text(line, style="bold"))
     console.print()
     for finding in scan.findings:
         _print_finding(finding, console)
     if not list(scan.findings):
-        console.print(Text(tr("✓ nothing is wrong", "✓ 没有发现问题"), style="bold green"))
+        console.print(Text(tr("✓ nothing is wrong"), style="bold green"))
         console.print()
     if report.tokens:
         _print_tokens(report.tokens, console)
@@ -104,7 +104,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
         console.print(Text(f"    {place}", style="bold").append(detail, style="not bold"))
     more = finding.count - len(finding.places)
     if more > 0:
-        console.print(Text(tr(f"    and {more:,} more", f"    以及另外 {more:,} 处"), style="dim"))
+        console.print(Text(tr("    and {more:,} more", more=more), style="dim"))
     console.print(Padding(Text(f"→ {finding.kind.advice}"), (0, 0, 0, 2), expand=False))
     for line in finding.paste.splitlines():
         console.print(Text(f"      {line}", style="bold green"), soft_wrap=True)
@@ -117,13 +117,14 @@ def _visible(text: str) -> str:
 
 
 def _print_tokens(facts: TokenFacts, console: Console) -> None:
-    console.print(Text(tr("Tokens", "词元"), style="bold"))
+    console.print(Text(tr("Tokens"), style="bold"))
     console.print(
         tr(
-            f"  {facts.tokens:,} in {len(facts.lengths):,} rows; median {facts.median:,}, "
-            f"longest {max(facts.lengths):,}",
-            f"  {len(facts.lengths):,} 行，共 {facts.tokens:,} 个；中位数 {facts.median:,}，"
-            f"最长 {max(facts.lengths):,}",
+            "  {tokens:,} in {rows:,} rows; median {median:,}, longest {longest:,}",
+            tokens=facts.tokens,
+            rows=len(facts.lengths),
+            median=facts.median,
+            longest=max(facts.lengths),
         )
     )
     _print_bars(facts, console)
@@ -131,23 +132,28 @@ def _print_tokens(facts: TokenFacts, console: Console) -> None:
     share = facts.trained / kept if kept else 0.0
     console.print(
         tr(
-            f"  an epoch: {kept:,} tokens, {facts.trained:,} ({share:.0%}) trained",
-            f"  每轮: {kept:,} 个词元，其中训练 {facts.trained:,} 个（{share:.0%}）",
+            "  an epoch: {kept:,} tokens, {trained:,} ({share:.0%}) trained",
+            kept=kept,
+            trained=facts.trained,
+            share=share,
         )
     )
     if facts.max_length:
         part = facts.lost / facts.tokens if facts.tokens else 0.0
         console.print(
             tr(
-                f"  cut at max_length={facts.max_length:,}: {facts.lost:,} tokens ({part:.1%})",
-                f"  被 max_length={facts.max_length:,} 截断: {facts.lost:,} 个词元（{part:.1%}）",
+                "  cut at max_length={max_length:,}: {lost:,} tokens ({part:.1%})",
+                max_length=facts.max_length,
+                lost=facts.lost,
+                part=part,
             )
         )
     if facts.packs:
         console.print(
             tr(
-                f"  packed: {facts.packs:,} packs, {facts.fullness:.1%} full",
-                f"  打包: {facts.packs:,} 个，填充率 {facts.fullness:.1%}",
+                "  packed: {packs:,} packs, {fullness:.1%} full",
+                packs=facts.packs,
+                fullness=facts.fullness,
             )
         )
     console.print()

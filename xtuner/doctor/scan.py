@@ -146,9 +146,7 @@ class _PartScan:
             return layout
         count, places = self.strangers.setdefault(found.name, (0, []))
         if len(places) < 5:
-            places.append(
-                Place(row.file, row.line, tr(f"layout {found.name}", f"格式 {found.name}"))
-            )
+            places.append(Place(row.file, row.line, tr("layout {name}", name=found.name)))
         self.strangers[found.name] = (count + 1, places)
         return None
 
@@ -165,10 +163,7 @@ class _PartScan:
             self._add(code, row, str(error) if code == "missing-field" else detail)
             return None
         if not isinstance(mapped, dict) or not XTUNER.fits(mapped):
-            detail = tr(
-                "it must return {'conversation': [{'input', 'output'}]}",
-                "应返回 {'conversation': [{'input', 'output'}]}",
-            )
+            detail = tr("it must return {'conversation': [{'input', 'output'}]}")
             self._add("map-fn-failed", row, detail)
             return None
         problems = [problem for check in FIELD_CHECKS for problem in check(mapped, XTUNER)]
@@ -233,7 +228,7 @@ def lines_to_paste(layout: Layout) -> str:
 
 def _fields(row: Mapping[str, Any]) -> str:
     names = ", ".join(map(str, row))
-    return tr(f"no known layout has the fields {names}", f"没有已知格式包含字段 {names}")
+    return tr("no known layout has the fields {names}", names=names)
 
 
 def _extra(row: Mapping[str, Any]) -> str:
@@ -269,5 +264,5 @@ class _Copies:
         pairs = sorted(zip(order[same].tolist(), order[starts].tolist(), strict=True))
         for copy, first in pairs:
             origin = f"{names[self.files[first]]}:{self.lines[first]}"
-            detail = tr(f"as {origin}", f"与 {origin} 相同")
+            detail = tr("as {origin}", origin=origin)
             findings.add("duplicate", Place(names[self.files[copy]], self.lines[copy], detail))

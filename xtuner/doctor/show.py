@@ -131,16 +131,12 @@ def _harmless(text: str) -> str:
 
 def _legend(plain: bool) -> Text:
     if plain:
-        return Text(tr("[[ ]]: trained", "[[ ]]: 参与训练"))
-    return Text.assemble(
-        (tr("trained", "参与训练"), TRAINED), "  ", (tr("not trained", "不参与训练"), UNTRAINED)
-    )
+        return Text(tr("[[ ]]: trained"))
+    return Text.assemble((tr("trained"), TRAINED), "  ", (tr("not trained"), UNTRAINED))
 
 
 def _label(row: ShownRow, number: int, total: int) -> str:
-    counts = tr(
-        f"{row.tokens} tokens, {row.trained} trained", f"{row.tokens} 个词元，训练 {row.trained} 个"
-    )
+    counts = tr("{tokens} tokens, {trained} trained", tokens=row.tokens, trained=row.trained)
     place = f"{number + 1}/{total} " if total > 1 else ""
     return f"{place}{row.source + ' · ' if row.source else ''}{counts}"
 
@@ -161,8 +157,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; bord
 def sample_html(shown: Shown) -> str:
     """A sample as a piece of HTML, to stand in a page that has ``STYLE``."""
     legend = (
-        f'<span class="trained">{tr("trained", "参与训练")}</span> '
-        f'<span class="untrained">{tr("not trained", "不参与训练")}</span>'
+        f'<span class="trained">{tr("trained")}</span> '
+        f'<span class="untrained">{tr("not trained")}</span>'
     )
     parts = [f"<h2>{html.escape(shown.title)}</h2>", f"<p>{legend}</p>"]
     for number, row in enumerate(shown.rows):
@@ -179,7 +175,7 @@ def sample_html(shown: Shown) -> str:
 
 def html_page(title: str, body: str) -> str:
     """A whole page that needs no other file."""
-    language = tr("en", "zh-CN")
+    language = tr("en")
     return (
         f'<!doctype html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -99,7 +99,7 @@ def measure(
             codes.append("no-supervised-token")
         for code in codes:
             where = place(row["rows"][0] if row.get("rows") else number)
-            detail = tr(f"{length:,} tokens", f"{length:,} 个词元")
+            detail = tr("{length:,} tokens", length=length)
             findings.add(code, Place(where.file, where.line, detail if code != "no-stop" else ""))
 
 

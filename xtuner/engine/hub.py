@@ -29,25 +29,20 @@ def require_reachable(name: str, where: Where) -> None:
         return
     if _looks_like_a_path(name):
         raise UserError(
-            tr(f"the model folder {name} does not exist.", f"模型文件夹 {name} 不存在。"),
-            hint=tr(
-                "give the path of a Hugging Face model folder, or a name on the hub.",
-                "请给出 Hugging Face 模型文件夹的路径，或 hub 上的名字。",
-            ),
+            tr("the model folder {name} does not exist.", name=name),
+            hint=tr("give the path of a Hugging Face model folder, or a name on the hub."),
             where=where,
         )
     if not _is_cached(name) and not _hub_answers():
         raise UserError(
             tr(
-                f"the model {name} is not on this machine, and the Hugging Face hub cannot be "
+                "the model {name} is not on this machine, and the Hugging Face hub cannot be "
                 "reached.",
-                f"本机没有模型 {name}，也连不上 Hugging Face hub。",
+                name=name,
             ),
             hint=tr(
                 "fetch it elsewhere and give its folder: --cfg-options model.pretrained=/PATH; or "
-                "set HF_ENDPOINT to a mirror.",
-                "请在别处下载后给出文件夹: --cfg-options model.pretrained=/PATH；"
-                "或把 HF_ENDPOINT 设为镜像。",
+                "set HF_ENDPOINT to a mirror."
             ),
             where=where,
         )

@@ -38,16 +38,16 @@ def train(cfg: Config, *, resume: str | bool = False) -> int:
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     print(
         tr(
-            f"{trained:,} parameters are trained on {len(trainer.train_dataset):,} rows; "
-            f"everything goes to {trainer.args.output_dir}",
-            f"在 {len(trainer.train_dataset):,} 行数据上训练 {trained:,} 个参数；"
-            f"输出到 {trainer.args.output_dir}",
+            "{trained:,} parameters are trained on {count:,} rows; everything goes to {output_dir}",
+            trained=trained,
+            count=len(trainer.train_dataset),
+            output_dir=trainer.args.output_dir,
         )
     )
     trainer.train(resume_from_checkpoint=_checkpoint(resume, trainer.args.output_dir))
     trainer.save_state()
     trainer.save_model(output_dir=trainer.args.output_dir)
-    print(tr(f"saved in {trainer.args.output_dir}", f"已保存到 {trainer.args.output_dir}"))
+    print(tr("saved in {output_dir}", output_dir=trainer.args.output_dir))
     return 0
 
 
@@ -86,12 +86,7 @@ def _training_arguments(cfg: Config) -> Any:
     if not torch.cuda.is_available():
         if settings.get("fp16"):
             settings["fp16"], settings["bf16"] = False, True
-            print(
-                tr(
-                    "training_args.fp16 does not run on this machine: bf16 is used.",
-                    "本机不支持 training_args.fp16：改用 bf16。",
-                )
-            )
+            print(tr("training_args.fp16 does not run on this machine: bf16 is used."))
         settings.setdefault("use_cpu", True)
     settings.setdefault("report_to", "none")
     accepted = inspect.signature(kind.__init__).parameters
@@ -99,10 +94,10 @@ def _training_arguments(cfg: Config) -> Any:
     if gone:
         raise UserError(
             tr(
-                f"training_args: this version of transformers does not know {', '.join(gone)}.",
-                f"training_args: 这个版本的 transformers 不认识 {', '.join(gone)}。",
+                "training_args: this version of transformers does not know {gone}.",
+                gone=", ".join(gone),
             ),
-            hint=tr("take these out of the config.", "请从配置中去掉这些参数。"),
+            hint=tr("take these out of the config."),
         )
     return kind(**settings)
 

@@ -62,10 +62,7 @@ def read_layout(environment: Mapping[str, str], processes: int | None = None) ->
         return None
     if nodes > 1 and "PORT" not in environment:
         raise UserError(
-            tr(
-                f"NNODES={nodes} needs a PORT that all machines agree on.",
-                f"NNODES={nodes} 时需要所有机器一致的 PORT。",
-            ),
+            tr("NNODES={nodes} needs a PORT that all machines agree on.", nodes=nodes),
             hint="PORT=29500 ADDR=<host of the first machine> NODE_RANK=<0, 1, ...> xtuner ...",
         )
     return Layout(
@@ -87,7 +84,7 @@ def become_torchrun(layout: Layout, words: Sequence[str]) -> None:
         words: the words after ``xtuner`` for each of them.
     """
     if layout.nodes > 1 and layout.rank == 0:
-        print(tr("On the other machines, type:", "在其他机器上输入:"))
+        print(tr("On the other machines, type:"))
         for rank in range(1, layout.nodes):
             settings = f"NPROC_PER_NODE={layout.processes} NNODES={layout.nodes} NODE_RANK={rank}"
             where = f"ADDR={layout.address} PORT={layout.port}"
@@ -105,5 +102,5 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text:
         return default
     if not text.isdigit():
-        raise UserError(tr(f"{name}={text} is not a number.", f"{name}={text} 不是数字。"))
+        raise UserError(tr("{name}={text} is not a number.", name=name, text=text))
     return int(text)

@@ -33,7 +33,7 @@ def look_ahead(runner: Any) -> None:
     if model.ahead:
         return
     if get_rank() == 0:
-        print(tr("computing the reference's log-probabilities", "正在计算参考模型的对数概率"))
+        print(tr("computing the reference's log-probabilities"))
     with runner.autocast():
         mine = model.look_ahead(_batches(runner))
     for part in all_gather_object(mine):

@@ -71,8 +71,8 @@ def exit_status(reason: int) -> int:
 def told(reason: int) -> str:
     """Why the run stopped, in words."""
     if reason == OUT_OF_TIME:
-        return tr("the time limit is near", "接近时间上限")
-    return tr(f"{signal.Signals(reason).name} was received", f"收到 {signal.Signals(reason).name}")
+        return tr("the time limit is near")
+    return tr("{signal} was received", signal=signal.Signals(reason).name)
 
 
 def _deadline(save_before: float | None) -> float | None:

@@ -104,9 +104,7 @@ def test(
         The exit status.
     """
     if checkpoint is not None and not Path(checkpoint).exists():
-        raise UserError(
-            tr("there is no such checkpoint.", "没有这个检查点。"), where=Where(checkpoint)
-        )
+        raise UserError(tr("there is no such checkpoint."), where=Where(checkpoint))
     folder = work_dir or f"./work_dirs/{Path(config).stem}/test"
     cfg = prepare(config, work_dir=folder, options=options, launcher=launcher)
     cfg.pop("strategy", None)  # there is no optimizer to be cut
@@ -124,8 +122,8 @@ def test(
     cfg.load_from = checkpoint
     cfg.resume = False
     if _is_first():
-        what = checkpoint or tr("the base model (no --checkpoint)", "基座模型（未给 --checkpoint）")
-        print(tr(f"measuring {what} on the {split} data", f"在 {split} 数据上评测 {what}"))
+        what = checkpoint or tr("the base model (no --checkpoint)")
+        print(tr("measuring {what} on the {split} data", what=what, split=split))
     metrics = build_runner(cfg).test()
     if _is_first():
         write_text(Path(cfg.work_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
@@ -214,14 +212,8 @@ def _require_settings(cfg: Config) -> None:
     missing = [key for key in needed if cfg.get(key) is None]
     if missing:
         raise UserError(
-            tr(
-                f"this config sets no {', '.join(missing)}.",
-                f"这个配置没有设置 {', '.join(missing)}。",
-            ),
-            hint=tr(
-                "'xtuner list-cfg' shows whole configs; 'xtuner copy-cfg NAME .' copies one.",
-                "'xtuner list-cfg' 列出完整的配置；'xtuner copy-cfg 名字 .' 复制一份。",
-            ),
+            tr("this config sets no {missing}.", missing=", ".join(missing)),
+            hint=tr("'xtuner list-cfg' shows whole configs; 'xtuner copy-cfg NAME .' copies one."),
             where=Where(cfg.filename),
         )
 
@@ -235,11 +227,8 @@ def _claim(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            tr(
-                f"the work dir cannot be written to: {error.strerror}.",
-                f"无法写入工作目录: {error.strerror}。",
-            ),
-            hint=tr("choose another with '--work-dir'.", "请用 '--work-dir' 换一个目录。"),
+            tr("the work dir cannot be written to: {strerror}.", strerror=error.strerror),
+            hint=tr("choose another with '--work-dir'."),
             where=Where(str(folder)),
         ) from error
 

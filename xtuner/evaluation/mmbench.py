@@ -31,16 +31,13 @@ def read_questions(file: str) -> list[dict[str, str]]:
             rows = list(csv.DictReader(opened, delimiter="\t"))
     except OSError as error:
         raise UserError(
-            tr(f"the questions cannot be read: {error.strerror}", f"无法读取: {error.strerror}"),
+            tr("the questions cannot be read: {strerror}", strerror=error.strerror),
             where=Where(file),
         ) from error
     missing = [name for name in NEEDED if not rows or name not in rows[0]]
     if missing:
         raise UserError(
-            tr(
-                f"this is no MMBench TSV: it has no {', '.join(missing)}",
-                f"这不是 MMBench 的 TSV: 缺少 {', '.join(missing)}",
-            ),
+            tr("this is no MMBench TSV: it has no {missing}", missing=", ".join(missing)),
             where=Where(file),
         )
     return rows

@@ -58,18 +58,17 @@ def check_fingerprint(adapter: Path, base: Weights) -> str:
         return "same"
     name = record["base_model_name_or_path"]
     if found["shapes"] == trained_on["shapes"]:
-        difference = tr("has the same shapes but other weights", "形状相同但权重不同")
+        difference = tr("has the same shapes but other weights")
     else:
-        difference = tr("has tensors of other names or shapes", "张量的名字或形状不同")
+        difference = tr("has tensors of other names or shapes")
     raise UserError(
         tr(
-            f"this is not the base of the adapter {adapter}: it was trained on {name}, and this "
-            f"one {difference}.",
-            f"这不是适配器 {adapter} 的基座模型：它是在 {name} 上训练的，而这个模型{difference}。",
+            "this is not the base of the adapter {adapter}: it was trained on {name}, and this "
+            "one {difference}.",
+            adapter=adapter,
+            name=name,
+            difference=difference,
         ),
-        hint=tr(
-            f"give {name}; or, if you mean it and the shapes agree, add --force.",
-            f"请使用 {name}；如果确实要这样做且形状一致，请加 --force。",
-        ),
+        hint=tr("give {name}; or, if you mean it and the shapes agree, add --force.", name=name),
         where=Where(str(base.path)),
     )

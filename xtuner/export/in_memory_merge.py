@@ -33,7 +33,7 @@ def merge_whole(
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except (ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
-            tr(f"this adapter cannot be merged: {error}", f"无法合并该适配器: {error}"),
+            tr("this adapter cannot be merged: {error}", error=error),
             where=Where(str(adapter)),
         ) from error
     copy_side_files(base, out)
@@ -49,8 +49,8 @@ def load_base(base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bo
         clip: Any = CLIPVisionModel.from_pretrained(base, dtype=dtype or "auto")
         return clip.to(device)
     if quantised:
-        require("bitsandbytes", extra="quant", purpose=tr("a quantised base", "已量化的基座模型"))
-        print(tr("the base is quantised: it is dequantised first", "基座模型已量化: 先反量化"))
+        require("bitsandbytes", extra="quant", purpose=tr("a quantised base"))
+        print(tr("the base is quantised: it is dequantised first"))
     model: Any = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype or "auto", device_map=device, trust_remote_code=True
     )

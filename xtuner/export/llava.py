@@ -25,10 +25,11 @@ def require_llava(model: Mapping[str, Any], save_format: str) -> None:
         name = getattr(model["type"], "__name__", model["type"])
         raise UserError(
             tr(
-                f"--save-format {save_format} is for LLaVA models; this is {name}.",
-                f"--save-format {save_format} 只用于 LLaVA 模型；这里是 {name}。",
+                "--save-format {save_format} is for LLaVA models; this is {name}.",
+                save_format=save_format,
+                name=name,
             ),
-            hint=tr("leave it out.", "请去掉该选项。"),
+            hint=tr("leave it out."),
         )
 
 
@@ -45,12 +46,7 @@ def write_processor(cfg: Any, tokenizer: Any, folder: Path) -> None:
 
     section = cfg.get("image_processor")
     if section is None:
-        print(
-            tr(
-                "the config has no image_processor: none is written",
-                "配置中没有 image_processor，因此不写出",
-            )
-        )
+        print(tr("the config has no image_processor: none is written"))
     image_processor = None if section is None else BUILDER.build(section)
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     parts = dataset.get("datasets") or [dataset]

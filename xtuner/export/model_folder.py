@@ -38,20 +38,17 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
         if (folder / marker).is_file():
             return folder
         raise UserError(
-            tr(f"this folder has no {marker}.", f"这个文件夹里没有 {marker}。"),
+            tr("this folder has no {marker}.", marker=marker),
             hint=_marker_hint(folder, marker),
             where=Where(str(folder)),
         )
     looks_local = name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~"))
     if looks_local or folder.exists() or folder.parent.is_dir():
         raise UserError(
-            tr(
-                f"there is no model folder {name_or_path!r}.",
-                f"没有模型文件夹 {name_or_path!r}。",
-            ),
+            tr("there is no model folder {name_or_path!r}.", name_or_path=name_or_path),
             hint=tr(
-                f"give a folder that has a {marker}, or a hub name like 'internlm/internlm2-7b'.",
-                f"请给出含有 {marker} 的文件夹，或 'internlm/internlm2-7b' 这样的模型名。",
+                "give a folder that has a {marker}, or a hub name like 'internlm/internlm2-7b'.",
+                marker=marker,
             ),
         )
     return _download(name_or_path)
@@ -59,19 +56,10 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
 
 def _marker_hint(folder: Path, marker: str) -> str:
     if marker == "config.json" and (folder / "adapter_config.json").is_file():
-        return tr(
-            "it is an adapter: give its base model here, and this folder as the adapter.",
-            "它是一个适配器：这里应填基座模型，把该文件夹作为适配器给出。",
-        )
+        return tr("it is an adapter: give its base model here, and this folder as the adapter.")
     if marker == "adapter_config.json" and (folder / "config.json").is_file():
-        return tr(
-            "it is a whole model, not an adapter: nothing has to be merged.",
-            "它是完整模型而不是适配器：无需合并。",
-        )
-    return tr(
-        "checkpoints of training become such folders with 'xtuner convert pth_to_hf'.",
-        "训练得到的检查点可用 'xtuner convert pth_to_hf' 转换成这样的文件夹。",
-    )
+        return tr("it is a whole model, not an adapter: nothing has to be merged.")
+    return tr("checkpoints of training become such folders with 'xtuner convert pth_to_hf'.")
 
 
 def _download(name: str) -> Path:
@@ -83,13 +71,12 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             tr(
-                f"{name!r} is no local folder, and it cannot be fetched from the Hugging Face hub.",
-                f"{name!r} 不是本地文件夹，也无法从 Hugging Face hub 获取。",
+                "{name!r} is no local folder, and it cannot be fetched from the Hugging Face hub.",
+                name=name,
             ),
             hint=tr(
                 "check the name and the network (HF_ENDPOINT sets a mirror), or download the model "
-                "elsewhere and give the path of its folder.",
-                "请检查名称和网络（HF_ENDPOINT 可设置镜像），或在别处下载后给出本地文件夹路径。",
+                "elsewhere and give the path of its folder."
             ),
         ) from error
 
@@ -102,27 +89,24 @@ def check_output(out: Path, inputs: list[Path]) -> None:
     for source in inputs:
         if source.exists() and out.exists() and source.resolve() == out.resolve():
             raise UserError(
-                tr("the output folder is also an input.", "输出文件夹同时也是输入。"),
-                hint=tr("choose another output folder.", "请换一个输出文件夹。"),
+                tr("the output folder is also an input."),
+                hint=tr("choose another output folder."),
                 where=Where(str(out)),
             )
     if out.is_file():
         raise UserError(
-            tr("this is a file; a folder is to be written here.", "这是文件，应写到文件夹。"),
+            tr("this is a file; a folder is to be written here."),
             where=Where(str(out)),
         )
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not any((out / name).is_file() for name in _OUTPUTS):
         raise UserError(
-            tr(
-                "this folder is not empty and holds no model; it is left as it is.",
-                "这个文件夹非空且不是模型，保持原样。",
-            ),
-            hint=tr("choose a new output folder.", "请换一个新的输出文件夹。"),
+            tr("this folder is not empty and holds no model; it is left as it is."),
+            hint=tr("choose a new output folder."),
             where=Where(str(out)),
         )
-    print(tr(f"{out} holds a model: it will be replaced.", f"{out} 中已有模型，将被替换。"))
+    print(tr("{out} holds a model: it will be replaced.", out=out))
 
 
 def copy_side_files(source: Path, target: Path) -> None:
@@ -154,7 +138,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise UserError(
-            tr(f"this is not JSON: {error}", f"不是合法的 JSON: {error}"), where=Where(str(file))
+            tr("this is not JSON: {error}", error=error), where=Where(str(file))
         ) from error
     return dict(content)
 

@@ -24,6 +24,6 @@ def serving_commands(folder: Path) -> str:
             f"opencompass --hf-type chat --hf-path {path} --datasets demo_gsm8k_chat_gen",
         ),
     ]
-    lines = [tr("Use it:", "使用方法:")]
+    lines = [tr("Use it:")]
     lines += [f"  {tool:<13}{command}" for tool, command in rows]
     return "\n".join(lines)

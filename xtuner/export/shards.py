@@ -65,8 +65,8 @@ def parse_size(text: str) -> int:
     factor = _UNITS.get(match[2].upper()) if match else None
     if match is None or factor is None or float(match[1]) <= 0:
         raise UserError(
-            tr(f"{text!r} is not a size of a shard.", f"{text!r} 不是合法的分片大小。"),
-            hint=tr("write for example 2GB or 500MB.", "例如 2GB 或 500MB。"),
+            tr("{text!r} is not a size of a shard.", text=text),
+            hint=tr("write for example 2GB or 500MB."),
         )
     return int(float(match[1]) * factor)
 
@@ -80,10 +80,11 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             tr(
-                f"this needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there.",
-                f"需要 {needed / 1e9:.2f} GB 空间，但此处只剩 {free / 1e9:.2f} GB。",
+                "this needs {needed:.2f} GB, but only {free:.2f} GB are free there.",
+                needed=needed / 1e9,
+                free=free / 1e9,
             ),
-            hint=tr("make room, or choose a folder on another disk.", "请清理空间，或换一块磁盘。"),
+            hint=tr("make room, or choose a folder on another disk."),
             where=Where(str(folder)),
         )
 
@@ -120,7 +121,7 @@ class Weights:
         """Read one tensor onto the CPU. Reading in the order of ``infos`` is fastest."""
         if name not in self._home:
             raise UserError(
-                tr(f"there is no tensor {name!r}.", f"没有张量 {name!r}。"),
+                tr("there is no tensor {name!r}.", name=name),
                 where=Where(str(self.path)),
             )
         file = self._home[name]
@@ -164,10 +165,9 @@ class Weights:
         if missing:
             raise UserError(
                 tr(
-                    f"the index names tensors that no shard holds: {shown(missing)}",
-                    f"索引中的张量在分片里找不到: {shown(missing)}",
+                    "the index names tensors that no shard holds: {missing}", missing=shown(missing)
                 ),
-                hint=tr("download or convert the model again.", "请重新下载或转换模型。"),
+                hint=tr("download or convert the model again."),
                 where=Where(str(index)),
             )
 
@@ -204,8 +204,8 @@ def damaged(file: Path, error: BaseException) -> UserError:
     """The refusal of a file of weights that cannot be read."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(
-        tr(f"this file of weights is damaged: {reason}", f"权重文件已损坏: {reason}"),
-        hint=tr("download or convert the model again.", "请重新下载或转换模型。"),
+        tr("this file of weights is damaged: {reason}", reason=reason),
+        hint=tr("download or convert the model again."),
         where=Where(str(file)),
     )
 
@@ -214,9 +214,7 @@ def shown(names: Iterable[str], limit: int = 8) -> str:
     """Names for a message: the first few, and how many more."""
     listed = list(names)
     more = len(listed) - limit
-    return ", ".join(listed[:limit]) + (
-        tr(f" and {more} more", f" 等 {more} 个") if more > 0 else ""
-    )
+    return ", ".join(listed[:limit]) + (tr(" and {more} more", more=more) if more > 0 else "")
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -226,8 +224,8 @@ def _files_of(folder: Path) -> list[Path]:
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise UserError(
-                tr(f"shards are missing: {shown(absent)}", f"缺少分片: {shown(absent)}"),
-                hint=tr("download or convert the model again.", "请重新下载或转换模型。"),
+                tr("shards are missing: {absent}", absent=shown(absent)),
+                hint=tr("download or convert the model again."),
                 where=Where(str(folder)),
             )
         return files
@@ -236,11 +234,8 @@ def _files_of(folder: Path) -> list[Path]:
         if files:
             return files
     raise UserError(
-        tr("there are no weights here.", "这里没有权重文件。"),
-        hint=tr(
-            "a folder with *.safetensors or pytorch_model*.bin is expected.",
-            "应为含有 *.safetensors 或 pytorch_model*.bin 的文件夹。",
-        ),
+        tr("there are no weights here."),
+        hint=tr("a folder with *.safetensors or pytorch_model*.bin is expected."),
         where=Where(str(folder)),
     )
 

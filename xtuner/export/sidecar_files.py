@@ -40,9 +40,4 @@ def write_base(folder: Path, base_name: str) -> None:
     try:
         write_fingerprint(folder, base_name, Weights(find_model(base_name)))
     except UserError as error:
-        print(
-            tr(
-                f"the base has no fingerprint in the adapter: {error.message}",
-                f"适配器中没有写入基座模型的指纹: {error.message}",
-            )
-        )
+        print(tr("the base has no fingerprint in the adapter: {message}", message=error.message))

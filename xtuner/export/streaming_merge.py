@@ -86,7 +86,7 @@ class LayerMerge:
             layer.merge(safe_merge=True)
         except ValueError as error:  # peft found NaN
             raise UserError(
-                tr(f"layer {module} cannot be merged: {error}", f"无法合并层 {module}: {error}"),
+                tr("layer {module} cannot be merged: {error}", module=module, error=error),
             ) from error
         merged = getattr(base_layer, kind).detach().cpu()
         layer.merged_adapters.clear()
@@ -113,11 +113,11 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
     config = PeftConfig.from_pretrained(str(adapter))
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in STREAMED:
-        raise CannotStream(tr(f"adapters of type {kind}", f"{kind} 类型的适配器"))
+        raise CannotStream(tr("adapters of type {kind}", kind=kind))
     if getattr(config, "target_parameters", None):
-        raise CannotStream(tr("adapters on single parameters", "针对单个参数的适配器"))
+        raise CannotStream(tr("adapters on single parameters"))
     if _initialised_by(config).startswith(_NOT_REDONE):
-        raise CannotStream(tr("adapters initialised from data", "由数据初始化的适配器"))
+        raise CannotStream(tr("adapters initialised from data"))
     model = _empty_model(base.path, config.task_type, adapter)
     vocab_size = model.config.vocab_size
     _check_names(model, base)
@@ -147,7 +147,7 @@ def _empty_model(base: Path, task_type: Any, adapter: Path) -> Any:
 
     config = AutoConfig.from_pretrained(base, trust_remote_code=True)
     if getattr(config, "quantization_config", None) is not None:
-        raise CannotStream(tr("quantised base models", "已量化的基座模型"))
+        raise CannotStream(tr("quantised base models"))
     kind: Any = AutoModelForCausalLM
     if str(getattr(task_type, "value", task_type)) == "SEQ_CLS":
         kind = AutoModelForSequenceClassification
@@ -156,9 +156,7 @@ def _empty_model(base: Path, task_type: Any, adapter: Path) -> Any:
         model = kind.from_config(config, trust_remote_code=True)
     conversions = get_model_conversion_mapping(model, add_legacy=False)
     if [entry for entry in conversions if not isinstance(entry, PrefixChange)]:
-        raise CannotStream(
-            tr("models whose files name tensors otherwise", "权重文件中张量命名不同的模型")
-        )
+        raise CannotStream(tr("models whose files name tensors otherwise"))
     return model
 
 
@@ -181,16 +179,11 @@ def _check_names(model: Any, base: Weights) -> None:
     }
     absent = sorted(set(wanted) - set(base.infos))
     if absent and len(absent) == len(wanted):
-        raise CannotStream(
-            tr("models whose files name tensors otherwise", "权重文件中张量命名不同的模型")
-        )
+        raise CannotStream(tr("models whose files name tensors otherwise"))
     if absent:
         raise UserError(
-            tr(
-                f"the base model lacks tensors: {shown(absent)}",
-                f"基座模型缺少张量: {shown(absent)}",
-            ),
-            hint=tr("download the base model again.", "请重新下载基座模型。"),
+            tr("the base model lacks tensors: {absent}", absent=shown(absent)),
+            hint=tr("download the base model again."),
             where=Where(str(base.path)),
         )
     wrong = [
@@ -201,8 +194,8 @@ def _check_names(model: Any, base: Weights) -> None:
     if wrong:
         raise UserError(
             tr(
-                f"the base's tensors do not have the shapes of its config.json: {shown(wrong, 3)}",
-                f"基座模型张量的形状与 config.json 不符: {shown(wrong, 3)}",
+                "the base's tensors do not have the shapes of its config.json: {wrong}",
+                wrong=shown(wrong, 3),
             ),
             where=Where(str(base.path)),
         )
@@ -216,9 +209,7 @@ def _put_on(model: Any, config: Any, adapter: Path) -> Any:
     if hasattr(plain, "init_lora_weights"):
         plain.init_lora_weights = True
     tensors = read_adapter(adapter)
-    wrong_base = tr(
-        "is this the base that the adapter was trained on?", "这是该适配器训练时的基座模型吗？"
-    )
+    wrong_base = tr("is this the base that the adapter was trained on?")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -231,7 +222,7 @@ def _put_on(model: Any, config: Any, adapter: Path) -> Any:
             result: Any = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            tr(f"the adapter does not fit the base: {error}", f"适配器与基座模型不符: {error}"),
+            tr("the adapter does not fit the base: {error}", error=error),
             hint=wrong_base,
             where=Where(str(adapter)),
         ) from error
@@ -240,8 +231,8 @@ def _put_on(model: Any, config: Any, adapter: Path) -> Any:
     if unexpected:
         raise UserError(
             tr(
-                f"the base has no place for tensors of the adapter: {shown(unexpected)}",
-                f"基座模型中没有适配器的这些张量的位置: {shown(unexpected)}",
+                "the base has no place for tensors of the adapter: {unexpected}",
+                unexpected=shown(unexpected),
             ),
             hint=wrong_base,
             where=Where(str(adapter)),
@@ -253,8 +244,8 @@ def _put_on(model: Any, config: Any, adapter: Path) -> Any:
     )
     if missing:
         raise UserError(
-            tr(f"the adapter lacks tensors: {shown(missing)}", f"适配器缺少张量: {shown(missing)}"),
-            hint=tr("convert it again, or check 'target_modules'.", "请重新转换该适配器。"),
+            tr("the adapter lacks tensors: {missing}", missing=shown(missing)),
+            hint=tr("convert it again, or check 'target_modules'."),
             where=Where(str(adapter)),
         )
     return wrapped
@@ -270,7 +261,7 @@ def read_adapter(adapter: Path) -> dict[str, torch.Tensor]:
             weights = Weights(adapter / name)
             return {key: weights.read(key) for key in weights.infos}
     raise UserError(
-        tr("there is no adapter_model.safetensors here.", "这里没有 adapter_model.safetensors。"),
+        tr("there is no adapter_model.safetensors here."),
         where=Where(str(adapter)),
     )
 
@@ -294,7 +285,7 @@ def _collect(wrapped: Any, merge: LayerMerge) -> None:
             for key, value in module.modules_to_save[ADAPTER].state_dict().items():
                 merge.replaced[f"{name.removeprefix(prefix)}.{key}"] = value
         elif isinstance(module, AuxiliaryTrainingWrapper):
-            raise CannotStream(tr("adapters with trained single tokens", "训练了个别词元的适配器"))
+            raise CannotStream(tr("adapters with trained single tokens"))
         elif isinstance(module, BaseTunerLayer) and ADAPTER in (
             getattr(module, "scaling", None) or {ADAPTER: 1}
         ):

@@ -32,14 +32,13 @@ def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
     if len(found) > 1:
         raise UserError(
             tr(
-                f"the training data use {len(found)} different prompt templates; "
+                "the training data use {count} different prompt templates; "
                 "a model can be handed on with one.",
-                f"训练数据使用了 {len(found)} 个不同的对话模板，而模型只能带一个。",
+                count=len(found),
             ),
             hint=tr(
                 "use one template for all datasets, or convert with --force to leave the "
-                "tokenizer's chat template as it is.",
-                "请统一模板，或用 --force 保留分词器原有的对话模板。",
+                "tokenizer's chat template as it is."
             ),
         )
     return found[0] if found else None

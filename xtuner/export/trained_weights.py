@@ -59,10 +59,10 @@ class TrainedWeights:
             UserError: when tensors are missing, unexpected, or of another shape.
         """
         found = self.infos
-        problems = _listed(tr("missing", "缺少"), sorted(set(expected) - set(found)))
-        problems += _listed(tr("unexpected", "多余"), sorted(set(found) - set(expected)))
+        problems = _listed(tr("missing"), sorted(set(expected) - set(found)))
+        problems += _listed(tr("unexpected"), sorted(set(found) - set(expected)))
         problems += _listed(
-            tr("of another shape", "形状不同"),
+            tr("of another shape"),
             [
                 f"{name} {list(found[name].shape)} != {list(expected[name].shape)}"
                 for name in sorted(set(found) & set(expected))
@@ -71,15 +71,9 @@ class TrainedWeights:
         )
         if problems:
             raise UserError(
-                tr(
-                    "the checkpoint does not fit the model of the config; tensors are\n  ",
-                    "检查点与配置中的模型不符，张量有如下问题\n  ",
-                )
+                tr("the checkpoint does not fit the model of the config; tensors are\n  ")
                 + "\n  ".join(problems),
-                hint=tr(
-                    "give the config that this checkpoint was trained with.",
-                    "请使用训练该检查点时的配置。",
-                ),
+                hint=tr("give the config that this checkpoint was trained with."),
                 where=Where(str(self.path)),
             )
 

@@ -74,25 +74,24 @@ def judge(difference: Difference, dtype: torch.dtype, what: str) -> None:
     allowed = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
     print(
         tr(
-            f"verified: largest difference of logits to {what}: {difference.largest:.2e} "
-            f"(largest logit {difference.scale:.2f})",
-            f"已验证: 与{what}的 logits 最大相差 {difference.largest:.2e}"
-            f"（最大 logit {difference.scale:.2f}）",
+            "verified: largest difference of logits to {what}: {largest:.2e} "
+            "(largest logit {scale:.2f})",
+            what=what,
+            largest=difference.largest,
+            scale=difference.scale,
         )
     )
     if not difference.share <= allowed:
         raise UserError(
             tr(
-                f"what was written is not the same model as {what}: its logits are "
-                f"{difference.largest:.3g} apart; rounding explains "
-                f"{allowed * difference.scale:.3g}.",
-                f"写出的模型与{what}不一致: logits 相差 {difference.largest:.3g}，"
-                f"舍入误差至多 {allowed * difference.scale:.3g}。",
+                "what was written is not the same model as {what}: its logits are "
+                "{largest:.3g} apart; rounding explains "
+                "{allowed:.3g}.",
+                what=what,
+                largest=difference.largest,
+                allowed=allowed * difference.scale,
             ),
-            hint=tr(
-                "nothing was kept. Please report this; '--no-verify' writes it all the same.",
-                "没有保留输出。请反馈该问题；'--no-verify' 可跳过检查。",
-            ),
+            hint=tr("nothing was kept. Please report this; '--no-verify' writes it all the same."),
         )
 
 

@@ -169,17 +169,17 @@ class DPO(PreferenceModel):
 def _check(loss_type: str, label_smoothing: float) -> None:
     if loss_type not in DPO_LOSSES:
         raise UserError(
-            tr(f"there is no loss {loss_type!r}", f"没有损失 {loss_type!r}"),
+            tr("there is no loss {loss_type!r}", loss_type=loss_type),
             hint=", ".join(DPO_LOSSES),
             where=Where(key="model.loss_type"),
         )
     if label_smoothing and loss_type not in ("sigmoid", "robust"):
         raise UserError(
-            tr(f"the loss {loss_type!r} has no label smoothing", f"{loss_type!r} 不支持标签平滑"),
+            tr("the loss {loss_type!r} has no label smoothing", loss_type=loss_type),
             where=Where(key="model.label_smoothing"),
         )
     if not 0 <= label_smoothing < 0.5:
         raise UserError(
-            tr("label_smoothing must be from 0 to below 0.5", "label_smoothing 应在 [0, 0.5) 之间"),
+            tr("label_smoothing must be from 0 to below 0.5"),
             where=Where(key="model.label_smoothing"),
         )

@@ -190,14 +190,8 @@ def image_size(config: Any) -> int:
 def _check(quantised: bool, frozen: bool, lora: Any, part: str) -> None:
     if quantised and not frozen and lora is None:
         raise UserError(
-            tr(
-                f"the {part} is quantised and all its weights are to be trained",
-                f"{part} 已量化，不能训练全部权重",
-            ),
-            hint=tr(
-                f"freeze it (freeze_{part}=True) or give it an adapter.",
-                f"请冻结它（freeze_{part}=True），或给它一个适配器。",
-            ),
+            tr("the {part} is quantised and all its weights are to be trained", part=part),
+            hint=tr("freeze it (freeze_{part}=True) or give it an adapter.", part=part),
             where=Where(key=f"model.quantization_{'llm' if part == 'llm' else 'vit'}"),
         )
 
@@ -212,8 +206,8 @@ def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any,
 
     print(
         tr(
-            f"{model_path} brings its own code, which is run (trust_remote_code).",
-            f"{model_path} 自带代码，将会运行它 (trust_remote_code)。",
+            "{model_path} brings its own code, which is run (trust_remote_code).",
+            model_path=model_path,
         )
     )
     settings: dict[str, Any] = {"trust_remote_code": True, "dtype": torch.bfloat16}

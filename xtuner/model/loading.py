@@ -111,15 +111,13 @@ def require_apart(llm: Any) -> None:
         name = type(llm).__name__
         raise UserError(
             tr(
-                f"{name} computes attention by its own code, or eagerly: packed samples might see "
-                f"each other.",
-                f"{name} 使用自带的或 eager 注意力，打包的样本可能互相可见。",
+                "{name} computes attention by its own code, or eagerly: packed samples might see "
+                "each other.",
+                name=name,
             ),
             hint=tr(
                 "set use_varlen_attn = False, or use the model's class in transformers "
-                "(trust_remote_code=False).",
-                "请设置 use_varlen_attn = False，或使用 transformers 自带的模型类"
-                "（trust_remote_code=False）。",
+                "(trust_remote_code=False)."
             ),
         )
 
@@ -138,11 +136,8 @@ def begin_with(model: nn.Module, checkpoint: str) -> None:
     where = Where(checkpoint, key="model.pretrained_pth")
     if not Path(checkpoint).exists():
         raise UserError(
-            tr("there is no such checkpoint", "没有这个检查点"),
-            hint=tr(
-                "train the config of pretraining first; it writes iter_N.pth.",
-                "请先运行预训练的配置，它会写出 iter_N.pth。",
-            ),
+            tr("there is no such checkpoint"),
+            hint=tr("train the config of pretraining first; it writes iter_N.pth."),
             where=where,
         )
     weights = READERS.get("weights")(checkpoint)
@@ -152,10 +147,10 @@ def begin_with(model: nn.Module, checkpoint: str) -> None:
         named = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
         raise UserError(
             tr(
-                f"this checkpoint is of another model; {len(wrong)} of its tensors have no place "
-                f"here, or another shape: {named}",
-                f"这个检查点属于另一个模型；其中 {len(wrong)} 个张量在此没有位置或形状不同: "
-                f"{named}",
+                "this checkpoint is of another model; {count} of its tensors have no place "
+                "here, or another shape: {named}",
+                count=len(wrong),
+                named=named,
             ),
             where=where,
         )

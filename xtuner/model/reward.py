@@ -50,7 +50,7 @@ class RewardModel(FinetuneModel):
         ):
             if name not in known:
                 raise UserError(
-                    tr(f"there is no {key} {name!r}", f"没有 {key} {name!r}"),
+                    tr("there is no {key} {name!r}", key=key, name=name),
                     hint=", ".join(known),
                     where=Where(key=f"model.{key}"),
                 )

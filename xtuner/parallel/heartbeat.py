@@ -65,7 +65,7 @@ class Heartbeat:
         """What has not been heard of for too long; None when all is well."""
         now = time.monotonic()
         if now - self._contact > self.limit:
-            return tr("the first machine", "第一台机器")
+            return tr("the first machine")
         silent = [
             name
             for name, (beat, since) in self._heard.items()
@@ -95,12 +95,12 @@ class Heartbeat:
                 continue
             print(
                 tr(
-                    f"error: {self.own} has heard nothing of {lost} for {self.limit:g} seconds: "
+                    "error: {own} has heard nothing of {lost} for {limit:g} seconds: "
                     "the machine is down, or the link to it is cut. The training ends here.\n"
                     "What to do: see to the link, then go on with the same command and --resume.",
-                    f"错误: {self.own} 已有 {self.limit:g} 秒没有收到 {lost} 的消息："
-                    "该机器已停机，或网络已断开。训练到此结束。\n"
-                    "解决方法: 检查网络，然后在同一条命令后加 --resume 继续。",
+                    own=self.own,
+                    lost=lost,
+                    limit=self.limit,
                 ),
                 file=sys.stderr,
                 flush=True,

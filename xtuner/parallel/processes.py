@@ -42,13 +42,11 @@ def join_processes(launcher: str, backend: str = "nccl") -> None:
     if missing:
         raise UserError(
             tr(
-                f"--launcher {launcher} expects {', '.join(missing)} in the environment.",
-                f"--launcher {launcher} 需要环境变量 {', '.join(missing)}。",
+                "--launcher {launcher} expects {missing} in the environment.",
+                launcher=launcher,
+                missing=", ".join(missing),
             ),
-            hint=tr(
-                "NPROC_PER_NODE=2 xtuner train ... starts two processes by itself.",
-                "NPROC_PER_NODE=2 xtuner train ... 会自行启动两个进程。",
-            ),
+            hint=tr("NPROC_PER_NODE=2 xtuner train ... starts two processes by itself."),
         )
     rank, world_size, local_rank = (os.environ[name] for name in names)
     os.environ |= {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": local_rank}

@@ -58,8 +58,8 @@ def read_run(folder: Path) -> Run:
     path = folder / FILE
     if not path.is_file():
         raise UserError(
-            tr(f"there is no {FILE} in this folder.", f"这个文件夹中没有 {FILE}。"),
-            hint=tr("give the work dir of a training.", "请给出训练的工作目录。"),
+            tr("there is no {file} in this folder.", file=FILE),
+            hint=tr("give the work dir of a training."),
             where=Where(str(folder)),
         )
     run = Run(folder.resolve().name)

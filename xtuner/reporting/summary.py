@@ -28,24 +28,26 @@ def facts(runner: Any) -> list[tuple[str, str]]:
     loop = runner.train_loop
     trained, total = count_parameters(bare(runner.model))
     lines = [
-        (tr("model", "模型"), base_model(runner) or type(bare(runner.model)).__name__),
+        (tr("model"), base_model(runner) or type(bare(runner.model)).__name__),
         (
-            tr("parameters", "参数"),
+            tr("parameters"),
             tr(
-                f"{_short(total)}, {_short(trained)} trained ({trained / total:.2%})",
-                f"{_short(total)}，训练 {_short(trained)}（{trained / total:.2%}）",
+                "{total}, {trained} trained ({share:.2%})",
+                total=_short(total),
+                trained=_short(trained),
+                share=trained / total,
             ),
         ),
-        (tr("data", "数据"), _data(loop)),
-        (tr("steps", "步数"), _steps(runner)),
-        (tr("optimizer", "优化器"), _optimizer(runner)),
-        (tr("precision", "精度"), _precision(runner)),
-        (tr("device", "设备"), ", ".join([_device(runner), *runner.readiness])),
-        (tr("output", "输出"), runner.work_dir),
+        (tr("data"), _data(loop)),
+        (tr("steps"), _steps(runner)),
+        (tr("optimizer"), _optimizer(runner)),
+        (tr("precision"), _precision(runner)),
+        (tr("device"), ", ".join([_device(runner), *runner.readiness])),
+        (tr("output"), runner.work_dir),
     ]
     if loop.iter:
-        note = tr(f"after iteration {loop.iter}", f"从第 {loop.iter} 次迭代之后")
-        lines.append((tr("resumed", "继续"), note))
+        note = tr("after iteration {iter}", iter=loop.iter)
+        lines.append((tr("resumed"), note))
     return lines
 
 
@@ -60,7 +62,7 @@ def next_steps(runner: Any) -> list[tuple[str, str]]:
     checkpoint, out = Path(hub.get_info("last_ckpt")), work_dir / "hf"
     steps = [
         (
-            tr("convert to Hugging Face format:", "转换为 Hugging Face 格式:"),
+            tr("convert to Hugging Face format:"),
             _command("convert", "pth_to_hf", config, checkpoint, out),
         )
     ]
@@ -69,19 +71,19 @@ def next_steps(runner: Any) -> list[tuple[str, str]]:
     has_adapter = model.get("lora") is not None and base
     if getattr(model.get("type"), "__name__", "") == "RewardModel":
         judge = [base, "--adapter", out] if has_adapter else [out]
-        return [*steps, (tr("score answers with it:", "用它给回答打分:"), _command("chat", *judge))]
+        return [*steps, (tr("score answers with it:"), _command("chat", *judge))]
     if has_adapter:
         merged = work_dir / "merged"
         steps.append(
             (
-                tr("merge the adapter into the model:", "把适配器合并进模型:"),
+                tr("merge the adapter into the model:"),
                 _command("convert", "merge", base, out, merged),
             )
         )
         chat = [merged]
     template = template_name(runner.cfg)
     words = [*chat, *(("--prompt-template", template) if template else ())]
-    steps.append((tr("talk to it:", "与它对话:"), _command("chat", *words)))
+    steps.append((tr("talk to it:"), _command("chat", *words)))
     return steps
 
 
@@ -126,14 +128,15 @@ def _data(loop: Any) -> str:
     accounts = accounts_of(dataset)
     tokens = sum(lengths(dataset))
     packed = "cumulative_len" in (getattr(dataset, "column_names", None) or ())
-    kind = tr("packs", "个打包") if packed else tr("rows", "行")
-    text = f"{_length(dataset):,} {kind}" + (f", {tokens:,} tokens" if tokens else "")
+    count = _length(dataset)
+    text = tr("{count:,} packs", count=count) if packed else tr("{count:,} rows", count=count)
+    text += f", {tokens:,} tokens" if tokens else ""
     if not accounts:
         return text
     read = sum(account.rows_in for account in accounts)
     supervised = sum(account.tokens_supervised for account in accounts)
-    text = tr(f"{read:,} rows read, ", f"读入 {read:,} 行，") + text
-    text += tr(f" ({supervised:,} with loss)", f"（计算损失 {supervised:,}）")
+    text = tr("{read:,} rows read, ", read=read) + text
+    text += tr(" ({supervised:,} with loss)", supervised=supervised)
     return "\n  ".join([text, *(line for account in accounts for line in account.losses())])
 
 
@@ -158,16 +161,17 @@ def _length(dataset: Any) -> int:
 def _steps(runner: Any) -> str:
     loop = runner.train_loop
     text = tr(
-        f"{loop.max_steps:,} optimizer steps, {loop.max_iters:,} micro-batches",
-        f"{loop.max_steps:,} 个优化器步，{loop.max_iters:,} 个 micro-batch",
+        "{max_steps:,} optimizer steps, {max_iters:,} micro-batches",
+        max_steps=loop.max_steps,
+        max_iters=loop.max_iters,
     )
     if loop.epoch_length:
         epochs = loop.max_iters / loop.epoch_length
-        text += tr(f", {epochs:g} epoch{'s' * (epochs != 1)}", f"，{epochs:g} 个 epoch")
+        text += tr(", 1 epoch") if epochs == 1 else tr(", {epochs:g} epochs", epochs=epochs)
     size = loop.dataloader.batch_size or 1
     per_step = f"{size} x {loop.accumulative_counts} x {get_data_parallel_world_size()}"
     return text + tr(
-        f" (rows of a step: {per_step})", f"（每步数据: {per_step}）"
+        " (rows of a step: {per_step})", per_step=per_step
     )  # batch x accumulation x processes (or groups that share rows)
 
 
@@ -182,11 +186,11 @@ def _precision(runner: Any) -> str:
     wrapper = runner.optim_wrapper
     weights = sorted({str(p.dtype).removeprefix("torch.") for p in runner.model.parameters()})
     if "uint8" in weights:
-        weights = [*(name for name in weights if name != "uint8"), tr("4 bits", "4 比特")]
-    text = tr(f"weights in {', '.join(weights)}", f"权重 {', '.join(weights)}")
+        weights = [*(name for name in weights if name != "uint8"), tr("4 bits")]
+    text = tr("weights in {weights}", weights=", ".join(weights))
     if isinstance(wrapper, FinetuneOptimWrapper) and wrapper.dtype is not torch.float32:
         name = str(wrapper.dtype).removeprefix("torch.")
-        text += tr(f", computed in {name}", f"，计算 {name}")
+        text += tr(", computed in {name}", name=name)
     return text
 
 
@@ -194,11 +198,11 @@ def _device(runner: Any) -> str:
     device = runner.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     count = runner.world_size
-    text = name if count == 1 else tr(f"{count} x {name}", f"{count} 个 {name}")
+    text = name if count == 1 else tr("{count} x {name}", count=count, name=name)
     if count > 1 or runner.strategy.name != "ddp":
         text += f", {runner.strategy}"
     sharing = get_sequence_parallel_world_size()
-    note = tr(f", {sharing} to a row", f"，每行由 {sharing} 个进程共享") if sharing > 1 else ""
+    note = tr(", {sharing} to a row", sharing=sharing) if sharing > 1 else ""
     return text + note
 
 

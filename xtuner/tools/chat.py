@@ -19,22 +19,23 @@ PLUGINS = ("calculate", "solve", "search")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
-        "model_name_or_path", help=tr("a folder or a hub name", "模型文件夹或 hub 上的名字")
-    )
+    parser.add_argument("model_name_or_path", help=tr("a folder or a hub name"))
     extra = parser.add_mutually_exclusive_group()
-    extra.add_argument("--adapter", help=tr("an adapter's folder", "适配器文件夹"))
-    extra.add_argument("--llava", help=tr("a LLaVA model's folder", "LLaVA 模型文件夹"))
-    parser.add_argument("--visual-encoder", help=tr("of LLaVA", "LLaVA 的视觉编码器"))
+    extra.add_argument("--adapter", help=tr("an adapter's folder"))
+    extra.add_argument("--llava", help=tr("a LLaVA model's folder"))
+    parser.add_argument("--visual-encoder", help=tr("of LLaVA"))
     parser.add_argument(
-        "--visual-select-layer", type=int, default=-2, help=tr("of LLaVA", "LLaVA 取视觉特征的层")
+        "--visual-select-layer",
+        type=int,
+        default=-2,
+        help=tr("the layer whose features LLaVA takes"),
     )
-    parser.add_argument("--image", help=tr("the image to talk about", "要讨论的图片"))
+    parser.add_argument("--image", help=tr("the image to talk about"))
     parser.add_argument(
         "--torch-dtype",
         choices=("fp16", "bf16", "fp32", "auto"),
         default="auto",
-        help=tr("default: the model's own", "默认使用模型自身的类型"),
+        help=tr("default: the model's own"),
     )
     templates = sorted(name for name in PROMPT_TEMPLATE if name != "auto")
     parser.add_argument(
@@ -42,41 +43,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=templates,
         metavar="NAME",
         help=tr(
-            f"default: the tokenizer's own chat template. One of: {', '.join(templates)}",
-            f"默认使用分词器自带的对话模板。可选: {', '.join(templates)}",
+            "default: the tokenizer's own chat template. One of: {templates}",
+            templates=", ".join(templates),
         ),
     )
     system = parser.add_mutually_exclusive_group()
-    system.add_argument("--system", help=tr("the system text", "系统提示"))
+    system.add_argument("--system", help=tr("the system text"))
     system.add_argument(
         "--system-template",
         choices=sorted(SYSTEM_TEMPLATE),
-        help=tr("a ready one", "现成的系统提示"),
+        help=tr("a ready one"),
     )
-    parser.add_argument("--bits", type=int, choices=(4, 8), help=tr("load quantised", "量化加载"))
-    parser.add_argument("--bot-name", default="BOT", help=tr("default: BOT", "默认 BOT"))
+    parser.add_argument("--bits", type=int, choices=(4, 8), help=tr("load quantised"))
+    parser.add_argument("--bot-name", default="BOT", help=tr("default: BOT"))
     parser.add_argument(
         "--with-plugins",
         nargs="+",
         choices=PLUGINS,
-        help=tr("tools of MOSS models", "MOSS 模型的插件"),
+        help=tr("tools of MOSS models"),
     )
-    parser.add_argument(
-        "--no-streamer", action="store_true", help=tr("show whole answers", "不逐字显示")
-    )
-    parser.add_argument("--lagent", action="store_true", help=tr("ReAct agent", "ReAct 智能体"))
-    parser.add_argument(
-        "--stop-words", nargs="+", default=[], help=tr("more texts to stop at", "额外的停止词")
-    )
-    parser.add_argument("--offload-folder", help=tr("for what fits nowhere else", "卸载目录"))
+    parser.add_argument("--no-streamer", action="store_true", help=tr("show whole answers"))
+    parser.add_argument("--lagent", action="store_true", help=tr("ReAct agent"))
+    parser.add_argument("--stop-words", nargs="+", default=[], help=tr("more texts to stop at"))
+    parser.add_argument("--offload-folder", help=tr("for what fits nowhere else"))
     _add_sampling(parser)
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=2048, help=tr("of an answer", "每个回答的词元上限")
-    )
-    parser.add_argument("--temperature", type=float, default=0.1, help=tr("0: greedy", "0 为贪心"))
+    parser.add_argument("--max-new-tokens", type=int, default=2048, help=tr("of an answer"))
+    parser.add_argument("--temperature", type=float, default=0.1, help=tr("0: greedy"))
     parser.add_argument("--top-k", type=int, default=40)
     parser.add_argument("--top-p", type=float, default=0.75)
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
@@ -111,23 +106,21 @@ def _check(args: argparse.Namespace) -> None:
     """Find what does not go together before anything is loaded."""
     if (args.visual_encoder or args.image) and not args.llava:
         raise UserError(
-            tr(
-                "--image and --visual-encoder go with --llava.", "--image 需要与 --llava 一起使用。"
-            ),
+            tr("--image and --visual-encoder go with --llava."),
             hint="xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE",
         )
     if args.llava and not args.image:
-        raise UserError(tr("which image?", "缺少图片。"), hint="--image FILE")
+        raise UserError(tr("which image?"), hint="--image FILE")
     if args.llava and not args.prompt_template:
         raise UserError(
-            tr("a chat about images needs a template.", "图文对话需要对话模板。"),
+            tr("a chat about images needs a template."),
             hint="--prompt-template vicuna",
         )
     if args.with_plugins:
         moss = "moss_sft"
         if args.prompt_template != moss or args.system_template != moss:
             raise UserError(
-                tr("plugins work with MOSS models only.", "插件只支持 MOSS 模型。"),
+                tr("plugins work with MOSS models only."),
                 hint="--prompt-template moss_sft --system-template moss_sft",
             )
         if "solve" in args.with_plugins:
@@ -164,8 +157,8 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     if _system(args) and template is not None and "SYSTEM" not in template:
         _notice(
             tr(
-                f"[{args.prompt_template} has no place for a system text: it is left out]",
-                f"[{args.prompt_template} 没有系统提示的位置，已略去]",
+                "[{prompt_template} has no place for a system text: it is left out]",
+                prompt_template=args.prompt_template,
             )
         )
     return ChatSession(
@@ -189,7 +182,7 @@ def _image(file: str, load: Any) -> Any:
         return load(file)
     except OSError as error:
         raise UserError(
-            tr(f"the image cannot be read: {error}", f"无法读取图片: {error}"), where=Where(file)
+            tr("the image cannot be read: {error}", error=error), where=Where(file)
         ) from error
 
 
@@ -211,11 +204,10 @@ def _system(args: argparse.Namespace) -> str:
 def _about(model: Any, prompt: Any) -> str:
     """One line: device, dtype and which template is used."""
     how = {
-        "template": tr("the prompt template asked for", "指定的对话模板"),
-        "tokenizer": tr("the tokenizer's chat template", "分词器自带的对话模板"),
+        "template": tr("the prompt template asked for"),
+        "tokenizer": tr("the tokenizer's chat template"),
         "raw": tr(
-            "no chat template, neither asked for nor in the tokenizer: the text goes in as it is",
-            "没有对话模板（未指定，分词器也没有）: 文本将原样输入",
+            "no chat template, neither asked for nor in the tokenizer: the text goes in as it is"
         ),
     }[prompt.kind]
     dtype = str(model.dtype).removeprefix("torch.")

@@ -18,11 +18,8 @@ def talk_to_agent(args: argparse.Namespace) -> int:
     require("lagent", extra="serve", purpose="--lagent")
     if not os.environ.get("SERPER_API_KEY"):
         raise UserError(
-            tr("the agent's search needs a key.", "智能体的搜索需要密钥。"),
-            hint=tr(
-                "get one at https://serper.dev and set SERPER_API_KEY.",
-                "请在 https://serper.dev 获取并设置 SERPER_API_KEY。",
-            ),
+            tr("the agent's search needs a key."),
+            hint=tr("get one at https://serper.dev and set SERPER_API_KEY."),
         )
     from lagent.actions import ActionExecutor, GoogleSearch
     from lagent.agents import ReAct

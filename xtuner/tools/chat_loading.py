@@ -33,11 +33,8 @@ def llava_adapter(llava: str | None) -> str | None:
         return None
     if not (Path(llava) / "projector").is_dir():
         raise UserError(
-            tr("there is no projector/ in this folder.", "该文件夹中没有 projector/。"),
-            hint=tr(
-                "'xtuner convert pth_to_hf' writes it from a LLaVA checkpoint.",
-                "请用 'xtuner convert pth_to_hf' 从 LLaVA 检查点写出。",
-            ),
+            tr("there is no projector/ in this folder."),
+            hint=tr("'xtuner convert pth_to_hf' writes it from a LLaVA checkpoint."),
             where=Where(llava),
         )
     folder = Path(llava) / "llm_adapter"
@@ -83,7 +80,7 @@ def load_for_chat(
         model: Any = AutoModelForCausalLM.from_pretrained(folder, **settings)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            tr(f"the model cannot be loaded: {error}", f"模型无法加载: {error}"),
+            tr("the model cannot be loaded: {error}", error=error),
             where=Where(str(folder)),
         ) from error
     has_own = adapter_folder is not None and any(adapter_folder.glob("tokenizer*"))
@@ -104,7 +101,7 @@ def _base_and_adapter(name_or_path: str, adapter: str | None) -> tuple[str, str 
     base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise UserError(
-            tr("this adapter does not name its base model.", "该适配器没有记录基座模型。"),
+            tr("this adapter does not name its base model."),
             hint=f"xtuner chat BASE --adapter {name_or_path}",
             where=Where(str(folder)),
         )
@@ -140,13 +137,7 @@ def _with_adapter(model: Any, base: Path, adapter: Path) -> Any:
     except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()
         raise UserError(
-            tr(
-                f"the adapter does not fit this model: {' '.join(reason[:2])}",
-                f"适配器与该模型不符: {' '.join(reason[:2])}",
-            ),
-            hint=tr(
-                "is this the base that the adapter was trained on?",
-                "这是该适配器训练时的基座模型吗？",
-            ),
+            tr("the adapter does not fit this model: {reason}", reason=" ".join(reason[:2])),
+            hint=tr("is this the base that the adapter was trained on?"),
             where=Where(str(adapter)),
         ) from error

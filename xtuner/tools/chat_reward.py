@@ -40,7 +40,7 @@ def talk_to_judge(folder: Path, adapter: Path | None, dtype: str = "auto") -> No
         if not shown:
             print(f"user: {question}\nassistant: {answer}")
         reward = score(model, tokenizer, question, answer, token)
-        print(tr(f"reward: {reward:.3f}", f"奖励: {reward:.3f}"), flush=True)
+        print(tr("reward: {reward:.3f}", reward=reward), flush=True)
 
 
 def score(model: Any, tokenizer: Any, question: str, answer: str, token: int | None) -> float:
@@ -93,14 +93,14 @@ def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
                 model = PeftModel.from_pretrained(model, str(adapter))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            tr(f"the model cannot be loaded: {error}", f"模型无法加载: {error}"),
+            tr("the model cannot be loaded: {error}", error=error),
             where=Where(str(folder)),
         ) from error
     own = adapter if adapter is not None and any(adapter.glob("tokenizer*")) else folder
     tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=True)
     if not tokenizer.chat_template:
         raise UserError(
-            tr("the tokenizer has no chat template", "tokenizer 没有对话模板 (chat template)"),
+            tr("the tokenizer has no chat template"),
             where=Where(str(own)),
         )
     return model.eval(), tokenizer

@@ -10,17 +10,15 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("config", nargs="+", help=tr("paths or names", "路径或名字"))
+    parser.add_argument("config", nargs="+", help=tr("paths or names"))
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=tr("overrides, as for train", "覆盖设置，与 train 相同"),
+        help=tr("overrides, as for train"),
     )
-    parser.add_argument(
-        "--json", action="store_true", help=tr("for editors and CI", "供编辑器与 CI 使用")
-    )
+    parser.add_argument("--json", action="store_true", help=tr("for editors and CI"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,8 +35,10 @@ def run(args: argparse.Namespace) -> int:
     files, warnings = len(args.config), len(problems) - errors
     print(
         tr(
-            f"{files} config(s): {errors} error(s), {warnings} warning(s)",
-            f"{files} 个配置：{errors} 个错误，{warnings} 个警告",
+            "{files} config(s): {errors} error(s), {warnings} warning(s)",
+            files=files,
+            errors=errors,
+            warnings=warnings,
         )
     )
     return 1 if errors else 0

@@ -10,21 +10,19 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument("config", help=tr("name or path of a config"))
     parser.add_argument(
         "--html",
         metavar="FILE",
-        help=tr("write the report as one HTML file", "把报告写成 HTML 文件"),
+        help=tr("write the report as one HTML file"),
     )
-    parser.add_argument(
-        "--json", action="store_true", help=tr("print the report as JSON", "以 JSON 输出报告")
-    )
+    parser.add_argument("--json", action="store_true", help=tr("print the report as JSON"))
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=tr("change settings of the config", "修改配置里的设置"),
+        help=tr("change settings of the config"),
     )
 
 
@@ -48,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = train_dataset_of(cfg, args.config)
     call_before_run(cfg)
     quiet = Console(stderr=True)
-    with quiet.status(tr("reading the rows ...", "正在读取数据 ...")):
+    with quiet.status(tr("reading the rows ...")):
         report, shown = examine(args.config, dataset)
     if args.html:
         write_text(args.html, report_page(report, shown))
@@ -61,5 +59,5 @@ def run(args: argparse.Namespace) -> int:
             print_sample(shown, console)
         console.print(report.advice, style="bold", markup=False)
         if args.html:
-            print(tr(f"The report is in {args.html}", f"报告已写入 {args.html}"))
+            print(tr("The report is in {html}", html=args.html))
     return 0 if report.scan.findings.is_clean else 1

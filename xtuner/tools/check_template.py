@@ -48,34 +48,26 @@ class Mismatch:
     def __str__(self) -> str:
         lines = [self.what]
         if self.conversation is not None:
-            lines.append(
-                tr(
-                    f"question: {self.conversation[1][-1][0]!r}",
-                    f"问题: {self.conversation[1][-1][0]!r}",
-                )
-            )
+            lines.append(tr("question: {question!r}", question=self.conversation[1][-1][0]))
         if self.expected or self.found:
-            lines += [tr(f"training: {self.expected}", f"训练: {self.expected}")]
-            lines += [tr(f"serving:  {self.found}", f"推理: {self.found}")]
+            lines += [tr("training: {expected}", expected=self.expected)]
+            lines += [tr("serving:  {found}", found=self.found)]
         return "\n    ".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
-        "config_or_model", help=tr("a config, or a model's folder", "配置，或模型文件夹")
-    )
+    parser.add_argument("config_or_model", help=tr("a config, or a model's folder"))
     parser.add_argument(
         "--prompt-template",
         choices=sorted(name for name in PROMPT_TEMPLATE if name != "auto"),
         metavar="NAME",
-        help=tr("the template of the training", "训练时使用的模板"),
+        help=tr("the template of the training"),
     )
     parser.add_argument(
         "--data",
         help=tr(
-            "a JSON or JSON-lines file of rows with 'messages' or 'conversation' to try besides",
-            "另外用于检查的 JSON/JSONL 数据，含 'messages' 或 'conversation'",
+            "a JSON or JSON-lines file of rows with 'messages' or 'conversation' to try besides"
         ),
     )
 
@@ -90,10 +82,9 @@ def run(args: argparse.Namespace) -> int:
     refuse(problems)
     print(
         tr(
-            f"{len(conversations)} conversations: training, the saved tokenizer and chat agree, "
+            "{count} conversations: training, the saved tokenizer and chat agree, "
             "and every answer ends where generation stops.",
-            f"{len(conversations)} 个对话: 训练、保存的分词器与 chat 一致，"
-            "且每个回答都以停止符结尾。",
+            count=len(conversations),
         )
     )
     return 0
@@ -145,9 +136,11 @@ def compare(
         problems.append(
             Mismatch(
                 tr(
-                    f"answers end with {end!r} ({last}) in training, at which generation "
-                    f"does not stop (it stops at {stops})",
-                    f"训练中回答以 {end!r} ({last}) 结尾，但生成不会在此停止（停止符 {stops}）",
+                    "answers end with {end!r} ({last}) in training, at which generation "
+                    "does not stop (it stops at {stops})",
+                    end=end,
+                    last=last,
+                    stops=stops,
                 )
             )
         )
@@ -174,9 +167,9 @@ def refuse(problems: Sequence[Mismatch]) -> None:
     if harmless:
         print(
             tr(
-                f"note: in {len(harmless)} conversation(s) an earlier answer is the same text in "
+                "note: in {count} conversation(s) an earlier answer is the same text in "
                 "serving but cut into other tokens where it touches the template:",
-                f"提示: 有 {len(harmless)} 个对话，历史回答的文本相同，但与模板相接处的分词不同:",
+                count=len(harmless),
             )
         )
         print(f"  {harmless[0]}")
@@ -185,15 +178,10 @@ def refuse(problems: Sequence[Mismatch]) -> None:
         return
     listed = "\n  ".join(str(problem) for problem in grave[:5])
     raise UserError(
-        tr(
-            f"training and serving would not build the same prompt:\n  {listed}",
-            f"训练与推理会得到不同的提示词:\n  {listed}",
-        ),
+        tr("training and serving would not build the same prompt:\n  {listed}", listed=listed),
         hint=tr(
             "train with the template of this model's family and a tokenizer that knows its "
-            "special tokens; 'convert pth_to_hf --force' writes the model all the same.",
-            "请使用与该模型匹配的模板，并确保分词器含有其特殊词元；"
-            "'convert pth_to_hf --force' 可强制转换。",
+            "special tokens; 'convert pth_to_hf --force' writes the model all the same."
         ),
     )
 
@@ -208,7 +196,7 @@ def read_conversations(file: Path) -> list[Conversation]:
         text = file.read_text("utf-8")
     except OSError as error:
         raise UserError(
-            tr(f"it cannot be read: {error.strerror}", f"无法读取: {error.strerror}"),
+            tr("it cannot be read: {strerror}", strerror=error.strerror),
             where=Where(str(file)),
         ) from error
     found = []
@@ -219,8 +207,7 @@ def read_conversations(file: Path) -> list[Conversation]:
             raise UserError(
                 tr(
                     "a row with 'messages' (role, content) or 'conversation' (input, output) "
-                    "is expected.",
-                    "应为含 'messages'（role、content）或 'conversation'（input、output）的数据。",
+                    "is expected."
                 ),
                 where=Where(str(file), line),
             ) from error
@@ -235,7 +222,7 @@ def _rows(text: str, file: Path) -> list[tuple[int, Any]]:
         return [(number, json.loads(line)) for number, line in lines if line.strip()]
     except ValueError as error:
         raise UserError(
-            tr(f"this is not JSON: {error}", f"不是合法的 JSON: {error}"), where=Where(str(file))
+            tr("this is not JSON: {error}", error=error), where=Where(str(file))
         ) from error
 
 
@@ -269,8 +256,8 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
         template = template_of(cfg)
     if template is None:
         raise UserError(
-            tr("which prompt template the training used is not known.", "不知道训练用了哪个模板。"),
-            hint=tr("name it with --prompt-template.", "请用 --prompt-template 指定。"),
+            tr("which prompt template the training used is not known."),
+            hint=tr("name it with --prompt-template."),
             where=Where(name),
         )
     if folder.is_dir():
@@ -304,7 +291,7 @@ def _difference(
     place = next((i for i, (one, other) in pairs if one != other), min(len(expected), len(found)))
     window = slice(max(0, place - 3), place + 5)
     return Mismatch(
-        tr(f"token {place} differs", f"第 {place} 个词元不同"),
+        tr("token {place} differs", place=place),
         conversation,
         str(tokenizer.convert_ids_to_tokens(expected[window])),
         str(tokenizer.convert_ids_to_tokens(found[window])),

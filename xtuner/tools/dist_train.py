@@ -20,10 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=int,
         metavar="NPROC",
-        help=tr(
-            "processes on this machine (default: NPROC_PER_NODE, else one for each GPU)",
-            "本机进程数（默认: NPROC_PER_NODE，否则每块 GPU 一个）",
-        ),
+        help=tr("processes on this machine (default: NPROC_PER_NODE, else one for each GPU)"),
     )
 
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-folder",
         default="",
-        help=tr("what the images' paths are relative to", "图片路径的起点"),
+        help=tr("what the images' paths are relative to"),
     )
 
 
@@ -52,11 +52,12 @@ def run(args: argparse.Namespace) -> int:
         write_text(folder / "refcoco_result.json", text + "\n")
         print(
             tr(
-                f"accuracy (IoU above 0.5): {100 * share:.2f} % of {len(rows)}",
-                f"准确率 (IoU 大于 0.5): {len(rows)} 题中的 {100 * share:.2f} %",
+                "accuracy (IoU above 0.5): {share:.2f} % of {count}",
+                share=100 * share,
+                count=len(rows),
             )
         )
-        print(tr(f"results: {folder}", f"结果: {folder}"))
+        print(tr("results: {folder}", folder=folder))
     vlm_evaluation.leave()
     return 0
 
@@ -70,7 +71,7 @@ def _require_images(files: list[str]) -> None:
     if wrong:
         named = "\n".join(wrong[:50])
         raise UserError(
-            tr(f"{len(wrong)} images are bad:\n{named}", f"{len(wrong)} 张图片有问题:\n{named}"),
+            tr("{count} images are bad:\n{named}", count=len(wrong), named=named),
             hint="--image-folder FOLDER",
             where=Where(key="--image-folder"),
         )

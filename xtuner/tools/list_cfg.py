@@ -21,38 +21,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p",
         "--pattern",
         default="",
-        help=tr("show names that hold this text", "只显示包含这段文字的名字"),
+        help=tr("show names that hold this text"),
     )
     parser.add_argument(
         "--model",
         default="",
-        help=tr(
-            "show configs of a model whose name or hub path holds this text",
-            "只显示模型名或模型路径包含这段文字的配置",
-        ),
+        help=tr("show configs of a model whose name or hub path holds this text"),
     )
     parser.add_argument(
         "--method",
         default="",
-        help=tr(
-            "show configs of a method: full, lora, qlora, dpo, ...", "只显示某种训练方法的配置"
-        ),
+        help=tr("show configs of a method: full, lora, qlora, dpo, ..."),
     )
     parser.add_argument(
         "--dataset",
         default="",
-        help=tr("show configs of a dataset: alpaca, oasst1, ...", "只显示某个数据集的配置"),
+        help=tr("show configs of a dataset: alpaca, oasst1, ..."),
     )
     parser.add_argument(
         "--long",
         action="store_true",
-        help=tr(
-            "show parameters, method, dataset and model path", "显示参数量、方法、数据集和模型路径"
-        ),
+        help=tr("show parameters, method, dataset and model path"),
     )
-    parser.add_argument(
-        "--json", action="store_true", help=tr("print one JSON list", "以 JSON 列表输出")
-    )
+    parser.add_argument("--json", action="store_true", help=tr("print one JSON list"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,11 +100,11 @@ def _table(chosen: list[str]) -> list[str]:
         size = f"{facts['billions']:g}B" if facts["billions"] else "-"
         rows.append((name, size, facts["method"], facts["dataset"] or "-", facts["path"]))
     head = (
-        tr("name", "名字"),
-        tr("size", "参数量"),
-        tr("method", "方法"),
-        tr("dataset", "数据集"),
-        tr("model", "模型"),
+        tr("name"),
+        tr("size"),
+        tr("method"),
+        tr("dataset"),
+        tr("model"),
     )
     widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else [0] * 4
     return [
@@ -135,26 +126,24 @@ def _nothing(args: argparse.Namespace) -> str:
     """What to say when no name fits."""
     if _resolves(args.pattern):
         return tr(
-            f"{args.pattern} is not listed, but it is a config: copy-cfg and train take it.",
-            f"{args.pattern} 没有列出，但可以直接用于 copy-cfg 和 train。",
+            "{pattern} is not listed, but it is a config: copy-cfg and train take it.",
+            pattern=args.pattern,
         )
-    lines = [tr("No config fits.", "没有符合条件的配置。")]
+    lines = [tr("No config fits.")]
     if args.dataset and args.dataset.lower() not in DATASETS:
         there = ", ".join(DATASETS)
-        lines.append(tr(f"Datasets are called {there}.", f"数据集有 {there}。"))
+        lines.append(tr("Datasets are called {there}.", there=there))
     if args.method and not any(_is_method(method, args.method.lower()) for method in METHODS):
         there = ", ".join(METHODS)
-        lines.append(tr(f"Methods are called {there}.", f"训练方法有 {there}。"))
+        lines.append(tr("Methods are called {there}.", there=there))
     near = nearest(args.pattern, names()) if args.pattern else []
     if near:
-        lines.append(tr("The nearest names:", "最接近的名字:"))
+        lines.append(tr("The nearest names:"))
         lines += [f"  {name}" for name in near]
     lines.append(
         tr(
             "A name is <model>_<method>_<dataset>_e<epochs>; those that make sense work in "
-            "copy-cfg and train\neven when they are not listed.",
-            "名字的写法是 <模型>_<方法>_<数据集>_e<轮数>；有意义的组合即使没有列出，"
-            "也能用于 copy-cfg 和 train。",
+            "copy-cfg and train\neven when they are not listed."
         )
     )
     return "\n".join(lines)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p",
         "--pattern",
         default="",
-        help=tr("show formats that hold this text", "只显示包含这段文字的格式"),
+        help=tr("show formats that hold this text"),
     )
 
 
@@ -37,18 +37,16 @@ def run(args: argparse.Namespace) -> int:
     for layout in sorted(formats, key=lambda layout: layout.name):
         print(_line(layout))
     if _fits(AUTO, args.pattern):
-        what = tr("recognises the layout of each row", "自动识别每一行的格式")
+        what = tr("recognises the layout of each row")
         print(f"{AUTO.name:<17} {what}")
         chosen.append(AUTO)
     plain = [layout for layout in chosen if not layout.map_fn and not layout.preference]
     if plain:
-        print(tr("without a map function:", "不需要映射函数:").center(RULER, "-"))
+        print(tr("without a map function:").center(RULER, "-"))
         print("\n".join(map(_line, plain)))
     pairs = [layout for layout in chosen if layout.preference]
     if pairs:
-        print(
-            tr("for DPO, ORPO and reward models:", "用于 DPO、ORPO 和奖励模型:").center(RULER, "-")
-        )
+        print(tr("for DPO, ORPO and reward models:").center(RULER, "-"))
         print("\n".join(map(_line, pairs)))
     print("=" * RULER)
     return 0 if chosen else 1

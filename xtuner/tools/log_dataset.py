@@ -16,31 +16,26 @@ SHOWS = ("text", "masked_text", "input_ids", "labels", "all")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument("config", help=tr("name or path of a config"))
     parser.add_argument(
         "--index",
         type=int,
         default=0,
-        help=tr("which sample; negative counts from the end", "第几个样本；负数从末尾数起"),
+        help=tr("which sample; negative counts from the end"),
     )
     parser.add_argument(
         "--show",
         choices=SHOWS,
         default="text",
-        help=tr(
-            "text: trained tokens coloured; masked_text: the others as [-100]; ids; or all",
-            "text: 参与训练的部分着色；masked_text: 其余显示为 [-100]；编号；或全部",
-        ),
+        help=tr("text: trained tokens coloured; masked_text: the others as [-100]; ids; or all"),
     )
-    parser.add_argument(
-        "--html", metavar="FILE", help=tr("write an HTML file as well", "同时写入 HTML 文件")
-    )
+    parser.add_argument("--html", metavar="FILE", help=tr("write an HTML file as well"))
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=tr("change settings of the config", "修改配置里的设置"),
+        help=tr("change settings of the config"),
     )
 
 
@@ -67,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     ids, labels, borders = tokens_of(sample)
     is_pair = "input_ids" not in sample
     shown = show_sample(
-        tr(f"sample {index} of {len(dataset):,}", f"第 {index} 个样本，共 {len(dataset):,} 个"),
+        tr("sample {index} of {count:,}", index=index, count=len(dataset)),
         ids,
         labels,
         tokenizer.decode,
@@ -84,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"labels: {labels}")
     if args.html:
         write_text(args.html, html_page(shown.title, sample_html(shown)))
-        print(tr(f"The sample is in {args.html}", f"样本已写入 {args.html}"))
+        print(tr("The sample is in {html}", html=args.html))
     return 0
 
 
@@ -102,14 +97,8 @@ def tokens_of(sample: Mapping[str, Any]) -> tuple[list[int], list[int], list[int
         labels = [_ints(sample[f"{choice}_labels"]) for choice in CHOICES]
         return ids[0] + ids[1], labels[0] + labels[1], [0, len(ids[0]), len(ids[0]) + len(ids[1])]
     raise UserError(
-        tr(
-            f"samples of this dataset have no input_ids, only {', '.join(sample)}",
-            f"这个数据集的样本没有 input_ids，只有 {', '.join(sample)}",
-        ),
-        hint=tr(
-            "'xtuner check-custom-dataset' examines its rows.",
-            "'xtuner check-custom-dataset' 可以检查它的数据。",
-        ),
+        tr("samples of this dataset have no input_ids, only {sample}", sample=", ".join(sample)),
+        hint=tr("'xtuner check-custom-dataset' examines its rows."),
     )
 
 
@@ -124,7 +113,7 @@ def tokenizer_settings(cfg: Any, dataset: Any) -> Any:
         if isinstance(holder, dict) and holder.get("tokenizer"):
             return holder["tokenizer"]
     raise UserError(
-        tr("the config has no tokenizer", "配置里没有 tokenizer"),
+        tr("the config has no tokenizer"),
         hint="tokenizer = dict(type=AutoTokenizer.from_pretrained, ...)",
     )
 
@@ -138,11 +127,8 @@ def position(index: int, count: int) -> int:
     if -count <= index < count:
         return index % count
     raise UserError(
-        tr(
-            f"there is no sample {index}: the dataset has {count}",
-            f"没有第 {index} 个样本: 数据集共 {count} 个",
-        ),
-        hint=tr(f"--index takes 0 to {count - 1}.", f"--index 可取 0 到 {count - 1}。"),
+        tr("there is no sample {index}: the dataset has {count}", index=index, count=count),
+        hint=tr("--index takes 0 to {count}.", count=count - 1),
     )
 
 

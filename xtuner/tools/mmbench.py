@@ -49,15 +49,10 @@ def run(args: argparse.Namespace) -> int:
         if all(row.get("answer") for row in rows):
             found = mmbench.scores(results)
             (folder / "mmbench_score.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-            vlm_evaluation.print_table("MMBench", found, [tr("category", "类别"), "%"])
+            vlm_evaluation.print_table("MMBench", found, [tr("category"), "%"])
         else:
-            print(
-                tr(
-                    "this split has no answers: submit mmbench_result.xlsx to MMBench's server.",
-                    "该划分没有答案: 请把 mmbench_result.xlsx 提交到 MMBench 的评测服务器。",
-                )
-            )
-        print(tr(f"results: {folder}", f"结果: {folder}"))
+            print(tr("this split has no answers: submit mmbench_result.xlsx to MMBench's server."))
+        print(tr("results: {folder}", folder=folder))
     vlm_evaluation.leave()
     return 0
 

@@ -10,13 +10,11 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
-        "work_dirs", nargs="+", metavar="WORK_DIR", help=tr("work dirs of runs", "训练的工作目录")
-    )
+    parser.add_argument("work_dirs", nargs="+", metavar="WORK_DIR", help=tr("work dirs of runs"))
     parser.add_argument(
         "--out",
         metavar="PNG",
-        help=tr("the picture (default: curves.png in the first)", "图片（默认: 第一个目录中）"),
+        help=tr("the picture (default: curves.png in the first)"),
     )
 
 

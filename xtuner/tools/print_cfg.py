@@ -9,17 +9,15 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("config", help=tr("a path or a name", "路径或名字"))
+    parser.add_argument("config", help=tr("a path or a name"))
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=tr("overrides, as for train", "覆盖设置，与 train 相同"),
+        help=tr("overrides, as for train"),
     )
-    parser.add_argument(
-        "--why", metavar="KEY", help=tr("where the value of a key comes from", "某个键的值从何而来")
-    )
+    parser.add_argument("--why", metavar="KEY", help=tr("where the value of a key comes from"))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,15 +11,12 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument("config", help=tr("name or path of a config"))
     parser.add_argument(
         "--checkpoint",
-        help=tr(
-            "an iter_N.pth, or a folder of DeepSpeed; without it the base model is measured",
-            "iter_N.pth 或 DeepSpeed 文件夹；不给则评测基座模型",
-        ),
+        help=tr("an iter_N.pth, or a folder of DeepSpeed; without it the base model is measured"),
     )
-    parser.add_argument("--work-dir", help=tr("where the results go", "结果的目录"))
+    parser.add_argument("--work-dir", help=tr("where the results go"))
     add_shared_arguments(parser)
 
 

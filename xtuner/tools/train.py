@@ -10,30 +10,24 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
+    parser.add_argument("config", help=tr("name or path of a config"))
     parser.add_argument(
         "--work-dir",
-        help=tr(
-            "where logs and checkpoints go (default: work_dirs/<config name>)",
-            "日志和检查点的目录（默认: work_dirs/<配置名>）",
-        ),
+        help=tr("where logs and checkpoints go (default: work_dirs/<config name>)"),
     )
     parser.add_argument(
         "--deepspeed",
-        help=tr(
-            "a DeepSpeed config: a path or deepspeed_zero1|2|2_offload|3|3_offload",
-            "DeepSpeed 配置: 路径或 deepspeed_zero1|2|2_offload|3|3_offload",
-        ),
+        help=tr("a DeepSpeed config: a path or deepspeed_zero1|2|2_offload|3|3_offload"),
     )
     parser.add_argument(
         "--fsdp",
         action="store_true",
-        help=tr("shard the model over the processes (FSDP)", "用 FSDP 把模型分片到各进程"),
+        help=tr("shard the model over the processes (FSDP)"),
     )
     parser.add_argument(
         "--fsdp-offload",
         action="store_true",
-        help=tr("the same, with the shards in main memory", "同上，并把分片放在内存中"),
+        help=tr("the same, with the shards in main memory"),
     )
     parser.add_argument(
         "--resume",
@@ -41,24 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="CHECKPOINT",
-        help=tr(
-            "go on from a checkpoint; without a path from the newest good one of the work dir",
-            "从检查点继续；不写路径则用工作目录中最新的完好检查点",
-        ),
+        help=tr("go on from a checkpoint; without a path from the newest good one of the work dir"),
     )
     parser.add_argument(
         "--resume-allow",
         metavar="KINDS",
         default="",
         help=tr(
-            "what may have changed since, by commas: config,data,tokenizer,packages,world_size,all",
-            "允许哪些内容有变化，逗号分隔: config,data,tokenizer,packages,world_size,all",
+            "what may have changed since, by commas: config,data,tokenizer,packages,world_size,all"
         ),
     )
-    parser.add_argument("--seed", type=int, help=tr("random seed", "随机种子"))
-    parser.add_argument(
-        "--gpu-id", type=int, help=tr("the GPU to use, with one process", "使用哪块 GPU（单进程）")
-    )
+    parser.add_argument("--seed", type=int, help=tr("random seed"))
+    parser.add_argument("--gpu-id", type=int, help=tr("the GPU to use, with one process"))
     add_shared_arguments(parser)
 
 
@@ -70,13 +58,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         action="extend",
         metavar="KEY=VALUE",
-        help=tr("change settings of the config", "修改配置中的设置"),
+        help=tr("change settings of the config"),
     )
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
         default="none",
-        help=tr("who started the processes", "由谁启动进程"),
+        help=tr("who started the processes"),
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 

@@ -29,12 +29,11 @@ def train_dataset_of(cfg: Any, name: str) -> Mapping[str, Any]:
         key, dataset = "train_dataloader.dataset", loader.get("dataset")
     if not isinstance(dataset, Mapping):
         raise UserError(
-            tr("the config has no training dataset", "配置里没有训练数据集"),
+            tr("the config has no training dataset"),
             hint=tr(
-                f"give it {key} = dict(type=process_hf_dataset, ...), as in "
+                "give it {key} = dict(type=process_hf_dataset, ...), as in "
                 "'xtuner copy-cfg internlm2_chat_7b_qlora_custom_sft_e1 .'",
-                f"请设置 {key} = dict(type=process_hf_dataset, ...)，可参考 "
-                "'xtuner copy-cfg internlm2_chat_7b_qlora_custom_sft_e1 .'",
+                key=key,
             ),
             where=Where(file=name, key=key),
         )

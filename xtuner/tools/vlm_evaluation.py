@@ -15,22 +15,18 @@ from xtuner.utils.templates import PROMPT_TEMPLATE
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what both commands understand."""
-    parser.add_argument(
-        "model_name_or_path", help=tr("the language model: folder or hub name", "语言模型")
-    )
-    parser.add_argument("--data-path", required=True, help=tr("the questions", "题目文件"))
-    parser.add_argument("--work-dir", help=tr("where the results go", "结果目录"))
-    parser.add_argument(
-        "--llava", required=True, help=tr("a LLaVA model's folder", "LLaVA 模型文件夹")
-    )
-    parser.add_argument("--visual-encoder", help=tr("folder or hub name", "视觉编码器"))
+    parser.add_argument("model_name_or_path", help=tr("the language model: folder or hub name"))
+    parser.add_argument("--data-path", required=True, help=tr("the questions"))
+    parser.add_argument("--work-dir", help=tr("where the results go"))
+    parser.add_argument("--llava", required=True, help=tr("a LLaVA model's folder"))
+    parser.add_argument("--visual-encoder", help=tr("folder or hub name"))
     parser.add_argument("--visual-select-layer", type=int, default=-2)
     parser.add_argument(
         "--prompt-template",
         choices=sorted(name for name in PROMPT_TEMPLATE if name != "auto"),
         metavar="NAME",
         required=True,
-        help=tr("the one of the training", "训练时的对话模板"),
+        help=tr("the one of the training"),
     )
     parser.add_argument("--stop-words", nargs="+", default=[])
     parser.add_argument("--torch-dtype", choices=("fp16", "bf16", "fp32", "auto"), default="auto")
@@ -112,9 +108,7 @@ def work_dir_of(args: argparse.Namespace, command: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            tr(f"the work dir cannot be written to: {error}", f"无法写入工作目录: {error}")
-        ) from error
+        raise UserError(tr("the work dir cannot be written to: {error}", error=error)) from error
     return folder
 
 

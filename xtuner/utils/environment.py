@@ -25,7 +25,7 @@ def positive(name: str, default: float) -> float:
         number = 0.0
     if not 0 < number < float("inf"):
         raise UserError(
-            tr(f"{name}={text} is not a number above 0.", f"{name}={text} 不是大于 0 的数。"),
+            tr("{name}={text} is not a number above 0.", name=name, text=text),
             hint=f"{name}={default:g}",
         )
     return number

@@ -56,7 +56,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where and str(self.where) else ""
-        hint = f"\n{tr('What to do', '怎么办')}: {self.hint}" if self.hint else ""
+        hint = f"\n{tr('What to do')}: {self.hint}" if self.hint else ""
         return f"{place}{self.message}{hint}"
 
 
@@ -74,8 +74,9 @@ def require(module: str, *, extra: str, purpose: str) -> None:
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise UserError(
             tr(
-                f"{purpose} needs the package {module!r}, which is not installed.",
-                f"{purpose} 需要 {module!r}，但它没有安装。",
+                "{purpose} needs the package {module!r}, which is not installed.",
+                purpose=purpose,
+                module=module,
             ),
             hint=f"pip install 'xtuner[{extra}]'",
         )

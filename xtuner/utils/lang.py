@@ -1,6 +1,12 @@
-"""Which language messages are shown in: English, or Chinese where the user's locale asks for it."""
+"""Messages in the user's language: English in the source, Chinese in ``xtuner/locale``."""
 
+import functools
+import gettext
 import os
+from pathlib import Path
+
+DOMAIN = "xtuner"
+LOCALE = Path(__file__).parent.parent / "locale"
 
 
 def is_chinese() -> bool:
@@ -12,6 +18,34 @@ def is_chinese() -> bool:
     return False
 
 
-def tr(english: str, chinese: str) -> str:
-    """Return the text in the user's language."""
-    return chinese if is_chinese() else english
+def tr(message: str, /, **values: object) -> str:
+    """Return a message in the user's language: ``tr("no file {path}", path=path)``.
+
+    With values, the message is a format string: ``{{`` and ``}}`` are literal braces. Without
+    values it is returned as it is, and braces need no doubling. ``tests/utils/test_lang.py`` holds
+    the rules.
+
+    Args:
+        message: the English text, a string literal (``make messages`` collects it from the source).
+        values: what the placeholders of the message stand for, one for each name.
+    """
+    return translate(message, **values)
+
+
+def N_(message: str, /) -> str:
+    """Mark a literal for the catalogue, for example in a table; ``translate`` shows it later.
+
+    The name is gettext's own.
+    """
+    return message
+
+
+def translate(message: str, /, **values: object) -> str:
+    """Like ``tr``, for a message in a variable that was marked elsewhere (``N_``)."""
+    text = _chinese().gettext(message) if is_chinese() else message
+    return text.format(**values) if values else text
+
+
+@functools.cache
+def _chinese() -> gettext.NullTranslations:
+    return gettext.translation(DOMAIN, LOCALE, ["zh_CN"])

@@ -45,12 +45,7 @@ def adapt(cfg: Config, *, launcher: str = "none") -> list[str]:
     if backend == "nccl" and not gpu:
         cfg.env_cfg.dist_cfg.backend = "gloo"
         if launcher != "none":
-            said.append(
-                tr(
-                    "nccl needs GPUs, and there are none: gloo is used.",
-                    "nccl 需要 GPU，而本机没有：改用 gloo。",
-                )
-            )
+            said.append(tr("nccl needs GPUs, and there are none: gloo is used."))
     return said
 
 
@@ -121,8 +116,7 @@ def _adapt_model(cfg: Config, said: list[str], gpu: bool) -> None:
             said.append(
                 tr(
                     "flash_attention_2 is not available here: attention is computed by torch, "
-                    "with the same result.",
-                    "此处没有 flash_attention_2：改用 torch 计算注意力，结果相同。",
+                    "with the same result."
                 )
             )
 
@@ -172,14 +166,8 @@ def _adapt_shared_rows(cfg: Config, said: list[str]) -> None:
     cfg.sequence_parallel_size = size
     if cfg.get("framework", "mmengine").lower() == "huggingface":
         raise UserError(
-            tr(
-                "transformers' Trainer cannot share rows between processes.",
-                "transformers 的 Trainer 不能由多个进程共享一行数据。",
-            ),
-            hint=tr(
-                "set sequence_parallel_size=1, or train with a config without framework.",
-                "请设 sequence_parallel_size=1，或使用不含 framework 的配置。",
-            ),
+            tr("transformers' Trainer cannot share rows between processes."),
+            hint=tr("set sequence_parallel_size=1, or train with a config without framework."),
             where=Where(cfg.filename, key="sequence_parallel_size"),
         )
     sampler = (cfg.get("train_dataloader") or {}).get("sampler")
@@ -190,8 +178,7 @@ def _adapt_shared_rows(cfg: Config, said: list[str]) -> None:
         said.append(
             tr(
                 "DefaultSampler would give the processes that share a row different ones: "
-                "SequenceParallelSampler is used.",
-                "DefaultSampler 会给共享同一行的进程不同的数据：改用 SequenceParallelSampler。",
+                "SequenceParallelSampler is used."
             )
         )
 
@@ -234,6 +221,8 @@ def _dtype_name(value: Any) -> str:
 
 def _other_dtype(wanted: str, used: str, key: str) -> str:
     return tr(
-        f"{key}={wanted} does not run on this machine: {used} is used.",
-        f"本机不支持 {key}={wanted}：改用 {used}。",
+        "{key}={wanted} does not run on this machine: {used} is used.",
+        key=key,
+        wanted=wanted,
+        used=used,
     )

@@ -46,9 +46,7 @@ def adapt_strategy(
         UserError: for settings that cannot be read, or contradict each other.
     """
     if deepspeed and fsdp:
-        raise UserError(
-            tr("--deepspeed and --fsdp exclude each other.", "--deepspeed 与 --fsdp 不能同时使用。")
-        )
+        raise UserError(tr("--deepspeed and --fsdp exclude each other."))
     if deepspeed:
         cfg.strategy = dict(type="DeepSpeedStrategy", config=deepspeed)
     elif fsdp:
@@ -60,8 +58,7 @@ def adapt_strategy(
         raise UserError(
             tr(
                 "transformers' Trainer spreads the model in its own way: --deepspeed, --fsdp and "
-                "strategy are not for it.",
-                "transformers 的 Trainer 有自己的方式：不能使用 --deepspeed、--fsdp 和 strategy。",
+                "strategy are not for it."
             ),
             hint="training_args = dict(..., deepspeed='ds.json')",
             where=Where(cfg.filename, key="framework"),
@@ -72,7 +69,7 @@ def adapt_strategy(
     if kind == "FSDPStrategy":
         return _adapt_fsdp(cfg)
     raise UserError(
-        tr(f"there is no strategy {kind!r}.", f"没有名为 {kind!r} 的策略。"),
+        tr("there is no strategy {kind!r}.", kind=kind),
         hint="strategy = dict(type=DeepSpeedStrategy, config='deepspeed_zero2')",
         where=Where(cfg.filename, key="strategy.type"),
     )
@@ -108,18 +105,21 @@ def _adapt_deepspeed(cfg: Config) -> list[str]:
         if settings.pop(key, AUTO) != AUTO:
             said.append(
                 tr(
-                    f"DeepSpeed's '{key}' is left out: {ours} of the config counts.",
-                    f"忽略 DeepSpeed 的 '{key}'：以配置中的 {ours} 为准。",
+                    "DeepSpeed's '{key}' is left out: {ours} of the config counts.",
+                    key=key,
+                    ours=ours,
                 )
             )
     for key, value, ours in _numbers(cfg, said):
         if settings.get(key, AUTO) not in (AUTO, value):
             said.append(
                 tr(
-                    f"DeepSpeed's {key}={settings[key]} is not {ours}={value} of the config: "
-                    f"{value} is used.",
-                    f"DeepSpeed 的 {key}={settings[key]} 与配置的 {ours}={value} 不同："
-                    f"使用 {value}。",
+                    "DeepSpeed's {key}={file_value} is not {ours}={value} of the config: "
+                    "{value} is used.",
+                    key=key,
+                    file_value=settings[key],
+                    ours=ours,
+                    value=value,
                 )
             )
         settings[key] = value
@@ -139,14 +139,8 @@ def _refuse_skipped_steps(cfg: Config) -> None:
     for key in ("on_bad_loss", "on_spike"):
         if (cfg.get("train_cfg") or {}).get(key) == "skip":
             raise UserError(
-                tr(
-                    "DeepSpeed clips and steps at once: a step cannot be left out for its loss.",
-                    "DeepSpeed 裁剪的同时就更新权重：不能因为损失而跳过一步。",
-                ),
-                hint=tr(
-                    f"set {key} to 'stop' or 'continue', or train with --fsdp.",
-                    f"请把 {key} 设为 'stop' 或 'continue'，或使用 --fsdp。",
-                ),
+                tr("DeepSpeed clips and steps at once: a step cannot be left out for its loss."),
+                hint=tr("set {key} to 'stop' or 'continue', or train with --fsdp.", key=key),
                 where=Where(cfg.filename, key=f"train_cfg.{key}"),
             )
 
@@ -161,15 +155,10 @@ def _read(config: Any) -> dict[str, Any]:
             path = deepspeed_path(path.name.removesuffix(".json"))
         except UnknownConfig as error:
             raise UserError(
-                tr(
-                    f"there is no DeepSpeed config {config!r}.",
-                    f"没有名为 {config!r} 的 DeepSpeed 配置。",
-                ),
+                tr("there is no DeepSpeed config {config!r}.", config=config),
                 hint=tr(
                     "a path, or one of deepspeed_zero1, deepspeed_zero2, deepspeed_zero2_offload, "
-                    "deepspeed_zero3, deepspeed_zero3_offload.",
-                    "可写路径，或 deepspeed_zero1、deepspeed_zero2、deepspeed_zero2_offload、"
-                    "deepspeed_zero3、deepspeed_zero3_offload。",
+                    "deepspeed_zero3, deepspeed_zero3_offload."
                 ),
             ) from error
     try:
@@ -177,11 +166,11 @@ def _read(config: Any) -> dict[str, Any]:
     except ValueError as error:
         line = getattr(error, "lineno", None)
         raise UserError(
-            tr(f"this is not JSON: {error}", f"这不是 JSON: {error}"), where=Where(str(path), line)
+            tr("this is not JSON: {error}", error=error), where=Where(str(path), line)
         ) from error
     if not isinstance(settings, dict):
         raise UserError(
-            tr("DeepSpeed settings are one JSON object.", "DeepSpeed 配置应是一个 JSON 对象。"),
+            tr("DeepSpeed settings are one JSON object."),
             where=Where(str(path)),
         )
     return settings
@@ -196,10 +185,7 @@ def _numbers(cfg: Config, said: list[str]) -> list[tuple[str, Any, str]]:
     by_norm = clip.get("type", "norm") == "norm" and clip.get("norm_type", 2) == 2
     if not by_norm:
         said.append(
-            tr(
-                f"DeepSpeed clips by the 2-norm only: clip_grad={clip} is left out.",
-                f"DeepSpeed 只支持按 2-范数裁剪: 忽略 clip_grad={clip}。",
-            )
+            tr("DeepSpeed clips by the 2-norm only: clip_grad={clip} is left out.", clip=clip)
         )
     return [
         ("train_micro_batch_size_per_gpu", batch, "train_dataloader.batch_size"),
@@ -225,8 +211,9 @@ def _set_dtype(settings: dict[str, Any], wanted: str, said: list[str]) -> None:
     if used != wanted:
         said.append(
             tr(
-                f"DeepSpeed's {wanted} does not run on this machine: {used} is used.",
-                f"本机不支持 DeepSpeed 的 {wanted}：改用 {used}。",
+                "DeepSpeed's {wanted} does not run on this machine: {used} is used.",
+                wanted=wanted,
+                used=used,
             )
         )
     for section, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):

@@ -31,8 +31,8 @@ def adapt_validation_split(cfg: Config, said: list[str]) -> None:
         return
     if cfg.get("val_dataloader") is not None:
         raise _refused(
-            tr("there is a val_dataloader already.", "已经有 val_dataloader 了。"),
-            tr("set val_size=0, or leave the val_dataloader out.", "请二选一。"),
+            tr("there is a val_dataloader already."),
+            tr("set val_size=0, or leave the val_dataloader out."),
         )
     training = cfg.get("train_dataloader") or {}
     datasets = list(_leaves(training.get("dataset")))
@@ -40,10 +40,11 @@ def adapt_validation_split(cfg: Config, said: list[str]) -> None:
     if others or not datasets:
         raise _refused(
             tr(
-                f"it splits data of {' and '.join(SPLIT_BY)}, not of {', '.join(others) or '-'}.",
-                f"只能拆分 {' 和 '.join(SPLIT_BY)} 的数据，不能拆分 {', '.join(others) or '-'}。",
+                "it splits data of {kinds}, not of {others}.",
+                kinds=tr(" and ").join(SPLIT_BY),
+                others=", ".join(others) or "-",
             ),
-            tr("give a val_dataloader instead.", "请改为设置 val_dataloader。"),
+            tr("give a val_dataloader instead."),
         )
     for dataset in datasets:
         dataset["val_size"] = size
@@ -53,12 +54,7 @@ def adapt_validation_split(cfg: Config, said: list[str]) -> None:
     validation.pop("batch_sampler", None)
     validation["sampler"] = dict(type=DefaultSampler, shuffle=False)
     cfg.val_dataloader = validation
-    said.append(
-        tr(
-            f"val_size={size}: of each dataset so much is kept for validation.",
-            f"val_size={size}: 每个数据集中留出这么多用于验证。",
-        )
-    )
+    said.append(tr("val_size={size}: of each dataset so much is kept for validation.", size=size))
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:

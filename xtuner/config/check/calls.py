@@ -87,7 +87,7 @@ def unknown_argument(context: Context) -> Iterator[Finding]:
                 callee = name_of(dict.get(value, "type"))
                 yield Finding(
                     f"{key}.{name}",
-                    tr(f"{callee} takes no argument '{name}'", f"{callee} 没有参数 '{name}'"),
+                    tr("{callee} takes no argument '{name}'", callee=callee, name=name),
                     _nearest(name, parameters.names),
                     at_key=True,
                 )
@@ -104,8 +104,8 @@ def missing_argument(context: Context) -> Iterator[Finding]:
             callee, listed = name_of(dict.get(value, "type")), ", ".join(map(repr, lacking))
             yield Finding(
                 f"{key}.type",
-                tr(f"{callee} needs {listed}", f"{callee} 需要 {listed}"),
-                tr(f"add {lacking[0]}=...", f"请加上 {lacking[0]}=..."),
+                tr("{callee} needs {listed}", callee=callee, listed=listed),
+                tr("add {lacking}=...", lacking=lacking[0]),
             )
 
 
@@ -122,8 +122,8 @@ def likely_misspelt_argument(context: Context) -> Iterator[Finding]:
             if name not in known and near:
                 yield Finding(
                     f"{key}.{name}",
-                    tr(f"'{name}' looks misspelt", f"'{name}' 可能拼错了"),
-                    tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？"),
+                    tr("'{name}' looks misspelt", name=name),
+                    tr("did you mean '{near}'?", near=near[0]),
                     at_key=True,
                 )
 
@@ -139,7 +139,7 @@ def unknown_template(context: Context) -> Iterator[Finding]:
         if template not in tables[name] and template != "auto":
             yield Finding(
                 key,
-                tr(f"there is no {name}.{template}", f"没有 {name}.{template}"),
+                tr("there is no {name}.{template}", name=name, template=template),
                 _nearest(template, tuple(tables[name]), cutoff=0.3),
             )
 
@@ -158,13 +158,11 @@ def function_uses_lazy_import(context: Context) -> Iterator[Finding]:
             yield Finding(
                 node.name,
                 tr(
-                    f"'{node.name}' calls '{name}', but what a config imports is not loaded in it",
-                    f"'{node.name}' 调用了 '{name}'，但配置里导入的名字并未真正加载",
+                    "'{node_name}' calls '{name}', but what a config imports is not loaded in it",
+                    node_name=node.name,
+                    name=name,
                 ),
-                tr(
-                    "import it inside the function, or put the function into a module.",
-                    "请在函数内部导入，或把函数放到单独的模块里。",
-                ),
+                tr("import it inside the function, or put the function into a module."),
             )
 
 
@@ -204,13 +202,13 @@ def _by_place(table: dict[str, set[str]], key: str) -> set[str]:
 def _not_there(error: NotThere) -> tuple[str, str | None]:
     if error.package:
         return (
-            tr(f"there is no package '{error.package}' here", f"没有安装 '{error.package}' 包"),
+            tr("there is no package '{package}' here", package=error.package),
             f"pip install {error.package}",
         )
     if not error.name:
-        return tr(f"there is no module '{error.module}'", f"没有模块 '{error.module}'"), None
+        return tr("there is no module '{module}'", module=error.module), None
     return (
-        tr(f"'{error.name}' is not in '{error.module}'", f"'{error.module}' 里没有 '{error.name}'"),
+        tr("'{name}' is not in '{module}'", name=error.name, module=error.module),
         None,
     )
 
@@ -218,6 +216,6 @@ def _not_there(error: NotThere) -> tuple[str, str | None]:
 def _nearest(name: str, names: tuple[str, ...], cutoff: float = 0.6) -> str | None:
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     if near:
-        return tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？")
+        return tr("did you mean '{near}'?", near=near[0])
     shown = ", ".join(names[:12])
-    return tr(f"there are: {shown}", f"可用的有：{shown}") if names else None
+    return tr("there are: {shown}", shown=shown) if names else None

@@ -61,8 +61,8 @@ def _undefined(source: Source, found: list[Undefined]) -> list[Problem]:
             ERROR,
             Where(source.file, use.node.lineno),
             use.node.col_offset + 1,
-            tr(f"{use.node.id!r} is not defined", f"{use.node.id!r} 没有定义"),
-            tr(f"did you mean {use.meant!r}?", f"是不是 {use.meant!r}？") if use.meant else None,
+            tr("{name!r} is not defined", name=use.node.id),
+            tr("did you mean {meant!r}?", meant=use.meant) if use.meant else None,
         )
         for use in found
     ]
@@ -100,9 +100,6 @@ def check_or_raise(config: Config) -> None:
     if errors:
         listed = "\n".join(str(problem) for problem in errors)
         raise UserError(
-            tr(
-                f"the config has {len(errors)} error(s):\n{listed}",
-                f"配置里有 {len(errors)} 个错误：\n{listed}",
-            ),
-            hint=tr("mend these lines and start again.", "请修改这些行后重新开始。"),
+            tr("the config has {count} error(s):\n{listed}", count=len(errors), listed=listed),
+            hint=tr("mend these lines and start again."),
         )

@@ -32,7 +32,7 @@ class Problem:
         place = f"{self.where.file}:{self.where.line or 1}:{self.column or 1}"
         key = f" [{self.where.key}]" if self.where.key else ""
         hint = f"\n    {self.hint}" if self.hint else ""
-        severity = tr(self.severity, "错误" if self.severity == ERROR else "警告")
+        severity = tr("error") if self.severity == ERROR else tr("warning")
         return f"{place}: {severity} {self.code}: {self.message}{key}{hint}"
 
     def as_json(self) -> dict[str, Any]:

@@ -42,11 +42,8 @@ def misspelt_section(context: Context) -> Iterator[Finding]:
         if meant and meant not in context.values:
             yield Finding(
                 name,
-                tr(
-                    f"nothing reads the section '{name}'",
-                    f"没有任何代码读取 '{name}' 这一节",
-                ),
-                tr(f"did you mean '{meant}'?", f"是不是 '{meant}'？"),
+                tr("nothing reads the section '{name}'", name=name),
+                tr("did you mean '{meant}'?", meant=meant),
             )
 
 
@@ -57,11 +54,8 @@ def unused_setting(context: Context) -> Iterator[Finding]:
         if not meant or meant in context.values:
             yield Finding(
                 name,
-                tr(
-                    f"'{name}' is set but nothing uses it",
-                    f"设置了 '{name}'，但没有任何地方用到它",
-                ),
-                tr("remove it, or use it where it should act.", "请删除它，或在应起作用处使用它。"),
+                tr("'{name}' is set but nothing uses it", name=name),
+                tr("remove it, or use it where it should act."),
             )
 
 
@@ -73,11 +67,8 @@ def missing_section(context: Context) -> Iterator[Finding]:
         if context.get(name) is None and name not in misspelt:
             yield Finding(
                 name,
-                tr(f"the config has no '{name}'", f"配置里没有 '{name}'"),
-                tr(
-                    "'xtuner copy-cfg quickstart .' gives a whole config to compare with.",
-                    "'xtuner copy-cfg quickstart .' 会给出一份完整的配置供对照。",
-                ),
+                tr("the config has no '{name}'", name=name),
+                tr("'xtuner copy-cfg quickstart .' gives a whole config to compare with."),
             )
 
 
@@ -88,8 +79,8 @@ def missing_type(context: Context) -> Iterator[Finding]:
         if isinstance(value, dict) and "type" not in value:
             yield Finding(
                 key,
-                tr(f"'{key}' does not say what to build", f"'{key}' 没有说明要构建什么"),
-                tr("add type=...", "请加上 type=..."),
+                tr("'{key}' does not say what to build", key=key),
+                tr("add type=..."),
             )
 
 
@@ -104,10 +95,10 @@ def unknown_key_of_section(context: Context) -> Iterator[Finding]:
                 near = difflib.get_close_matches(name, known, n=1)
                 yield Finding(
                     f"{key}.{name}",
-                    tr(f"'{key}' has no setting '{name}'", f"'{key}' 没有 '{name}' 这个设置"),
-                    tr(f"did you mean '{near[0]}'?", f"是不是 '{near[0]}'？")
+                    tr("'{key}' has no setting '{name}'", key=key, name=name),
+                    tr("did you mean '{near}'?", near=near[0])
                     if near
-                    else tr(f"there are: {sorted(known)}", f"可用的有：{sorted(known)}"),
+                    else tr("there are: {known}", known=sorted(known)),
                     at_key=True,
                 )
 
@@ -122,9 +113,6 @@ def incomplete_evaluation(context: Context) -> Iterator[Finding]:
         if there and context.get(data) is None:
             yield Finding(
                 there[0],
-                tr(
-                    f"{' and '.join(there)} without {data}",
-                    f"有 {'、'.join(there)}，但没有 {data}",
-                ),
-                tr(f"add a {data}.", f"请加上 {data}。"),
+                tr("{there} without {data}", there=tr(" and ").join(there), data=data),
+                tr("add a {data}.", data=data),
             )

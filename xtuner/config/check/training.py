@@ -66,10 +66,7 @@ def pack_keeps_columns(context: Context) -> Iterator[Finding]:
         if packs and not context.get(f"{key}.remove_unused_columns", False):
             yield Finding(
                 f"{key}.remove_unused_columns",
-                tr(
-                    "packing joins rows, so their other columns cannot be kept",
-                    "打包会合并多行，其他列无法保留",
-                ),
+                tr("packing joins rows, so their other columns cannot be kept"),
                 "remove_unused_columns=True",
             )
 
@@ -83,14 +80,13 @@ def varlen_joins_rows(context: Context) -> Iterator[Finding]:
         yield Finding(
             "train_dataloader.batch_size",
             tr(
-                f"packed rows are joined into one of {size} x max_length tokens: "
-                f"batch_size is {size}",
-                f"打包的行会接成一行，长 {size} x max_length: batch_size 是 {size}",
+                "packed rows are joined into one of {size} x max_length tokens: "
+                "batch_size is {size}",
+                size=size,
             ),
             tr(
                 "right, if the memory suffices; "
-                "otherwise batch_size = 1 and more accumulative_counts",
-                "显存足够即可；否则请设 batch_size = 1 并增大 accumulative_counts",
+                "otherwise batch_size = 1 and more accumulative_counts"
             ),
         )
 
@@ -105,10 +101,11 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
             yield Finding(
                 f"{key}.use_varlen_attn",
                 tr(
-                    f"use_varlen_attn is {value} here and {model} in the model",
-                    f"这里的 use_varlen_attn 是 {value}，模型里是 {model}",
+                    "use_varlen_attn is {value} here and {model} in the model",
+                    value=value,
+                    model=model,
                 ),
-                tr("use one variable for both.", "请用同一个变量。"),
+                tr("use one variable for both."),
             )
 
 
@@ -120,8 +117,9 @@ def sequence_parallel_divides_world(context: Context) -> Iterator[Finding]:
         yield Finding(
             "sequence_parallel_size",
             tr(
-                f"sequence_parallel_size {size} does not divide the {world} processes",
-                f"sequence_parallel_size {size} 不能整除进程数 {world}",
+                "sequence_parallel_size {size} does not divide the {world} processes",
+                size=size,
+                world=world,
             ),
         )
 
@@ -134,8 +132,9 @@ def saves_only_at_the_end(context: Context) -> Iterator[Finding]:
         yield Finding(
             "default_hooks.checkpoint.interval",
             tr(
-                f"saves every {interval} batches, but training ends after {steps}",
-                f"每 {interval} 个批次保存一次，但训练在 {steps} 个批次后就结束",
+                "saves every {interval} batches, but training ends after {steps}",
+                interval=interval,
+                steps=steps,
             ),
         )
 
@@ -151,10 +150,11 @@ def warmup_outlasts_training(context: Context) -> Iterator[Finding]:
             yield Finding(
                 f"param_scheduler.{number}.end",
                 tr(
-                    f"the warmup ends at {end:g}, training already at {length:g}",
-                    f"预热到 {end:g} 才结束，而训练在 {length:g} 就结束",
+                    "the warmup ends at {end:g}, training already at {length:g}",
+                    end=end,
+                    length=length,
                 ),
-                tr("warmup_ratio is a share, such as 0.03.", "warmup_ratio 是比例，例如 0.03。"),
+                tr("warmup_ratio is a share, such as 0.03."),
             )
 
 
@@ -175,8 +175,8 @@ def template_of_another_family(context: Context) -> Iterator[Finding]:
             yield Finding(
                 f"{key}.template",
                 tr(
-                    f"the model is a chat model of another family than template '{template}'",
-                    f"模板 '{template}' 与这个对话模型不是同一系列",
+                    "the model is a chat model of another family than template '{template}'",
+                    template=template,
                 ),
                 f"PROMPT_TEMPLATE.{sorted(fits)[0]}",
             )
@@ -191,11 +191,8 @@ def quantized_full_training(context: Context) -> Iterator[Finding]:
     if quantization and not context.get("model.lora") and not context.get("model.peft_model"):
         yield Finding(
             "model.llm.quantization_config",
-            tr(
-                "the weights of a quantized model cannot be trained in full",
-                "量化后的模型不能全量训练：量化权重无法直接更新",
-            ),
-            tr("add lora=dict(...), or remove it.", "请加上 lora=dict(...)，或删除量化设置。"),
+            tr("the weights of a quantized model cannot be trained in full"),
+            tr("add lora=dict(...), or remove it."),
         )
 
 
@@ -209,14 +206,12 @@ def learning_rate_of_lora(context: Context) -> Iterator[Finding]:
     hub = base_path(context) and not looks_local(base_path(context)) and not quantized
     if not adapts and hub and lr >= LORA_LR:
         message = tr(
-            f"lr {lr:g} is typical of LoRA; full training usually takes 1e-5 to 5e-5",
-            f"lr {lr:g} 常用于 LoRA；大模型全量训练通常用 1e-5 到 5e-5",
+            "lr {lr:g} is typical of LoRA; full training usually takes 1e-5 to 5e-5", lr=lr
         )
         yield Finding("optim_wrapper.optimizer.lr", message, "lr = 2e-5")
     if adapts and lr <= FULL_LR:
         message = tr(
-            f"lr {lr:g} is typical of full training; LoRA usually takes 1e-4 to 3e-4",
-            f"lr {lr:g} 常用于全量训练；LoRA 通常用 1e-4 到 3e-4",
+            "lr {lr:g} is typical of full training; LoRA usually takes 1e-4 to 3e-4", lr=lr
         )
         yield Finding("optim_wrapper.optimizer.lr", message, "lr = 2e-4")
 
@@ -228,10 +223,7 @@ def braces_in_system(context: Context) -> Iterator[Finding]:
         if isinstance(system, str) and re.search(r"[{}]", system):
             yield Finding(
                 f"{key}.system",
-                tr(
-                    "braces in a system text are taken literally; nothing is filled in",
-                    "系统提示里的花括号会按原样使用，不会被替换",
-                ),
+                tr("braces in a system text are taken literally; nothing is filled in"),
             )
 
 
@@ -251,10 +243,9 @@ def eos_not_in_tokenizer(context: Context) -> Iterator[Finding]:
             yield Finding(
                 f"tokenizer.{name}",
                 tr(
-                    f"the tokenizer in '{folder}' has no token {token!r}",
-                    f"'{folder}' 的分词器里没有 {token!r}",
+                    "the tokenizer in '{folder}' has no token {token!r}", folder=folder, token=token
                 ),
-                tr("remove it, or take one that it has.", "请删除它，或换成已有的词元。"),
+                tr("remove it, or take one that it has."),
             )
 
 
@@ -266,8 +257,7 @@ def pad_is_eos(context: Context) -> Iterator[Finding]:
             "tokenizer.pad_token",
             tr(
                 "pad_token equals eos_token: where padding is masked by its id, the end of an "
-                "answer is never learnt",
-                "pad_token 与 eos_token 相同：按 id 屏蔽填充时，模型学不到何时结束回答",
+                "answer is never learnt"
             ),
         )
 
@@ -280,10 +270,11 @@ def tokenizer_of_another_model(context: Context) -> Iterator[Finding]:
         yield Finding(
             key,
             tr(
-                f"the tokenizer is of '{tokenizer}', the model is '{model}'",
-                f"分词器来自 '{tokenizer}'，而模型是 '{model}'",
+                "the tokenizer is of '{tokenizer}', the model is '{model}'",
+                tokenizer=tokenizer,
+                model=model,
             ),
-            tr("use one variable for both.", "请用同一个变量。"),
+            tr("use one variable for both."),
         )
 
 
@@ -299,8 +290,9 @@ def groups_of_another_batch_size(context: Context) -> Iterator[Finding]:
         yield Finding(
             key,
             tr(
-                f"rows are grouped by {grouped}, a step takes {size * counts}",
-                f"按 {grouped} 行分组，而一个优化步取 {size * counts} 行",
+                "rows are grouped by {grouped}, a step takes {batch_size}",
+                grouped=grouped,
+                batch_size=size * counts,
             ),
             "per_device_batch_size=batch_size * accumulative_counts",
         )
@@ -313,9 +305,7 @@ def quantized_and_half_loaded(context: Context) -> Iterator[Finding]:
     if isinstance(scale, str) and scale != "dynamic":
         yield Finding(
             "optim_wrapper.loss_scale",
-            tr(
-                f"loss_scale {scale!r} is unknown (dtype {dtype!r})", f"未知的 loss_scale {scale!r}"
-            ),
+            tr("loss_scale {scale!r} is unknown (dtype {dtype!r})", scale=scale, dtype=dtype),
             'loss_scale="dynamic"',
         )
 
@@ -333,9 +323,6 @@ def template_missing(context: Context) -> Iterator[Finding]:
                 continue
             yield Finding(
                 f"{key}.template_map_fn",
-                tr(
-                    "without a template_map_fn, questions and answers are joined bare",
-                    "没有 template_map_fn 时，问题与回答会直接拼接",
-                ),
+                tr("without a template_map_fn, questions and answers are joined bare"),
                 "template_map_fn=dict(type=template_map_fn_factory, template=prompt_template)",
             )

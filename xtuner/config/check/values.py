@@ -39,10 +39,7 @@ def not_positive(context: Context) -> Iterator[Finding]:
         if value is not None and (not is_number(value) or value <= 0):
             yield Finding(
                 key,
-                tr(
-                    f"expected a number above 0, got {value!r}",
-                    f"应为大于 0 的数，得到的是 {value!r}",
-                ),
+                tr("expected a number above 0, got {value!r}", value=value),
             )
 
 
@@ -53,10 +50,7 @@ def not_a_share(context: Context) -> Iterator[Finding]:
         if value is not None and (not is_number(value) or not 0 <= value < 1):
             yield Finding(
                 key,
-                tr(
-                    f"expected a number from 0 up to 1, got {value!r}",
-                    f"应在 0 到 1 之间，得到的是 {value!r}",
-                ),
+                tr("expected a number from 0 up to 1, got {value!r}", value=value),
             )
 
 
@@ -70,10 +64,7 @@ def wrong_betas(context: Context) -> Iterator[Finding]:
     if not pair or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
         yield Finding(
             key,
-            tr(
-                f"expected two numbers from 0 up to 1, got {betas!r}",
-                f"应为两个 0 到 1 之间的数，得到的是 {betas!r}",
-            ),
+            tr("expected two numbers from 0 up to 1, got {betas!r}", betas=betas),
             "betas = (0.9, 0.999)",
         )
 
@@ -87,8 +78,8 @@ def unknown_dtype(context: Context) -> Iterator[Finding]:
         if isinstance(value, str) and value not in (*DTYPES, "auto"):
             yield Finding(
                 key,
-                tr(f"there is no dtype {value!r}", f"没有 {value!r} 这种 dtype"),
-                tr(f"there are: {', '.join(DTYPES)}", f"可用的有：{', '.join(DTYPES)}"),
+                tr("there is no dtype {value!r}", value=value),
+                tr("there are: {dtypes}", dtypes=", ".join(DTYPES)),
             )
 
 
@@ -99,7 +90,7 @@ def negative_weight_decay(context: Context) -> Iterator[Finding]:
     if value is not None and (not is_number(value) or value < 0):
         yield Finding(
             key,
-            tr(f"expected 0 or more, got {value!r}", f"应大于等于 0，得到的是 {value!r}"),
+            tr("expected 0 or more, got {value!r}", value=value),
         )
 
 
@@ -114,8 +105,8 @@ def work_dir_not_writable(context: Context) -> Iterator[Finding]:
     if not place.is_dir() or not os.access(place, os.W_OK):
         yield Finding(
             "work_dir",
-            tr(f"'{work_dir}' cannot be written to", f"无法写入 '{work_dir}'"),
-            tr("choose another folder, or --work-dir", "请换一个目录，或用 --work-dir 指定"),
+            tr("'{work_dir}' cannot be written to", work_dir=work_dir),
+            tr("choose another folder, or --work-dir"),
         )
 
 
@@ -140,11 +131,8 @@ def no_such_model_folder(context: Context) -> Iterator[Finding]:
         if not Path(str(path)).expanduser().exists():
             yield Finding(
                 f"{key}.pretrained_model_name_or_path",
-                tr(f"there is no folder '{path}'", f"没有目录 '{path}'"),
-                tr(
-                    "a local path must exist; a name on the hub looks like 'Qwen/Qwen2.5-7B'.",
-                    "本地路径必须存在；Hub 上的名字形如 'Qwen/Qwen2.5-7B'。",
-                ),
+                tr("there is no folder '{path}'", path=path),
+                tr("a local path must exist; a name on the hub looks like 'Qwen/Qwen2.5-7B'."),
             )
 
 
@@ -159,14 +147,14 @@ def no_such_data_file(context: Context) -> Iterator[Finding]:
             if absent and not any(sign in path for sign in "*?["):
                 yield Finding(
                     f"{key}.data_files",
-                    tr(f"there is no file '{path}'", f"没有文件 '{path}'"),
+                    tr("there is no file '{path}'", path=path),
                 )
 
 
 def _absent(context: Context, key: str) -> Iterator[Finding]:
     path = context.get(key)
     if looks_local(path) and not Path(str(path)).expanduser().exists():
-        yield Finding(key, tr(f"there is no checkpoint '{path}'", f"没有检查点 '{path}'"))
+        yield Finding(key, tr("there is no checkpoint '{path}'", path=path))
 
 
 @rule("XT0318", ERROR)
@@ -188,8 +176,7 @@ def saves_every_zero_batches(context: Context) -> Iterator[Finding]:
         yield Finding(
             key,
             tr(
-                f"expected a number of batches, or -1 for never, got {interval!r}",
-                f"应为批次数，或用 -1 表示不保存，得到的是 {interval!r}",
+                "expected a number of batches, or -1 for never, got {interval!r}", interval=interval
             ),
         )
 
@@ -199,11 +186,8 @@ def both_lengths_of_training(context: Context) -> Iterator[Finding]:
     if context.get("train_cfg.max_epochs") and context.get("train_cfg.max_iters"):
         yield Finding(
             "train_cfg.max_iters",
-            tr(
-                "max_epochs and max_iters are both set; one of them says how long to train",
-                "max_epochs 与 max_iters 同时设置了；只能用其中一个表示训练多久",
-            ),
-            tr("remove one of them.", "请删除其中一个。"),
+            tr("max_epochs and max_iters are both set; one of them says how long to train"),
+            tr("remove one of them."),
         )
 
 
@@ -213,7 +197,7 @@ def no_length_of_training(context: Context) -> Iterator[Finding]:
     if isinstance(context.get("train_cfg"), dict) and lengths == (None, None):
         yield Finding(
             "train_cfg",
-            tr("train_cfg does not say how long to train", "train_cfg 没有说明训练多久"),
+            tr("train_cfg does not say how long to train"),
             "train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)",
         )
 
@@ -224,11 +208,8 @@ def two_quantizations(context: Context) -> Iterator[Finding]:
         if context.get(f"{key}.load_in_4bit") and context.get(f"{key}.load_in_8bit"):
             yield Finding(
                 f"{key}.load_in_8bit",
-                tr(
-                    "load_in_4bit and load_in_8bit are both on",
-                    "load_in_4bit 与 load_in_8bit 都打开了",
-                ),
-                tr("turn one of them off.", "请关闭其中一个。"),
+                tr("load_in_4bit and load_in_8bit are both on"),
+                tr("turn one of them off."),
             )
 
 
@@ -239,7 +220,7 @@ def bad_evaluation_interval(context: Context) -> Iterator[Finding]:
         if every is not None and (not is_number(every) or every <= 0):
             yield Finding(
                 f"{key}.every_n_iters",
-                tr(f"expected a number above 0, got {every!r}", f"应大于 0，得到的是 {every!r}"),
+                tr("expected a number above 0, got {every!r}", every=every),
             )
 
 
@@ -250,10 +231,8 @@ def evaluation_inputs_not_a_list(context: Context) -> Iterator[Finding]:
         if isinstance(inputs, str):
             yield Finding(
                 f"{key}.evaluation_inputs",
-                tr(
-                    "expected a list of questions, got one text", "应为问题的列表，得到的是一段文本"
-                ),
-                tr("put it into brackets: [...]", "请放进方括号：[...]"),
+                tr("expected a list of questions, got one text"),
+                tr("put it into brackets: [...]"),
             )
 
 
@@ -265,8 +244,8 @@ def unknown_map_function(context: Context) -> Iterator[Finding]:
         if is_number(value) or isinstance(value, bool | list):
             yield Finding(
                 f"{key}.dataset_map_fn",
-                tr(f"expected a function, got {value!r}", f"应为函数，得到的是 {value!r}"),
-                tr("'xtuner list-dataset-format' lists them.", "见 'xtuner list-dataset-format'。"),
+                tr("expected a function, got {value!r}", value=value),
+                tr("'xtuner list-dataset-format' lists them."),
             )
 
 
@@ -279,8 +258,8 @@ def text_for_a_switch(context: Context) -> Iterator[Finding]:
             if isinstance(inner, str) and inner.lower() in ("true", "false"):
                 yield Finding(
                     f"{key}.{name}",
-                    tr(f"{inner!r} is text, not a switch", f"{inner!r} 是文本，不是开关"),
-                    tr("write it without quotes.", "请去掉引号。"),
+                    tr("{inner!r} is text, not a switch", inner=inner),
+                    tr("write it without quotes."),
                 )
 
 
@@ -292,10 +271,7 @@ def text_for_a_number(context: Context) -> Iterator[Finding]:
         if length is not None and (not isinstance(length, int) or length <= 0):
             yield Finding(
                 f"{key}.max_length",
-                tr(
-                    f"expected a whole number above 0, got {length!r}",
-                    f"应为大于 0 的整数，得到的是 {length!r}",
-                ),
+                tr("expected a whole number above 0, got {length!r}", length=length),
             )
 
 
@@ -310,8 +286,8 @@ def unknown_loss_type(context: Context) -> Iterator[Finding]:
     if value is not None and value not in known.get(kind, [value]):
         yield Finding(
             "model.loss_type",
-            tr(f"{kind} has no loss {value!r}", f"{kind} 没有 {value!r} 这种损失"),
-            tr(f"there are: {', '.join(known[kind])}", f"可用的有：{', '.join(known[kind])}"),
+            tr("{kind} has no loss {value!r}", kind=kind, value=value),
+            tr("there are: {known}", known=", ".join(known[kind])),
         )
 
 
@@ -321,8 +297,5 @@ def unknown_compile(context: Context) -> Iterator[Finding]:
     if value is not None and not isinstance(value, bool) and value != "auto":
         yield Finding(
             "model.compile",
-            tr(
-                f"expected True, False or 'auto', got {value!r}",
-                f"应为 True、False 或 'auto'，得到的是 {value!r}",
-            ),
+            tr("expected True, False or 'auto', got {value!r}", value=value),
         )

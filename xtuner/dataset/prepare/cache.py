@@ -124,13 +124,12 @@ def prepared_once(key: str, write: Callable[[Path], None]) -> Dataset:
     except filelock.Timeout as error:
         raise UserError(
             tr(
-                f"another process has been preparing this dataset for {minutes:g} minutes",
-                f"另一个进程准备该数据集已超过 {minutes:g} 分钟",
+                "another process has been preparing this dataset for {minutes:g} minutes",
+                minutes=minutes,
             ),
             hint=tr(
                 "set XTUNER_DATASET_TIMEOUT (minutes) higher, or prepare ahead with "
-                "'xtuner preprocess sft'.",
-                "请调大 XTUNER_DATASET_TIMEOUT（分钟），或先运行 'xtuner preprocess sft'。",
+                "'xtuner preprocess sft'."
             ),
         ) from error
     return load_from_disk(str(home))

@@ -59,11 +59,8 @@ def in_order(work: Callable[[int], T], count: int, processes: int) -> Iterator[T
             yield from pool.map(_call, range(count))
     except BrokenProcessPool as error:
         raise UserError(
-            tr(
-                "a process that prepared data was killed, most likely for want of memory.",
-                "一个准备数据的进程被杀死，很可能是内存不足。",
-            ),
-            hint=tr("set map_num_proc lower.", "请调小 map_num_proc。"),
+            tr("a process that prepared data was killed, most likely for want of memory."),
+            hint=tr("set map_num_proc lower."),
         ) from error
     finally:
         _work = before

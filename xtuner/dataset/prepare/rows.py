@@ -32,10 +32,9 @@ def load_rows(dataset: Any, split: str | None) -> Dataset:
             dataset = BUILDER.build(dict(dataset))
         except (FileNotFoundError, ConnectionError, ValueError) as error:
             raise UserError(
-                tr(f"the dataset cannot be loaded: {error}", f"无法加载数据集: {error}"),
+                tr("the dataset cannot be loaded: {error}", error=error),
                 hint=tr(
-                    "your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')",
-                    "自己的文件请写: dict(type=load_dataset, path='json', data_files='my.jsonl')",
+                    "your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')"
                 ),
                 where=Where(key="dataset"),
             ) from error
@@ -43,7 +42,7 @@ def load_rows(dataset: Any, split: str | None) -> Dataset:
         return dataset
     if split not in dataset:
         raise UserError(
-            tr(f"the dataset has no split {split!r}", f"数据集没有划分 {split!r}"),
+            tr("the dataset has no split {split!r}", split=split),
             hint=", ".join(map(str, dataset)),
             where=Where(key="split"),
         )
@@ -56,7 +55,7 @@ def row_function(function: Any) -> RowFunction | None:
         found = MAP_FUNC.get(function)
         if found is None:
             raise UserError(
-                tr(f"there is no map function {function!r}", f"没有名为 {function!r} 的 map 函数"),
+                tr("there is no map function {function!r}", function=function),
                 where=Where(key="dataset_map_fn"),
             )
         return found

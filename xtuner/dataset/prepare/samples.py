@@ -166,7 +166,7 @@ def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int)
     sizes = [min(chunk, len(rows) - start) for start in starts]
     processes = min(usable_processes(processes), max(1, len(rows) // ROWS_A_PROCESS))
     results = in_order(work, len(starts), processes)
-    what = tr("preparing data", "准备数据")
+    what = tr("preparing data")
     return Samples.joined(with_progress(results, sizes, what))
 
 
@@ -188,15 +188,15 @@ def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
         fields = ", ".join(row)
         raise UserError(
             tr(
-                f"row {number}: {name} cannot read it ({type(error).__name__}: {error}); "
-                f"its fields are: {fields}",
-                f"第 {number} 行: {name} 无法读取（{type(error).__name__}: {error}），"
-                f"字段有: {fields}",
+                "row {number}: {name} cannot read it ({error_type}: {error}); "
+                "its fields are: {fields}",
+                number=number,
+                name=name,
+                error_type=type(error).__name__,
+                error=error,
+                fields=fields,
             ),
-            hint=tr(
-                "'xtuner check-custom-dataset CONFIG' names the map function that fits.",
-                "'xtuner check-custom-dataset CONFIG' 会指出合适的 map 函数。",
-            ),
+            hint=tr("'xtuner check-custom-dataset CONFIG' names the map function that fits."),
             where=Where(key="dataset_map_fn"),
         ) from error
 
@@ -253,13 +253,13 @@ def _by_itself(number: int, mapped: Mapping[str, Any], steps: Steps) -> dict[str
         return {"input_ids": ids, "labels": ids if labels is None else list(labels)}
     raise UserError(
         tr(
-            f"row {number} has no 'conversation'; its fields are: {', '.join(mapped)}",
-            f"第 {number} 行没有 'conversation'，字段有: {', '.join(mapped)}",
+            "row {number} has no 'conversation'; its fields are: {mapped}",
+            number=number,
+            mapped=", ".join(mapped),
         ),
         hint=tr(
             "set dataset_map_fn to the function of your format: "
-            "'xtuner list-dataset-format' lists them.",
-            "请把 dataset_map_fn 设为对应格式的函数，'xtuner list-dataset-format' 会列出。",
+            "'xtuner list-dataset-format' lists them."
         ),
         where=Where(key="dataset_map_fn"),
     )
@@ -280,7 +280,7 @@ def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps)
         return dict(encode_messages(talk, steps.tokenizer, tools=tools, last_only=last_only))
     except (ValueError, TemplateError, NotImplementedError) as error:  # slow ones have no offsets
         raise UserError(
-            tr(f"row {number}: {error}", f"第 {number} 行: {error}"),
+            tr("row {number}: {error}", number=number, error=error),
             where=Where(key="template_map_fn"),
         ) from error
 
@@ -295,8 +295,10 @@ def _fitted(samples: Samples, steps: Steps) -> Samples:
         number, length = samples.rows[too_long][0], lengths[too_long][0]
         raise UserError(
             tr(
-                f"row {number} has {length} tokens, more than max_length={limit}",
-                f"第 {number} 行有 {length} 个 token，超过 max_length={limit}",
+                "row {number} has {length} tokens, more than max_length={limit}",
+                number=number,
+                length=length,
+                limit=limit,
             ),
             where=Where(key="max_length"),
         )

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr, translate
 
 FIRST_ROWS = 5
 KEY = "xtuner_account"
 """Under which the account stands in a prepared dataset's description."""
 
 REASONS = {
-    "empty": ("rows without a conversation", "没有对话内容的行"),
-    "no_label": ("rows without a supervised token", "没有任何训练 token 的行"),
-    "too_long": ("rows longer than max_length", "超过 max_length 的行"),
+    "empty": N_("rows without a conversation"),
+    "no_label": N_("rows without a supervised token"),
+    "too_long": N_("rows longer than max_length"),
 }
 
 
@@ -58,14 +58,17 @@ class Account:
         """The account for people, in their language."""
         lines = [
             tr(
-                f"rows: {self.rows_in:,} in, {self.rows_trained:,} trained",
-                f"数据: 读入 {self.rows_in:,} 行，训练 {self.rows_trained:,} 行",
+                "rows: {rows_in:,} in, {rows_trained:,} trained",
+                rows_in=self.rows_in,
+                rows_trained=self.rows_trained,
             ),
             tr(
-                f"tokens: {self.tokens_in:,} in, {self.tokens_trained:,} trained "
-                f"({self.tokens_supervised:,} with loss), {self.tokens_cut:,} cut",
-                f"token: 读入 {self.tokens_in:,}，训练 {self.tokens_trained:,}"
-                f"（计算损失 {self.tokens_supervised:,}），截断 {self.tokens_cut:,}",
+                "tokens: {tokens_in:,} in, {tokens_trained:,} trained "
+                "({tokens_supervised:,} with loss), {tokens_cut:,} cut",
+                tokens_in=self.tokens_in,
+                tokens_trained=self.tokens_trained,
+                tokens_supervised=self.tokens_supervised,
+                tokens_cut=self.tokens_cut,
             ),
         ]
         return "\n".join([*lines, *self.losses()])
@@ -74,10 +77,10 @@ class Account:
         """What does not reach training, a line for each reason."""
         lines = []
         if self.rows_cut:
-            lines.append(tr("cut at max_length: ", "按 max_length 截断: ") + _named(self.rows_cut))
+            lines.append(tr("cut at max_length: ") + _named(self.rows_cut))
         for reason, rows in self.dropped.items():
             if rows:
-                lines.append(tr("dropped, ", "丢弃，") + tr(*REASONS[reason]) + ": " + _named(rows))
+                lines.append(tr("dropped, ") + translate(REASONS[reason]) + ": " + _named(rows))
         return lines
 
     def to_json(self) -> str:
@@ -87,7 +90,7 @@ class Account:
 def _named(rows: list[int]) -> str:
     first = ", ".join(str(row) for row in rows[:FIRST_ROWS])
     more = ", ..." if len(rows) > FIRST_ROWS else ""
-    return tr(f"{len(rows):,} (rows {first}{more})", f"{len(rows):,}（第 {first}{more} 行）")
+    return tr("{count:,} (rows {first}{more})", count=len(rows), first=first, more=more)
 
 
 def account_of(dataset: Any) -> Account | None:

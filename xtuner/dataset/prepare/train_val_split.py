@@ -31,10 +31,11 @@ def rows_of_part(numbers: Sequence[int], part: str, val_size: float, seed: int) 
     if val_size <= 0 or count >= len(numbers):
         raise UserError(
             tr(
-                f"val_size={val_size} does not split {len(numbers)} rows in two.",
-                f"val_size={val_size} 无法把 {len(numbers)} 行分成两部分。",
+                "val_size={val_size} does not split {count} rows in two.",
+                val_size=val_size,
+                count=len(numbers),
             ),
-            hint=tr("a share such as 0.02, or a number of rows.", "请给出比例（如 0.02）或行数。"),
+            hint=tr("a share such as 0.02, or a number of rows."),
             where=Where(key="val_size"),
         )
     held_out = set(random.Random(f"{seed} val").sample(numbers, count))

@@ -145,14 +145,15 @@ class DeepSpeedStrategy(Strategy):
         if before != now:
             raise UserError(
                 tr(
-                    f"ZeRO's parts of {before} processes cannot be put together by {now}.",
-                    f"ZeRO 的 {before} 个进程的分片不能由 {now} 个进程读取。",
+                    "ZeRO's parts of {before} processes cannot be put together by {now}.",
+                    before=before,
+                    now=now,
                 ),
                 hint=tr(
-                    f"resume with {before} processes; or begin anew from the weights: "
-                    f"--cfg-options load_from={folder}. --fsdp resumes with any number.",
-                    f"请用 {before} 个进程继续；或只从权重开始: --cfg-options load_from={folder}。"
-                    "--fsdp 可以换进程数继续。",
+                    "resume with {before} processes; or begin anew from the weights: "
+                    "--cfg-options load_from={folder}. --fsdp resumes with any number.",
+                    before=before,
+                    folder=folder,
                 ),
                 where=Where(str(folder)),
             )
@@ -245,8 +246,8 @@ def _data_only_reader(writer: Any) -> Any:
             except pickle.UnpicklingError as error:
                 raise UserError(
                     tr(
-                        f"this file holds more than data, nothing from it was run: {error}",
-                        f"这个文件不只包含数据，没有执行其中的任何内容: {error}",
+                        "this file holds more than data, nothing from it was run: {error}",
+                        error=error,
                     ),
                     where=Where(path),
                 ) from error

@@ -60,10 +60,7 @@ class FSDPStrategy(Strategy):
         self.reshard_after_forward = reshard_after_forward
         if self.dtype is torch.float16:
             raise UserError(
-                tr(
-                    "--fsdp trains in bfloat16 or float32; float16 would need a loss scale.",
-                    "--fsdp 只支持 bfloat16 或 float32；float16 需要 loss scale。",
-                ),
+                tr("--fsdp trains in bfloat16 or float32; float16 would need a loss scale."),
                 hint="--cfg-options optim_wrapper.dtype=bfloat16",
             )
 
@@ -100,14 +97,8 @@ class FSDPStrategy(Strategy):
         if type(optim.optimizer).__module__.startswith("bitsandbytes"):
             name = type(optim.optimizer).__name__
             raise UserError(
-                tr(
-                    f"bitsandbytes' {name} does not work on weights cut by FSDP.",
-                    f"bitsandbytes 的 {name} 不支持 FSDP 切分的权重。",
-                ),
-                hint=tr(
-                    "take torch.optim.AdamW: FSDP cuts its state among the processes.",
-                    "请用 torch.optim.AdamW：FSDP 会把它的状态分到各进程。",
-                ),
+                tr("bitsandbytes' {name} does not work on weights cut by FSDP.", name=name),
+                hint=tr("take torch.optim.AdamW: FSDP cuts its state among the processes."),
             )
         return model, optim
 
@@ -245,15 +236,17 @@ def _empty(entry: Any, weight: torch.Tensor) -> torch.Tensor:
 def _require_same(targets: Mapping[str, torch.Tensor], entries: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that lacks weights of this model, or has them in another shape."""
     lines = [
-        tr(f"no weight {name}", f"没有权重 {name}")
+        tr("no weight {name}", name=name)
         if name not in entries
         else tr(
-            f"{name} is {tuple(entries[name].size)}, not {tuple(target.shape)}",
-            f"{name} 的形状是 {tuple(entries[name].size)}，应为 {tuple(target.shape)}",
+            "{name} is {size}, not {shape}",
+            name=name,
+            size=tuple(entries[name].size),
+            shape=tuple(target.shape),
         )
         for name, target in targets.items()
         if name not in entries or entries[name].size != target.shape
     ]
     if lines:
         shown = "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
-        raise run_state.other_config(tr("weights", "权重"), shown)
+        raise run_state.other_config(tr("weights"), shown)

@@ -124,7 +124,7 @@ class Strategy:
         try:
             optim.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
-            what = tr("optimizer state", "优化器状态")
+            what = tr("optimizer state")
             raise run_state.other_config(what, str(error)) from error
         return True
 
@@ -134,15 +134,14 @@ class Strategy:
         if written_by != self.name:
             raise UserError(
                 tr(
-                    f"the checkpoint was written by a run with {_told(written_by)}, this run "
-                    f"uses {_told(self.name)}: the optimizer cannot go on from it.",
-                    f"检查点由使用 {_told(written_by)} 的训练写入，而本次使用 {_told(self.name)}："
-                    "优化器无法从它继续。",
+                    "the checkpoint was written by a run with {written_by}, this run "
+                    "uses {name}: the optimizer cannot go on from it.",
+                    written_by=_told(written_by),
+                    name=_told(self.name),
                 ),
                 hint=tr(
                     "resume as it was trained, or begin anew from its weights: "
-                    "--cfg-options load_from=CHECKPOINT",
-                    "请用原来的方式继续，或只从它的权重开始: --cfg-options load_from=检查点",
+                    "--cfg-options load_from=CHECKPOINT"
                 ),
             )
 

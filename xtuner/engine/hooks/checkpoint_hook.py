@@ -115,10 +115,11 @@ class CheckpointHook(MMEngineCheckpointHook):
                 raise SystemExit(exit_status(self._reason))
             raise UserError(
                 tr(
-                    f"{told(self._reason)}: stopped after iteration {done}; the checkpoint "
-                    f"{self.last_ckpt} is written.",
-                    f"{told(self._reason)}：在第 {done} 次迭代后停止；已写入检查点 "
-                    f"{self.last_ckpt}。",
+                    "{reason}: stopped after iteration {done}; the checkpoint "
+                    "{checkpoint} is written.",
+                    reason=told(self._reason),
+                    done=done,
+                    checkpoint=self.last_ckpt,
                 ),
                 hint=how_to_go_on(self.last_ckpt),
                 status=exit_status(self._reason),

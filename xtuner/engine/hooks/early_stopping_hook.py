@@ -42,9 +42,11 @@ class EarlyStoppingHook(MMEngineEarlyStoppingHook):
         if runner.train_loop.stop_training and not before and is_main_process():
             print(
                 tr(
-                    f"stopping early: {self.monitor} is {metrics[self.monitor]:.4g} after "
-                    f"iteration {runner.iter}, the best was {self.best_score:.4g}.",
-                    f"提前停止：第 {runner.iter} 次迭代后 {self.monitor} 为 "
-                    f"{metrics[self.monitor]:.4g}，最好为 {self.best_score:.4g}。",
+                    "stopping early: {monitor} is {value:.4g} after "
+                    "iteration {iter}, the best was {best_score:.4g}.",
+                    monitor=self.monitor,
+                    value=metrics[self.monitor],
+                    iter=runner.iter,
+                    best_score=self.best_score,
                 )
             )

@@ -129,7 +129,7 @@ class EvaluateChatHook(Hook):
             model.train(was_training)
         if is_main_process():
             for text in texts:
-                print(tr("Sample output:", "样例输出:") + f"\n{text}\n", flush=True)
+                print(tr("Sample output:") + f"\n{text}\n", flush=True)
             path = Path(runner.log_dir) / "vis_data" / f"eval_outputs_iter_{runner.iter}.txt"
             write_text(path, "\n\n".join(texts) + "\n")
 
@@ -216,10 +216,7 @@ def _read(image: str, image_processor: Any) -> torch.Tensor | None:
         pixels: torch.Tensor = pixel_values(load_image(image), image_processor, square=True)
     except (OSError, ValueError) as error:
         logger.warning(
-            tr(
-                "evaluation_images: %s cannot be read (%s); it is not asked about",
-                "evaluation_images: %s 无法读取（%s），不会就它提问",
-            ),
+            tr("evaluation_images: %s cannot be read (%s); it is not asked about"),
             image,
             error,
         )

@@ -43,11 +43,8 @@ class HFCheckpointHook(Hook):
         occupied = folder.is_dir() and any(folder.iterdir())
         if occupied and not any((folder / name).exists() for name in exports):
             raise UserError(
-                tr(
-                    "HFCheckpointHook would replace this folder, which holds something else.",
-                    "HFCheckpointHook 会替换这个文件夹，而其中有其他内容。",
-                ),
-                hint=tr("choose a new folder as its out_dir.", "请把 out_dir 设为新的文件夹。"),
+                tr("HFCheckpointHook would replace this folder, which holds something else."),
+                hint=tr("choose a new folder as its out_dir."),
                 where=Where(str(folder), key="out_dir"),
             )
 

@@ -80,14 +80,14 @@ class ProgressHook(Hook):
             self._live.update(self._task, completed=loop.iter + 1, step=label, text=text)
         elif self._is_time_for_a_line(step, loop.max_steps):
             text = self._text(runner, step, outputs)
-            print(tr(f"step {step}/{loop.max_steps}", f"步 {step}/{loop.max_steps}"), text)
+            print(tr("step {step}/{max_steps}", step=step, max_steps=loop.max_steps), text)
             sys.stdout.flush()
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Show the result of a validation."""
         if is_main_process() and metrics:
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self._console.print(tr(f"validation  {numbers}", f"验证  {numbers}"))
+            self._console.print(tr("validation  {numbers}", numbers=numbers))
 
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Show the result of a test."""
@@ -104,7 +104,7 @@ class ProgressHook(Hook):
 
         took = _clock(time.perf_counter() - self._started)
         self._console.print(
-            tr(f"trained in {took}: {runner.work_dir}", f"训练完成，用时 {took}: {runner.work_dir}")
+            tr("trained in {took}: {work_dir}", took=took, work_dir=runner.work_dir)
         )
         for label, command in next_steps(runner):
             self._console.print(f"  {label}\n    {command}")
@@ -132,8 +132,11 @@ class ProgressHook(Hook):
         elapsed = time.perf_counter() - self._started
         left = elapsed / max(1, step - self._first_step) * (runner.train_loop.max_steps - step)
         return tr(
-            f"loss {outputs['loss']:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s  {_clock(left)} left",
-            f"损失 {outputs['loss']:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s  剩余 {_clock(left)}",
+            "loss {loss:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s  {left} left",
+            loss=outputs["loss"],
+            lr=lr,
+            speed=speed,
+            left=_clock(left),
         )
 
 

@@ -151,8 +151,8 @@ class FinetuneRunner(Runner):
         if get_sequence_parallel_world_size() > 1 and not hasattr(model, "share"):
             raise UserError(
                 tr(
-                    f"{type(model).__name__} cannot leave a part of each row to other processes.",
-                    f"{type(model).__name__} 不能由多个进程共享一行数据。",
+                    "{model_type} cannot leave a part of each row to other processes.",
+                    model_type=type(model).__name__,
                 ),
                 hint="sequence_parallel_size = 1",
                 where=Where(self.cfg.filename, key="sequence_parallel_size"),
@@ -181,13 +181,9 @@ class FinetuneRunner(Runner):
         )
         if not groups:
             raise UserError(
-                tr(
-                    "nothing of the model is trained: all its parameters are frozen.",
-                    "模型没有可训练的参数：全部被冻结。",
-                ),
+                tr("nothing of the model is trained: all its parameters are frozen."),
                 hint=tr(
-                    "give the model a lora=dict(type=LoraConfig, ...), or load it unquantised.",
-                    "请为模型加上 lora=dict(type=LoraConfig, ...)，或不要量化加载。",
+                    "give the model a lora=dict(type=LoraConfig, ...), or load it unquantised."
                 ),
             )
         built = OPTIMIZERS.build({**optimizer, "params": groups})
@@ -323,15 +319,15 @@ def _share_rows(size: Any, config: str | None) -> None:
     if not isinstance(size, int) or size < 1 or world_size % size:
         raise UserError(
             tr(
-                f"sequence_parallel_size={size} does not divide the number of processes, "
-                f"{world_size}.",
-                f"sequence_parallel_size={size} 不能整除进程数 {world_size}。",
+                "sequence_parallel_size={size} does not divide the number of processes, "
+                "{world_size}.",
+                size=size,
+                world_size=world_size,
             ),
             hint=tr(
-                f"start a multiple of it (NPROC_PER_NODE={size} xtuner train ...), or set "
+                "start a multiple of it (NPROC_PER_NODE={size} xtuner train ...), or set "
                 "sequence_parallel_size=1.",
-                f"请启动它的整数倍个进程（NPROC_PER_NODE={size} xtuner train ...），"
-                "或设 sequence_parallel_size=1。",
+                size=size,
             ),
             where=Where(config, key="sequence_parallel_size"),
         )
@@ -364,9 +360,12 @@ def _report_failure(logger: logging.Logger, hook: Hook, fn_name: str, error: Exc
     name = type(hook).__name__
     logger.warning(
         tr(
-            f"{name}.{fn_name} failed ({type(error).__name__}: {error}); training goes on "
+            "{name}.{fn_name} failed ({error_type}: {error}); training goes on "
             "without it. The log file has the details.",
-            f"{name}.{fn_name} 失败（{type(error).__name__}: {error}）；训练继续，详情见日志文件。",
+            name=name,
+            fn_name=fn_name,
+            error_type=type(error).__name__,
+            error=error,
         )
     )
     logger.info("%s.%s failed", name, fn_name, exc_info=error)

@@ -267,20 +267,17 @@ def iterations_of(max_epochs: float | None, max_iters: int | None, epoch_length:
     if (max_epochs is None) == (max_iters is None):
         raise UserError(
             tr(
-                f"train_cfg needs max_epochs or max_iters, one of them; it has "
-                f"max_epochs={max_epochs} and max_iters={max_iters}.",
-                f"train_cfg 需要 max_epochs 或 max_iters 之一；现在 "
-                f"max_epochs={max_epochs}，max_iters={max_iters}。",
+                "train_cfg needs max_epochs or max_iters, one of them; it has "
+                "max_epochs={max_epochs} and max_iters={max_iters}.",
+                max_epochs=max_epochs,
+                max_iters=max_iters,
             )
         )
     if max_iters is not None:
         wanted = int(max_iters)
     elif epoch_length is None:
         raise UserError(
-            tr(
-                "the data has no length (it is a stream), so max_epochs has no meaning.",
-                "数据没有长度（数据流），max_epochs 没有意义。",
-            ),
+            tr("the data has no length (it is a stream), so max_epochs has no meaning."),
             hint="train_cfg = dict(type=TrainLoop, max_iters=...)",
         )
     else:
@@ -288,10 +285,11 @@ def iterations_of(max_epochs: float | None, max_iters: int | None, epoch_length:
     if wanted < 1:
         raise UserError(
             tr(
-                f"there is nothing to train on: {epoch_length} micro-batches in an epoch, "
-                f"max_epochs={max_epochs}, max_iters={max_iters}.",
-                f"没有可训练的内容: 每个 epoch {epoch_length} 个 micro-batch，"
-                f"max_epochs={max_epochs}，max_iters={max_iters}。",
+                "there is nothing to train on: {epoch_length} micro-batches in an epoch, "
+                "max_epochs={max_epochs}, max_iters={max_iters}.",
+                epoch_length=epoch_length,
+                max_epochs=max_epochs,
+                max_iters=max_iters,
             )
         )
     return wanted

@@ -40,8 +40,8 @@ class LossWatch:
         for name, action in (("on_bad_loss", on_bad_loss), ("on_spike", on_spike)):
             if action not in ACTIONS:
                 raise UserError(
-                    tr(f"{name} is {action!r}.", f"{name} 的值是 {action!r}。"),
-                    hint=tr(f"choose one of {ACTIONS}.", f"可选: {ACTIONS}。"),
+                    tr("{name} is {action!r}.", name=name, action=action),
+                    hint=tr("choose one of {actions}.", actions=ACTIONS),
                 )
         self._on_bad_loss = on_bad_loss
         self._on_spike = on_spike
@@ -60,12 +60,13 @@ class LossWatch:
             What is wrong and what to do, or None when all is well.
         """
         if not math.isfinite(loss):
-            return tr(f"the loss is {loss}", f"损失为 {loss}"), self._on_bad_loss
+            return tr("the loss is {loss}", loss=loss), self._on_bad_loss
         if not math.isfinite(grad_norm) and not scaled:
             return (
                 tr(
-                    f"the gradient norm is {grad_norm} at a loss of {loss:.4g}",
-                    f"梯度范数为 {grad_norm}，损失 {loss:.4g}",
+                    "the gradient norm is {grad_norm} at a loss of {loss:.4g}",
+                    grad_norm=grad_norm,
+                    loss=loss,
                 ),
                 self._on_bad_loss,
             )
@@ -73,10 +74,7 @@ class LossWatch:
         self.recent.append(loss)
         if usual is not None and loss > max(usual[0] + 10 * usual[1], 2 * usual[0]):
             return (
-                tr(
-                    f"the loss jumped to {loss:.4g} (usual: {usual[0]:.4g})",
-                    f"损失跃升至 {loss:.4g}（通常约 {usual[0]:.4g}）",
-                ),
+                tr("the loss jumped to {loss:.4g} (usual: {usual:.4g})", loss=loss, usual=usual[0]),
                 self._on_spike,
             )
         return None
@@ -131,9 +129,7 @@ def complain(
         message,
         hint=tr(
             "look at these rows; a smaller lr or bfloat16 often helps. To leave such steps out: "
-            "--cfg-options train_cfg.on_bad_loss=skip",
-            "请检查这些行；减小学习率或改用 bfloat16 常有帮助。要跳过这样的步: "
-            "--cfg-options train_cfg.on_bad_loss=skip",
+            "--cfg-options train_cfg.on_bad_loss=skip"
         ),
     )
 
@@ -142,8 +138,11 @@ def _told(what: str, iteration: int, rows: list[dict[str, Any]], path: Path) -> 
     """One message for people: what, when, which rows, and where all of them are."""
     named = [str(row["row"]) for row in rows[:SHOWN_ROWS]]
     more = f", ... ({len(rows)})" if len(rows) > SHOWN_ROWS else ""
-    listed = ", ".join(named) + more if named else tr("(not known)", "（未知）")
+    listed = ", ".join(named) + more if named else tr("(not known)")
     return tr(
-        f"iteration {iteration}: {what}. Rows of this step: {listed}. Written to {path}",
-        f"第 {iteration} 次迭代: {what}。该步的数据行: {listed}。已写入 {path}",
+        "iteration {iteration}: {what}. Rows of this step: {listed}. Written to {path}",
+        iteration=iteration,
+        what=what,
+        listed=listed,
+        path=path,
     )

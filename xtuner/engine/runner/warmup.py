@@ -26,13 +26,13 @@ def get_ready(runner: Any) -> list[str]:
     if runner.device.type != "cpu":
         return []
     threads = torch.get_num_threads()
-    done = [tr(f"{threads} threads", f"{threads} 个线程")]
+    done = [tr("{threads} threads", threads=threads)]
     if keep_freed_memory():
-        done.append(tr("freed memory is kept", "保留已释放的内存"))
+        done.append(tr("freed memory is kept"))
     Kernel.compiled = False  # another run of this process may have set it
     if _compiles(runner):
         compile_kernels()
-        done.append(tr("compiled", "已编译"))
+        done.append(tr("compiled"))
     return done
 
 

@@ -66,10 +66,7 @@ class MMLUMetric(BaseMetric):
         wrong = sorted({gold for _, _, gold in results if gold not in LETTERS})
         if wrong:
             raise UserError(
-                tr(
-                    f"the right answer must be one of A to D, not {', '.join(wrong)}",
-                    f"正确答案应为 A 到 D 之一，而不是 {', '.join(wrong)}",
-                ),
+                tr("the right answer must be one of A to D, not {wrong}", wrong=", ".join(wrong)),
                 where=Where(key="output"),
             )
         by_subject: dict[str, list[bool]] = defaultdict(list)

@@ -22,13 +22,7 @@ def merged_copy(part: Any) -> Any:
         return part
     if getattr(part.get_base_model(), "is_quantized", False):
         raise UserError(
-            tr(
-                "an adapter on quantised weights is not merged here",
-                "不能在这里合并量化权重上的适配器",
-            ),
-            hint=tr(
-                "'xtuner convert pth_to_hf' loads the base without quantisation for this.",
-                "'xtuner convert pth_to_hf' 会以非量化方式加载基座再合并。",
-            ),
+            tr("an adapter on quantised weights is not merged here"),
+            hint=tr("'xtuner convert pth_to_hf' loads the base without quantisation for this."),
         )
     return copy.deepcopy(part).merge_and_unload()

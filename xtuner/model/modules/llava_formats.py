@@ -67,12 +67,7 @@ def write_huggingface(
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     if model.projector.config.depth != 2:
-        raise UserError(
-            tr(
-                "Hugging Face's LLaVA has projectors of depth 2 only",
-                "Hugging Face 的 LLaVA 只支持深度为 2 的投影层",
-            )
-        )
+        raise UserError(tr("Hugging Face's LLaVA has projectors of depth 2 only"))
     llm, encoder = merged_copy(model.llm), merged_copy(model.visual_encoder)
     vision = getattr(encoder.config, "vision_config", encoder.config)
     image_token = _image_token(model, llm)
@@ -176,8 +171,8 @@ def _inner_state(encoder: Any, target: Any) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in weights.items()}
     raise UserError(
         tr(
-            f"{type(encoder).__name__} has no counterpart in Hugging Face's LLaVA",
-            f"Hugging Face 的 LLaVA 没有对应 {type(encoder).__name__} 的编码器",
+            "{encoder_type} has no counterpart in Hugging Face's LLaVA",
+            encoder_type=type(encoder).__name__,
         )
     )
 
@@ -198,8 +193,8 @@ def write_official(
     if llm.config.model_type != "llama":
         raise UserError(
             tr(
-                f"the LLaVA project has no form for {llm.config.model_type} models",
-                f"LLaVA 官方格式不支持 {llm.config.model_type} 模型",
+                "the LLaVA project has no form for {model_type} models",
+                model_type=llm.config.model_type,
             ),
             hint="--save-format huggingface",
         )

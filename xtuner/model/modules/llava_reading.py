@@ -34,8 +34,8 @@ def read_huggingface(folder: str | os.PathLike[str], dtype: torch.dtype | str = 
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(
             tr(
-                f"it takes features from layers {config.vision_feature_layer}; only one is known",
-                f"它取多层 {config.vision_feature_layer} 的特征；这里只支持一层",
+                "it takes features from layers {layers}; only one is known",
+                layers=config.vision_feature_layer,
             ),
             where=Where(os.fspath(folder), key="vision_feature_layer"),
         )

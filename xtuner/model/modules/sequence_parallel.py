@@ -75,7 +75,7 @@ def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
     plain = all(weight.dtype == torch.float32 for weight in body.parameters())
     exact = plain and whole.is_cpu and not torch.is_autocast_enabled("cpu")
     if not relative < (BOUND if exact else ROUNDED_BOUND):
-        raise _refused(llm, tr(f"off by {relative:.1%}", f"偏差 {relative:.1%}"))
+        raise _refused(llm, tr("off by {relative:.1%}", relative=relative))
 
 
 def run_shared(model: Any, inputs: Mapping[str, Any], share: Share) -> Any:
@@ -121,15 +121,14 @@ def _refused(llm: Any, why: str) -> UserError:
     name = type(llm).__name__
     return UserError(
         tr(
-            f"the rows of {name} cannot be shared by several processes, as it looks along them by "
-            f"its own code ({why}).",
-            f"{name} 用自带的代码沿序列计算（{why}），无法由多个进程共享一行数据。",
+            "the rows of {name} cannot be shared by several processes, as it looks along them by "
+            "its own code ({why}).",
+            name=name,
+            why=why,
         ),
         hint=tr(
             "set sequence_parallel_size=1; or, for a model with its own code, use its class in "
-            "transformers (trust_remote_code=False) without attn_implementation.",
-            "请设 sequence_parallel_size=1；若模型自带代码，请使用 transformers 中的模型类"
-            "（trust_remote_code=False），并去掉 attn_implementation。",
+            "transformers (trust_remote_code=False) without attn_implementation."
         ),
         where=Where(key="sequence_parallel_size"),
     )

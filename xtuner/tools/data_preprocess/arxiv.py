@@ -13,21 +13,19 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
-        "src_file", help=tr("the dump: one JSON object a line", "元数据文件: 每行一个 JSON 对象")
-    )
-    parser.add_argument("dst_file", help=tr("the JSON file to write", "要写入的 JSON 文件"))
+    parser.add_argument("src_file", help=tr("the dump: one JSON object a line"))
+    parser.add_argument("dst_file", help=tr("the JSON file to write"))
     parser.add_argument(
         "--categories",
         nargs="+",
         default=["cs.AI", "cs.CL", "cs.CV"],
-        help=tr("keep papers in any of these", "保留属于其中任一类别的论文"),
+        help=tr("keep papers in any of these"),
     )
     parser.add_argument(
         "--start-date",
         default="2020-01-01",
         metavar="YYYY-MM-DD",
-        help=tr("keep papers updated on this day or later", "保留这一天及以后更新的论文"),
+        help=tr("keep papers updated on this day or later"),
     )
 
 
@@ -57,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
         out.write("\n]\n")
     print(
         tr(
-            f"{kept:,} of {seen:,} papers -> {args.dst_file}",
-            f"{seen:,} 篇论文中保留 {kept:,} 篇 -> {args.dst_file}",
+            "{kept:,} of {seen:,} papers -> {dst_file}",
+            kept=kept,
+            seen=seen,
+            dst_file=args.dst_file,
         )
     )
     return 0
@@ -69,7 +69,7 @@ def _day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError as error:
         raise UserError(
-            tr(f"--start-date {text!r} is not a date", f"--start-date {text!r} 不是日期"),
+            tr("--start-date {text!r} is not a date", text=text),
             hint="--start-date 2020-01-01",
         ) from error
 
@@ -85,10 +85,7 @@ def _fits(row: Any, wanted: set[str], start: date) -> bool:
         return updated >= start and not wanted.isdisjoint(row.value["categories"].split())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            tr(
-                "this is no row of the arXiv metadata dump: it needs categories and update_date",
-                "这一行不是 arXiv 元数据: 缺少 categories 或 update_date",
-            ),
+            tr("this is no row of the arXiv metadata dump: it needs categories and update_date"),
             hint="https://www.kaggle.com/datasets/Cornell-University/arxiv",
             where=Where(row.file, row.line),
         ) from error

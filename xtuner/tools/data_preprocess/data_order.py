@@ -16,12 +16,12 @@ ORDER_FILE = "data_order.txt"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("--data-folder", required=True, help=tr("the data", "数据文件夹"))
+    parser.add_argument("--data-folder", required=True, help=tr("the data"))
     parser.add_argument(
         "--save-folder",
-        help=tr(f"where {ORDER_FILE} goes (the data folder)", f"{ORDER_FILE} 的位置（数据文件夹）"),
+        help=tr("where {order_file} goes (the data folder)", order_file=ORDER_FILE),
     )
-    parser.add_argument("--file-type", default=".bin", help=tr("ending of the files", "文件的后缀"))
+    parser.add_argument("--file-type", default=".bin", help=tr("ending of the files"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,12 +37,11 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         raise UserError(
             tr(
-                f"there is no file *{args.file_type} in {folder}",
-                f"{folder} 里没有 *{args.file_type} 文件",
+                "there is no file *{file_type} in {folder}", file_type=args.file_type, folder=folder
             ),
             hint="--data-folder FOLDER --file-type .bin",
         )
     target = Path(args.save_folder or folder) / ORDER_FILE
     write_text(target, "".join(f"{file.relative_to(folder).as_posix()}\n" for file in files))
-    print(tr(f"{len(files):,} files -> {target}", f"{len(files):,} 个文件 -> {target}"))
+    print(tr("{count:,} files -> {target}", count=len(files), target=target))
     return 0

@@ -15,29 +15,19 @@ FORMATS = {one.name: one for one in BY_MAP_FN.values() if not one.preference}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("--data-folder", required=True, help=tr("the data files", "数据文件夹"))
-    parser.add_argument(
-        "--save-folder", required=True, help=tr("folder to write", "要写入的文件夹")
-    )
-    parser.add_argument(
-        "--tokenizer-path", required=True, help=tr("model or tokenizer", "模型或分词器的路径")
-    )
+    parser.add_argument("--data-folder", required=True, help=tr("the data files"))
+    parser.add_argument("--save-folder", required=True, help=tr("folder to write"))
+    parser.add_argument("--tokenizer-path", required=True, help=tr("model or tokenizer"))
     parser.add_argument(
         "--dataset-format",
         choices=sorted(FORMATS),
-        help=tr(
-            "row layout; without it rows have 'conversation'", "数据格式；默认为 'conversation'"
-        ),
+        help=tr("row layout; without it rows have 'conversation'"),
     )
-    parser.add_argument("--prompt-template", help=tr("how turns are written", "对话模板"))
-    parser.add_argument("--max-length", type=int, default=32768, help=tr("tokens", "词元数"))
-    parser.add_argument(
-        "--pack-to-max-length", action="store_true", help=tr("join short rows", "拼接短数据")
-    )
-    parser.add_argument("--file-type", default=".json", help=tr("ending of the files", "文件后缀"))
-    parser.add_argument(
-        "--data-order-path", help=tr("file with the order of the files", "记录文件顺序的文件")
-    )
+    parser.add_argument("--prompt-template", help=tr("how turns are written"))
+    parser.add_argument("--max-length", type=int, default=32768, help=tr("tokens"))
+    parser.add_argument("--pack-to-max-length", action="store_true", help=tr("join short rows"))
+    parser.add_argument("--file-type", default=".json", help=tr("ending of the files"))
+    parser.add_argument("--data-order-path", help=tr("file with the order of the files"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,10 +61,11 @@ def run(args: argparse.Namespace) -> int:
     place = folder / prepared.FOLDER
     print(
         tr(
-            f"{len(dataset):,} samples -> {place}\nIn a config: train_dataset = "
-            f"dict(type=load_from_disk, dataset_path={str(place.resolve())!r})",
-            f"{len(dataset):,} 个样本 -> {place}\n在配置里: train_dataset = "
-            f"dict(type=load_from_disk, dataset_path={str(place.resolve())!r})",
+            "{count:,} samples -> {place}\nIn a config: train_dataset = "
+            "dict(type=load_from_disk, dataset_path={folder!r})",
+            count=len(dataset),
+            place=place,
+            folder=str(place.resolve()),
         )
     )
     return 0
@@ -86,7 +77,7 @@ def _template(name: str | None) -> Any:
     if name is None or name in PROMPT_TEMPLATE:
         return PROMPT_TEMPLATE[name] if name else None
     raise UserError(
-        tr(f"there is no prompt template {name!r}", f"没有对话模板 {name!r}"),
+        tr("there is no prompt template {name!r}", name=name),
         hint=f"--prompt-template {{{','.join(sorted(PROMPT_TEMPLATE))}}}",
     )
 
@@ -117,8 +108,9 @@ def files_in_order(folder: Path, file_type: str, order: str | None) -> list[str]
     if missing or not files:
         raise UserError(
             tr(
-                f"there is no {', '.join(missing[:3]) or f'file *{file_type}'} in {folder}",
-                f"{folder} 里没有 {', '.join(missing[:3]) or f'*{file_type} 文件'}",
+                "there is no {missing} in {folder}",
+                missing=", ".join(missing[:3]) or tr("file *{file_type}", file_type=file_type),
+                folder=folder,
             ),
             hint="--data-folder FOLDER --file-type .json",
         )

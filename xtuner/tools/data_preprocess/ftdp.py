@@ -29,16 +29,13 @@ TRAINED_ROLE = "assistant"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("--processed-dir", required=True, help=tr("chat files", "对话文件夹"))
-    parser.add_argument("--tokenized-dir", required=True, help=tr("to write", "要写入的文件夹"))
-    parser.add_argument("--tokenizer-path", required=True, help=tr("tokenizer", "分词器的路径"))
+    parser.add_argument("--processed-dir", required=True, help=tr("chat files"))
+    parser.add_argument("--tokenized-dir", required=True, help=tr("to write"))
+    parser.add_argument("--tokenizer-path", required=True, help=tr("tokenizer"))
     parser.add_argument(
         "--tokenizer-w-special-tokens-save-dir",
         metavar="FOLDER",
-        help=tr(
-            "save the tokenizer with the chat's special tokens here",
-            "把加入对话特殊词元后的分词器保存到这里",
-        ),
+        help=tr("save the tokenizer with the chat's special tokens here"),
     )
 
 
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     files = sorted(source.rglob("*.jsonl")) if source.is_dir() else []
     if not files:
         raise UserError(
-            tr(f"there is no *.jsonl in {source}", f"{source} 里没有 *.jsonl"),
+            tr("there is no *.jsonl in {source}", source=source),
             hint="--processed-dir FOLDER",
         )
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True)
@@ -65,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         out = target / file.relative_to(source).with_suffix(".bin")
         rows, tokens = tokenize_file(file, out, tokenizer)
-        print(
-            tr(f"{out}: {rows:,} rows, {tokens:,} tokens", f"{out}: {rows:,} 行，{tokens:,} 个词元")
-        )
+        print(tr("{out}: {rows:,} rows, {tokens:,} tokens", out=out, rows=rows, tokens=tokens))
     return 0
 
 
@@ -98,10 +93,7 @@ def tokenize_file(file: Path, out: Path, tokenizer: Any) -> tuple[int, int]:
 def _tokens(messages: Any, tokenizer: Any, where: Where) -> list[int]:
     if not isinstance(messages, list) or not all(_is_message(one) for one in messages):
         raise UserError(
-            tr(
-                "this line is no list of messages {role, content}",
-                "这一行不是消息 {role, content} 的列表",
-            ),
+            tr("this line is no list of messages {role, content}"),
             where=where,
         )
     return encode(

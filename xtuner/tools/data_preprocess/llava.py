@@ -30,14 +30,8 @@ def run(args: argparse.Namespace) -> int:
     settings = dict(train_dataset_of(cfg, args.config))
     if "image_folder" not in settings:
         raise UserError(
-            tr(
-                "the dataset of this config has no image_folder",
-                "这个配置的数据集没有 image_folder",
-            ),
-            hint=tr(
-                "'xtuner preprocess sft' prepares text datasets.",
-                "文本数据集请用 'xtuner preprocess sft'。",
-            ),
+            tr("the dataset of this config has no image_folder"),
+            hint=tr("'xtuner preprocess sft' prepares text datasets."),
         )
     call_before_run(cfg)
     dataset = build(settings)

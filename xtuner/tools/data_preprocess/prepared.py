@@ -28,14 +28,10 @@ def save(dataset: Any, folder: Path) -> None:
 
     if not hasattr(dataset, "save_to_disk"):
         raise UserError(
-            tr(
-                f"a {type(dataset).__name__} cannot be prepared ahead",
-                f"{type(dataset).__name__} 不能提前准备",
-            ),
+            tr("a {dataset_type} cannot be prepared ahead", dataset_type=type(dataset).__name__),
             hint=tr(
                 "prepare the parts of a ConcatDataset one by one; text datasets "
-                "(process_hf_dataset) can be prepared.",
-                "请分别准备 ConcatDataset 的各个部分；文本数据集（process_hf_dataset）可以准备。",
+                "(process_hf_dataset) can be prepared."
             ),
         )
     with written_aside(folder / FOLDER) as aside:
@@ -68,7 +64,8 @@ def say_where(samples: int, config: Path) -> None:
     """Tell how many samples there are and how to train on them."""
     print(
         tr(
-            f"{samples:,} samples prepared. Train on them with: xtuner train {config}",
-            f"已准备 {samples:,} 个样本。训练: xtuner train {config}",
+            "{samples:,} samples prepared. Train on them with: xtuner train {config}",
+            samples=samples,
+            config=config,
         )
     )

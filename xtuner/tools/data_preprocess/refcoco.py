@@ -23,17 +23,13 @@ NAMES = ("refcoco", "refcoco+", "refcocog")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
-        "--ann-path", default="data/refcoco_annotations", help=tr("annotations", "标注文件夹")
-    )
+    parser.add_argument("--ann-path", default="data/refcoco_annotations", help=tr("annotations"))
     parser.add_argument(
         "--image-path",
         default="data/llava_data/llava_images/coco/train2017",
-        help=tr("folder of the COCO images", "COCO 图片文件夹"),
+        help=tr("folder of the COCO images"),
     )
-    parser.add_argument(
-        "--save-path", default="./", help=tr("folder for the JSON files", "JSON 文件的位置")
-    )
+    parser.add_argument("--save-path", default="./", help=tr("folder for the JSON files"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,14 +45,15 @@ def run(args: argparse.Namespace) -> int:
     if not folders:
         raise UserError(
             tr(
-                f"no {' or '.join(NAMES)} with instances.json in {args.ann_path}",
-                f"{args.ann_path} 里没有带 instances.json 的 {'、'.join(NAMES)}",
+                "no {names} with instances.json in {ann_path}",
+                names=tr(" or ").join(NAMES),
+                ann_path=args.ann_path,
             ),
             hint="--ann-path FOLDER (https://github.com/lichengunc/refer)",
         )
     if not Path(args.image_path).is_dir():
         raise UserError(
-            tr(f"there is no folder {args.image_path}", f"没有文件夹 {args.image_path}"),
+            tr("there is no folder {image_path}", image_path=args.image_path),
             hint="--image-path data/llava_data/llava_images/coco/train2017",
         )
     splits: dict[str, list[dict[str, Any]]] = {}
@@ -68,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         target = Path(args.save_path) / f"{name}.json"
         text = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         write_text(target, f"[\n{text}\n]\n")
-        print(tr(f"{len(rows):,} rows -> {target}", f"{len(rows):,} 行 -> {target}"))
+        print(tr("{count:,} rows -> {target}", count=len(rows), target=target))
     return 0
 
 
@@ -104,9 +101,7 @@ def _file_name(image: Mapping[str, Any], folder: Path) -> str:
 def _references(folder: Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob("refs*.p"))
     if not files:
-        raise UserError(
-            tr("refs(<who>).p is missing", "缺少 refs(<谁>).p"), where=Where(str(folder))
-        )
+        raise UserError(tr("refs(<who>).p is missing"), where=Where(str(folder)))
     # UMD's split is the usual one where there are two.
     file = next((one for one in files if "umd" in one.name or "unc" in one.name), files[0])
     with file.open("rb") as stream:
@@ -123,7 +118,8 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(
             tr(
-                f"this file wants to run {module}.{name}; annotations have no need to",
-                f"这个文件想运行 {module}.{name}；标注文件不需要这样做",
+                "this file wants to run {module}.{name}; annotations have no need to",
+                module=module,
+                name=name,
             )
         )

@@ -14,17 +14,15 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("config", help=tr("name or path of a config", "配置的名字或路径"))
-    parser.add_argument("out", nargs="?", help=tr("folder to write", "要写入的文件夹"))
-    parser.add_argument(
-        "--save-folder", help=tr("the same as OUT", "与 OUT 相同"), metavar="OUT", default=None
-    )
+    parser.add_argument("config", help=tr("name or path of a config"))
+    parser.add_argument("out", nargs="?", help=tr("folder to write"))
+    parser.add_argument("--save-folder", help=tr("the same as OUT"), metavar="OUT", default=None)
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=tr("change settings of the config", "修改配置里的设置"),
+        help=tr("change settings of the config"),
     )
 
 
@@ -57,7 +55,7 @@ def out_folder(args: argparse.Namespace) -> Path:
     out = args.out or args.save_folder
     if not out:
         raise UserError(
-            tr("the folder to write is missing", "缺少要写入的文件夹"),
+            tr("the folder to write is missing"),
             hint="xtuner preprocess sft CONFIG OUT",
             status=2,
         )

@@ -16,37 +16,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         help=tr(
             "what pth_to_hf wrote (a folder with projector/), or a folder of "
-            "LlavaForConditionalGeneration",
-            "pth_to_hf 写出的文件夹（含 projector/），或 LlavaForConditionalGeneration 的文件夹",
+            "LlavaForConditionalGeneration"
         ),
     )
-    parser.add_argument("out", help=tr("the folder to write", "输出文件夹"))
+    parser.add_argument("out", help=tr("the folder to write"))
     parser.add_argument(
         "--save-format",
         choices=("xtuner", "official", "huggingface"),
         default="huggingface",
-        help=tr("default: huggingface", "默认 huggingface"),
+        help=tr("default: huggingface"),
     )
     parser.add_argument(
         "--llm",
-        help=tr("the language model, where it is not in the folder", "语言模型（文件夹中没有时）"),
+        help=tr("the language model, where it is not in the folder"),
     )
     parser.add_argument(
         "--visual-encoder",
-        help=tr("the visual encoder, likewise", "视觉编码器（文件夹中没有时）"),
+        help=tr("the visual encoder, likewise"),
     )
-    parser.add_argument(
-        "--visual-select-layer", type=int, default=-2, help=tr("default: -2", "默认 -2")
-    )
+    parser.add_argument("--visual-select-layer", type=int, default=-2, help=tr("default: -2"))
     parser.add_argument(
         "--torch-dtype",
         choices=("fp16", "bf16", "fp32", "auto"),
         default="auto",
-        help=tr("default: the model's own", "默认使用模型自身的类型"),
+        help=tr("default: the model's own"),
     )
-    parser.add_argument(
-        "--max-shard-size", default="2GB", help=tr("default: 2GB", "分片大小，默认 2GB")
-    )
+    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             whole_llava.save_with_image_token(image_processor, tokenizer, aside, square=True)
         elif (aside / "visual_encoder").is_dir():
             image_processor.save_pretrained(aside / "visual_encoder")
-    print(tr(f"wrote {out}", f"已写入 {out}"))
+    print(tr("wrote {out}", out=out))
     return 0
 
 
@@ -87,7 +82,7 @@ def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     adapter = llava_adapter(args.source)
     if args.llm is None and not (Path(args.source) / "config.json").is_file():
         raise UserError(
-            tr("the language model is not in this folder.", "该文件夹中没有语言模型。"),
+            tr("the language model is not in this folder."),
             hint="--llm",
         )
     folder, adapter_folder = locate(args.llm or args.source, adapter)

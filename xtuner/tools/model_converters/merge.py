@@ -21,46 +21,39 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("model_name_or_path", help=tr("the base model", "基座模型"))
-    parser.add_argument("adapter_name_or_path", help=tr("the adapter's folder", "适配器文件夹"))
-    parser.add_argument("save_dir", help=tr("the folder to write", "输出文件夹"))
-    parser.add_argument(
-        "--max-shard-size", default="2GB", help=tr("default: 2GB", "分片大小，默认 2GB")
-    )
+    parser.add_argument("model_name_or_path", help=tr("the base model"))
+    parser.add_argument("adapter_name_or_path", help=tr("the adapter's folder"))
+    parser.add_argument("save_dir", help=tr("the folder to write"))
+    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda", "auto"),
         default="auto",
-        help=tr("where layers are merged (default: a GPU if there is one)", "在哪里计算"),
+        help=tr("where layers are merged (default: a GPU if there is one)"),
     )
     parser.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help=tr("dtype to write (default: the base's)", "写出的数据类型，默认与基座相同"),
+        help=tr("dtype to write (default: the base's)"),
     )
-    parser.add_argument(
-        "--is-clip", action="store_true", help=tr("the base is a CLIP model", "基座是 CLIP 模型")
-    )
+    parser.add_argument("--is-clip", action="store_true", help=tr("the base is a CLIP model"))
     parser.add_argument(
         "--safe-serialization",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help=tr("write safetensors (default) or .bin", "写 safetensors（默认）或 .bin"),
+        help=tr("write safetensors (default) or .bin"),
     )
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help=tr(
-            "compare the logits with base + adapter (default: for small models)",
-            "与基座加适配器比较 logits（默认只对小模型）",
-        ),
+        help=tr("compare the logits with base + adapter (default: for small models)"),
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help=tr("merge though it is another base of the same shapes", "即使基座不同也合并"),
+        help=tr("merge though it is another base of the same shapes"),
     )
 
 
@@ -85,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     args.device = _device(args.device)
     weights = Weights(base)
     if args.force:
-        print(tr("the base is not compared (--force)", "未核对基座模型（--force）"))
+        print(tr("the base is not compared (--force)"))
     elif check_fingerprint(adapter, weights) == "same":
-        print(tr("the base is the one of the training", "基座模型与训练时一致"))
+        print(tr("the base is the one of the training"))
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
@@ -95,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
         if (adapter / REWARD_FILE).is_file():
             shutil.copy(adapter / REWARD_FILE, aside / REWARD_FILE)
         if model_folder.copy_tokenizer(adapter, aside):
-            print(tr("tokenizer and chat template: the adapter's", "分词器与对话模板取自适配器"))
+            print(tr("tokenizer and chat template: the adapter's"))
         if not args.is_clip and _wanted(args.verify, weights.nbytes):
             _verify(base, adapter, aside)
-    print(tr(f"wrote {out}", f"已写入 {out}"))
+    print(tr("wrote {out}", out=out))
     if is_reward_model(base, adapter):
-        print(tr("Score answers with it:", "用它给回答打分:") + f"\n  xtuner chat {out}")
+        print(tr("Score answers with it:") + f"\n  xtuner chat {out}")
     elif not args.is_clip:
         print(serving_commands(out))
     return 0
@@ -113,8 +106,8 @@ def _device(asked: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            tr("there is no CUDA device here.", "这里没有 CUDA 设备。"),
-            hint=tr("use --device cpu.", "请用 --device cpu。"),
+            tr("there is no CUDA device here."),
+            hint=tr("use --device cpu."),
         )
     return asked
 
@@ -139,15 +132,10 @@ def _write(
     size, safe, device = parse_size(args.max_shard_size), args.safe_serialization, args.device
     try:
         if args.is_clip:
-            raise CannotStream(tr("CLIP models", "CLIP 模型"))
+            raise CannotStream(tr("CLIP models"))
         merge = prepare(weights, adapter, dtype, device)
     except CannotStream as reason:
-        print(
-            tr(
-                f"{reason} are merged with the whole model in memory",
-                f"{reason}需要把整个模型载入内存后合并",
-            )
-        )
+        print(tr("{reason} are merged with the whole model in memory", reason=reason))
         _write_whole(weights.path, adapter, aside, dtype, args)
         return
     _write_layers(merge, aside, size, safe)
@@ -161,7 +149,7 @@ def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -
 
     with ShardWriter(aside, merge.plan, shard_size, safe) as writer, Progress() as progress:
         total = sum(info.nbytes for info in merge.plan)
-        task = progress.add_task(tr("merging", "合并"), total=total)
+        task = progress.add_task(tr("merging"), total=total)
         for name, tensor in merge.tensors(lambda nbytes: progress.advance(task, nbytes)):
             writer.write(name, tensor)
     model_folder.copy_side_files(merge.base.path, aside)
@@ -210,4 +198,4 @@ def _verify(base: Path, adapter: Path, merged: Path) -> None:
         grow_embeddings(model, read_adapter(adapter))
         expected = verify.logits_of(PeftModel.from_pretrained(model, str(adapter)), ids)
     dtype = getattr(torch, read_json(merged / "config.json").get("dtype", "float32"))
-    verify.judge(verify.compare(expected, found), dtype, tr("base + adapter", "基座 + 适配器"))
+    verify.judge(verify.compare(expected, found), dtype, tr("base + adapter"))

@@ -26,11 +26,9 @@ KEPT = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("source", help=tr("a Phi-3 model", "Phi-3 模型"))
-    parser.add_argument("out", help=tr("the folder to write", "输出文件夹"))
-    parser.add_argument(
-        "--max-shard-size", default="2GB", help=tr("default: 2GB", "分片大小，默认 2GB")
-    )
+    parser.add_argument("source", help=tr("a Phi-3 model"))
+    parser.add_argument("out", help=tr("the folder to write"))
+    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
                     start += part.shape[0]
         config.save_pretrained(aside)
         model_folder.copy_tokenizer(source, aside)
-    print(tr(f"wrote {out}", f"已写入 {out}"))
+    print(tr("wrote {out}", out=out))
     return 0
 
 
@@ -73,25 +71,20 @@ def _llama_config(source: Path) -> Any:
     where = Where(str(source / "config.json"))
     kind = read_json(source / "config.json").get("model_type")
     if kind != "phi3":
-        raise UserError(
-            tr(f"this is a {kind} model, not phi3.", f"这是 {kind} 模型，不是 phi3。"), where=where
-        )
+        raise UserError(tr("this is a {kind} model, not phi3.", kind=kind), where=where)
     phi = Phi3Config.from_pretrained(source)
     rope = dict(phi.rope_parameters or {})
     if rope.get("rope_type") != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
-            tr(
-                "Llama does not compute the positions of long-context Phi-3 models.",
-                "Llama 不支持长上下文 Phi-3 模型的位置编码。",
-            ),
+            tr("Llama does not compute the positions of long-context Phi-3 models."),
             where=where,
         )
     window = getattr(phi, "sliding_window", None)
     if window:
         print(
             tr(
-                f"Phi-3 looks back {window} tokens, Llama at all: up to {window} tokens they agree",
-                f"Phi-3 只看前 {window} 个 token，Llama 看全部: {window} 个 token 以内二者相同",
+                "Phi-3 looks back {window} tokens, Llama at all: up to {window} tokens they agree",
+                window=window,
             )
         )
     kept = {name: getattr(phi, name) for name in KEPT}

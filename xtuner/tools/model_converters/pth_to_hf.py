@@ -27,52 +27,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[CONFIG] PTH OUT",
         help=tr(
             "the config (by default the one beside the checkpoint), the checkpoint, "
-            "the folder to write",
-            "配置（默认取检查点旁的配置）、检查点、输出文件夹",
+            "the folder to write"
         ),
     )
     dtype = parser.add_mutually_exclusive_group()
-    dtype.add_argument("--fp32", action="store_true", help=tr("write fp32", "写 fp32"))
+    dtype.add_argument("--fp32", action="store_true", help=tr("write fp32"))
     dtype.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help=tr("dtype to write (default: as trained)", "写出的数据类型，默认与训练时相同"),
+        help=tr("dtype to write (default: as trained)"),
     )
-    parser.add_argument(
-        "--max-shard-size", default="2GB", help=tr("default: 2GB", "分片大小，默认 2GB")
-    )
+    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
     parser.add_argument(
         "--safe-serialization",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help=tr("write safetensors (default) or .bin", "写 safetensors（默认）或 .bin"),
+        help=tr("write safetensors (default) or .bin"),
     )
     parser.add_argument(
         "--save-format",
         choices=("xtuner", "official", "huggingface"),
         default="xtuner",
-        help=tr("layout of LLaVA models", "LLaVA 模型的目录格式"),
+        help=tr("layout of LLaVA models"),
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], help=tr("key=value ...", "key=value ...")
-    )
+    parser.add_argument("--cfg-options", nargs="+", default=[], help=tr("key=value ..."))
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help=tr(
-            "compare the logits with the trained model's (default: for small models)",
-            "与训练后的模型比较 logits（默认只对小模型）",
-        ),
+        help=tr("compare the logits with the trained model's (default: for small models)"),
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help=tr(
-            "convert though training and serving would build different prompts",
-            "即使训练与推理的提示词不一致也转换",
-        ),
+        help=tr("convert though training and serving would build different prompts"),
     )
 
 
@@ -98,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     dtype = getattr(torch, DTYPES[name]) if name != "auto" else None
     cfg = load_config(config, args.cfg_options)
     if "model" not in cfg:
-        raise UserError(tr("the config has no model.", "配置中没有 model。"), where=Where(config))
+        raise UserError(tr("the config has no model."), where=Where(config))
     if args.save_format != "xtuner":
         whole_llava.require_llava(cfg.model, args.save_format)
     weights = TrainedWeights(checkpoint, min(REMAP_AFTER, shard_size // 4))
@@ -122,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         _write_config(cfg, config, aside)
         if _to_be_verified(skeleton, args.verify):
             _verify(cfg, weights, aside, skeleton)
-    print(tr(f"wrote {out}", f"已写入 {out}"))
+    print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
         print(_next_steps(skeleton, out))
     return 0
@@ -132,18 +121,15 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
     """Config, checkpoint and output; the config is looked for when it is not given."""
     if not 2 <= len(words) <= 3:
         raise UserError(
-            tr(f"{len(words)} words were given.", f"给出了 {len(words)} 个参数。"),
+            tr("{count} words were given.", count=len(words)),
             hint="xtuner convert pth_to_hf [CONFIG] PTH OUT",
             status=2,
         )
     checkpoint, out = Path(words[-2]), Path(words[-1])
     if not checkpoint.exists():
         raise UserError(
-            tr("there is no such checkpoint.", "没有这个检查点。"),
-            hint=tr(
-                "training writes them into its work dir as iter_N.pth.",
-                "训练会把检查点写在工作目录中，名为 iter_N.pth。",
-            ),
+            tr("there is no such checkpoint."),
+            hint=tr("training writes them into its work dir as iter_N.pth."),
             where=Where(str(checkpoint)),
         )
     from xtuner.checkpoint.checkpoint import config_beside
@@ -153,7 +139,7 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
         return _as_trained(words[0], config), checkpoint, out
     if config is None:
         raise UserError(
-            tr("there is no config beside this checkpoint.", "检查点旁没有配置文件。"),
+            tr("there is no config beside this checkpoint."),
             hint="xtuner convert pth_to_hf CONFIG PTH OUT",
             where=Where(str(checkpoint)),
         )
@@ -165,12 +151,7 @@ def _as_trained(given: str, beside: Path | None) -> str:
     name = Path(given).name.removesuffix(".py")
     if beside is None or beside.stem != name or beside.resolve() == Path(given).resolve():
         return given
-    print(
-        tr(
-            f"using {beside}: {name} with the settings of the run",
-            f"使用 {beside}: 包含训练时设置的 {name}",
-        )
-    )
+    print(tr("using {beside}: {name} with the settings of the run", beside=beside, name=name))
     return str(beside)
 
 
@@ -207,7 +188,7 @@ def _write(
         write_model.export_adapter(skeleton.llm, weights, aside, dtype=dtype, safe=safe)
         return
     with Progress() as progress:
-        task = progress.add_task(tr("writing", "写入"), total=weights.nbytes)
+        task = progress.add_task(tr("writing"), total=weights.nbytes)
         write_model.export_model(
             skeleton.llm,
             weights,
@@ -228,12 +209,7 @@ def _unquantised(model: Any) -> Any:
         if isinstance(settings, dict) and settings.pop("quantization_config", None) is not None:
             found.append(part)
     if found:
-        print(
-            tr(
-                "the weights that were quantised in training are written as the base has them.",
-                "训练时量化的权重按基座的原始精度写出。",
-            )
-        )
+        print(tr("the weights that were quantised in training are written as the base has them."))
     return plain
 
 
@@ -306,7 +282,7 @@ def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> No
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
     if adapter and cfg.model.llm.get("quantization_config"):
         dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
-    verify.judge(verify.compare(expected, found), dtype, tr("the trained model", "训练后的模型"))
+    verify.judge(verify.compare(expected, found), dtype, tr("the trained model"))
 
 
 def _next_steps(skeleton: Any, out: Path) -> str:
@@ -319,20 +295,20 @@ def _next_steps(skeleton: Any, out: Path) -> str:
         vision = getattr(skeleton.visual_encoder, "name_or_path", "") or "VISUAL_ENCODER"
         words = f"{out if own else llm.name_or_path} --llava {out} --visual-encoder {vision}"
         return (
-            tr("Ask about an image:", "就图片提问:")
+            tr("Ask about an image:")
             + f"\n  xtuner chat {words} --image FILE --prompt-template NAME"
         )
     if hasattr(skeleton, "v_head"):
         base = (
             f"{llm.get_base_model().name_or_path} --adapter " if write_model.is_adapter(llm) else ""
         )
-        return tr("Score answers with it:", "用它给回答打分:") + f"\n  xtuner chat {base}{out}"
+        return tr("Score answers with it:") + f"\n  xtuner chat {base}{out}"
     if not write_model.is_adapter(llm):
         return serving_commands(out)
     base = llm.get_base_model().name_or_path
     return "\n".join(
         [
-            tr("Use it:", "使用方法:"),
+            tr("Use it:"),
             f"  xtuner chat {base} --adapter {out}",
             f"  xtuner convert merge {base} {out} {out}_merged",
         ]

@@ -11,8 +11,8 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("src_dir", help=tr("a model's folder", "模型文件夹"))
-    parser.add_argument("dst_dir", help=tr("the folder to write", "输出文件夹"))
+    parser.add_argument("src_dir", help=tr("a model's folder"))
+    parser.add_argument("dst_dir", help=tr("the folder to write"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         model_folder.copy_side_files(source, aside)
         weight_map = {}
         count = len(weights.infos)
-        for number, key in enumerate(track(weights.infos, tr("splitting", "拆分")), 1):
+        for number, key in enumerate(track(weights.infos, tr("splitting")), 1):
             file = f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
             weight_map[key] = file
             tensor = {key: weights.read(key).clone()}
@@ -53,5 +53,5 @@ def run(args: argparse.Namespace) -> int:
                 torch.save(tensor, aside / file)
         index = {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map}
         (aside / f"{name}{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    print(tr(f"wrote {count} files into {out}", f"已在 {out} 中写入 {count} 个文件"))
+    print(tr("wrote {count} files into {out}", count=count, out=out))
     return 0

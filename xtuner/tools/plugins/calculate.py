@@ -45,7 +45,7 @@ def calculate(expression: str) -> str:
             raise ValueError("not finite")
     except (ValueError, SyntaxError, TypeError, ArithmeticError, RecursionError) as error:
         raise UserError(
-            tr(f"cannot calculate {expression!r}: {error}", f"无法计算 {expression!r}: {error}")
+            tr("cannot calculate {expression!r}: {error}", expression=expression, error=error)
         ) from error
     return f"{value:.2f}"
 
@@ -65,4 +65,4 @@ def _value(node: ast.AST) -> float:
         function = _FUNCTIONS.get(node.func.id)
         if function is not None:
             return float(function(*map(_value, node.args)))
-    raise ValueError(tr("that is not arithmetic", "不是算术表达式"))
+    raise ValueError(tr("that is not arithmetic"))

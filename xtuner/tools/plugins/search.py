@@ -23,11 +23,8 @@ def search(query: str) -> str:
     key = os.environ.get("SERPER_API_KEY")
     if not key:
         raise UserError(
-            tr("the search needs a key.", "搜索需要密钥。"),
-            hint=tr(
-                "get one at https://serper.dev and set SERPER_API_KEY.",
-                "请在 https://serper.dev 获取并设置 SERPER_API_KEY。",
-            ),
+            tr("the search needs a key."),
+            hint=tr("get one at https://serper.dev and set SERPER_API_KEY."),
         )
     request = urllib.request.Request(
         ADDRESS,
@@ -38,6 +35,6 @@ def search(query: str) -> str:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             found = json.load(answer)
     except (OSError, ValueError) as error:
-        raise UserError(tr(f"the search failed: {error}", f"搜索失败: {error}")) from error
+        raise UserError(tr("the search failed: {error}", error=error)) from error
     snippets = [entry.get("snippet", "") for entry in found.get("organic", [])[:RESULTS]]
     return "\n".join(f"<|{number}|>: {text}" for number, text in enumerate(snippets, 1))

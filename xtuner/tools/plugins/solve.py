@@ -31,15 +31,15 @@ def solve(equations: str) -> str:
 
     try:
         if len(equations) > MAX_LENGTH:
-            raise ValueError(tr("too long", "太长"))
+            raise ValueError(tr("too long"))
         sides = [_difference(equation) for equation in equations.split(",") if equation.strip()]
         unknowns = sorted({symbol for side in sides for symbol in side.free_symbols}, key=str)
         if not unknowns:
-            raise ValueError(tr("there is no unknown", "没有未知数"))
+            raise ValueError(tr("there is no unknown"))
         solution = sympy.solve(sides if len(sides) > 1 else sides[0], unknowns)
     except (ValueError, SyntaxError, TypeError, NotImplementedError, RecursionError) as error:
         raise UserError(
-            tr(f"cannot solve {equations!r}: {error}", f"无法求解 {equations!r}: {error}")
+            tr("cannot solve {equations!r}: {error}", equations=equations, error=error)
         ) from error
     return str(solution)
 
@@ -49,7 +49,7 @@ def _difference(equation: str) -> Any:
     text = re.sub(r"(?<=\d)(?=[A-Za-z(])", "*", equation.replace("^", "**").replace("==", "="))
     left, _, right = text.strip().partition("=")
     if "=" in right:
-        raise ValueError(tr("more than one '='", "有多个 '='"))
+        raise ValueError(tr("more than one '='"))
     return _expression(left) - _expression(right or "0")
 
 
@@ -72,7 +72,7 @@ def _convert(node: ast.AST) -> Any:
         name = "Abs" if node.func.id == "abs" else node.func.id
         if name in _FUNCTIONS:
             return getattr(sympy, name)(_convert(node.args[0]))
-    raise ValueError(tr("that is not an equation", "不是方程"))
+    raise ValueError(tr("that is not an equation"))
 
 
 def _combine(operation: ast.operator, left: Any, right: Any) -> Any:
@@ -86,6 +86,6 @@ def _combine(operation: ast.operator, left: Any, right: Any) -> Any:
         return left / right
     if isinstance(operation, ast.Pow):
         if right.is_number and abs(right) > MAX_POWER:
-            raise ValueError(tr("the power is too large", "指数太大"))
+            raise ValueError(tr("the power is too large"))
         return left**right
-    raise ValueError(tr("that is not an equation", "不是方程"))
+    raise ValueError(tr("that is not an equation"))
