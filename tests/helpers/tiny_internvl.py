@@ -1,89 +1,108 @@
-"""A stand-in for InternVL that brings its own code, as the hub's models do."""
+"""Tiny InternVL folders in the hub's layout; none brings the code that its ``config.json`` names."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-CODE = """
-import torch
-from torch import nn
-from transformers import (
-    CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PretrainedConfig,
-    PreTrainedModel,
-)
+VISION = {
+    "architectures": ["InternVisionModel"],
+    "model_type": "intern_vit_6b",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "norm_type": "layer_norm",
+    "qk_normalization": False,
+    "qkv_bias": True,
+    "use_flash_attn": True,
+    "drop_path_rate": 0.0,
+    "torch_dtype": "bfloat16",
+}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "internlm2": {
+        "architectures": ["InternLM2ForCausalLM"],
+        "attn_implementation": "flash_attention_2",
+        "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
+        "bias": False,
+        "rope_scaling": {"factor": 2.0, "type": "dynamic"},
+        "rope_theta": 1000000,
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+        "original_max_position_embeddings": 512,
+        "pad_token_id": 2,
+        "rope_scaling": {
+            "long_factor": [1.1] * 8,
+            "short_factor": [1.0] * 8,
+            "type": "su",
+        },
+        "sliding_window": 262144,
+    },
+    "llama": {"architectures": ["LlamaForCausalLM"], "rope_theta": 5000000.0},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 1000000.0},
+}
+"""By ``model_type``, what the folders of InternVL 1.5 and 2 say besides the sizes."""
 
 
-class TinyInternVLConfig(PretrainedConfig):
-    model_type = "tiny_internvl"
-    sub_configs = {"vision_config": CLIPVisionConfig, "llm_config": LlamaConfig}
-
-    def __init__(self, vision_config=None, llm_config=None, **kwargs):
-        self.vision_config = CLIPVisionConfig(**(vision_config or {}))
-        self.llm_config = LlamaConfig(**(llm_config or {}))
-        self.downsample_ratio = 0.5
-        self.min_dynamic_patch, self.max_dynamic_patch, self.use_thumbnail = 1, 4, True
-        super().__init__(**kwargs)
-
-
-class TinyInternVL(PreTrainedModel):
-    config_class = TinyInternVLConfig
-    base_model_prefix = "language_model"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.vision_model = CLIPVisionModel(config.vision_config)
-        self.language_model = LlamaForCausalLM(config.llm_config)
-        wide, narrow = config.vision_config.hidden_size * 4, config.llm_config.hidden_size
-        self.mlp1 = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, narrow))
-        self.img_context_token_id = None
-        self.post_init()
-
-    def extract_feature(self, pixel_values):
-        seen = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 1:]
-        tiles, patches, width = seen.shape
-        return self.mlp1(seen.reshape(tiles, patches // 4, width * 4))
-"""
+def internvl_config(language_model: str = "internlm2", vocab_size: int = 512) -> dict[str, Any]:
+    """A ``config.json`` as the hub has it, with tiny sizes."""
+    language = {"model_type": language_model, "vocab_size": vocab_size, **SIZES}
+    return {
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+            "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+            "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+        },
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "force_image_size": 32,
+        "llm_config": language | LANGUAGE_MODELS[language_model],
+        "max_dynamic_patch": 4,
+        "min_dynamic_patch": 1,
+        "model_type": "internvl_chat",
+        "pad2square": False,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": "internlm2-chat",
+        "torch_dtype": "bfloat16",
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "use_thumbnail": True,
+        "vision_config": VISION,
+    }
 
 
-def save_internvl(folder: Path) -> Path:
-    """Save model, code and tokenizer; four features to a tile of 32 pixels."""
+def save_internvl(folder: Path, language_model: str = "internlm2") -> Path:
+    """Save model and tokenizer; four features to a tile of 32 pixels."""
     import torch
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     from tests.helpers.tiny import make_tokenizer
+    from xtuner.model.transformers_models.auto import AutoConfig, AutoModel
 
     folder.mkdir(parents=True)
-    (folder / "modeling_tiny_internvl.py").write_text(CODE, "utf-8")
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["<img>", "<IMG_CONTEXT>", "</img>"], special_tokens=True)
     tokenizer.save_pretrained(folder)
-    name = "modeling_tiny_internvl.TinyInternVL"
-    make_config = get_class_from_dynamic_module(f"{name}Config", str(folder))
-    make_model = get_class_from_dynamic_module(name, str(folder))
-    config = make_config(
-        vision_config=dict(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-        ),
-        llm_config=dict(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
-        ),
-    )
-    torch.manual_seed(0)
-    make_model(config).save_pretrained(folder)
+    settings = internvl_config(language_model, len(tokenizer))
     file = folder / "config.json"
-    settings = json.loads(file.read_text("utf-8"))
-    settings["auto_map"] = {"AutoConfig": f"{name}Config", "AutoModel": name}
+    file.write_text(json.dumps(settings), "utf-8")
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     file.write_text(json.dumps(settings), "utf-8")
     return folder

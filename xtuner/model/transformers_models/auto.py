@@ -96,6 +96,16 @@ FAMILIES: dict[str, Family] = {
             ),
         },
     ),
+    "intern_vit_6b": Family(
+        folder="intern_vit",
+        config="InternVisionConfig",
+        models={"AutoModel": "InternVisionModel"},
+    ),
+    "internvl_chat": Family(
+        folder="internvl_chat",
+        config="InternVLChatConfig",
+        models={"AutoModel": "InternVLChatModel"},
+    ),
 }
 """By the ``model_type`` of ``config.json``."""
 

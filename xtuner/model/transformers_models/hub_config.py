@@ -33,7 +33,10 @@ class HubConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as the hub's code names them."""
-        fields = super().to_dict()
+        return self.hub_fields(super().to_dict())
+
+    def hub_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a configuration of transformers under the names of the hub's code."""
         if fields.get("dtype") is not None:
             fields["torch_dtype"] = fields["dtype"]  # read by the versions that run the hub's code
         if fields.get("rope_parameters"):

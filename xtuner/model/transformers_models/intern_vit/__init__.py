@@ -1,0 +1,1 @@
+"""InternViT, the visual encoder of InternVL (Chen et al., InternVL, 2023)."""
