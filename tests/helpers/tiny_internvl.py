@@ -1,4 +1,4 @@
-"""Tiny InternVL folders in the hub's layout; none brings the code that its ``config.json`` names."""
+"""Tiny InternVL folders in the hub's layout, without the code that ``config.json`` names."""
 
 from __future__ import annotations
 

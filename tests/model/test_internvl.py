@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig
 from PIL import Image
-from transformers import AutoModel
 
-from tests.helpers.tiny_internvl import save_internvl
+from tests.helpers.tiny import save_tiny
+from tests.helpers.tiny_internvl import LANGUAGE_MODELS, save_internvl
 from tests.helpers.vision_language import save_square
 from xtuner import configs
 from xtuner.config import load_config
@@ -16,6 +16,7 @@ from xtuner.dataset import InternVL_V1_5_Dataset
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.internvl import choose_grid, cut, to_pixels
 from xtuner.model import InternVL_V1_5
+from xtuner.model.transformers_models.auto import AutoModel
 from xtuner.registry import BUILDER
 from xtuner.utils import PROMPT_TEMPLATE
 from xtuner.utils.errors import UserError
@@ -26,7 +27,9 @@ NAMES = [name for name in configs.names() if name.startswith("internvl_")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("internvl")
-    save_internvl(folder / "base")
+    for kind in LANGUAGE_MODELS:
+        save_internvl(folder / kind, kind)
+    (folder / "base").symlink_to(folder / "internlm2")
     rows = []
     for number, size in enumerate([(64, 32), (32, 32)]):
         save_square(folder / "images" / f"{number}.png", "red")
@@ -100,9 +103,7 @@ def test_loss_and_gradients_equal_the_plain_computation(folder):
     loss = model(batch)["loss"]
     loss.backward()
     found = model.projector[1].weight.grad.clone()
-    whole = AutoModel.from_pretrained(
-        folder / "base", trust_remote_code=True, dtype=torch.bfloat16
-    ).float()
+    whole = AutoModel.from_pretrained(folder / "base", dtype=torch.bfloat16).float()
     total, count = 0.0, 0
     for row in (made[0], made[1]):
         ids = torch.tensor([row["input_ids"]])
@@ -123,10 +124,11 @@ def test_there_are_all_published_ones():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_builds_and_takes_a_step(name, folder):
+    kind = "phi3" if "phi3" in name else "internlm2"
     cfg = load_config(
         name,
         [
-            f"path={folder / 'base'}",
+            f"path={folder / kind}",
             f"data_path={folder / 'rows.jsonl'}",
             f"image_folder={folder / 'images'}",
             "max_length=96",
@@ -150,9 +152,7 @@ def test_the_converted_model_computes_the_same(folder, tmp_path):
         str(folder / "base"), freeze_llm=True, freeze_visual_encoder=True, llm_lora=lora
     ).float()
     model.to_hf(tmp_path / "out")
-    whole = AutoModel.from_pretrained(
-        tmp_path / "out", trust_remote_code=True, dtype=torch.float32
-    ).eval()
+    whole = AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     row = dataset(folder)[0]
     with torch.no_grad():
         expected = model.eval()(default_collate_fn([row])["data"], mode="tensor").logits
@@ -162,6 +162,28 @@ def test_the_converted_model_computes_the_same(folder, tmp_path):
         embedded[places] = whole.extract_feature(row["pixel_values"]).flatten(0, 1)
         found = whole.language_model(inputs_embeds=embedded).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_file_beside_the_weights_is_carried_over(folder, tmp_path):
+    base = folder / "base"
+    names = {"conversation.py", "tokenizer.model", "preprocessor_config.json"}
+    for name in names:
+        (base / name).write_text(name)
+    try:
+        InternVL_V1_5(str(base)).to_hf(tmp_path / "out", dtype=torch.float16)
+    finally:
+        for name in names:
+            (base / name).unlink()
+    for name in names:
+        assert (tmp_path / "out" / name).read_text() == name
+    before, after = (json.loads((f / "config.json").read_text()) for f in (base, tmp_path / "out"))
+    assert after == before | {"torch_dtype": "float16"}
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    save_tiny(tmp_path)
+    with pytest.raises(UserError, match="llama"):
+        InternVL_V1_5(str(tmp_path))
 
 
 def test_a_quantised_part_needs_an_adapter(folder):

@@ -18,7 +18,7 @@ def build_model(model_name_or_path: str, return_tokenizer: bool = True, **settin
     Returns:
         ``(model, tokenizer)``, or the model alone.
     """
-    from transformers import AutoModelForCausalLM
+    from xtuner.model.transformers_models.auto import AutoModelForCausalLM
 
     settings.setdefault("trust_remote_code", True)
     model: Any = AutoModelForCausalLM.from_pretrained(model_name_or_path, **settings)
@@ -111,7 +111,7 @@ def _default_lora() -> Any:
 
 
 def _tokenizer(model_name_or_path: str) -> Any:
-    from transformers import AutoTokenizer
+    from xtuner.model.transformers_models.auto import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
         model_name_or_path, trust_remote_code=True, padding_side="right"

@@ -144,7 +144,9 @@ def put_together(
 
 def _visual_encoder(place: str, dtype: torch.dtype) -> Any:
     """The visual half of a model, by the class that configs name (CLIPVisionModel, ...)."""
-    from transformers import MODEL_MAPPING, AutoConfig
+    from transformers import MODEL_MAPPING
+
+    from xtuner.model.transformers_models.auto import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(place)

@@ -16,6 +16,7 @@ from xtuner.dataset.images import load_image
 from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.llava import LLaVADataset
 from xtuner.dataset.map_fns import llava_map_fn, template_map_fn_factory
+from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from xtuner.utils.lang import tr
 
@@ -114,8 +115,9 @@ class InternVL_V1_5_Dataset(LLaVADataset):
     ) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
-        config = AutoConfig.from_pretrained(model_path, trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=True)
+        place = {"pretrained_model_name_or_path": model_path}
+        config = BUILDER.build({"type": AutoConfig.from_pretrained, **place})
+        tokenizer = BUILDER.build({"type": AutoTokenizer.from_pretrained, **place})
         self.tile_size = int(
             getattr(config, "force_image_size", None) or config.vision_config.image_size
         )

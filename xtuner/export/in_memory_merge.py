@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from xtuner.export.model_folder import copy_side_files, read_json
+from xtuner.export.model_folder import read_json
 from xtuner.export.shards import ShardWriter, Weights
 from xtuner.utils.errors import UserError, Where, require
+from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
 
 
@@ -42,7 +43,9 @@ def merge_whole(
 
 def load_base(base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bool) -> Any:
     """Load a base model whole; a quantised one is dequantised, which is said."""
-    from transformers import AutoModelForCausalLM, CLIPVisionModel
+    from transformers import CLIPVisionModel
+
+    from xtuner.model.transformers_models.auto import AutoModelForCausalLM
 
     quantised = "quantization_config" in read_json(base / "config.json")
     if is_clip:

@@ -62,7 +62,7 @@ def _empty_loader(owner: Any) -> Callable[..., Any]:
     def from_pretrained(
         pretrained_model_name_or_path: str, trust_remote_code: bool = False, **settings: Any
     ) -> Any:
-        from transformers import AutoConfig
+        from xtuner.model.transformers_models.auto import AutoConfig
 
         path = str(pretrained_model_name_or_path)
         for name in _LOADING_ONLY:

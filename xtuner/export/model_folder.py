@@ -19,7 +19,6 @@ TOKENIZER_FILES = (
     "chat_template*",
     "tokenization_*.py",
 )
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 _OUTPUTS = ("config.json", "adapter_config.json", "xtuner_config.py")
 
 
@@ -107,14 +106,6 @@ def check_output(out: Path, inputs: list[Path]) -> None:
             where=Where(str(out)),
         )
     print(tr("{out} holds a model: it will be replaced.", out=out))
-
-
-def copy_side_files(source: Path, target: Path) -> None:
-    """Copy what stands beside the weights: config, tokenizer, generation config, custom code."""
-    for file in source.iterdir():
-        is_weights = any(file.match(pattern) for pattern in _WEIGHTS)
-        if file.is_file() and not is_weights and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, target / file.name)
 
 
 def copy_tokenizer(source: Path, target: Path) -> bool:

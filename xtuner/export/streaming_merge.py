@@ -137,13 +137,14 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
 
 
 def _empty_model(base: Path, task_type: Any, adapter: Path) -> Any:
-    from transformers import (
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    from xtuner.model.transformers_models.auto import (
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
     )
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange
 
     config = AutoConfig.from_pretrained(base, trust_remote_code=True)
     if getattr(config, "quantization_config", None) is not None:

@@ -114,7 +114,10 @@ def quiet() -> Iterator[None]:
 
 def load_stock(folder: Path, *, classifier: bool = False, num_labels: int | None = None) -> Any:
     """Load a model as anybody would, in fp32; a classifier may get its number of labels."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from xtuner.model.transformers_models.auto import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     settings = {"num_labels": num_labels} if classifier and num_labels else {}
@@ -130,9 +133,9 @@ def load_adapter(llm: Mapping[str, Any], folder: Path, *, classifier: bool = Fal
         classifier: the base gets a head for one number (a reward), which the adapter brings.
     """
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
 
     from xtuner.model.loading import build_llm
+    from xtuner.model.transformers_models.auto import AutoModelForSequenceClassification
 
     settings = dict(llm)
     if classifier:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,23 @@ from xtuner.model.base import Data
 from xtuner.model.llava import built, with_adapter
 from xtuner.model.loading import begin_with, keep_4bit_layout
 from xtuner.model.lora.merge import merged_copy
+from xtuner.model.modules import attention
 from xtuner.model.sft import SupervisedFinetune
 from xtuner.utils.errors import UserError, Where
-from xtuner.utils.files import written_aside
+from xtuner.utils.files import copy_side_files, write_text, written_aside
 from xtuner.utils.lang import tr
 
+MODEL_TYPE = "internvl_chat"
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
 """The token whose places image features take."""
 
 
 class InternVL_V1_5(SupervisedFinetune):
-    """Fine-tunes a model of the InternVL family, whose code comes with its weights.
+    """Fine-tunes a model of the InternVL family.
 
     Args:
-        model_path: hub name or folder of the whole model; its own code is run
-            (``trust_remote_code``), which is said.
+        model_path: hub name or folder of the whole model, of ``model_type`` ``internvl_chat``; the
+            code that it brings is not run.
         freeze_llm: leave the language model as it is; it may still get an adapter.
         freeze_visual_encoder: likewise.
         llm_lora: adapter of the language model.
@@ -41,7 +43,8 @@ class InternVL_V1_5(SupervisedFinetune):
         use_activation_checkpointing: compute activations twice instead of keeping them.
 
     Raises:
-        UserError: when all weights of a quantised part are to be trained.
+        UserError: when all weights of a quantised part are to be trained, or ``model_path`` is a
+            model of another kind.
     """
 
     needs_weights = True  # a converter cannot build it from its config alone
@@ -61,7 +64,6 @@ class InternVL_V1_5(SupervisedFinetune):
         _check(quantization_llm, freeze_llm, llm_lora, "llm")
         _check(quantization_vit, freeze_visual_encoder, visual_encoder_lora, "visual_encoder")
         whole, tokenizer = _load(model_path, quantization_vit, quantization_llm)
-        # The language model is not asked for variable-length attention: its code is its own.
         super().__init__(
             whole.language_model,
             lora=_targets(llm_lora),
@@ -123,18 +125,12 @@ class InternVL_V1_5(SupervisedFinetune):
     def with_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with the features of its tiles in the places of the context tokens."""
         ids = data["input_ids"]
-        embedded = self.llm.get_input_embeddings()(ids)
         given = data.get("pixel_values")
         blank = given is None or not len(given)
         features = self._features(self._blank_tile(ids.device) if blank else given)
-        places = ids == self.context_id
+        embedded: Tensor = self.whole.embed(ids, None if blank else features)
         if blank:  # every trained weight gets a gradient, if of zeros: other processes wait for it
             embedded = embedded + features.sum() * 0.0
-        else:
-            flat = features.flatten(0, 1).to(embedded.dtype)
-            if int(places.sum()) != len(flat):
-                raise ValueError(f"{int(places.sum())} places for {len(flat)} image features")
-            embedded = embedded.masked_scatter(places[..., None], flat)
         merged = {key: value for key, value in data.items() if key not in _REPLACED}
         return merged | {"inputs_embeds": embedded}
 
@@ -171,12 +167,16 @@ class InternVL_V1_5(SupervisedFinetune):
             name: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
             for name, value in whole.state_dict().items()
         }
+        source = _folder_of(self.model_path)
         with written_aside(save_dir) as aside:
             whole.save_pretrained(aside, state_dict=weights, max_shard_size=max_shard_size)
-            for file in Path(self.model_path).glob("*.py"):
-                if not (aside / file.name).exists():
-                    shutil.copy(file, aside / file.name)
-            self.tokenizer.save_pretrained(aside)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(aside)
+            config = json.loads((source / "config.json").read_text("utf-8"))
+            written = str(weights["mlp1.1.weight"].dtype).removeprefix("torch.")
+            config |= dict.fromkeys({"torch_dtype", *({"dtype"} & config.keys())}, written)
+            write_text(aside / "config.json", json.dumps(config, indent=2) + "\n")
+            copy_side_files(source, aside, replace=False)
 
 
 _REPLACED = ("input_ids", "pixel_values")
@@ -201,16 +201,24 @@ def _targets(lora: Any) -> Any:
 
 
 def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any, Any]:
-    """The whole model and its tokenizer, by the code that comes with them."""
-    from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
+    """The whole model and its tokenizer."""
+    from transformers import BitsAndBytesConfig
 
-    print(
-        tr(
-            "{model_path} brings its own code, which is run (trust_remote_code).",
-            model_path=model_path,
+    from xtuner.model.transformers_models.auto import AutoConfig, AutoModel, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(model_path)
+    if config.model_type != MODEL_TYPE:
+        raise UserError(
+            tr(
+                "this is a {found}, no InternVL model of type {wanted}",
+                found=config.model_type,
+                wanted=MODEL_TYPE,
+            ),
+            hint=tr("give an InternVL 1.5 or 2 such as OpenGVLab/InternVL2-2B."),
+            where=Where(model_path, key="model.model_path"),
         )
-    )
-    settings: dict[str, Any] = {"trust_remote_code": True, "dtype": torch.bfloat16}
+    settings: dict[str, Any] = {"dtype": torch.bfloat16}
+    settings["attn_implementation"] = attention.register()
     if quantise_vit or quantise_llm:
         kept = ["mlp1", "lm_head", "output"]
         kept += [] if quantise_vit else ["vision_model"]
@@ -224,4 +232,11 @@ def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any,
         )
     whole: Any = AutoModel.from_pretrained(model_path, **settings)
     keep_4bit_layout(whole)
-    return whole, AutoTokenizer.from_pretrained(model_path, trust_remote_code=True)
+    return whole, AutoTokenizer.from_pretrained(model_path)
+
+
+def _folder_of(model_path: str) -> Path:
+    """A local folder itself, or where transformers keeps the files of a hub model."""
+    from transformers.utils import cached_file
+
+    return Path(str(cached_file(model_path, "config.json"))).parent

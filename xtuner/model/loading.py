@@ -79,7 +79,7 @@ def _stretched(settings: Mapping[str, Any], length: int) -> Any:
     """The model's config with linear scaling of its rotary embedding, where ``length`` needs it."""
     import math
 
-    from transformers import AutoConfig
+    from xtuner.model.transformers_models.auto import AutoConfig
 
     config = AutoConfig.from_pretrained(
         settings["pretrained_model_name_or_path"],

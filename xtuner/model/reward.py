@@ -175,7 +175,7 @@ class RewardModel(FinetuneModel):
     def _write_classifier(self, aside: Any, dtype: torch.dtype | None, max_shard_size: str) -> None:
         import copy
 
-        from transformers import AutoModelForSequenceClassification
+        from xtuner.model.transformers_models.auto import AutoModelForSequenceClassification
 
         config = copy.deepcopy(self.llm.config)
         config.num_labels = 1

@@ -62,8 +62,9 @@ def load_for_chat(
         The model, ready to generate, and the tokenizer: the adapter's own where it has one.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
+
+    from xtuner.model.transformers_models.auto import AutoModelForCausalLM, AutoTokenizer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -72,9 +72,12 @@ def score(model: Any, tokenizer: Any, question: str, answer: str, token: int | N
 
 def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from xtuner.export.verify import quiet
+    from xtuner.model.transformers_models.auto import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
     from xtuner.tools.chat_loading import DTYPES
 
     loader: Any = AutoModelForSequenceClassification

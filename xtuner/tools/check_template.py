@@ -261,7 +261,7 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
             where=Where(name),
         )
     if folder.is_dir():
-        from transformers import AutoTokenizer
+        from xtuner.model.transformers_models.auto import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=True), template
     from xtuner.export.trained_template import put_template

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
+
 
 @contextlib.contextmanager
 def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -53,3 +55,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file aside and rename it into place (UTF-8)."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def copy_side_files(source: Path, target: Path, *, replace: bool = True) -> None:
+    """Copy what stands beside a model's weights: config, tokenizer, generation config, code.
+
+    Args:
+        source: the model's folder.
+        target: a folder.
+        replace: also files that ``target`` has.
+    """
+    for file in source.iterdir():
+        is_weights = any(file.match(pattern) for pattern in _WEIGHTS)
+        if not file.is_file() or is_weights or file.name.endswith(".index.json"):
+            continue
+        if replace or not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)

@@ -25,9 +25,10 @@ def read_huggingface(folder: str | os.PathLike[str], dtype: torch.dtype | str = 
     Raises:
         UserError: when it takes features from several layers.
     """
-    from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
     from xtuner.model.llava import LLaVAModel
+    from xtuner.model.transformers_models.auto import AutoModelForCausalLM
 
     whole: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     config = whole.config

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
         0.
     """
     from datasets import load_dataset
-    from transformers import AutoTokenizer
 
     from xtuner.dataset import process_hf_dataset
     from xtuner.dataset.map_fns import template_map_fn_factory
+    from xtuner.model.transformers_models.auto import AutoTokenizer
     from xtuner.tools.data_preprocess import prepared
 
     template = _template(args.prompt_template)

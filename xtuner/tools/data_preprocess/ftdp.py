@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from transformers import AutoTokenizer
+    from xtuner.model.transformers_models.auto import AutoTokenizer
 
     source, target = Path(args.processed_dir), Path(args.tokenized_dir)
     files = sorted(source.rglob("*.jsonl")) if source.is_dir() else []

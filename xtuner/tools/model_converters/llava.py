@@ -95,9 +95,10 @@ def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 def _read_whole(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor of Hugging Face's form."""
     import torch
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoImageProcessor
 
     from xtuner.model.modules.llava_reading import read_huggingface
+    from xtuner.model.transformers_models.auto import AutoTokenizer
     from xtuner.tools.chat_loading import DTYPES
 
     name = DTYPES[args.torch_dtype]

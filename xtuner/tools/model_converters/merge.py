@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xtuner.utils.errors import UserError
+from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -
         task = progress.add_task(tr("merging"), total=total)
         for name, tensor in merge.tensors(lambda nbytes: progress.advance(task, nbytes)):
             writer.write(name, tensor)
-    model_folder.copy_side_files(merge.base.path, aside)
+    copy_side_files(merge.base.path, aside)
     main = next(info.dtype for info in merge.plan if info.dtype.is_floating_point)
     model_folder.update_json(
         aside / "config.json",

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
 
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     stem, _, suffix = name.rpartition(".")
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        model_folder.copy_side_files(source, aside)
+        copy_side_files(source, aside)
         weight_map = {}
         count = len(weights.infos)
         for number, key in enumerate(track(weights.infos, tr("splitting")), 1):

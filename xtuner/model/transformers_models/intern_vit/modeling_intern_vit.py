@@ -170,7 +170,7 @@ class InternVisionModel(PreTrainedModel):
 
     config_class = InternVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     base_model_prefix = "vision_model"
     supports_gradient_checkpointing = True
     _input_embed_layer = "patch_embedding"
@@ -205,5 +205,3 @@ class InternVisionModel(PreTrainedModel):
         """
         hidden = self.encoder(self.embeddings(pixel_values), **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[:, 0])
-
-

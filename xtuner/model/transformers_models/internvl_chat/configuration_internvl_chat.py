@@ -30,12 +30,12 @@ class InternVLChatConfig(HubConfig):
 
     model_type = "internvl_chat"
     sub_configs_defaults = {
-        "vision_config": InternVisionConfig,
+        "vision_config": SubConfigSpec(InternVisionConfig),
         "llm_config": SubConfigSpec(AutoConfig, model_type="internlm2"),
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    llm_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None  # a PreTrainedConfig, once made
+    llm_config: Any = None
     use_backbone_lora: int = 0
     use_llm_lora: int = 0
     pad2square: bool = False
@@ -79,11 +79,12 @@ class InternVLChatConfig(HubConfig):
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """That of the language model."""
-        return self.llm_config
+        config: PreTrainedConfig = self.llm_config
+        return config
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` whose LongRoPE has its name of today, where Phi-3's first code had ``su``."""
+    """The fields with LongRoPE under its name of today, where Phi-3's first code has ``su``."""
     scaling = fields.get("rope_scaling") or {}
     if scaling.get("type") == "su":
         fields["rope_scaling"] = {**scaling, "type": LONGROPE}

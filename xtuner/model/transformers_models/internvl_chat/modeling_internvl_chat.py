@@ -32,7 +32,7 @@ class InternVLChatModel(PreTrainedModel):
 
     config_class = InternVLChatConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     base_model_prefix = "language_model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["InternVisionEncoderLayer", "InternLM2DecoderLayer"]
@@ -91,7 +91,7 @@ class InternVLChatModel(PreTrainedModel):
         if features is None:
             return embedded
         flat = features.flatten(0, 1).to(embedded.dtype)
-        places = input_ids == self.img_context_token_id
+        places = torch.eq(input_ids, self.img_context_token_id or -1)
         if int(places.sum()) != len(flat):
             raise ValueError(f"{int(places.sum())} places for {len(flat)} image features")
         return embedded.masked_scatter(places[..., None], flat)
@@ -114,6 +114,8 @@ class InternVLChatModel(PreTrainedModel):
             **kwargs: of the language model.
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give either input_ids or inputs_embeds")
             features = None if pixel_values is None else self.extract_feature(pixel_values)
             if features is not None and image_flags is not None:
                 features = features[image_flags.flatten() == 1]
@@ -123,8 +125,8 @@ class InternVLChatModel(PreTrainedModel):
     @torch.no_grad()
     def generate(
         self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None,
+        input_ids: Tensor,
         visual_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
