@@ -46,10 +46,16 @@ class Sleeper(BaseModel):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(256, 256))
 
-    def count_items(self, data: dict[str, Any]) -> dict[str, int]:
+    def num_items(self, data: dict[str, Any]) -> dict[str, int]:
         return {"tokens": int((data["labels"] != -100).sum())}
 
-    def forward(self, data: Any, data_samples: Any = None, mode: str = "loss", totals: Any = None):
+    def forward(
+        self,
+        data: Any,
+        data_samples: Any = None,
+        mode: str = "loss",
+        num_items_in_batch: Any = None,
+    ):
         time.sleep(STEP_SECONDS)
         return {"loss": self.weight.square().mean()}
 

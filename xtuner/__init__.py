@@ -16,6 +16,6 @@ def cli() -> None:
 
     if not {"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"} & os.environ.keys():
         raise SystemExit(main())
-    from xtuner.utils.process_exit import leave_with
+    from xtuner.utils.process_exit import exit_with
 
-    leave_with(main)
+    exit_with(main)

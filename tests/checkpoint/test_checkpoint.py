@@ -14,14 +14,14 @@ from mmengine.logging import HistoryBuffer
 from xtuner.checkpoint import checkpoint
 from xtuner.checkpoint.checkpoint import (
     config_beside,
-    damage,
+    find_corruption,
     find_latest,
     load_checkpoint,
     load_state_dict,
     remove_leftovers,
     save_checkpoint,
 )
-from xtuner.checkpoint.serialize import mmengine_hub, to_plain
+from xtuner.checkpoint.serialize import mmengine_hub, to_serializable
 from xtuner.utils.errors import UserError
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm, with_
 def test_a_manifest_that_cannot_be_read_is_damage(tmp_path):
     save_checkpoint(tmp_path / "iter_4.pth", state())
     (tmp_path / "iter_4.pth.json").write_text("{")
-    assert "manifest cannot be read" in damage(tmp_path / "iter_4.pth")
+    assert "manifest cannot be read" in find_corruption(tmp_path / "iter_4.pth")
 
 
 def test_the_newest_is_the_one_written_last(tmp_path):
@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_the_good_one_and_no_rubbish(tmp_path, monkeypatch):
         save_checkpoint(tmp_path / "iter_4.pth", state(4))
     assert "--work-dir" in caught.value.hint and "--resume" in caught.value.hint
     assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]
-    assert damage(tmp_path / "iter_4.pth") is None
+    assert find_corruption(tmp_path / "iter_4.pth") is None
 
 
 def test_a_read_only_folder_is_said(tmp_path, monkeypatch):
@@ -243,8 +243,8 @@ def test_what_is_not_data_cannot_be_saved(tmp_path):
 
 def test_a_view_does_not_drag_its_whole_tensor_along():
     whole = torch.zeros(10_000)
-    assert to_plain(whole[:10]).untyped_storage().nbytes() == 40
-    tied = to_plain({"a": whole, "b": whole})
+    assert to_serializable(whole[:10]).untyped_storage().nbytes() == 40
+    tied = to_serializable({"a": whole, "b": whole})
     assert tied["a"].data_ptr() == tied["b"].data_ptr()
 
 

@@ -9,10 +9,10 @@ from xtuner.checkpoint.checkpoint import save_checkpoint
 from xtuner.checkpoint.resume import (
     changes,
     checkpoint_to_resume,
-    cut_metrics,
     fingerprints,
-    how_to_go_on,
     refuse_changes,
+    resume_command,
+    truncate_metrics,
 )
 from xtuner.utils.errors import UserError
 
@@ -121,12 +121,12 @@ def test_what_was_logged_after_the_checkpoint_is_cut(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"iter": i, "loss": i / 2}) for i in range(1, 8)]
     metrics.write_text("\n".join(lines) + '\n{"iter": 3, "lo')
-    cut_metrics(metrics, 4)
+    truncate_metrics(metrics, 4)
     assert metrics.read_text().splitlines() == lines[:4]
-    cut_metrics(tmp_path / "none.jsonl", 4)
+    truncate_metrics(tmp_path / "none.jsonl", 4)
 
 
 def test_the_hint_is_a_command(tmp_path):
     (tmp_path / "my.py").write_text("")
-    hint = how_to_go_on(tmp_path / "iter_4.pth")
+    hint = resume_command(tmp_path / "iter_4.pth")
     assert f"xtuner train {tmp_path / 'my.py'} --work-dir {tmp_path} --resume" in hint

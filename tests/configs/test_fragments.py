@@ -7,8 +7,8 @@ import pytest
 from xtuner.configs.fragments import Fragment, expression, filled, import_lines, names_read, part
 
 
-def fill(text: str, **holes: object) -> str:
-    return filled(Fragment(text, {}), holes).text  # type: ignore[arg-type]
+def fill(text: str, **placeholders: object) -> str:
+    return filled(Fragment(text, {}), placeholders).text  # type: ignore[arg-type]
 
 
 def test_a_hole_takes_an_expression_and_keeps_its_indentation() -> None:

@@ -75,15 +75,15 @@ def published(tokenizer, row, template):
 
     ends = not template.get("SUFFIX_AS_EOS", False)
     question = template["INSTRUCTION"].replace("{input}", row["input"]).replace("{round}", "1")
-    pieces = [
+    segments = [
         ([tokenizer.bos_token_id], False),
         (encode(question), False),
         (encode(row["output"] + template.get("SUFFIX", "")), True),
         ([tokenizer.eos_token_id] if ends else [], True),
         (encode(template.get("SEP", "")), False),
     ]
-    ids = [token for piece, _ in pieces for token in piece]
-    labels = [token if trained else IGNORED for piece, trained in pieces for token in piece]
+    ids = [token for piece, _ in segments for token in piece]
+    labels = [token if trained else IGNORED for piece, trained in segments for token in piece]
     return ids, labels
 
 

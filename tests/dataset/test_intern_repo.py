@@ -74,7 +74,7 @@ def test_the_order_depends_on_the_seed_alone(folder):
     parts = load_intern_repo_tokenized_dataset(str(folder))
     one, again, other = (build_packed_dataset(parts, 16, seed) for seed in (1, 1, 2))
     assert [one[n] for n in range(len(one))] == [again[n] for n in range(len(again))]
-    assert one.pieces != other.pieces
+    assert one.segments != other.segments
 
 
 def test_files_come_in_the_order_that_is_asked_for(folder, capsys):

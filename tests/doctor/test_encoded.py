@@ -70,7 +70,7 @@ def test_figures_and_sample(settings):
     cut = next(one for one in report.scan.findings if one.code == "cut")
     first = next(number for number, length in enumerate(expected) if length > LIMIT)
     assert cut.places[0].line == first + 1
-    assert shown.rows[0].pieces[-1].text == "Rhine"
+    assert shown.rows[0].segments[-1].text == "Rhine"
     assert shown.rows[0].source.endswith("data.jsonl:1")
 
     out = io.StringIO()

@@ -57,7 +57,7 @@ def test_near_the_end_of_a_slurm_job_one_is_written(tmp_path, monkeypatch):
 def test_a_full_disk_ends_the_run_with_the_good_one_intact(tmp_path, monkeypatch):
     from tests.checkpoint.test_checkpoint import FullDisk
     from xtuner.checkpoint import checkpoint
-    from xtuner.checkpoint.checkpoint import damage
+    from xtuner.checkpoint.checkpoint import find_corruption
 
     whole, saved = checkpoint._HashingWriter, []
 
@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_run_with_the_good_one_intact(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "_HashingWriter", second_finds_no_room)
     status, printed = train(TOY, tmp_path, "--cfg-options", "save_total_limit=1")
     assert status == 1 and "No space left on device" in printed and "Traceback" not in printed
-    assert names(tmp_path) == ["iter_4.pth"] and damage(tmp_path / "iter_4.pth") is None
+    assert names(tmp_path) == ["iter_4.pth"] and find_corruption(tmp_path / "iter_4.pth") is None
 
 
 EXPORT = """

@@ -31,15 +31,15 @@ class TinyChat(BaseModel):
         torch.manual_seed(0)
         self.llm = make_model("llama")
 
-    def count_items(self, data):
+    def num_items(self, data):
         return {"tokens": int((data["labels"] != IGNORED).sum())}
 
-    def forward(self, data, data_samples=None, mode="loss", totals=None):
+    def forward(self, data, data_samples=None, mode="loss", num_items_in_batch=None):
         logits = self.llm(input_ids=data["input_ids"]).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), data["labels"].flatten(), reduction="sum"
         )
-        return {"loss": loss / totals["tokens"]}
+        return {"loss": loss / num_items_in_batch["tokens"]}
 
 
 def run_with(folder: Path, *hooks, **settings):
@@ -128,8 +128,8 @@ def test_dataset_info_shows_what_is_learnt(tokenizer):
     half = len(ids) // 2
     labels = [IGNORED] * half + ids[half:]
     expected = f"{tokenizer.decode(ids[:half])}[[{tokenizer.decode(ids[half:])}]]"
-    assert hook.in_words(ids, labels) == expected
-    assert hook.in_words([*ids, -200], [IGNORED] * (len(ids) + 1)).endswith("<200>")
+    assert hook.decode_with_mask(ids, labels) == expected
+    assert hook.decode_with_mask([*ids, -200], [IGNORED] * (len(ids) + 1)).endswith("<200>")
 
 
 def test_dataset_info_logs_the_first_row(tmp_path, tokenizer):

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from xtuner.engine.runner.loss_monitor import LossWatch
+from xtuner.engine.runner.loss_monitor import LossMonitor
 from xtuner.utils.errors import UserError
 
 
-def watch_after(losses, **settings) -> LossWatch:
-    watch = LossWatch(**settings)
+def watch_after(losses, **settings) -> LossMonitor:
+    watch = LossMonitor(**settings)
     for loss in losses:
         assert watch.judge(loss, 1.0, scaled=False) is None
     return watch
@@ -43,13 +43,13 @@ def test_nothing_is_a_spike_before_enough_is_known():
 
 
 def test_gradients_that_overflow_are_the_loss_scalers_business():
-    assert LossWatch().judge(1.0, math.inf, scaled=True) is None
-    what, action = LossWatch(on_bad_loss="skip").judge(1.0, math.inf, scaled=False)
+    assert LossMonitor().judge(1.0, math.inf, scaled=True) is None
+    what, action = LossMonitor(on_bad_loss="skip").judge(1.0, math.inf, scaled=False)
     assert "gradient norm is inf" in what
     assert action == "skip"
-    assert LossWatch().judge(math.nan, 1.0, scaled=True)[1] == "stop"
+    assert LossMonitor().judge(math.nan, 1.0, scaled=True)[1] == "stop"
 
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(UserError, match="on_bad_loss is 'ignore'"):
-        LossWatch(on_bad_loss="ignore")
+        LossMonitor(on_bad_loss="ignore")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from xtuner.engine.runner.warmup import get_ready
+from xtuner.engine.runner.warmup import prepare_device
 from xtuner.model.backends.cpu.kernels import Kernel
 
 
@@ -36,7 +36,7 @@ def runner_of(compiles, max_iters, device="cpu"):
     ],
 )
 def test_a_run_is_compiled_where_that_pays(compiles, max_iters, expected):
-    said = get_ready(runner_of(compiles, max_iters))
+    said = prepare_device(runner_of(compiles, max_iters))
     assert Kernel.compiled is expected
     assert ("compiled" in said) is expected
     assert said[0] == f"{torch.get_num_threads()} threads"
@@ -45,16 +45,16 @@ def test_a_run_is_compiled_where_that_pays(compiles, max_iters, expected):
 def test_without_known_lengths_auto_does_not_compile():
     runner = runner_of("auto", 10**9)
     runner.train_loop.dataloader.dataset = [1, 2, 3]
-    get_ready(runner)
+    prepare_device(runner)
     assert not Kernel.compiled
 
 
 def test_one_run_leaves_nothing_to_the_next():
-    get_ready(runner_of(True, 1))
-    get_ready(runner_of(False, 1))
+    prepare_device(runner_of(True, 1))
+    prepare_device(runner_of(False, 1))
     assert not Kernel.compiled
 
 
 def test_a_gpu_needs_nothing():
-    assert get_ready(runner_of(True, 1, device="cuda")) == []
+    assert prepare_device(runner_of(True, 1, device="cuda")) == []
     assert not Kernel.compiled

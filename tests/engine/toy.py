@@ -28,7 +28,7 @@ class ToyModel(BaseModel):
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
-    def count_items(self, data: dict[str, Any]) -> dict[str, int]:
+    def num_items(self, data: dict[str, Any]) -> dict[str, int]:
         return {"tokens": int((data["labels"] != IGNORED).sum())}
 
     def forward(
@@ -36,9 +36,9 @@ class ToyModel(BaseModel):
         data: dict[str, Any],
         data_samples: None = None,
         mode: str = "loss",
-        totals: dict[str, int] | None = None,
+        num_items_in_batch: dict[str, int] | None = None,
     ) -> dict[str, torch.Tensor]:
-        totals = totals or self.count_items(data)
+        num_items_in_batch = num_items_in_batch or self.num_items(data)
         logits = self.head(self.embedding(data["input_ids"]))
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(),
@@ -48,7 +48,7 @@ class ToyModel(BaseModel):
         )
         if self.poison is not None and bool((data["input_ids"] == self.poison).any()):
             loss = loss * float("nan")
-        return {"loss": loss / totals["tokens"]}
+        return {"loss": loss / num_items_in_batch["tokens"]}
 
 
 class ToyRows(Dataset):

@@ -16,7 +16,7 @@ def run_all(runs: list[list[str]]) -> int:
     from xtuner.entry_point import main
     from xtuner.parallel import processes
 
-    processes.leave_processes = lambda: None  # the next run joins no group again
+    processes.shutdown_distributed = lambda: None  # the next run joins no group again
     for words in runs:
         status = main(["train", *words, "--launcher", "pytorch"])
         if status:

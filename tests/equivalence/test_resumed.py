@@ -14,7 +14,7 @@ import torch
 
 from tests.equivalence.runs import ROOT, TOY, differences, metrics, outcome, start, train
 from tests.equivalence.toy_language_model import write_config
-from xtuner.checkpoint.checkpoint import damage, find_latest, load_checkpoint
+from xtuner.checkpoint.checkpoint import find_corruption, find_latest, load_checkpoint
 from xtuner.checkpoint.serialize import mmengine_hub
 
 VARIANTS = {
@@ -177,7 +177,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_a_hint(tmp_path, number, st
     assert f"{number.name} was received" in printed and "--resume" in printed
     assert "Traceback" not in printed
     newest = find_latest(tmp_path / "run")
-    assert f"{newest} is written" in printed and damage(newest) is None
+    assert f"{newest} is written" in printed and find_corruption(newest) is None
     assert int(newest.stem.removeprefix("iter_")) > 50
 
 

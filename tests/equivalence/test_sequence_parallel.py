@@ -48,7 +48,9 @@ def one_of_many(rank, port, folder, base):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes.leave_processes = lambda: None  # DeepSpeed holds on to the groups of the first run
+    processes.shutdown_distributed = lambda: (
+        None
+    )  # DeepSpeed holds on to the groups of the first run
     printed = io.StringIO()
     status = 1
     try:

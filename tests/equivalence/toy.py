@@ -26,7 +26,7 @@ class ToyModel(BaseModel):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(width, 16), nn.Dropout(0.3), nn.Linear(16, 1))
 
-    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         return {"rows": len(data["x"])}
 
     def forward(
@@ -34,9 +34,9 @@ class ToyModel(BaseModel):
         data: Mapping[str, Any],
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> dict[str, torch.Tensor]:
-        count = (totals or self.count_items(data))["rows"]
+        count = (num_items_in_batch or self.num_items(data))["rows"]
         error = functional.mse_loss(self.layers(data["x"])[:, 0], data["y"], reduction="sum")
         return {"loss": error / count}
 

@@ -36,7 +36,7 @@ class AdapterModel(BaseModel):
         whole = super().state_dict(*args, **kwargs)
         return {name: value for name, value in whole.items() if "lora_" in name}
 
-    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         return {"tokens": data["input_ids"][:, 1:].numel()}
 
     def forward(
@@ -44,12 +44,12 @@ class AdapterModel(BaseModel):
         data: Mapping[str, Any],
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> dict[str, torch.Tensor]:
         ids = data["input_ids"]
         mean = self.llm(input_ids=ids, labels=ids).loss
-        own = self.count_items(data)["tokens"]
-        return {"loss": mean * own / (totals or {"tokens": own})["tokens"]}
+        own = self.num_items(data)["tokens"]
+        return {"loss": mean * own / (num_items_in_batch or {"tokens": own})["tokens"]}
 
 
 class TokenRows(Dataset):

@@ -188,15 +188,15 @@ def write_tokenizer(folder: Path, family: str) -> int:
     if layout.vocab_file == "qwen.tiktoken":
         ids = _write_ranks(folder / layout.vocab_file) + QWEN_SPECIAL
     else:
-        pieces = _write_sentencepiece(folder / layout.vocab_file, layout)
+        segments = _write_sentencepiece(folder / layout.vocab_file, layout)
         special = dict(enumerate(["<unk>", "<s>", "</s>"]))
-        special |= dict(enumerate(layout.renamed + layout.added, pieces - len(layout.renamed)))
+        special |= dict(enumerate(layout.renamed + layout.added, segments - len(layout.renamed)))
         if len(special) > 3:
             config["added_tokens_decoder"] = {
                 str(number): {**_added_token(text), "special": True}
                 for number, text in special.items()
             }
-        ids = pieces + len(layout.added)
+        ids = segments + len(layout.added)
         ids += CHATGLM_SPECIAL if layout.tokenizer_class == "ChatGLMTokenizer" else 0
     _write_json(folder / "tokenizer_config.json", config)
     if layout.special_tokens_map:
@@ -245,9 +245,9 @@ def _write_sentencepiece(file: Path, layout: Layout) -> int:
     )
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     for symbol in layout.symbols:
-        proto.pieces.add(piece=symbol, score=0.0, type=USER_DEFINED)
+        proto.segments.add(piece=symbol, score=0.0, type=USER_DEFINED)
     file.write_bytes(proto.SerializeToString())
-    return len(proto.pieces)
+    return len(proto.segments)
 
 
 def _write_ranks(file: Path) -> int:

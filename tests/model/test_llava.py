@@ -107,7 +107,7 @@ def test_loss_and_gradients_equal_transformers(packed):
         w for n, w in theirs.model.vision_tower.named_parameters() if "patch_embedding" in n
     )
     torch.testing.assert_close(patch.grad, other.grad, rtol=1e-3, atol=1e-5)
-    assert ours.count_items(batch)["tokens"] == 3 + 2 + 3
+    assert ours.num_items(batch)["tokens"] == 3 + 2 + 3
 
 
 def test_left_padding_changes_nothing():
@@ -118,7 +118,7 @@ def test_left_padding_changes_nothing():
         for key in ("input_ids", "labels", "attention_mask"):
             left[key][row] = batch[key][row].roll(-length)
     torch.testing.assert_close(
-        ours(batch)["loss"], ours(left, totals=ours.count_items(batch))["loss"]
+        ours(batch)["loss"], ours(left, num_items_in_batch=ours.num_items(batch))["loss"]
     )
 
 

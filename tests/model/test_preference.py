@@ -156,7 +156,7 @@ def test_orpo_equals_plain_transformers(tokenizer, packed):
     likelihood = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     expected = likelihood - 0.2 * logsigmoid(odds).mean()
     torch.testing.assert_close(found["loss"], expected, rtol=1e-4, atol=1e-5)
-    assert built.count_items(data) == {"pairs": 3, "tokens": int((labels[:, 1:] != -100).sum())}
+    assert built.num_items(data) == {"pairs": 3, "tokens": int((labels[:, 1:] != -100).sum())}
 
 
 @pytest.mark.parametrize("kind", [DPO, ORPO, RewardModel])
@@ -166,9 +166,11 @@ def test_shares_of_micro_batches_add_up(tokenizer, kind):
     built = moved(model(kind))
     whole = preference_collate_fn(list(made))["data"]
     parts = [preference_collate_fn([row])["data"] for row in made]
-    totals = built.count_items(whole)
-    assert totals == {key: sum(built.count_items(part)[key] for part in parts) for key in totals}
-    shares = [built(part, totals=totals) for part in parts]
+    num_items_in_batch = built.num_items(whole)
+    assert num_items_in_batch == {
+        key: sum(built.num_items(part)[key] for part in parts) for key in num_items_in_batch
+    }
+    shares = [built(part, num_items_in_batch=num_items_in_batch) for part in parts]
     for key, value in built(whole).items():
         added = sum(share[key] for share in shares)
         torch.testing.assert_close(added, value, rtol=1e-4, atol=1e-5)

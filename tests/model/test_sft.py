@@ -12,7 +12,7 @@ from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import SupervisedFinetune
 from xtuner.model.backends.gpu import compiled
 from xtuner.model.modules.attention import register
-from xtuner.parallel.sequence.shard import Share
+from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils import cpu
 
 IGNORED = -100
@@ -99,7 +99,7 @@ def test_loss_and_gradients_equal_plain_transformers(arch, layout, monkeypatch):
     if layout == "rounded":
         layout = "packed"
         monkeypatch.setattr(cpu, "FINEST_STEP", 2)
-        assert Share(sum(LENGTHS), rounds=True).tokens > sum(LENGTHS)
+        assert SequenceShard(sum(LENGTHS), rounds=True).tokens > sum(LENGTHS)
     llm = build(arch)
     rows = samples()
     expected, gradients, count = plain_gradients(llm, rows)
@@ -107,7 +107,7 @@ def test_loss_and_gradients_equal_plain_transformers(arch, layout, monkeypatch):
         llm, use_varlen_attn=layout == "packed", use_activation_checkpointing=False
     )
     batch = packed(rows) if layout == "packed" else padded(rows, layout)
-    assert model.count_items(batch) == {"tokens": count}
+    assert model.num_items(batch) == {"tokens": count}
     loss = model(batch)["loss"]
     loss.backward()
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-5)
@@ -130,8 +130,8 @@ def test_totals_make_shares_that_add_up():
     rows = samples()
     whole = padded(rows, "right")
     parts = [{name: value[i : i + 1] for name, value in whole.items()} for i in range(len(rows))]
-    totals = model.count_items(whole)
-    shares = sum(model(part, totals=totals)["loss"] for part in parts)
+    num_items_in_batch = model.num_items(whole)
+    shares = sum(model(part, num_items_in_batch=num_items_in_batch)["loss"] for part in parts)
     torch.testing.assert_close(shares, model(whole)["loss"])
 
 

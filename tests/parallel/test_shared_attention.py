@@ -17,7 +17,7 @@ from xtuner.parallel.sequence import (
     sequence_parallel_wrapper,
 )
 from xtuner.parallel.sequence.heads import share_heads
-from xtuner.parallel.sequence.shard import Share
+from xtuner.parallel.sequence.shard import SequenceShard
 
 HEADS = [(4, 2), (6, 3), (3, 1), (6, 2), (1, 1)]
 KINDS = ["plain", "packed", "padded", "window", "cap", "bidirectional", "wide"]
@@ -59,7 +59,7 @@ def whole(heads, kind):
 def shared(heads, kind):
     """The same, each rank with its stretch; put together again."""
     tensors, settings, inputs, module = case(heads, kind)
-    share = Share(LENGTH)
+    share = SequenceShard(LENGTH)
     named = share.inputs(inputs)
     cut = [share.cut(tensor.transpose(1, 2)).transpose(1, 2) for tensor in tensors]
     out, _ = attention(module, *cut, None, **settings, **named)
@@ -94,7 +94,7 @@ def wrapped():
     """The published functions around an attention of one's own."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, 8, n, 4, generator=generator) for n in (6, 3, 3))
-    share = Share(8)
+    share = SequenceShard(8)
     out = sequence_parallel_wrapper(plain)(*(share.cut(tensor) for tensor in (q, k, v)))
     three = pre_process_for_sequence_parallel_attn(*(share.cut(t) for t in (q, k, v)))
     same = post_process_for_sequence_parallel_attn(plain(*three))

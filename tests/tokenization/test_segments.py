@@ -11,7 +11,7 @@ from tokenizers import trainers as trainers_
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.tiny import TEXTS, make_tokenizer
-from xtuner.tokenization.segments import PieceEncoder, encode_pieces
+from xtuner.tokenization.segments import SegmentEncoder, encode_segments
 from xtuner.tokenization.word_cache import cut
 
 QWEN = (
@@ -61,30 +61,30 @@ BUILT = {name: build() for name, build in TOKENIZERS.items()}
 WORDS = [*"ab 0.,-'\n\t é的 \u0301", "  ", " the", "The ", "word.", "don't", "12345", "<|im_end|>"]
 WORDS += ["</s>", "capital of", "x\ny", "a.\n\nb", "<|im_start|>user\n"]
 words = st.sampled_from(WORDS)
-pieces = st.lists(words, min_size=1, max_size=12).map("".join)
+segments = st.lists(words, min_size=1, max_size=12).map("".join)
 
 
 @pytest.mark.parametrize("name", BUILT)
 def test_who_goes_word_by_word(name):
-    encoder = PieceEncoder(BUILT[name], many=True)
+    encoder = SegmentEncoder(BUILT[name], many=True)
     assert (encoder._words is not None) == (name != "metaspace")  # Unigram weighs whole texts
 
 
 @pytest.mark.parametrize("name", BUILT)
 @settings(max_examples=60, deadline=None)
-@given(texts=st.lists(st.lists(pieces, min_size=1, max_size=4), min_size=1, max_size=4))
+@given(texts=st.lists(st.lists(segments, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_by_words_and_one_by_one_are_the_same(name, texts):
     tokenizer = BUILT[name]
-    alone = [encode_pieces(tokenizer, text) for text in texts]
-    encoder = PieceEncoder(tokenizer, many=True)
+    alone = [encode_segments(tokenizer, text) for text in texts]
+    encoder = SegmentEncoder(tokenizer, many=True)
     assert encoder(texts) == alone
     assert encoder(texts) == alone  # from what it remembers
 
 
-def one_by_one(tokenizer, pieces):
+def one_by_one(tokenizer, segments):
     """The slow twin: each piece by the tokenizer itself, after the token or character before it."""
     found, text = [], ""
-    for piece in pieces:
+    for piece in segments:
         if piece == "<image>":
             found.append([-200])
             continue
@@ -133,7 +133,7 @@ odd = st.lists(st.sampled_from(WORDS + ODD) | st.text(max_size=3), min_size=1, m
 def test_odd_characters_special_tokens_and_images_by_words(name, texts):
     tokenizer = BUILT[name]
     alone = [one_by_one(tokenizer, text) for text in texts]
-    encoder = PieceEncoder(tokenizer, with_image_token=True, many=True)
+    encoder = SegmentEncoder(tokenizer, with_image_token=True, many=True)
     assert encoder(texts) == alone
     ids, sizes = encoder.joined(texts)
     assert ids.tolist() == [token for text in alone for piece in text for token in piece]
@@ -148,13 +148,13 @@ def test_a_special_token_that_pieces_make_together_is_what_stands_before(name):
         ["<|im_e", "n", "d|>", " word"],
         ["</s", ">the", " 1"],
     ]
-    encoder = PieceEncoder(tokenizer, many=True)
+    encoder = SegmentEncoder(tokenizer, many=True)
     assert encoder(texts) == [one_by_one(tokenizer, text) for text in texts]
 
 
 def test_nothing_to_tokenise():
     for many in (False, True):
-        encoder = PieceEncoder(BUILT["byte_level"], many=many)
+        encoder = SegmentEncoder(BUILT["byte_level"], many=many)
         assert encoder([]) == []
         assert encoder([[], ["", ""]]) == [[], [[], []]]
 
@@ -175,7 +175,7 @@ def test_texts_are_cut_where_the_pattern_says(texts):
 def test_tokens_that_take_spaces_are_not_gone_around(token):
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([token])
-    assert PieceEncoder(tokenizer, many=True)._words is None
+    assert SegmentEncoder(tokenizer, many=True)._words is None
 
 
 def test_a_vocabulary_with_entries_over_a_space_is_seen():
@@ -187,7 +187,7 @@ def test_a_vocabulary_with_entries_over_a_space_is_seen():
     inner.train_from_iterator(["of the of the of the in the in the"] * 9, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     assert any("eĠ" in token or "nĠt" in token or "fĠt" in token for token in tokenizer.get_vocab())
-    encoder = PieceEncoder(tokenizer, many=True)
+    encoder = SegmentEncoder(tokenizer, many=True)
     assert encoder._words is None
     assert encoder([["in the of the"]])[0][0] == tokenizer.encode("in the of the")
 
@@ -200,4 +200,4 @@ def test_a_tokenizer_that_does_more_than_its_backend_is_asked_itself():
     plain = make_tokenizer()
     shouting = Shouting(tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>")
     expected = plain.encode("HELLO", add_special_tokens=False)
-    assert encode_pieces(shouting, ["hello"]) == [expected]
+    assert encode_segments(shouting, ["hello"]) == [expected]

@@ -110,7 +110,7 @@ def test_content_cannot_break_out():
 
 def test_images_in_the_ids_are_named():
     sample = show_sample("t", [5, -200, 6], [-100, -100, 6], lambda ids: f"<{ids[0]}>")
-    assert [piece.text for piece in sample.rows[0].pieces] == ["<5><image>", "<6>"]
+    assert [piece.text for piece in sample.rows[0].segments] == ["<5><image>", "<6>"]
 
 
 def test_pairs_of_answers_stand_one_after_the_other():

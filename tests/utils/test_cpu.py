@@ -9,7 +9,7 @@ import pytest
 from xtuner.utils.cpu import (
     bound_known_products,
     keep_freed_memory,
-    rounded_up,
+    pad_to_bucket,
     threads_each,
     usable_cores,
 )
@@ -48,18 +48,18 @@ print((psutil.Process().memory_info().rss - before) / 2**20)
 # Tensors between others that stay: what is freed is held in gaps until it is given back.
 GAPS = """
 import psutil, torch
-from xtuner.utils.cpu import give_back_surplus, keep_freed_memory
+from xtuner.utils.cpu import trim_heap, keep_freed_memory
 keep_freed_memory()
 tensors = [torch.ones(2**18) for _ in range(700)]
-assert not give_back_surplus(0.0)
+assert not trim_heap(0.0)
 held = tensors[::10]
 full = psutil.Process().memory_info().rss
 del tensors
 assert psutil.Process().memory_info().rss > full - 2**20
-assert give_back_surplus(0.0)
+assert trim_heap(0.0)
 assert psutil.Process().memory_info().rss < full - 500 * 2**20
-assert not give_back_surplus(14.0)
-assert give_back_surplus(15.0)
+assert not trim_heap(14.0)
+assert trim_heap(15.0)
 """
 
 
@@ -112,8 +112,8 @@ def test_what_is_remembered_of_products_is_bounded(monkeypatch):
 
 
 def test_few_numbers_of_rows_are_left_and_none_is_much_larger():
-    made_up = [rounded_up(rows) for rows in range(5000)]
+    made_up = [pad_to_bucket(rows) for rows in range(5000)]
     assert made_up[:32] == list(range(32))
     assert all(rows <= made <= rows * 17 / 16 for rows, made in enumerate(made_up))
     assert len(set(made_up[2048:4097])) == 17
-    assert [rounded_up(made) for made in made_up] == made_up
+    assert [pad_to_bucket(made) for made in made_up] == made_up

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xtuner.tokenization.chat_template import render_question, single_token, stop_words
-from xtuner.tokenization.segments import encode_pieces
+from xtuner.tokenization.segments import encode_segments
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class ChatPrompt:
     def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
         """The ids of a conversation whose last question is to be answered."""
         if self.template is not None:
-            pieces = encode_pieces(self.tokenizer, self.pieces(turns, system))
-            return [number for piece in pieces for number in piece]
+            segments = encode_segments(self.tokenizer, self.segments(turns, system))
+            return [number for piece in segments for number in piece]
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(
                 to_messages(turns, system), tokenize=False, add_generation_prompt=True
@@ -83,24 +83,24 @@ class ChatPrompt:
             return None if eos is None else int(eos)
         return self.encode("." + self.template["SUFFIX"])[-1]
 
-    def pieces(self, turns: Sequence[Turn], system: str = "") -> list[str]:
+    def segments(self, turns: Sequence[Turn], system: str = "") -> list[str]:
         """The text by the template, cut where training tokenises it apart."""
         assert self.template is not None
         template = self.template
         ends_in_eos = not template.get("SUFFIX_AS_EOS", False)
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        pieces: list[str] = []
+        segments: list[str] = []
         for number, turn in enumerate(turns):
             first = number == 0
-            pieces.append(bos if first or ends_in_eos else "")
-            pieces.append(
+            segments.append(bos if first or ends_in_eos else "")
+            segments.append(
                 render_question(template, turn.question, number + 1, system if first else "")
             )
             if turn.answer is not None:
-                pieces.append(turn.answer + template.get("SUFFIX", ""))
-                pieces.append(eos if ends_in_eos else "")
-                pieces.append(template.get("SEP", ""))
-        return pieces
+                segments.append(turn.answer + template.get("SUFFIX", ""))
+                segments.append(eos if ends_in_eos else "")
+                segments.append(template.get("SEP", ""))
+        return segments
 
 
 def to_messages(turns: Sequence[Turn], system: str = "") -> list[dict[str, str]]:

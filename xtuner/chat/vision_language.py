@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from xtuner.chat.prompt import ChatPrompt, Turn
-from xtuner.tokenization.segments import encode_pieces, split_images
+from xtuner.tokenization.segments import encode_segments, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 
 @dataclass
-class SeeingModel:
+class VisionLanguageModel:
     """A LLaVA model that answers about one image; to a chat it looks like a language model.
 
     Attributes:
@@ -77,18 +77,18 @@ class SeeingPrompt(ChatPrompt):
                 tr("a chat about images needs a template"),
                 hint="--prompt-template vicuna",
             )
-        pieces = [
+        segments = [
             part
-            for piece in self.pieces([first, *turns[1:]], system)
+            for piece in self.segments([first, *turns[1:]], system)
             for part in (split_images(piece) or [piece])
         ]
-        encoded = encode_pieces(self.tokenizer, pieces, with_image_token=True)
+        encoded = encode_segments(self.tokenizer, segments, with_image_token=True)
         return [token for piece in encoded for token in piece]
 
 
 def put_together(
     llm: Any, llava: Path, visual_encoder: str | None, visual_select_layer: int
-) -> SeeingModel:
+) -> VisionLanguageModel:
     """The parts that ``convert pth_to_hf`` wrote, on a language model.
 
     Args:
@@ -139,7 +139,7 @@ def put_together(
             hint=tr("--visual-encoder with the visual encoder that training began with."),
             where=Where(visual_encoder or place),
         ) from error
-    return SeeingModel(model.eval(), processor)
+    return VisionLanguageModel(model.eval(), processor)
 
 
 def _visual_encoder(place: str, dtype: torch.dtype) -> Any:

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 
 from xtuner.checkpoint.manifest import (
-    disagreement,
+    find_mismatch,
     manifest_path,
     read_manifest,
     sha256,
     write_manifest,
 )
-from xtuner.checkpoint.serialize import SavedHistory, to_plain
+from xtuner.checkpoint.serialize import SavedHistory, to_serializable
 from xtuner.registry import READERS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
@@ -52,7 +52,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         TypeError: when ``state`` holds something that is neither data nor a tensor.
     """
     target = Path(path)
-    plain = to_plain(state)
+    plain = to_serializable(state)
     meta = plain.get("meta", {})
     facts = {key: meta[key] for key in ("iter", "epoch") if key in meta}
     with explained_write_failure(target):
@@ -81,7 +81,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         return _checked_folder(Path(path))
     state = _checked(Path(path), mapped=False)
     if "message_hub" in state:
-        state["message_hub"] = to_plain(state["message_hub"])
+        state["message_hub"] = to_serializable(state["message_hub"])
     return state
 
 
@@ -123,7 +123,7 @@ def find_latest(work_dir: str | Path, complain: Callable[[str], None] | None = N
         return None
     candidates = [entry for entry in folder.iterdir() if NAME.fullmatch(entry.name)]
     for candidate in sorted(candidates, key=_saved_at, reverse=True):
-        problem = damage(candidate)
+        problem = find_corruption(candidate)
         if problem is None:
             return candidate
         say(
@@ -144,7 +144,7 @@ def config_beside(path: str | Path) -> Path | None:
     return configs[-1] if configs else None
 
 
-def damage(path: Path) -> str | None:
+def find_corruption(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None for a good one. Reads it once, from end to end."""
     try:
         return _damage(path)
@@ -248,7 +248,7 @@ def _load_folder(folder: Path) -> Mapping[str, torch.Tensor]:
     from xtuner.checkpoint import deepspeed as checkpoint_deepspeed
     from xtuner.checkpoint import sharded
 
-    found = damage(folder)
+    found = find_corruption(folder)
     if found:
         raise _unusable(folder, found)
     if sharded.is_sharded_folder(folder):
@@ -271,7 +271,7 @@ def _checked(file: Path, *, mapped: bool) -> dict[str, Any]:
             tr("this is a folder; a checkpoint file was expected."),
             where=Where(str(file)),
         )
-    found = damage(file)
+    found = find_corruption(file)
     if found:
         raise _unusable(file, found)
     return read_torch_file(file, mapped=mapped)
@@ -281,7 +281,7 @@ def _checked_folder(folder: Path) -> dict[str, Any]:
     """What lies beside weights and optimizer in a checkpoint folder that is not damaged."""
     from xtuner.checkpoint.folder import RUN_FILE
 
-    found = damage(folder)
+    found = find_corruption(folder)
     if found:
         raise _unusable(folder, found)
     if not (folder / RUN_FILE).is_file():
@@ -316,7 +316,7 @@ def _damage(path: Path) -> str | None:
     except ValueError as error:
         return tr("its manifest cannot be read ({error})", error=error)
     if manifest is not None:
-        return disagreement(path, manifest)
+        return find_mismatch(path, manifest)
     if path.is_dir():
         return None if any(path.iterdir()) else tr("it is no checkpoint: empty")
     return _load_test(path)

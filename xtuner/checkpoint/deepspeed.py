@@ -95,13 +95,13 @@ def _from_whole_groups(
 ) -> Iterator[tuple[str, Make]]:
     """ZeRO 1 and 2. Args: name -> shape, a group each; flat tensors, [rank][group]."""
     for group, named in enumerate(shapes):
-        pieces = [rank[group] for rank in parts]
+        segments = [rank[group] for rank in parts]
         start = 0
         for name, shape in named.items():
             count = torch.Size(shape).numel()
-            yield name, partial(_whole, [pieces], start, count, count, shape)
+            yield name, partial(_whole, [segments], start, count, count, shape)
             start += count
-        _require(pieces, start)
+        _require(segments, start)
 
 
 def _from_cut_parameters(
@@ -123,25 +123,25 @@ def _whole(
     parts: Sequence[Sequence[torch.Tensor]], start: int, share: int, count: int, shape: Any
 ) -> torch.Tensor:
     """One tensor: the same stretch of each part, end to end, without the padding behind it."""
-    cut = [_take(pieces, start, share) for pieces in parts]
+    cut = [_take(segments, start, share) for segments in parts]
     return (cut[0] if len(cut) == 1 else torch.cat(cut))[:count].view(shape).detach()
 
 
-def _take(pieces: Sequence[torch.Tensor], start: int, count: int) -> torch.Tensor:
+def _take(segments: Sequence[torch.Tensor], start: int, count: int) -> torch.Tensor:
     """Elements ``start`` to ``start + count`` of flat tensors laid end to end."""
     taken, position = [], 0
-    for piece in pieces:
+    for piece in segments:
         low = max(start - position, 0)
         high = min(start + count - position, piece.numel())
         if low < high:
             taken.append(piece[low:high])
         position += piece.numel()
-    return taken[0] if len(taken) == 1 else torch.cat(taken) if taken else pieces[0][:0]
+    return taken[0] if len(taken) == 1 else torch.cat(taken) if taken else segments[0][:0]
 
 
-def _require(pieces: Sequence[torch.Tensor], expected: int) -> None:
+def _require(segments: Sequence[torch.Tensor], expected: int) -> None:
     """See that flat tensors hold as many elements as the shapes ask for."""
-    found = sum(piece.numel() for piece in pieces)
+    found = sum(piece.numel() for piece in segments)
     if found < expected:
         raise ValueError(f"{expected:,} elements expected, {found:,} found")
 

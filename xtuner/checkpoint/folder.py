@@ -16,7 +16,7 @@ from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size
 
 from xtuner.checkpoint.checkpoint import explained_write_failure
 from xtuner.checkpoint.manifest import manifest_path, sha256, write_manifest
-from xtuner.checkpoint.serialize import to_plain
+from xtuner.checkpoint.serialize import to_serializable
 from xtuner.utils.files import flush
 
 RUN_FILE = "run.pth"
@@ -42,7 +42,7 @@ def save_folder(
         if first:
             shutil.rmtree(parent, ignore_errors=True)
             aside.mkdir(parents=True)
-            torch.save(to_plain(state), aside / RUN_FILE)
+            torch.save(to_serializable(state), aside / RUN_FILE)
         barrier()
         write_parts(aside)
         barrier()

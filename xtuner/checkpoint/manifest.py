@@ -71,7 +71,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def disagreement(checkpoint: Path, manifest: Mapping[str, Any]) -> str | None:
+def find_mismatch(checkpoint: Path, manifest: Mapping[str, Any]) -> str | None:
     """Compare a checkpoint with its manifest: None when they agree, else what is wrong."""
     for name, expected in manifest["files"].items():
         file = checkpoint.parent / name

@@ -101,7 +101,7 @@ def of_run(runner: Any) -> dict[str, Any]:
     )
 
 
-def go_on(runner: Any, checkpoint: str | Path, allowed: Collection[str] = ()) -> None:
+def resume_run(runner: Any, checkpoint: str | Path, allowed: Collection[str] = ()) -> None:
     """Put a run that is built where a checkpoint was taken, if it is still the same run.
 
     Args:
@@ -119,7 +119,7 @@ def go_on(runner: Any, checkpoint: str | Path, allowed: Collection[str] = ()) ->
     restore(runner, state)
     done = runner.train_loop.iter
     if is_main_process():
-        cut_metrics(Path(runner.work_dir) / METRICS, state["meta"]["iter"])
+        truncate_metrics(Path(runner.work_dir) / METRICS, state["meta"]["iter"])
         print(
             tr(
                 "Going on from {checkpoint}: {done} of {max_iters} iterations are done.",
@@ -233,7 +233,7 @@ def refuse_changes(
     ]
 
 
-def cut_metrics(metrics: Path, iterations: int) -> None:
+def truncate_metrics(metrics: Path, iterations: int) -> None:
     """Drop from ``metrics.jsonl`` what was logged after a checkpoint, as it will be logged again.
 
     Args:
@@ -253,7 +253,7 @@ def cut_metrics(metrics: Path, iterations: int) -> None:
     write_text(metrics, "".join(kept))
 
 
-def how_to_go_on(checkpoint: str | Path | None) -> str:
+def resume_command(checkpoint: str | Path | None) -> str:
     """The command that continues a run which has been stopped."""
     if checkpoint is None:
         return tr("start the same command again.")

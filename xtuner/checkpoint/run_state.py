@@ -14,7 +14,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 
 from xtuner.checkpoint.rng import random_state, set_random_state
-from xtuner.checkpoint.serialize import mmengine_hub, to_plain
+from xtuner.checkpoint.serialize import mmengine_hub, to_serializable
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import N_, tr, translate
 from xtuner.version import __version__
@@ -196,7 +196,7 @@ def _plain_hub(hub: Mapping[str, Any]) -> dict[str, Any]:
     for part, kept in plain.items():
         for name, value in hub[part].items():
             try:
-                kept[name] = to_plain(value)
+                kept[name] = to_serializable(value)
             except TypeError:
                 continue
     names = plain["log_scalars"].keys() | plain["runtime_info"].keys()

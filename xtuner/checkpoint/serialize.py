@@ -22,7 +22,7 @@ class SavedHistory:
         self._count_history = state["_count_history"]
 
 
-def to_plain(value: Any, where: str = "") -> Any:
+def to_serializable(value: Any, where: str = "") -> Any:
     """Copy nested data, with every object in it put as plain data.
 
     Tensors come out detached and on the CPU, arrays as tensors, mmengine's ``HistoryBuffer`` as a
@@ -45,11 +45,14 @@ def to_plain(value: Any, where: str = "") -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        return {to_plain(key): to_plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            to_serializable(key): to_serializable(item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if isinstance(value, (list, deque, set, frozenset)):
-        return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(_in_order(value))]
+        return [to_serializable(item, f"{where}[{i}]") for i, item in enumerate(_in_order(value))]
     if isinstance(value, tuple):
-        return tuple(to_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(to_serializable(item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(value, Path):
         return str(value)
     if _is_history(value):

@@ -18,7 +18,7 @@ from xtuner.utils.lang import tr
 
 
 @dataclass(frozen=True)
-class Spelling:
+class DeprecatedArgument:
     """A keyword that callables of one name no longer take.
 
     Attributes:
@@ -53,15 +53,15 @@ def _four_bits(wanted: Any) -> dict[str, Any]:
 
 
 SPELLINGS = (
-    Spelling("from_pretrained", "torch_dtype", lambda dtype: {"dtype": dtype}, ""),
-    Spelling("from_pretrained", "load_in_8bit", _eight_bits, "transformers 5"),
-    Spelling("from_pretrained", "load_in_4bit", _four_bits, "transformers 5"),
-    Spelling("load_dataset", "ignore_verifications", _verification, "datasets 3"),
-    Spelling("load_dataset", "trust_remote_code", lambda _: {}, "datasets 4"),
+    DeprecatedArgument("from_pretrained", "torch_dtype", lambda dtype: {"dtype": dtype}, ""),
+    DeprecatedArgument("from_pretrained", "load_in_8bit", _eight_bits, "transformers 5"),
+    DeprecatedArgument("from_pretrained", "load_in_4bit", _four_bits, "transformers 5"),
+    DeprecatedArgument("load_dataset", "ignore_verifications", _verification, "datasets 3"),
+    DeprecatedArgument("load_dataset", "trust_remote_code", lambda _: {}, "datasets 4"),
 )
 
 
-def _spellings(kind: Any) -> Iterator[Spelling]:
+def _spellings(kind: Any) -> Iterator[DeprecatedArgument]:
     named = dotted_name(kind) if kind is not None else None
     if named:
         last = ".".join(part for part in named if part).rpartition(".")[2]
@@ -92,14 +92,14 @@ def adapt_published(cfg: Config) -> list[str]:
     return list(dict.fromkeys(_sentence(spelling) for _, spelling in found if spelling.why))
 
 
-def _replace(holder: dict[str, Any], spelling: Spelling) -> None:
+def _replace(holder: dict[str, Any], spelling: DeprecatedArgument) -> None:
     old = dict.pop(holder, spelling.old)
     for key, value in spelling.new(old).items():
         if key not in holder:
             holder[key] = value
 
 
-def _sentence(spelling: Spelling) -> str:
+def _sentence(spelling: DeprecatedArgument) -> str:
     callee, old = spelling.callee, spelling.old
     return tr(
         "{callee}({old}=...) was replaced by its form of today ({why})",

@@ -31,7 +31,7 @@ class Origin:
         return f"{self.file}:{self.line}: {self.key} = {self.text}{note}"
 
 
-def where_from(name_or_path: str, key: str, options: Sequence[str] = ()) -> list[Origin]:
+def provenance_of(name_or_path: str, key: str, options: Sequence[str] = ()) -> list[Origin]:
     """Follow a key to where its value is written.
 
     Args:

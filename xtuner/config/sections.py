@@ -56,7 +56,7 @@ SECTIONS: Mapping[str, frozenset[str] | None] = {
 DATALOADER_KEYS = frozenset(
     {"batch_size", "num_workers", "dataset", "sampler", "batch_sampler", "collate_fn"}
     | {"pin_memory", "drop_last", "timeout", "worker_init_fn", "multiprocessing_context"}
-    | {"prefetch_factor", "persistent_workers", "pin_memory_device", "in_order"}
+    | {"prefetch_factor", "persistent_workers", "pin_memory_device", "ordered_map"}
     | {"num_batch_per_epoch", "type", "shuffle"}
 )
 

@@ -21,7 +21,7 @@ _MISSING = object()
 
 
 @dataclass(frozen=True)
-class Site:
+class SourceSpan:
     """Where a key was found: an expression, and the keys that lie inside what it evaluates to."""
 
     node: ast.expr
@@ -90,7 +90,7 @@ class Source:
                 for alias in statement.names:
                     yield alias.asname or alias.name, alias.name, None
 
-    def find(self, path: Path) -> Site | None:
+    def find(self, path: Path) -> SourceSpan | None:
         """Where the key has its value: follow literal dicts and lists from the last assignment.
 
         Returns:
@@ -103,9 +103,9 @@ class Source:
         for depth, key in enumerate(path[1:], start=1):
             child = _child(node, key)
             if child is None:
-                return Site(node, tuple(path[depth:]))
+                return SourceSpan(node, tuple(path[depth:]))
             node = child
-        return Site(node)
+        return SourceSpan(node)
 
     def trace(self, path: Path) -> list[Step]:
         """From the key to where its value is written: each step follows a name to its assignment.
@@ -289,7 +289,7 @@ def _child(node: ast.expr, key: str) -> ast.expr | None:
     return None
 
 
-def _expression(text: str, site: Site, path: Path, code: str, current: Any) -> str | None:
+def _expression(text: str, site: SourceSpan, path: Path, code: str, current: Any) -> str | None:
     """What to write in place of a site's expression, on as many lines as it had at most."""
     if not site.rest:
         return code

@@ -55,7 +55,7 @@ def part(name: str) -> Fragment:
     return Fragment("".join(source.splitlines(keepends=True)[head:]).strip("\n") + "\n", modules)
 
 
-def filled(fragment: Fragment, holes: Holes) -> Fragment:
+def filled(fragment: Fragment, placeholders: Holes) -> Fragment:
     """Fill the holes of a part.
 
     Args:
@@ -67,13 +67,13 @@ def filled(fragment: Fragment, holes: Holes) -> Fragment:
     """
 
     def fields(match: re.Match[str]) -> str:
-        values = holes[match[2].removesuffix("_HERE")]
+        values = placeholders[match[2].removesuffix("_HERE")]
         assert isinstance(values, Mapping), match[2]
         text = "".join(f"{key}={value},\n" for key, value in values.items())
         return textwrap.indent(text, match[1])
 
     def more_fields(match: re.Match[str]) -> str:
-        values = holes[match[1].removesuffix("_HERE")]
+        values = placeholders[match[1].removesuffix("_HERE")]
         assert isinstance(values, Mapping), match[1]
         return "".join(f", {key}={value}" for key, value in values.items())
 
@@ -82,7 +82,7 @@ def filled(fragment: Fragment, holes: Holes) -> Fragment:
     for line in text.splitlines():
         indent = line[: len(line) - len(line.lstrip())]
         for hole in _HOLE.findall(line):
-            value = holes[hole.removesuffix("_HERE")]
+            value = placeholders[hole.removesuffix("_HERE")]
             assert isinstance(value, str), hole
             line = line.replace(hole, value.replace("\n", "\n" + indent))
         lines.append(line)

@@ -337,8 +337,8 @@ def _data(sentence: LlavaSentence) -> list[Fragment]:
 
 
 def _dataset(variable: str, path: str, folder: str, pad: bool) -> Fragment:
-    holes = {"VARIABLE": variable, "PATH": path, "FOLDER": folder, "PAD": literal(pad)}
-    return filled(part("data_llava"), holes)
+    placeholders = {"VARIABLE": variable, "PATH": path, "FOLDER": folder, "PAD": literal(pad)}
+    return filled(part("data_llava"), placeholders)
 
 
 def _hook() -> Fragment:

@@ -160,12 +160,12 @@ def _model(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
     adapters = {"lora": expression(lora)} if method.adapters else {}
     # A tokenizer of its own may have more tokens than the model.
     own = {"TOKENIZER": {"tokenizer": "tokenizer"} if "tokenizer_path" in values else {}}
-    holes: Holes = {
+    placeholders: Holes = {
         "LLM": expression(llm),
         "LORA": adapters,
         **(own if method.kind == "sft" else {}),
     }
-    model = filled(part(f"model_{method.kind}"), holes)
+    model = filled(part(f"model_{method.kind}"), placeholders)
     return Fragment(model.text, {**model.modules, **llm.modules, **lora.modules})
 
 
@@ -207,7 +207,7 @@ def _source(sentence: Sentence, source: Source, values: Mapping[str, Any]) -> Fr
     reward = method.kind == "reward"
     keyword, _, value = source.load.partition("=")
     fragment = part(source.part)
-    holes: Holes = {
+    placeholders: Holes = {
         "VARIABLE": source.variable,
         "PATH": source.path[0],
         "LOAD_FIELDS": {keyword: value} if keyword else {},
@@ -226,7 +226,7 @@ def _source(sentence: Sentence, source: Source, values: Mapping[str, Any]) -> Fr
         if values["use_varlen_attn"]
         else {},
     }
-    return filled(fragment, holes)
+    return filled(fragment, placeholders)
 
 
 def _runtime(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
@@ -358,8 +358,8 @@ def literal(value: Any, column: int = 0) -> str:
         return str(value) if column + width(value) <= WIDTH else f"(\n    {value}\n)"
     if isinstance(value, str):
         if column + width(_string(value)) > WIDTH and "\n" in value:
-            pieces = "".join(f"    {_string(line)}\n" for line in value.splitlines(keepends=True))
-            return f"(\n{pieces})"
+            segments = "".join(f"    {_string(line)}\n" for line in value.splitlines(keepends=True))
+            return f"(\n{segments})"
         return _string(value)
     if isinstance(value, list | tuple):
         opening, closing = "[]" if isinstance(value, list) else "()"

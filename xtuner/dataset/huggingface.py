@@ -21,7 +21,7 @@ from xtuner.dataset.prepare.parallel_map import usable_processes
 from xtuner.dataset.prepare.rows import load_rows, row_function
 from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_one
 from xtuner.dataset.prepare.token_stats import attach
-from xtuner.dataset.prepare.train_val_split import rows_of_part
+from xtuner.dataset.prepare.train_val_split import split_indices
 from xtuner.registry import BUILDER
 from xtuner.tokenization import encode, messages, segments, word_cache
 from xtuner.utils.errors import UserError, Where
@@ -118,7 +118,7 @@ def process_hf_dataset(
     numbers: Sequence[int] = range(len(rows))
     if max_dataset_length is not None and len(rows) > max_dataset_length:
         numbers = sorted(random.Random(seed).sample(numbers, max_dataset_length))
-    numbers = rows_of_part(numbers, part, val_size, seed)
+    numbers = split_indices(numbers, part, val_size, seed)
     if len(numbers) < len(rows):
         rows = rows.select(numbers)
     steps = Steps(
@@ -209,7 +209,7 @@ def _write_packed(encoded: Samples, packing: Packing, folder: Path, key: str, th
     order = np.arange(len(encoded))
     if packing.seed is not None:
         order = np.array(shuffled(len(encoded), packing.seed))
-    pack = packs.whole_packs if packing.whole else packs.stream_packs
+    pack = packs.best_fit_packs if packing.whole else packs.concat_and_chunk
     made = pack(encoded.lengths[order], packing.max_length)
     made = replace(made, samples=order[made.samples])
     threads = usable_processes(threads)

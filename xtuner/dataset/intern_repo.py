@@ -191,14 +191,14 @@ class PackedDataset(Dataset[dict[str, Any]]):
     def __init__(self, parts: Sequence[TokenRows], packed_length: int, seed: int) -> None:
         self.parts = parts
         # A piece is (part, row of it, from token, to token).
-        self.pieces = [
+        self.segments = [
             (part, row, start, min(start + packed_length, length))
             for part, rows in enumerate(parts)
             for row, length in enumerate(rows.lengths)
             for start in range(0, length, packed_length)
         ]
-        random.Random(seed).shuffle(self.pieces)
-        sizes = [stop - start for _, _, start, stop in self.pieces]
+        random.Random(seed).shuffle(self.segments)
+        sizes = [stop - start for _, _, start, stop in self.segments]
         packs = packing.pack_whole(sizes, packed_length)
         self.packs = [[number for number, _, _ in pack] for pack in packs]
         self.length = [sum(sizes[number] for number in pack) for pack in self.packs]
@@ -209,7 +209,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         ids, labels, rows = [], [], []
         for number in self.packs[index]:
-            part, row, start, stop = self.pieces[number]
+            part, row, start, stop = self.segments[number]
             tokens, goals = self.parts[part].sample(row)
             ids.append(tokens[start:stop])
             labels.append(goals[start:stop])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.prepare import cache, packing
 from xtuner.dataset.prepare.rows import load_rows, row_function
-from xtuner.dataset.prepare.token_stats import Account, attach
+from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
@@ -165,7 +165,7 @@ def _check(
 def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any]) -> Dataset:
     from datasets import Dataset
 
-    account = Account(rows_in=len(rows), dropped={"no_label": []})
+    account = TokenStats(rows_in=len(rows), dropped={"no_label": []})
     pairs = []
     for number, row in enumerate(rows):
         try:
@@ -234,7 +234,7 @@ def _fitted(
     number: int,
     sides: Sequence[tuple[list[int], list[int]]],
     settings: Mapping[str, Any],
-    account: Account,
+    account: TokenStats,
 ) -> dict[str, Any] | None:
     """A pair cut to the length, with its reward tokens; None when an answer is all cut away."""
     token = settings["reward_token"]

@@ -35,7 +35,7 @@ class ShownRow:
     """One row of a sample; ``source`` is its ``file:line``, empty when unknown."""
 
     source: str
-    pieces: Sequence[Piece]
+    segments: Sequence[Piece]
     tokens: int
     trained: int
 
@@ -72,7 +72,7 @@ def show_sample(
         rows.append(
             ShownRow(
                 source=sources[number] if number < len(sources) else "",
-                pieces=list(_pieces(ids, wanted, decode)),
+                segments=list(_pieces(ids, wanted, decode)),
                 tokens=len(ids),
                 trained=sum(label != IGNORE_INDEX for label in wanted),
             )
@@ -83,14 +83,14 @@ def show_sample(
 def _pieces(
     ids: Sequence[int], labels: Sequence[int], decode: Callable[[list[int]], str]
 ) -> list[Piece]:
-    pieces, start = [], 0
+    segments, start = [], 0
     for index in range(1, len(ids) + 1):
         here = index < len(ids) and labels[index] != IGNORE_INDEX
         if index == len(ids) or here != (labels[start] != IGNORE_INDEX):
             text = decode_tokens(ids[start:index], decode)
-            pieces.append(Piece(text, labels[start] != IGNORE_INDEX))
+            segments.append(Piece(text, labels[start] != IGNORE_INDEX))
             start = index
-    return pieces
+    return segments
 
 
 def decode_tokens(ids: Sequence[int], decode: Callable[[list[int]], str]) -> str:
@@ -114,7 +114,7 @@ def print_sample(shown: Shown, console: Console) -> None:
             label = _label(row, number, len(shown.rows))
             console.rule(Text(label, style="cyan"), characters=PACK_BORDER, align="left")
         text = Text()
-        for piece in row.pieces:
+        for piece in row.segments:
             plain = console.no_color or not console.is_terminal
             words = f"[[{piece.text}]]" if piece.trained and plain else piece.text
             text.append(_harmless(words), style=TRAINED if piece.trained else UNTRAINED)
@@ -167,7 +167,7 @@ def sample_html(shown: Shown) -> str:
         spans = (
             f'<span class="{"trained" if piece.trained else "untrained"}">'
             f"{html.escape(_harmless(piece.text))}</span>"
-            for piece in row.pieces
+            for piece in row.segments
         )
         parts.append(f"<pre>{''.join(spans)}</pre>")
     return "\n".join(parts)

@@ -172,9 +172,9 @@ def prepare(
 
 
 def _leave() -> None:
-    from xtuner.parallel.processes import leave_processes
+    from xtuner.parallel.processes import shutdown_distributed
 
-    leave_processes()
+    shutdown_distributed()
 
 
 def _prepare_data(cfg: Config) -> None:

@@ -1,6 +1,6 @@
 """What every trainable model shares: its body and head, its trained weights, its way out.
 
-The contract with the loop is in ``docs/architecture.md`` ("Model"): ``count_items`` gives the
+The contract with the loop is in ``docs/architecture.md`` ("Model"): ``num_items`` gives the
 denominators of a micro-batch's loss without computing it, and ``forward(mode='loss', totals=...)``
 gives the micro-batch's share of the mean over ``totals``.
 """
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from xtuner.model.backends.cpu import fused_layers, linear
 from xtuner.model.backends.gpu import compiled, liger
-from xtuner.model.loading import build_llm, grow_vocabulary, require_apart
+from xtuner.model.loading import build_llm, require_varlen_support, resize_token_embeddings
 from xtuner.model.lora import experts, fast_lora
-from xtuner.model.modules.loss import LogitRule
-from xtuner.model.modules.sequence_parallel import require_agreement, run_shared
-from xtuner.parallel.sequence.shard import Share
+from xtuner.model.modules.loss import LogitTransform
+from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
+from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
 
@@ -68,9 +68,9 @@ class FinetuneModel(BaseModel):
         self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
         self.use_varlen_attn = use_varlen_attn
         if use_varlen_attn:
-            require_apart(self.llm)
+            require_varlen_support(self.llm)
         self.llm.config.use_cache = False
-        grown = self.tokenizer is not None and grow_vocabulary(self.llm, self.tokenizer)
+        grown = self.tokenizer is not None and resize_token_embeddings(self.llm, self.tokenizer)
         if not full:
             self._add_adapter(lora, peft_model, grown)
             experts.quantize_experts(
@@ -88,7 +88,7 @@ class FinetuneModel(BaseModel):
                 fast_lora.speed_up(self.llm)
         if use_activation_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-        self.rule = LogitRule.of(self.llm.config)
+        self.rule = LogitTransform.of(self.llm.config)
 
     def _add_adapter(self, lora: Any, peft_model: str | None, grown: bool) -> None:
         from peft import PeftModel, get_peft_model
@@ -101,7 +101,7 @@ class FinetuneModel(BaseModel):
             config.target_modules = "all-linear"
         if grown:
             self._train_new_rows(config)
-        experts.drop_no_activations(config, self.llm)
+        experts.disable_expert_lora_dropout(config, self.llm)
         self.llm = get_peft_model(self.llm, config)
 
     def _train_new_rows(self, config: Any) -> None:
@@ -125,7 +125,7 @@ class FinetuneModel(BaseModel):
         """The layer from hidden states to logits."""
         return self.causal_lm.get_output_embeddings()
 
-    def hidden_states(self, data: Mapping[str, Any], share: Share | None = None) -> Any:
+    def hidden_states(self, data: Mapping[str, Any], share: SequenceShard | None = None) -> Any:
         """Run the body, without the head.
 
         Args:
@@ -138,9 +138,9 @@ class FinetuneModel(BaseModel):
         inputs = self.inputs(data)
         if share is None:
             return self.causal_lm.base_model(**inputs, use_cache=False)
-        return run_shared(self.causal_lm.base_model, inputs, share)
+        return forward_sequence_parallel(self.causal_lm.base_model, inputs, share)
 
-    def share(self, data: Mapping[str, Any]) -> Share:
+    def share(self, data: Mapping[str, Any]) -> SequenceShard:
         """What this rank computes of a batch for the loss: everything, unless ranks share rows.
 
         Raises:
@@ -148,8 +148,8 @@ class FinetuneModel(BaseModel):
         """
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
         counts_all = getattr(self.llm.config, "output_router_logits", False)  # padding, too
-        rounds = rows.is_cpu and packed_borders(data) is not None and not counts_all
-        share = Share(rows.shape[1], rounds=rounds)
+        rounds = rows.is_cpu and packed_cu_seqlens(data) is not None and not counts_all
+        share = SequenceShard(rows.shape[1], rounds=rounds)
         if share.size > 1 and not self._shares_rows:
             training = self.training
             self.eval()
@@ -200,7 +200,7 @@ class FinetuneModel(BaseModel):
         """What the transformers model is called with; packed rows bring their borders."""
         names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
         inputs = {name: data[name] for name in names if data.get(name) is not None}
-        borders = packed_borders(data)
+        borders = packed_cu_seqlens(data)
         if borders is not None:
             inputs.pop("attention_mask", None)  # the borders say it all
             longest = int(data["max_seqlen"])
@@ -258,7 +258,7 @@ class FinetuneModel(BaseModel):
                 self.tokenizer.save_pretrained(aside)
 
 
-def packed_borders(data: Mapping[str, Any]) -> Tensor | None:
+def packed_cu_seqlens(data: Mapping[str, Any]) -> Tensor | None:
     """(samples + 1,) int32 borders of a packed row, or None for an ordinary batch."""
     borders = data.get("cumulative_len")
     if borders is None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from xtuner.model.base import Data
-from xtuner.model.loading import build_llm, grow_vocabulary, is_cut_while_loaded
+from xtuner.model.loading import build_llm, is_zero3_init_enabled, resize_token_embeddings
 from xtuner.model.modules.preference_losses import DPO_LOSSES, MEAN_OVER_TOKENS, Ratios
-from xtuner.model.preference import Answers, PreferenceModel, count_pairs, reward_facts
+from xtuner.model.preference import CompletionLogps, PreferenceModel, count_pairs, reward_metrics
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -70,10 +70,10 @@ class DPO(PreferenceModel):
             reference = build_llm(ref_llm, full=False)
         elif self.has_adapter or self.precompute_reference:
             return None
-        elif is_cut_while_loaded() and isinstance(llm, Mapping):
+        elif is_zero3_init_enabled() and isinstance(llm, Mapping):
             reference = build_llm(llm, full=False)  # a copy would have no weights
             if self.tokenizer is not None:
-                grow_vocabulary(reference, self.tokenizer)
+                resize_token_embeddings(reference, self.tokenizer)
         else:
             reference = copy.deepcopy(self.llm)
         reference.config.use_cache = False
@@ -92,7 +92,7 @@ class DPO(PreferenceModel):
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
-    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'pairs': P}``."""
         return {"pairs": count_pairs(data)}
 
@@ -101,7 +101,7 @@ class DPO(PreferenceModel):
         data: Data,
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> Any:
         """The loss and what is logged beside it; see ``docs/architecture.md``, "Model".
 
@@ -113,16 +113,21 @@ class DPO(PreferenceModel):
         """
         if mode != "loss":
             return self.llm(**self.inputs(data))
-        pairs = max(1, (totals if totals is not None else self.count_items(data))["pairs"])
+        pairs = max(
+            1,
+            (num_items_in_batch if num_items_in_batch is not None else self.num_items(data))[
+                "pairs"
+            ],
+        )
         reference = self.reference_log_probs(data)
         ratios = self._values(self.answers(data)) - reference
         chosen_and_rejected = Ratios(ratios[::2], ratios[1::2])
         loss = DPO_LOSSES[self.loss_type](chosen_and_rejected, self.beta, self.label_smoothing)
         rewards = self.beta * ratios
-        facts = reward_facts(rewards[::2], rewards[1::2], pairs)
+        facts = reward_metrics(rewards[::2], rewards[1::2], pairs)
         return self.share(data).divided({"loss": loss.sum() / pairs, **facts})
 
-    def _values(self, answers: Answers) -> Tensor:
+    def _values(self, answers: CompletionLogps) -> Tensor:
         return answers.means if self.loss_type in MEAN_OVER_TOKENS else answers.log_probs
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xtuner.model.base import Data
 from xtuner.model.llava import built, with_adapter
-from xtuner.model.loading import begin_with, keep_4bit_layout
+from xtuner.model.loading import init_from_checkpoint, keep_4bit_layout
 from xtuner.model.lora.merge import merged_copy
 from xtuner.model.modules import attention
 from xtuner.model.sft import SupervisedFinetune
@@ -87,7 +87,7 @@ class InternVL_V1_5(SupervisedFinetune):
         if use_activation_checkpointing:
             self._checkpoint_activations()
         if pretrained_pth is not None:
-            begin_with(self, pretrained_pth)
+            init_from_checkpoint(self, pretrained_pth)
 
     def _checkpoint_activations(self) -> None:
         parts = [(self.causal_lm, False), (self.visual_encoder, self.freeze_visual_encoder)]
@@ -109,7 +109,7 @@ class InternVL_V1_5(SupervisedFinetune):
         data: Data,
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> Any:
         """As ``SupervisedFinetune``, images included.
 
@@ -120,7 +120,7 @@ class InternVL_V1_5(SupervisedFinetune):
             mode: ``loss``, ``predict`` or ``tensor``.
             totals: denominators of the mean; the micro-batch's own when None.
         """
-        return super().forward(self.with_images(data), data_samples, mode, totals)
+        return super().forward(self.with_images(data), data_samples, mode, num_items_in_batch)
 
     def with_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with the features of its tiles in the places of the context tokens."""

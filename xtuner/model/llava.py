@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xtuner.model.base import Data
-from xtuner.model.loading import begin_with, build_llm
+from xtuner.model.loading import build_llm, init_from_checkpoint
 from xtuner.model.modules.images import (
     freeze_unseen_layers,
     has_class_token,
@@ -93,7 +93,7 @@ class LLaVAModel(SupervisedFinetune):
             )
         )
         if pretrained_pth is not None:
-            begin_with(self, pretrained_pth)
+            init_from_checkpoint(self, pretrained_pth)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The weights that are trained."""
@@ -109,7 +109,7 @@ class LLaVAModel(SupervisedFinetune):
         data: Data,
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> Any:
         """As ``SupervisedFinetune``, images included.
 
@@ -120,9 +120,9 @@ class LLaVAModel(SupervisedFinetune):
             mode: ``loss``, ``predict`` or ``tensor``.
             totals: denominators of the mean; the micro-batch's own when None.
         """
-        if mode == "loss" and totals is None:
-            totals = self.count_items(data)
-        return super().forward(self.with_images(data), data_samples, mode, totals)
+        if mode == "loss" and num_items_in_batch is None:
+            num_items_in_batch = self.num_items(data)
+        return super().forward(self.with_images(data), data_samples, mode, num_items_in_batch)
 
     def with_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with the features of its images in the places of their tokens."""

@@ -94,20 +94,20 @@ def _stretched(settings: Mapping[str, Any], length: int) -> Any:
     return config
 
 
-def keeps_samples_apart(llm: Any) -> bool:
+def supports_varlen(llm: Any) -> bool:
     """Whether packed samples of one row cannot see each other in this model."""
     chosen = getattr(llm.config, "_attn_implementation", None)
     # Eager attention relies on masks from each model's own code, and some forget the borders.
     return chosen != "eager" and bool(getattr(llm, "_supports_attention_backend", False))
 
 
-def require_apart(llm: Any) -> None:
+def require_varlen_support(llm: Any) -> None:
     """Refuse variable-length attention for a model that would mix the packed samples.
 
     Raises:
         UserError: when the model's own code computes attention past transformers' interface.
     """
-    if not keeps_samples_apart(llm):
+    if not supports_varlen(llm):
         name = type(llm).__name__
         raise UserError(
             tr(
@@ -122,7 +122,7 @@ def require_apart(llm: Any) -> None:
         )
 
 
-def begin_with(model: nn.Module, checkpoint: str) -> None:
+def init_from_checkpoint(model: nn.Module, checkpoint: str) -> None:
     """Give a model the weights of an earlier training.
 
     Args:
@@ -157,7 +157,7 @@ def begin_with(model: nn.Module, checkpoint: str) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def grow_vocabulary(llm: Any, tokenizer: Any) -> bool:
+def resize_token_embeddings(llm: Any, tokenizer: Any) -> bool:
     """Give the model rows for tokens that the tokenizer has and the model has not.
 
     New rows start as the mean of the old ones.
@@ -184,7 +184,7 @@ def grow_vocabulary(llm: Any, tokenizer: Any) -> bool:
     return True
 
 
-def is_cut_while_loaded() -> bool:
+def is_zero3_init_enabled() -> bool:
     """Whether DeepSpeed's ZeRO-3 leaves each process only a part of every weight it loads."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 

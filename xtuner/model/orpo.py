@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xtuner.model.base import Data, packed_borders
+from xtuner.model.base import Data, packed_cu_seqlens
 from xtuner.model.modules.loss import shift_labels
 from xtuner.model.modules.preference_losses import log_odds_ratio
-from xtuner.model.preference import PreferenceModel, count_pairs, reward_facts
+from xtuner.model.preference import PreferenceModel, count_pairs, reward_metrics
 from xtuner.utils.constants import IGNORE_INDEX
 
 
@@ -25,7 +25,7 @@ class ORPO(PreferenceModel):
         super().__init__(*args, **kwargs)
         self.beta = beta
 
-    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'pairs': P, 'tokens': labelled tokens of the chosen answers}``."""
         return {"pairs": count_pairs(data), "tokens": _chosen_tokens(data)}
 
@@ -34,7 +34,7 @@ class ORPO(PreferenceModel):
         data: Data,
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> Any:
         """The loss and what is logged beside it; see ``docs/architecture.md``, "Model".
 
@@ -46,13 +46,15 @@ class ORPO(PreferenceModel):
         """
         if mode != "loss":
             return self.llm(**self.inputs(data))
-        totals = totals if totals is not None else self.count_items(data)
-        pairs, tokens = max(1, totals["pairs"]), max(1, totals["tokens"])
+        num_items_in_batch = (
+            num_items_in_batch if num_items_in_batch is not None else self.num_items(data)
+        )
+        pairs, tokens = max(1, num_items_in_batch["pairs"]), max(1, num_items_in_batch["tokens"])
         answers = self.answers(data)
         chosen, rejected = answers.means[::2], answers.means[1::2]
         likelihood = -answers.log_probs[::2].sum() / tokens
         odds = log_odds_ratio(chosen, rejected).sum() / pairs
-        facts = reward_facts(self.beta * chosen, self.beta * rejected, pairs)
+        facts = reward_metrics(self.beta * chosen, self.beta * rejected, pairs)
         outputs = {
             "loss": likelihood - self.beta * odds,
             "nll_loss": likelihood.detach(),
@@ -64,7 +66,7 @@ class ORPO(PreferenceModel):
 
 def _chosen_tokens(data: Mapping[str, Any]) -> int:
     """Labelled tokens of every second sample, as many as the loss has."""
-    borders = packed_borders(data)
+    borders = packed_cu_seqlens(data)
     trained = shift_labels(data["labels"], borders, data.get("attention_mask")) != IGNORE_INDEX
     if borders is None:
         return int(trained[::2].sum())

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xtuner.model.base import Data, FinetuneModel, packed_borders
-from xtuner.model.modules.loss import LogitRule, shift_labels, token_log_probs
-from xtuner.model.modules.sequence_parallel import run_shared
-from xtuner.parallel.sequence.shard import Share
+from xtuner.model.base import Data, FinetuneModel, packed_cu_seqlens
+from xtuner.model.modules.loss import LogitTransform, shift_labels, token_log_probs
+from xtuner.model.modules.sequence_parallel import forward_sequence_parallel
+from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.constants import IGNORE_INDEX
 
 
-class Answers(NamedTuple):
+class CompletionLogps(NamedTuple):
     """(2 P,) of P pairs, chosen and rejected in turns."""
 
     log_probs: Tensor
@@ -31,7 +31,7 @@ class Answers(NamedTuple):
 class PreferenceModel(FinetuneModel):
     """A model trained on batches of ``preference_collate_fn``; arguments as ``FinetuneModel``."""
 
-    def answers(self, data: Data, llm: Any = None) -> Answers:
+    def answers(self, data: Data, llm: Any = None) -> CompletionLogps:
         """Log-probabilities of the answers of a batch, never with all logits at once.
 
         Args:
@@ -41,7 +41,7 @@ class PreferenceModel(FinetuneModel):
         Returns:
             The same on all ranks that share the rows: what is computed of it must be ``divided``.
         """
-        borders, share = packed_borders(data), self.share(data)
+        borders, share = packed_cu_seqlens(data), self.share(data)
         targets = shift_labels(data["labels"], borders, data.get("attention_mask"))
         targets = share.cut(targets, IGNORE_INDEX).flatten()
         places = (targets != IGNORE_INDEX).nonzero().flatten()
@@ -53,34 +53,38 @@ class PreferenceModel(FinetuneModel):
         log_probs = self._token_log_probs(data, share, places, targets[places], llm)
         empty = log_probs.new_zeros(2 * count_pairs(data))
         ones = torch.ones_like(log_probs)
-        return Answers(
+        return CompletionLogps(
             share.add(empty.index_add(0, samples, log_probs)),
             share.add(empty.index_add(0, samples, ones)).detach(),
         )
 
     def _token_log_probs(
-        self, data: Data, share: Share, places: Tensor, targets: Tensor, llm: Any
+        self, data: Data, share: SequenceShard, places: Tensor, targets: Tensor, llm: Any
     ) -> Tensor:
         """(N,) of the labelled tokens of this rank."""
         causal_lm = self.causal_lm if llm is None else llm
         if not self.can_skip_logits(data):
-            logits = run_shared(causal_lm, self.inputs(data), share).logits.flatten(0, 1)
+            logits = forward_sequence_parallel(causal_lm, self.inputs(data), share).logits.flatten(
+                0, 1
+            )
             head: Any = torch.nn.Identity()
             head.out_features = logits.shape[-1]
-            return token_log_probs(logits[places], head, targets, LogitRule())
-        hidden = run_shared(causal_lm.base_model, self.inputs(data), share).last_hidden_state
+            return token_log_probs(logits[places], head, targets, LogitTransform())
+        hidden = forward_sequence_parallel(
+            causal_lm.base_model, self.inputs(data), share
+        ).last_hidden_state
         head = causal_lm.get_output_embeddings()
         return token_log_probs(hidden.flatten(0, 1)[places], head, targets, self.rule)
 
 
 def count_pairs(data: Mapping[str, Any]) -> int:
     """P: the pairs of a micro-batch."""
-    borders = packed_borders(data)
+    borders = packed_cu_seqlens(data)
     samples = len(data["input_ids"]) if borders is None else len(borders) - 1
     return samples // 2
 
 
-def reward_facts(chosen: Tensor, rejected: Tensor, pairs: int) -> dict[str, Tensor]:
+def reward_metrics(chosen: Tensor, rejected: Tensor, pairs: int) -> dict[str, Tensor]:
     """What is logged of rewards (P,): shares of means over ``pairs``, which add up."""
     chosen, rejected = chosen.detach().float(), rejected.detach().float()
     facts = {

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from xtuner.model.base import Data, FinetuneModel
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
-from xtuner.model.preference import reward_facts
-from xtuner.parallel.sequence.shard import Share
+from xtuner.model.preference import reward_metrics
+from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -71,7 +71,7 @@ class RewardModel(FinetuneModel):
         if head is not None and head.weight is not self.causal_lm.get_input_embeddings().weight:
             head.requires_grad_(False)
 
-    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'pairs': P}``."""
         return {"pairs": int((data["labels"] == CHOSEN).sum())}
 
@@ -80,7 +80,7 @@ class RewardModel(FinetuneModel):
         data: Data,
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> Any:
         """The loss and what is logged beside it, or rewards.
 
@@ -95,13 +95,18 @@ class RewardModel(FinetuneModel):
         if mode != "loss":
             rewards = self.v_head(self._hidden(data)).squeeze(-1)
             return [{"rewards": rewards}] if mode == "predict" else rewards
-        pairs = max(1, (totals if totals is not None else self.count_items(data))["pairs"])
+        pairs = max(
+            1,
+            (num_items_in_batch if num_items_in_batch is not None else self.num_items(data))[
+                "pairs"
+            ],
+        )
         chosen, rejected = self._rewards(data)
         loss = REWARD_LOSSES[self.loss_type](chosen, rejected).sum() / pairs
         walls = PENALTIES[self.penalty_type](torch.cat([chosen, rejected])).sum() / (2 * pairs)
         outputs = {
             "loss": loss + self.penalty_weight * walls,
-            **reward_facts(chosen, rejected, pairs),
+            **reward_metrics(chosen, rejected, pairs),
         }
         return self.share(data).divided(outputs)
 
@@ -119,7 +124,7 @@ class RewardModel(FinetuneModel):
         chosen, rejected = share.add(torch.cat(sides)).split([len(side) for side in sides])
         return chosen, rejected
 
-    def _hidden(self, data: Data, share: Share | None = None) -> Tensor:
+    def _hidden(self, data: Data, share: SequenceShard | None = None) -> Tensor:
         """(B, S, H) in the head's number format."""
         hidden: Tensor = self.hidden_states(data, share).last_hidden_state
         return hidden.to(self.v_head.weight.dtype)

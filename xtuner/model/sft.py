@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from xtuner.model.backends.cpu import tied_embedding
-from xtuner.model.base import Data, FinetuneModel, packed_borders
-from xtuner.model.modules.loss import LossTerms, linear_cross_entropy, shift_labels
-from xtuner.model.modules.sequence_parallel import router_loss_of_rows, run_shared
-from xtuner.parallel.sequence.shard import Share
+from xtuner.model.base import Data, FinetuneModel, packed_cu_seqlens
+from xtuner.model.modules.loss import LossConfig, linear_cross_entropy, shift_labels
+from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, router_loss_of_rows
+from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.constants import IGNORE_INDEX
 
 
@@ -29,12 +29,12 @@ class SupervisedFinetune(FinetuneModel):
         self, *args: Any, label_smoothing: float = 0.0, z_loss: float = 0.0, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.terms = LossTerms(label_smoothing, z_loss)
+        self.terms = LossConfig(label_smoothing, z_loss)
         tied_embedding.speed_up(self.causal_lm)
 
-    def count_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""
-        targets = shift_labels(data["labels"], packed_borders(data), data.get("attention_mask"))
+        targets = shift_labels(data["labels"], packed_cu_seqlens(data), data.get("attention_mask"))
         return {"tokens": int((targets != IGNORE_INDEX).sum())}
 
     def forward(
@@ -42,7 +42,7 @@ class SupervisedFinetune(FinetuneModel):
         data: Data,
         data_samples: Any = None,
         mode: str = "loss",
-        totals: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, int] | None = None,
     ) -> Any:
         """Compute the loss, or the logits.
 
@@ -60,8 +60,10 @@ class SupervisedFinetune(FinetuneModel):
             NotImplementedError: for another mode.
         """
         if mode == "loss":
-            totals = totals if totals is not None else self.count_items(data)
-            return {"loss": self._loss_sum(data) / max(1, totals["tokens"])}
+            num_items_in_batch = (
+                num_items_in_batch if num_items_in_batch is not None else self.num_items(data)
+            )
+            return {"loss": self._loss_sum(data) / max(1, num_items_in_batch["tokens"])}
         if mode == "predict":
             return [{"logits": self.llm(**self.inputs(data)).logits}]
         if mode == "tensor":
@@ -70,7 +72,7 @@ class SupervisedFinetune(FinetuneModel):
 
     def _loss_sum(self, data: Data) -> Tensor:
         share = self.share(data)
-        targets = shift_labels(data["labels"], packed_borders(data), data.get("attention_mask"))
+        targets = shift_labels(data["labels"], packed_cu_seqlens(data), data.get("attention_mask"))
         if not self.can_skip_logits(data):
             return self._plain_loss_sum(data, targets, share)
         targets = share.cut(targets, IGNORE_INDEX).flatten()
@@ -80,10 +82,10 @@ class SupervisedFinetune(FinetuneModel):
             hidden[supervised], self.head, targets[supervised], rule=self.rule, terms=self.terms
         )
 
-    def _plain_loss_sum(self, data: Data, targets: Tensor, share: Share) -> Tensor:
+    def _plain_loss_sum(self, data: Data, targets: Tensor, share: SequenceShard) -> Tensor:
         """The loss from all logits, as transformers computes it; with a router's loss, if any."""
         inputs = self.inputs(data)
-        outputs = run_shared(self.llm, inputs, share)
+        outputs = forward_sequence_parallel(self.llm, inputs, share)
         own = share.cut(targets, IGNORE_INDEX).flatten()
         supervised = own != IGNORE_INDEX
         loss = self.terms(outputs.logits.flatten(0, 1)[supervised].float(), own[supervised])

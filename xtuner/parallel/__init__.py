@@ -6,7 +6,7 @@ from xtuner.utils.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "processes": ("join_alone", "join_processes"),
+        "processes": ("init_single_process", "init_distributed"),
         **{f"sequence.{module}": names for module, names in sequence.EXPORTS.items()},
     },
 )

@@ -20,14 +20,14 @@ from xtuner.utils.lang import tr
 DEFAULT_PORT = "29500"
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
 # Who started us -> the variables in which it tells rank, world size and rank on this machine.
-TOLD_BY = {
+LAUNCHER_ENV = {
     "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
 
 
-def join_processes(launcher: str, backend: str = "nccl") -> None:
+def init_distributed(launcher: str, backend: str = "nccl") -> None:
     """Join the process group, and take this process's GPU.
 
     Collective operations wait for ``XTUNER_DATASET_TIMEOUT`` minutes (60 by default), so that a
@@ -37,7 +37,7 @@ def join_processes(launcher: str, backend: str = "nccl") -> None:
         launcher: ``pytorch`` (torchrun), ``slurm`` or ``mpi``.
         backend: ``nccl`` on GPUs, ``gloo`` on a CPU.
     """
-    names = TOLD_BY[launcher]
+    names = LAUNCHER_ENV[launcher]
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise UserError(
@@ -66,17 +66,17 @@ def timeout() -> datetime.timedelta:
     return datetime.timedelta(minutes=max(30.0, dataset_timeout()))
 
 
-def leave_processes() -> None:
+def shutdown_distributed() -> None:
     """Take leave of the other processes, when all has gone well."""
-    from xtuner.parallel.sequence.groups import forget_groups
+    from xtuner.parallel.sequence.groups import destroy_sequence_parallel
 
     if torch.distributed.is_initialized():
         stop_heartbeat()
-        forget_groups()
+        destroy_sequence_parallel()
         torch.distributed.destroy_process_group()
 
 
-def join_alone() -> None:
+def init_single_process() -> None:
     """Make a process group of this process, where there is none: some libraries need one."""
     if torch.distributed.is_initialized():
         return

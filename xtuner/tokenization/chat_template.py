@@ -104,10 +104,10 @@ def stop_ids(tokenizer: Any, words: list[str]) -> list[int]:
 
 def _expression(text: str, fields: Mapping[str, str]) -> str:
     """A Jinja expression for a text with fields in braces."""
-    pieces = _FIELD.split(text)
+    segments = _FIELD.split(text)
     terms = [
         fields[piece] + ("|string" if piece == "round" else "") if index % 2 else _quoted(piece)
-        for index, piece in enumerate(pieces)
+        for index, piece in enumerate(segments)
     ]
     return _sum(terms)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xtuner.tokenization.segments import PieceEncoder, Tokens, split_images
+from xtuner.tokenization.segments import SegmentEncoder, Tokens, split_images
 from xtuner.utils.constants import IGNORE_INDEX
 
 Sample = dict[str, list[int]]
@@ -43,14 +43,14 @@ def encode_conversation(
         ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
         loss.
     """
-    encoder = PieceEncoder(tokenizer, with_image_token)
+    encoder = SegmentEncoder(tokenizer, with_image_token)
     ids, labels, _ = encode_conversations([conversation], encoder, input_ids_with_output)
     return {"input_ids": ids[:max_length].tolist(), "labels": labels[:max_length].tolist()}
 
 
 def encode_conversations(
     conversations: Iterable[Sequence[Mapping[str, Any]]],
-    encoder: PieceEncoder,
+    encoder: SegmentEncoder,
     input_ids_with_output: bool = True,
 ) -> tuple[Tokens, Tokens, npt.NDArray[np.int64]]:
     """Tokenise many conversations at once.
@@ -64,8 +64,8 @@ def encode_conversations(
         The token ids and the labels of all, one after the other, and how many tokens each has.
     """
     taken = [_pieces(turns, encoder, input_ids_with_output) for turns in conversations]
-    ids, sizes = encoder.joined([[text for text, _ in pieces] for pieces in taken])
-    with_loss = np.array([loss for pieces in taken for _, loss in pieces], dtype=bool)
+    ids, sizes = encoder.joined([[text for text, _ in segments] for segments in taken])
+    with_loss = np.array([loss for segments in taken for _, loss in segments], dtype=bool)
     labels = np.where(np.repeat(with_loss, sizes), ids, np.int32(IGNORE_INDEX))
     ends = np.concatenate([[0], np.cumsum(sizes)])
     borders = np.cumsum([0, *map(len, taken)])
@@ -73,22 +73,22 @@ def encode_conversations(
 
 
 def _pieces(
-    conversation: Sequence[Mapping[str, Any]], encoder: PieceEncoder, with_output: bool
+    conversation: Sequence[Mapping[str, Any]], encoder: SegmentEncoder, with_output: bool
 ) -> list[tuple[str, bool]]:
     """The texts of a sample in order, each with whether it is trained."""
     bos, eos = encoder.bos, encoder.eos
-    pieces: list[tuple[str, bool]] = []
+    segments: list[tuple[str, bool]] = []
     starts = True
     for turn in conversation:
         if starts:
-            pieces.append((bos, False))
+            segments.append((bos, False))
         question = str(turn["input"])
         parts = split_images(question) if encoder.with_image_token else [question]
-        pieces += [(part, False) for part in parts]
+        segments += [(part, False) for part in parts]
         ends = bool(turn.get("need_eos_token", True))
         if with_output:
             with_loss = bool(turn.get("output_with_loss", True))
-            pieces += [(str(turn["output"]), with_loss), (eos if ends else "", with_loss)]
-            pieces.append((str(turn.get("sep", "")), False))
+            segments += [(str(turn["output"]), with_loss), (eos if ends else "", with_loss)]
+            segments.append((str(turn.get("sep", "")), False))
         starts = ends
-    return [piece for piece in pieces if piece[0]]
+    return [piece for piece in segments if piece[0]]

@@ -25,7 +25,7 @@ Span = tuple[int, int]
 
 # Two contents that have no first and no last character in common, so that one of them differs from
 # the true content at either end.
-_STAND_INS = ("qXj", "Zk7")
+_PLACEHOLDERS = ("qXj", "Zk7")
 
 
 def encode_messages(
@@ -125,7 +125,7 @@ def _changing(
 ) -> tuple[int, int]:
     """The part of a text that depends on what one of its messages says."""
     others = []
-    for stand_in in _STAND_INS:
+    for stand_in in _PLACEHOLDERS:
         bare = {"role": messages[number]["role"], "content": stand_in}
         others.append(render([*messages[:number], bare, *messages[number + 1 :]]))
     first = min(_common(text, other) for other in others)

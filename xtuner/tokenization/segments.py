@@ -23,7 +23,7 @@ from xtuner.tokenization.word_cache import (
     Ids,
     Words,
     cut,
-    goes_word_by_word,
+    is_word_separable,
     lasts,
 )
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -46,8 +46,8 @@ def split_images(text: str) -> list[str]:
     return [piece for piece in _IMAGE.split(text) if piece]
 
 
-def encode_pieces(
-    tokenizer: Any, pieces: Sequence[str], with_image_token: bool = False
+def encode_segments(
+    tokenizer: Any, segments: Sequence[str], with_image_token: bool = False
 ) -> list[list[int]]:
     """Tokenise consecutive pieces of one text.
 
@@ -62,17 +62,17 @@ def encode_pieces(
         reach across a seam.
 
     Example:
-        ``encode_pieces(tokenizer, ["USER: hi ASSISTANT:", "Hello.", "</s>"])``
+        ``encode_segments(tokenizer, ["USER: hi ASSISTANT:", "Hello.", "</s>"])``
     """
-    return PieceEncoder(tokenizer, with_image_token)([pieces])[0]
+    return SegmentEncoder(tokenizer, with_image_token)([segments])[0]
 
 
-class PieceEncoder:
-    """``encode_pieces`` for many texts: what can be is tokenised in one call, and only once.
+class SegmentEncoder:
+    """``encode_segments`` for many texts: what can be is tokenised in one call, and only once.
 
     Args:
         tokenizer: of transformers.
-        with_image_token: as for ``encode_pieces``.
+        with_image_token: as for ``encode_segments``.
         many: whether so much text is to come that a look at the tokenizer pays.
     """
 
@@ -93,14 +93,14 @@ class PieceEncoder:
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._compared = False
         self._words = None
-        if many and goes_word_by_word(tokenizer, self._batch):
+        if many and is_word_separable(tokenizer, self._batch):
             self._words = Words(tokenizer, self._batch)
 
     def __call__(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Tokenise several texts, each given in pieces; the ids of each piece."""
         ids, sizes = self.joined(texts)
-        pieces = iter(np.split(ids, np.cumsum(sizes)))
-        return [[next(pieces).tolist() for _ in text] for text in texts]
+        segments = iter(np.split(ids, np.cumsum(sizes)))
+        return [[next(segments).tolist() for _ in text] for text in texts]
 
     def joined(self, texts: Sequence[Sequence[str]]) -> tuple[Tokens, npt.NDArray[np.int64]]:
         """The same, the ids of all pieces one after the other, and how many each piece has."""
@@ -120,9 +120,9 @@ class PieceEncoder:
         firsts: list[int] = []
         longest, head = self._longest, self._head
         parts = _whole if self._words is None else self._words.parts
-        for pieces in texts:
+        for segments in texts:
             before = ""
-            for piece in pieces:
+            for piece in segments:
                 firsts.append(len(marked))
                 if self.with_image_token and piece == DEFAULT_IMAGE_TOKEN:
                     marked.append(_IMAGE_MARK)

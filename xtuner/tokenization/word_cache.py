@@ -31,7 +31,7 @@ SHORT, REMEMBERED = 64, 300_000
 """Characters of texts that are remembered, and how many are."""
 
 
-def goes_word_by_word(tokenizer: Any, batch: Batch) -> bool:
+def is_word_separable(tokenizer: Any, batch: Batch) -> bool:
     """Whether a tokenizer's ids of a text are those of its words, put together.
 
     Args:
@@ -93,7 +93,7 @@ class Words:
     """Cuts texts where the ids of what follows do not depend on what stands before.
 
     Args:
-        tokenizer: one that ``goes_word_by_word``.
+        tokenizer: one that ``is_word_separable``.
         batch: gives the ids of texts that stand alone.
     """
 

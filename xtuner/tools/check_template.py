@@ -126,7 +126,7 @@ def compare(
             )
             found = prompt.encode(text)
             if expected != found:
-                same_text = "".join(prompt.pieces(known, system)) == text
+                same_text = "".join(prompt.segments(known, system)) == text
                 harmless = same_text and known[0].answer is not None
                 problems.append(_difference(tokenizer, conversation, expected, found, harmless))
                 break

@@ -24,10 +24,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the config with every value spelled out, or the way to one value."""
     from xtuner.config.dump import spelled_out
     from xtuner.config.load import load_config
-    from xtuner.config.provenance import where_from
+    from xtuner.config.provenance import provenance_of
 
     if args.why:
-        print("\n".join(map(str, where_from(args.config, args.why, args.cfg_options))))
+        print("\n".join(map(str, provenance_of(args.config, args.why, args.cfg_options))))
         return 0
     print(spelled_out(load_config(args.config, args.cfg_options)), end="")
     return 0

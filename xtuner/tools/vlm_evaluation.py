@@ -48,10 +48,10 @@ def begin(args: argparse.Namespace, command: str) -> None:
             become_torchrun(layout, [command, *args.argv])
     import torch
 
-    from xtuner.parallel.processes import join_processes
+    from xtuner.parallel.processes import init_distributed
 
     if args.launcher != "none":
-        join_processes(args.launcher, "nccl" if torch.cuda.is_available() else "gloo")
+        init_distributed(args.launcher, "nccl" if torch.cuda.is_available() else "gloo")
     torch.manual_seed(args.seed)
 
 
@@ -114,9 +114,9 @@ def work_dir_of(args: argparse.Namespace, command: str) -> Path:
 
 def leave() -> None:
     """Take leave of the other processes."""
-    from xtuner.parallel.processes import leave_processes
+    from xtuner.parallel.processes import shutdown_distributed
 
-    leave_processes()
+    shutdown_distributed()
 
 
 def print_table(title: str, found: dict[str, float], columns: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ def bound_known_products() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KNOWN))
 
 
-def rounded_up(rows: int) -> int:
+def pad_to_bucket(rows: int) -> int:
     """The next number of rows that products on a CPU are given, at most a 16th larger.
 
     oneDNN makes code for each number of rows it meets, of each layer's shape, in milliseconds each;
@@ -71,7 +71,7 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def give_back_surplus(now: float) -> bool:
+def trim_heap(now: float) -> bool:
     """Give freed memory back to the system where much of it has gathered; for between steps.
 
     Tensors of ever other sizes leave gaps that the next ones do not fit into.

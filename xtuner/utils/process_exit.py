@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
-def leave_with(command: Callable[[], int]) -> NoReturn:
+def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command, then end this process with its status once all of Python's own has ended.
 
     The threads of torch's process groups are now and then still running when C++ takes its static

@@ -9,9 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtuner.dataset.prepare import arrow_writer
-from xtuner.dataset.prepare.packing import join, pack_stream, pack_whole, stream_packs, whole_packs
+from xtuner.dataset.prepare.packing import (
+    best_fit_packs,
+    concat_and_chunk,
+    join,
+    pack_stream,
+    pack_whole,
+)
 from xtuner.dataset.prepare.samples import Samples
-from xtuner.dataset.prepare.token_stats import Account, account_of
+from xtuner.dataset.prepare.token_stats import TokenStats, account_of
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=40)
 
@@ -69,9 +75,9 @@ def test_written_rows_are_made_of_their_parts(whole, lengths, seed, tmp_path_fac
     sizes = np.array(lengths)
     ids = draw.integers(0, 99, sizes.sum(), dtype=np.int32)
     labels = np.where(ids % 3 == 0, ids, -100).astype(np.int32)
-    samples = Samples(ids, labels, sizes, draw.permutation(len(sizes)), Account(rows_in=7))
+    samples = Samples(ids, labels, sizes, draw.permutation(len(sizes)), TokenStats(rows_in=7))
     order = draw.permutation(len(sizes))
-    made = (whole_packs if whole else stream_packs)(sizes[order], 13)
+    made = (best_fit_packs if whole else concat_and_chunk)(sizes[order], 13)
     made = type(made)(order[made.samples], made.froms, made.tos, made.counts)
     folder = tmp_path_factory.mktemp("written") / "rows"
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset import process_hf_dataset
 from xtuner.dataset.prepare import samples
-from xtuner.dataset.prepare.parallel_map import in_order
+from xtuner.dataset.prepare.parallel_map import ordered_map
 from xtuner.dataset.prepare.token_stats import account_of
 from xtuner.tokenization.encode import encode_conversation
 from xtuner.utils.constants import IGNORE_INDEX
@@ -120,9 +120,9 @@ def test_samples_are_those_of_a_row_at_a_time(long, rows):
 
 
 def test_results_come_in_order_and_errors_through():
-    assert list(in_order(lambda n: n * n, 20, 3)) == [n * n for n in range(20)]
+    assert list(ordered_map(lambda n: n * n, 20, 3)) == [n * n for n in range(20)]
     with pytest.raises(ZeroDivisionError):
-        list(in_order(lambda n: 1 // (n - 5), 20, 3))
+        list(ordered_map(lambda n: 1 // (n - 5), 20, 3))
 
 
 def test_a_process_that_is_killed_is_said():
@@ -130,4 +130,4 @@ def test_a_process_that_is_killed_is_said():
     import signal
 
     with pytest.raises(UserError, match="was killed"):
-        list(in_order(lambda n: os.kill(os.getpid(), signal.SIGKILL), 4, 2))
+        list(ordered_map(lambda n: os.kill(os.getpid(), signal.SIGKILL), 4, 2))

@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset import process_hf_dataset
-from xtuner.dataset.prepare.train_val_split import rows_of_part
+from xtuner.dataset.prepare.train_val_split import split_indices
 from xtuner.utils.errors import UserError
 
 ROWS = Dataset.from_list(
@@ -16,15 +16,15 @@ ROWS = Dataset.from_list(
 @pytest.mark.parametrize(("size", "count"), [(0.25, 5), (3, 3), (0.001, 1)])
 def test_the_parts_make_up_the_whole(size, count):
     numbers = list(range(7, 27))
-    train, val = (rows_of_part(numbers, part, size, 1) for part in ("train", "val"))
+    train, val = (split_indices(numbers, part, size, 1) for part in ("train", "val"))
     assert len(val) == count and sorted([*train, *val]) == numbers
-    assert val == rows_of_part(numbers, "val", size, 1) != rows_of_part(numbers, "val", size, 2)
+    assert val == split_indices(numbers, "val", size, 1) != split_indices(numbers, "val", size, 2)
 
 
 @pytest.mark.parametrize(("part", "size"), [("train", 20), ("val", 0), ("val", -1), ("test", 0.5)])
 def test_what_cannot_be_is_refused(part, size):
     with pytest.raises(UserError):
-        rows_of_part(range(20), part, size, 0)
+        split_indices(range(20), part, size, 0)
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xtuner.model.modules import loss as loss_module
 from xtuner.model.modules.loss import (
-    LogitRule,
-    LossTerms,
+    LogitTransform,
+    LossConfig,
     linear_cross_entropy,
     shift_labels,
     token_log_probs,
@@ -37,7 +37,9 @@ def small_blocks(request, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 16, 20, 53])
 @pytest.mark.parametrize(
-    "rule", [LogitRule(), LogitRule(scale=0.25), LogitRule(cap=3.0)], ids=["plain", "scale", "cap"]
+    "rule",
+    [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(cap=3.0)],
+    ids=["plain", "scale", "cap"],
 )
 @pytest.mark.parametrize("frozen", [False, True])
 def test_loss_and_gradients_equal_the_plain_ones(count, rule, frozen):
@@ -60,7 +62,7 @@ def test_loss_and_gradients_equal_the_plain_ones(count, rule, frozen):
 @pytest.mark.parametrize("count", [0, 1, 53])
 @pytest.mark.parametrize("terms", [(0.1, 0.0), (0.0, 1e-2), (0.2, 1e-2)])
 @pytest.mark.parametrize(
-    "rule", [LogitRule(), LogitRule(scale=0.25, cap=3.0)], ids=["plain", "scale_and_cap"]
+    "rule", [LogitTransform(), LogitTransform(scale=0.25, cap=3.0)], ids=["plain", "scale_and_cap"]
 )
 def test_smoothed_labels_and_z_loss_equal_the_plain_ones(count, terms, rule):
     torch.manual_seed(0)
@@ -73,7 +75,7 @@ def test_smoothed_labels_and_z_loss_equal_the_plain_ones(count, terms, rule):
         smoothed = cross_entropy(logits, targets, reduction="sum", label_smoothing=terms[0])
         return smoothed + terms[1] * logits.exp().sum(-1).log().square().sum()
 
-    found = linear_cross_entropy(hidden, head, targets, rule, LossTerms(*terms)) * 0.37
+    found = linear_cross_entropy(hidden, head, targets, rule, LossConfig(*terms)) * 0.37
     expected = all_at_once(hidden, head, targets, rule, terms) * 0.37
     torch.testing.assert_close(found, expected)
     tensors = (hidden, head.weight)
@@ -87,7 +89,7 @@ def test_smoothed_labels_and_z_loss_equal_the_plain_ones(count, terms, rule):
 def test_a_head_with_a_bias_counts_it():
     head = nn.Linear(8, 31)
     hidden, targets = torch.randn(40, 8), torch.randint(0, 31, (40,))
-    expected = plain(hidden, head, targets, LogitRule())
+    expected = plain(hidden, head, targets, LogitTransform())
     torch.testing.assert_close(linear_cross_entropy(hidden, head, targets), expected)
 
 
@@ -98,7 +100,9 @@ def test_bfloat16_is_close_to_float32():
     with torch.autocast("cpu", torch.bfloat16):
         value = linear_cross_entropy(hidden, head, targets)
     assert value.dtype is torch.float32
-    torch.testing.assert_close(value, plain(hidden, head, targets, LogitRule()), rtol=2e-3, atol=0)
+    torch.testing.assert_close(
+        value, plain(hidden, head, targets, LogitTransform()), rtol=2e-3, atol=0
+    )
 
 
 def test_no_token_gives_zero_that_still_has_a_gradient():

@@ -54,11 +54,11 @@ class Packs:
 
 
 def pack_whole(lengths: Sequence[int], max_length: int) -> list[list[Part]]:
-    """``whole_packs``, for each row its parts."""
-    return whole_packs(np.array(lengths, dtype=np.int64), max_length).parts()
+    """``best_fit_packs``, for each row its parts."""
+    return best_fit_packs(np.array(lengths, dtype=np.int64), max_length).parts()
 
 
-def whole_packs(lengths: Numbers, max_length: int) -> Packs:
+def best_fit_packs(lengths: Numbers, max_length: int) -> Packs:
     """Put samples into rows of at most ``max_length`` tokens, each into the fullest that has room.
 
     Args:
@@ -98,11 +98,11 @@ def _best_fit(lengths: list[int], max_length: int) -> list[int]:
 
 
 def pack_stream(lengths: Sequence[int], max_length: int) -> list[list[Part]]:
-    """``stream_packs``, for each row its parts."""
-    return stream_packs(np.array(lengths, dtype=np.int64), max_length).parts()
+    """``concat_and_chunk``, for each row its parts."""
+    return concat_and_chunk(np.array(lengths, dtype=np.int64), max_length).parts()
 
 
-def stream_packs(lengths: Numbers, max_length: int) -> Packs:
+def concat_and_chunk(lengths: Numbers, max_length: int) -> Packs:
     """Join all samples and cut the stream every ``max_length`` tokens; the last row is shorter.
 
     Args:

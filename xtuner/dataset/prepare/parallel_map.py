@@ -31,7 +31,7 @@ def usable_processes(wanted: int) -> int:
     return max(1, min(wanted, usable_cores()))
 
 
-def in_order(work: Callable[[int], T], count: int, processes: int) -> Iterator[T]:
+def ordered_map(work: Callable[[int], T], count: int, processes: int) -> Iterator[T]:
     """Call ``work`` for 0, 1, ... ``count`` - 1 and give the results in this order.
 
     Args:

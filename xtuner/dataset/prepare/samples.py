@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from xtuner.dataset.map_fns.auto import auto_map_fn
 from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
-from xtuner.dataset.prepare.parallel_map import in_order, usable_processes, with_progress
+from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
 from xtuner.dataset.prepare.rows import RowFunction
-from xtuner.dataset.prepare.token_stats import Account
+from xtuner.dataset.prepare.token_stats import TokenStats
 from xtuner.tokenization.encode import encode_conversations
 from xtuner.tokenization.messages import encode_messages, messages_of
-from xtuner.tokenization.segments import ITEM, PieceEncoder, Tokens, ids_of, packed_ids
+from xtuner.tokenization.segments import ITEM, SegmentEncoder, Tokens, ids_of, packed_ids
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -75,10 +75,10 @@ class Samples:
     labels: Tokens
     lengths: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
-    account: Account = field(default_factory=Account)
+    account: TokenStats = field(default_factory=TokenStats)
 
     @classmethod
-    def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], account: Account) -> Samples:
+    def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], account: TokenStats) -> Samples:
         """Make the arrays of samples that are lists, each given by the number of its row."""
         ids = [packed_ids(sample["input_ids"]) for sample in encoded.values()]
         return cls(
@@ -92,7 +92,7 @@ class Samples:
     @classmethod
     def joined(cls, parts: Iterable[Samples]) -> Samples:
         """Several, in order, as one; none is held after the next one came."""
-        account = Account()
+        account = TokenStats()
         ids, labels, lengths, rows = (bytearray() for _ in range(4))
         for part in parts:
             account.add(part.account)
@@ -157,7 +157,7 @@ def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int)
     chunk = min(CHUNK, max(100, BYTES_A_CHUNK * table.num_rows // max(1, table.nbytes)))
     starts = range(0, len(rows), chunk)
     many = len(rows) >= ROWS_A_PROCESS
-    encoder = PieceEncoder(steps.tokenizer, steps.with_image_token, many=many)
+    encoder = SegmentEncoder(steps.tokenizer, steps.with_image_token, many=many)
 
     def work(number: int) -> Samples:
         chosen = slice(starts[number], starts[number] + chunk)
@@ -165,7 +165,7 @@ def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int)
 
     sizes = [min(chunk, len(rows) - start) for start in starts]
     processes = min(usable_processes(processes), max(1, len(rows) // ROWS_A_PROCESS))
-    results = in_order(work, len(starts), processes)
+    results = ordered_map(work, len(starts), processes)
     what = tr("preparing data")
     return Samples.joined(with_progress(results, sizes, what))
 
@@ -208,10 +208,10 @@ def _row_dicts(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def _encoded(
-    rows: Sequence[Row], numbers: Sequence[int], steps: Steps, encoder: PieceEncoder
+    rows: Sequence[Row], numbers: Sequence[int], steps: Steps, encoder: SegmentEncoder
 ) -> Samples:
     """The samples of some rows; what is dropped or cut stands in their account."""
-    account = Account(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
+    account = TokenStats(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
     alone: dict[int, dict[str, Any]] = {}
     turns: dict[int, Sequence[Row]] = {}  # of the rows that are tokenised together
     for number, row in zip(numbers, rows, strict=True):
@@ -226,7 +226,7 @@ def _encoded(
     encoded = encode_conversations(turns.values(), encoder, steps.with_output)
     samples = Samples(*encoded, np.array(list(turns), dtype=np.int64), account)
     if alone:
-        samples = Samples.joined([samples, Samples.of(alone, Account())])
+        samples = Samples.joined([samples, Samples.of(alone, TokenStats())])
         samples = samples.picked(np.argsort(samples.rows, kind="stable"))
     account.tokens_in = len(samples.input_ids)
     return _labelled(_fitted(samples, steps), steps)

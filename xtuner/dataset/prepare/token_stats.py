@@ -21,7 +21,7 @@ REASONS = {
 
 
 @dataclass
-class Account:
+class TokenStats:
     """Tokens in = trained + cut + dropped; rows in = trained + dropped.
 
     Attributes:
@@ -46,7 +46,7 @@ class Account:
     rows_cut: list[int] = field(default_factory=list)
     dropped: dict[str, list[int]] = field(default_factory=dict)
 
-    def add(self, other: Account) -> None:
+    def add(self, other: TokenStats) -> None:
         """Add the account of more rows."""
         for name, value in asdict(other).items():
             if name != "dropped":
@@ -93,7 +93,7 @@ def _named(rows: list[int]) -> str:
     return tr("{count:,} (rows {first}{more})", count=len(rows), first=first, more=more)
 
 
-def account_of(dataset: Any) -> Account | None:
+def account_of(dataset: Any) -> TokenStats | None:
     """The account of a dataset that ``process_hf_dataset`` made; None for any other.
 
     Args:
@@ -106,10 +106,10 @@ def account_of(dataset: Any) -> Account | None:
         return None
     if not isinstance(found, Mapping) or KEY not in found:
         return None
-    return Account(**found[KEY])
+    return TokenStats(**found[KEY])
 
 
-def accounts_of(dataset: Any) -> list[Account]:
+def accounts_of(dataset: Any) -> list[TokenStats]:
     """The accounts of a dataset, or of those that are joined in it.
 
     Args:
@@ -119,6 +119,6 @@ def accounts_of(dataset: Any) -> list[Account]:
     return [account for account in found if account is not None]
 
 
-def attach(dataset: Any, account: Account) -> None:
+def attach(dataset: Any, account: TokenStats) -> None:
     """Keep the account with the dataset, through saving and loading."""
     dataset.info.description = json.dumps({KEY: asdict(account)})

@@ -11,7 +11,7 @@ from xtuner.utils.lang import tr
 PARTS = ("train", "val")
 
 
-def rows_of_part(numbers: Sequence[int], part: str, val_size: float, seed: int) -> Sequence[int]:
+def split_indices(numbers: Sequence[int], part: str, val_size: float, seed: int) -> Sequence[int]:
     """The rows of a part, in their order.
 
     Args:

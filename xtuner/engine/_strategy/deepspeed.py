@@ -19,7 +19,7 @@ from xtuner.checkpoint import run_state
 from xtuner.checkpoint.folder import save_folder
 from xtuner.engine._strategy.strategy import Context, Strategy
 from xtuner.engine.optim import FinetuneOptimWrapper
-from xtuner.parallel.processes import join_alone
+from xtuner.parallel.processes import init_single_process
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 
@@ -50,7 +50,7 @@ class DeepSpeedStrategy(Strategy):
     def prepare(self) -> None:
         """In stage 3 let transformers cut each weight as it is loaded: no process holds all."""
         logging.getLogger("DeepSpeed").setLevel(os.environ.get("DEEPSPEED_LOG_LEVEL", "WARNING"))
-        join_alone()
+        init_single_process()
         import deepspeed
         from transformers.integrations.deepspeed import (
             HfDeepSpeedConfig,

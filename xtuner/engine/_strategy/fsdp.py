@@ -33,7 +33,7 @@ from xtuner.checkpoint.folder import save_folder
 from xtuner.checkpoint.sharded import DataReader
 from xtuner.engine._strategy.strategy import Context, Strategy
 from xtuner.engine.optim import DTYPES
-from xtuner.parallel.processes import join_alone
+from xtuner.parallel.processes import init_single_process
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -66,7 +66,7 @@ class FSDPStrategy(Strategy):
 
     def prepare(self) -> None:
         """Have a process group, be it of one process."""
-        join_alone()
+        init_single_process()
 
     def wrap(self, model: nn.Module, device: torch.device, settings: Mapping[str, Any]) -> Any:
         """Cut the model: first each repeated layer, then all that is left."""

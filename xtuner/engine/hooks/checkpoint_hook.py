@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.registry import HOOKS
 
 from xtuner.checkpoint.checkpoint import remove, remove_leftovers
-from xtuner.checkpoint.resume import how_to_go_on
+from xtuner.checkpoint.resume import resume_command
 from xtuner.engine.stop import Stop, exit_status, told
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
@@ -121,7 +121,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                     done=done,
                     checkpoint=self.last_ckpt,
                 ),
-                hint=how_to_go_on(self.last_ckpt),
+                hint=resume_command(self.last_ckpt),
                 status=exit_status(self._reason),
             )
 

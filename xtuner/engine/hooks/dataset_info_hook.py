@@ -51,29 +51,31 @@ class DatasetInfoHook(Hook):
         for name in ("input_ids", "chosen_ids", "rejected_ids"):
             if name in sample:
                 labels = sample.get(name.replace("input_ids", "labels").replace("_ids", "_labels"))
-                text = self.in_words(list(sample[name]), list(labels) if labels is not None else [])
+                text = self.decode_with_mask(
+                    list(sample[name]), list(labels) if labels is not None else []
+                )
                 runner.logger.info(text)
 
-    def in_words(self, ids: Sequence[int], labels: Sequence[int]) -> str:
+    def decode_with_mask(self, ids: Sequence[int], labels: Sequence[int]) -> str:
         """Decode a sample, what is learnt between ``[[`` and ``]]``."""
         if self.is_intern_repo_dataset:
             return self.tokenizer.decode([abs(int(token)) for token in ids])
         if len(labels) != len(ids):
             return self._decode(ids)
-        pieces = []
+        segments = []
         for learnt, pairs in itertools.groupby(
             zip(ids, labels, strict=True), lambda pair: int(pair[1]) != IGNORE_INDEX
         ):
             text = self._decode([token for token, _ in pairs])
-            pieces.append(f"[[{text}]]" if learnt else text)
-        return "".join(pieces)
+            segments.append(f"[[{text}]]" if learnt else text)
+        return "".join(segments)
 
     def _decode(self, ids: Sequence[int]) -> str:
         """Decode; a negative id stands for an image or the like."""
-        pieces = []
+        segments = []
         for special, tokens in itertools.groupby(ids, lambda token: int(token) < 0):
             group = [int(token) for token in tokens]
-            pieces += (
+            segments += (
                 [f"<{-token}>" for token in group] if special else [self.tokenizer.decode(group)]
             )
-        return "".join(pieces)
+        return "".join(segments)

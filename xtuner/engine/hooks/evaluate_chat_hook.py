@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import render_question, single_token, stop_words
-from xtuner.tokenization.segments import encode_pieces, split_images
+from xtuner.tokenization.segments import encode_segments, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
@@ -188,8 +188,8 @@ class EvaluateChatHook(Hook):
 
     def _encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added; an image's place is kept by ``IMAGE_TOKEN_INDEX``."""
-        pieces = split_images(text) if self.images else [text]
-        encoded = encode_pieces(self.tokenizer, pieces, with_image_token=bool(self.images))
+        segments = split_images(text) if self.images else [text]
+        encoded = encode_segments(self.tokenizer, segments, with_image_token=bool(self.images))
         return [token for piece in encoded for token in piece]
 
     def _askable(self) -> list[int]:

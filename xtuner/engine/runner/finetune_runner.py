@@ -36,7 +36,7 @@ from xtuner.engine.hooks.progress_hook import ProgressHook
 from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
 from xtuner.engine.runner.loops import TrainLoop
 from xtuner.engine.runner.scalar_visualizer import ScalarVisualizer
-from xtuner.parallel.processes import join_processes
+from xtuner.parallel.processes import init_distributed
 from xtuner.parallel.sequence.groups import (
     get_sequence_parallel_world_size,
     init_sequence_parallel,
@@ -100,7 +100,7 @@ class FinetuneRunner(Runner):
         """
         bound_known_products()
         if self._launcher != "none" and not torch.distributed.is_initialized():
-            join_processes(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
+            init_distributed(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
         _share_rows(self.cfg.get("sequence_parallel_size", 1), self.cfg.filename)
         with warnings.catch_warnings():  # about the numbers of threads that it sets
             warnings.simplefilter("ignore")
@@ -266,7 +266,7 @@ class FinetuneRunner(Runner):
         if wanted is None and self._resume:
             wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
         if wanted is not None:
-            resume.go_on(self, wanted, self.resume_allow)
+            resume.resume_run(self, wanted, self.resume_allow)
         elif self._load_from is not None and not self._resume:
             self.load_checkpoint(self._load_from)
 

@@ -21,13 +21,13 @@ from mmengine.runner.base_loop import BaseLoop
 from xtuner.checkpoint.run_state import bare, restore_random
 from xtuner.engine.data_position import from_batch
 from xtuner.engine.runner import loss_monitor
-from xtuner.engine.runner.loss_monitor import Action, LossWatch
-from xtuner.engine.runner.warmup import get_ready
+from xtuner.engine.runner.loss_monitor import Action, LossMonitor
+from xtuner.engine.runner.warmup import prepare_device
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_rank,
     get_sequence_parallel_world_size,
 )
-from xtuner.utils.cpu import give_back_surplus
+from xtuner.utils.cpu import trim_heap
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -71,7 +71,7 @@ class TrainLoop(BaseLoop):
         self.step_finished = False
         self._step_began = time.perf_counter()
         self._validated = 0
-        self.watch = LossWatch(on_bad_loss, on_spike)
+        self.watch = LossMonitor(on_bad_loss, on_spike)
 
     @property
     def max_epochs(self) -> int:
@@ -106,7 +106,7 @@ class TrainLoop(BaseLoop):
     def run(self) -> torch.nn.Module:
         """Train to the end, or until a hook sets ``stop_training``; return the model."""
         runner = self.runner
-        runner.readiness = get_ready(runner)
+        runner.readiness = prepare_device(runner)
         runner.call_hook("show_plan")
         runner.call_hook("before_train")
         restore_random(runner)
@@ -133,7 +133,7 @@ class TrainLoop(BaseLoop):
             batches: its micro-batches, on the CPU.
         """
         runner, model = self.runner, self.runner.model
-        totals, tokens = self._totals(batches)
+        num_items_in_batch, tokens = self._totals(batches)
         shares: list[dict[str, torch.Tensor]] = []
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
@@ -141,7 +141,11 @@ class TrainLoop(BaseLoop):
             self._begin_iteration(batch)
             with runner.strategy.micro_batch(model, last=last):
                 with runner.optim_wrapper.optim_context(model):
-                    outputs = model(**to_device(batch, runner.device), mode="loss", totals=totals)
+                    outputs = model(
+                        **to_device(batch, runner.device),
+                        mode="loss",
+                        num_items_in_batch=num_items_in_batch,
+                    )
                 # Every strategy averages over the ranks; we want the sum.
                 runner.optim_wrapper.backward(outputs["loss"] * get_world_size())
             shares.append({name: value.detach().float() for name, value in outputs.items()})
@@ -178,7 +182,7 @@ class TrainLoop(BaseLoop):
             optim.step()
             optim.zero_grad()
         if self.runner.device.type == "cpu":
-            give_back_surplus(time.perf_counter())
+            trim_heap(time.perf_counter())
         seconds = time.perf_counter() - self._step_began
         return {**logged, "grad_norm": grad_norm, "tokens": tokens, "step_time": seconds}
 
@@ -219,7 +223,7 @@ class TrainLoop(BaseLoop):
         model: Any = bare(self.runner.model)
         counts: dict[str, int] = {}
         for batch in batches:
-            for name, count in model.count_items(batch["data"]).items():
+            for name, count in model.num_items(batch["data"]).items():
                 counts[name] = counts.get(name, 0) + int(count)
         names = sorted(counts)
         numbers = [*(counts[name] for name in names), sum(map(count_tokens, batches))]

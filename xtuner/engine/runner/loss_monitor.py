@@ -25,7 +25,7 @@ ENOUGH = 16
 SHOWN_ROWS = 8
 
 
-class LossWatch:
+class LossMonitor:
     """Judges the loss of each optimizer step before the step is taken.
 
     A loss is a spike when it lies above the median of the last 64 by more than ten times their

@@ -117,10 +117,10 @@ class LossParts:
         if self._totals is None:
             self._totals = [self._count(model, part, runner) for part in self._parts]
         losses = [
-            self._loss(model, part, totals, runner)
-            for part, totals in zip(self._parts, self._totals, strict=True)
+            self._loss(model, part, num_items_in_batch, runner)
+            for part, num_items_in_batch in zip(self._parts, self._totals, strict=True)
         ]
-        weights = [max(totals.values()) for totals in self._totals]
+        weights = [max(num_items_in_batch.values()) for num_items_in_batch in self._totals]
         mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
         metrics = _named("", mean / sum(weights))
         if len(losses) > 1:
@@ -131,18 +131,24 @@ class LossParts:
     def _count(self, model: Any, part: Part, runner: Any) -> dict[str, float]:
         counts: dict[str, float] = {}
         for batch, counted in zip(*part, strict=True):
-            for name, count in model.count_items(batch["data"]).items():
+            for name, count in model.num_items(batch["data"]).items():
                 counts[name] = counts.get(name, 0) + int(count) * counted
         names = sorted(counts)
         added = add_over_ranks([counts[name] for name in names], runner.device)
         size = get_sequence_parallel_world_size()
         return {name: max(1, int(count / size)) for name, count in zip(names, added, strict=True)}
 
-    def _loss(self, model: Any, part: Part, totals: Mapping[str, float], runner: Any) -> float:
+    def _loss(
+        self, model: Any, part: Part, num_items_in_batch: Mapping[str, float], runner: Any
+    ) -> float:
         share = 0.0
         for batch, counted in zip(*part, strict=True):
             with runner.autocast():
-                outputs = model(**to_device(batch, runner.device), mode="loss", totals=totals)
+                outputs = model(
+                    **to_device(batch, runner.device),
+                    mode="loss",
+                    num_items_in_batch=num_items_in_batch,
+                )
             share += float(outputs["loss"]) * counted
         return add_over_ranks([share], runner.device)[0]
 

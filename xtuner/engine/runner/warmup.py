@@ -17,7 +17,7 @@ WORTH_COMPILING = 3e14
 does 1e12 a second, of five minutes it saves half a minute and takes ten seconds."""
 
 
-def get_ready(runner: Any) -> list[str]:
+def prepare_device(runner: Any) -> list[str]:
     """Prepare this process for the training, on a CPU; a GPU needs nothing.
 
     Returns:

@@ -19,7 +19,7 @@ EXPERT_LINEARS = frozenset({"w1", "w2", "w3"})
 """What the experts' layers were called when each was a module; peft translates these names."""
 
 
-def drop_no_activations(lora: Any, llm: nn.Module) -> None:
+def disable_expert_lora_dropout(lora: Any, llm: nn.Module) -> None:
     """Set ``lora_dropout`` to 0 where an adapter sits on expert tensors: peft has none for them.
 
     Args:

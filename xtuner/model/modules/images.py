@@ -103,11 +103,11 @@ _REPLACED = ("input_ids", "attention_mask", "position_ids", "pixel_values", "lab
 
 
 def _merged_row(embedded: Tensor, is_image: Tensor, waiting: Any) -> Tensor:
-    pieces, start = [], 0
+    segments, start = [], 0
     for place in is_image.nonzero().flatten().tolist():
-        pieces += [embedded[start:place], next(waiting)]
+        segments += [embedded[start:place], next(waiting)]
         start = place + 1
-    return torch.cat([*pieces, embedded[start:]])
+    return torch.cat([*segments, embedded[start:]])
 
 
 def _moved_borders(borders: Any, spans: Tensor) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xtuner.parallel.sequence.padding import padded
 from xtuner.utils.constants import IGNORE_INDEX
-from xtuner.utils.cpu import rounded_up
+from xtuner.utils.cpu import pad_to_bucket
 
 BLOCK_LOGITS = 2**23
 """Logits of a block of the vocabulary: 16 MiB of them in bfloat16 ..."""
@@ -57,14 +57,14 @@ def shift_labels(
 
 
 @dataclass(frozen=True)
-class LogitRule:
+class LogitTransform:
     """What a model does to its logits after the projection: scale, then soft cap."""
 
     scale: float = 1.0
     cap: float | None = None
 
     @classmethod
-    def of(cls, config: Any) -> LogitRule:
+    def of(cls, config: Any) -> LogitTransform:
         """Read the rule from a transformers config (Cohere, Granite and Gemma have one)."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
@@ -83,7 +83,7 @@ class LogitRule:
 
 
 @dataclass(frozen=True)
-class LossTerms:
+class LossConfig:
     """What a token's loss is made of beside its cross-entropy.
 
     Args:
@@ -114,8 +114,8 @@ def linear_cross_entropy(
     hidden: Tensor,
     head: nn.Module,
     targets: Tensor,
-    rule: LogitRule | None = None,
-    terms: LossTerms | None = None,
+    rule: LogitTransform | None = None,
+    terms: LossConfig | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies of the supervised tokens.
 
@@ -130,7 +130,7 @@ def linear_cross_entropy(
     Returns:
         A float32 scalar; 0, connected to ``hidden``, when there is no token.
     """
-    rule, terms = rule or LogitRule(), terms or LossTerms()
+    rule, terms = rule or LogitTransform(), terms or LossConfig()
     # Without a token all is done the same with no rows: every weight gets a gradient, if of zeros,
     # and other processes that wait for it, or hold a part of the weights, are met.
     if type(head) is nn.Linear and head.bias is None:
@@ -143,7 +143,7 @@ def linear_cross_entropy(
 
 
 def token_log_probs(
-    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule | None = None
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitTransform | None = None
 ) -> Tensor:
     """Log-probability of each target, in chunks.
 
@@ -156,7 +156,7 @@ def token_log_probs(
     Returns:
         (N,) in float32, differentiable.
     """
-    rule = rule or LogitRule()
+    rule = rule or LogitTransform()
     parts = [
         checkpoint(_chunk_log_probs, part, head, goal, rule, use_reentrant=False)
         for part, goal in _chunks(hidden, head, targets)
@@ -179,13 +179,15 @@ def _chunks(hidden: Tensor, head: nn.Module, targets: Tensor) -> list[tuple[Tens
     return chunks
 
 
-def _chunk_log_probs(hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule) -> Tensor:
+def _chunk_log_probs(
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitTransform
+) -> Tensor:
     logits = rule(head(hidden).float())
     return -nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def _chunk_loss(
-    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitRule, terms: LossTerms
+    hidden: Tensor, head: nn.Module, targets: Tensor, rule: LogitTransform, terms: LossConfig
 ) -> Tensor:
     return terms(rule(head(hidden).float()), targets)
 
@@ -221,8 +223,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         dtype: torch.dtype,
-        rule: LogitRule,
-        terms: LossTerms,
+        rule: LogitTransform,
+        terms: LossConfig,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
@@ -261,13 +263,17 @@ class _Logits:
 
     Products are in the format of ``hidden``; all that is done to a logit is done in float32, on a
     CPU in parts that stay in its cache. There rows of zeros stand behind the N, so that products
-    have a number of rows that others have had (``rounded_up``): ``hidden`` has M rows then.
+    have a number of rows that others have had (``pad_to_bucket``): ``hidden`` has M rows then.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, rule: LogitRule) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, rule: LogitTransform
+    ) -> None:
         self.weight, self.targets, self.rule = weight, targets, rule
         count, self.vocabulary = len(targets), weight.shape[0]
-        self.hidden = padded(hidden, rounded_up(count) - count, 0, 0) if hidden.is_cpu else hidden
+        self.hidden = (
+            padded(hidden, pad_to_bucket(count) - count, 0, 0) if hidden.is_cpu else hidden
+        )
         width = max(MIN_COLUMNS, BLOCK_LOGITS // max(count, 1) // MIN_COLUMNS * MIN_COLUMNS)
         self.blocks = [slice(a, a + width) for a in range(0, self.vocabulary, width)]
         self._rows = max(1, CACHED_LOGITS // width if hidden.is_cpu else count)
@@ -275,7 +281,7 @@ class _Logits:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._norms = hidden.new_full((count, 1), float("-inf"), dtype=torch.float32)
 
-    def total(self, terms: LossTerms) -> Tensor:
+    def total(self, terms: LossConfig) -> Tensor:
         """The loss of all rows; NaN where a target is not in the vocabulary."""
         hits = torch.full_like(self._norms, float("nan"))
         sums = torch.zeros_like(self._norms)
@@ -299,7 +305,7 @@ class _Logits:
             losses += terms.z_loss * self._norms.square()
         return losses.sum()
 
-    def slope(self, block: slice, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    def slope(self, block: slice, terms: LossConfig) -> tuple[Tensor, Tensor]:
         """The block of the weight (W, H), and the gradient with respect to its products (M, W).
 
         It is softmax minus target; to be called after ``total``, once for each block.

@@ -120,10 +120,10 @@ REWARD_LOSSES = {"ranking": ranking, "focal": focal}
 
 def log_barrier(rewards: Tensor) -> Tensor:
     """A wall at ±5 around rewards (InternLM2 2024, section 4.2), elementwise."""
-    return -_wall(REWARD_BOUND - rewards) - _wall(rewards + REWARD_BOUND)
+    return -_log_barrier_term(REWARD_BOUND - rewards) - _log_barrier_term(rewards + REWARD_BOUND)
 
 
-def _wall(distance: Tensor) -> Tensor:
+def _log_barrier_term(distance: Tensor) -> Tensor:
     """log, and its tangent where the distance is hardly positive: the way back has a slope."""
     near = distance.clamp(min=BARRIER_EDGE)
     return near.log() + (distance - near) / BARRIER_EDGE

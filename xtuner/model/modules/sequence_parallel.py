@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xtuner.model.modules import attention
 from xtuner.parallel.sequence.padding import padded
-from xtuner.parallel.sequence.shard import Share
+from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -61,12 +61,12 @@ def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
     Raises:
         UserError: on all ranks, when it does not.
     """
-    share = Share(rows.shape[1])
+    share = SequenceShard(rows.shape[1])
     probe = rows[:1, : PROBE_TOKENS * share.size]
-    share = Share(probe.shape[1])
+    share = SequenceShard(probe.shape[1])
     name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
     whole = body(**{name: probe}, use_cache=False).last_hidden_state
-    part = run_shared(body, {name: probe}, share).last_hidden_state
+    part = forward_sequence_parallel(body, {name: probe}, share).last_hidden_state
     real = share.cut(torch.ones_like(whole[..., 0], dtype=torch.bool), False)
     wanted = share.cut(whole)[real].float()
     difference = (part[real].float() - wanted).square().sum()
@@ -78,7 +78,7 @@ def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
         raise _refused(llm, tr("off by {relative:.1%}", relative=relative))
 
 
-def run_shared(model: Any, inputs: Mapping[str, Any], share: Share) -> Any:
+def forward_sequence_parallel(model: Any, inputs: Mapping[str, Any], share: SequenceShard) -> Any:
     """Call a transformers model with this rank's stretch of the rows.
 
     Args:
@@ -93,7 +93,7 @@ def run_shared(model: Any, inputs: Mapping[str, Any], share: Share) -> Any:
 
 
 def router_loss_of_rows(
-    causal_lm: Any, router_logits: Any, rows: int, share: Share, mask: Tensor | None
+    causal_lm: Any, router_logits: Any, rows: int, share: SequenceShard, mask: Tensor | None
 ) -> Tensor:
     """How unevenly a mixture of experts spreads the tokens of whole rows over its experts.
 
@@ -135,7 +135,7 @@ def _refused(llm: Any, why: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _whole_positions(model: Any, positions: Tensor | None, share: Share) -> Iterator[None]:
+def _whole_positions(model: Any, positions: Tensor | None, share: SequenceShard) -> Iterator[None]:
     """A context in which rotary embeddings that depend on a row's length are made of whole rows.
 
     Some (``dynamic``, ``longrope``) choose their frequencies by the largest position, and a rank's

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.dist import get_dist_info
 
-from xtuner.parallel.processes import join_processes, timeout
+from xtuner.parallel.processes import init_distributed, timeout
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def init_dist(
         init_backend: kept from v0.1: ``torch`` or ``deepspeed``, which uses torch's groups too.
         **kwargs: kept from v0.1.
     """
-    join_processes(launcher, backend)
+    init_distributed(launcher, backend)
 
 
 def init_sequence_parallel(sequence_parallel_size: int = 1) -> None:
@@ -98,7 +98,7 @@ def init_inner_sequence_parallel(inner_sequence_parallel_size: int = 1) -> None:
     _layout = _Layout(_layout.size, _layout.group, _layout.data_group, size, group)
 
 
-def forget_groups() -> None:
+def destroy_sequence_parallel() -> None:
     """Go back to one rank a row: the processes take leave of each other."""
     global _layout
     _layout = _Layout()

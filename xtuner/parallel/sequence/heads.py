@@ -94,10 +94,10 @@ def to_heads(
     ]
     counts = [math.prod(shape) for shape in shapes]
     taken = exchange(torch.cat(parts), given, [sum(counts)] * size, group)
-    pieces = taken.view(size, sum(counts)).split(counts, dim=1)
+    segments = taken.view(size, sum(counts)).split(counts, dim=1)
     query_of_all, *keys_and_values = (
         piece.reshape(size, *shape).permute(1, 2, 0, 3, 4).flatten(2, 3).to(tensor.dtype)
-        for piece, shape, tensor in zip(pieces, shapes, (query, key, value), strict=True)
+        for piece, shape, tensor in zip(segments, shapes, (query, key, value), strict=True)
     )
     if not own.regular:
         places = torch.tensor(own.key_of_query, device=key.device)
@@ -127,11 +127,11 @@ def to_tokens(out: Tensor, heads: int, group: Any) -> Tensor:
     by_rank = out.reshape(rows, size, tokens, own, width).transpose(0, 1).reshape(-1)
     given = [rows * tokens * own * width] * size
     taken = [rows * tokens * count * width for count in counts]
-    pieces = exchange(by_rank, given, taken, group).split(taken)
+    segments = exchange(by_rank, given, taken, group).split(taken)
     return torch.cat(
         [
             piece.view(rows, tokens, count, width)
-            for piece, count in zip(pieces, counts, strict=True)
+            for piece, count in zip(segments, counts, strict=True)
         ],
         dim=2,
     )

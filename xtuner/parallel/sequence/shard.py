@@ -12,12 +12,12 @@ from torch import Tensor
 from xtuner.parallel.sequence.collectives import add_over_group
 from xtuner.parallel.sequence.groups import get_sequence_parallel_group
 from xtuner.parallel.sequence.padding import missing, padded
-from xtuner.utils.cpu import rounded_up
+from xtuner.utils.cpu import pad_to_bucket
 
 BY_TOKEN = ("input_ids", "inputs_embeds")
 
 
-class Share:
+class SequenceShard:
     """A rank's stretch of rows of ``length`` tokens; of all of them where rows are not shared.
 
     Every rank of the group has the whole micro-batch. Rows are padded at their end to a multiple
@@ -26,7 +26,7 @@ class Share:
     Args:
         length: S.
         group: the ranks that share the rows; those of ``init_sequence_parallel`` by default.
-        rounds: make the stretches a number of tokens that others have, too (``rounded_up``); for
+        rounds: make the stretches a number of tokens that others have, too (``pad_to_bucket``); for
             packed rows, in which the padding is a sample of its own.
     """
 
@@ -38,7 +38,7 @@ class Share:
         self.padding = missing(length, self.size)
         if rounds:
             tokens = (length + self.padding) // self.size
-            self.padding += (rounded_up(tokens) - tokens) * self.size
+            self.padding += (pad_to_bucket(tokens) - tokens) * self.size
         self.is_whole = self.size == 1 and not self.padding
         self.tokens = (length + self.padding) // self.size
         self.start = self.rank * self.tokens

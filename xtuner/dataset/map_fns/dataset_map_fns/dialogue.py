@@ -65,10 +65,10 @@ def _turns(messages: Iterable[Row]) -> Iterable[dict[str, Any]]:
 
 def oasst1_map_fn(example: Row) -> Mapped:
     """``text`` with ``### Human:`` and ``### Assistant:``; a question without answer is dropped."""
-    _, *pieces = _OASST_MARK.split(example["text"])
+    _, *segments = _OASST_MARK.split(example["text"])
     turns = []
     question = ""
-    for who, text in zip(pieces[::2], pieces[1::2], strict=True):
+    for who, text in zip(segments[::2], segments[1::2], strict=True):
         if who == "Human":
             question = text.strip()
         elif question:

@@ -45,13 +45,13 @@ class _Forward:
         trained = weight.requires_grad and torch.is_grad_enabled()
         if weight.device.type != "cpu" or not trained or torch.distributed.is_initialized():
             return self.original(ids)
-        pocket = _Pocket()
+        pocket = _DeferredGrad()
         pocket.hook = weight.register_hook(pocket.empty_into)
         rows: Tensor = _Rows.apply(ids, weight, self.embedding.padding_idx, pocket)
         return rows
 
 
-class _Pocket:
+class _DeferredGrad:
     """Holds the rows of one backward pass until the head's gradient is complete."""
 
     hook: Any = None
@@ -74,7 +74,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, pocket: _Pocket
+        ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, pocket: _DeferredGrad
     ) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.padding, ctx.pocket = padding, pocket
