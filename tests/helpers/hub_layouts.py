@@ -202,7 +202,8 @@ def write_tokenizer(folder: Path, family: str) -> int:
     if layout.special_tokens_map:
         names = [*_NAMES, "additional_special_tokens"]
         tokens = {name: config[name] for name in names if name in config}
-        _write_json(folder / "special_tokens_map.json", tokens)
+        plain = {name: _without_type(token) for name, token in tokens.items()}
+        _write_json(folder / "special_tokens_map.json", plain)
     write_code(folder, *(module.split(".")[0] for module in layout.modules if module))
     return ids
 
@@ -273,6 +274,13 @@ def _as_bytes(token: str) -> bytes:
     table = {chr(byte): byte for byte in printable}
     table |= {chr(256 + place): byte for place, byte in enumerate(others)}
     return bytes(table[character] for character in token)
+
+
+def _without_type(token: Any) -> Any:
+    """A special token as ``special_tokens_map.json`` has it."""
+    if not isinstance(token, dict):
+        return token
+    return {key: value for key, value in token.items() if key != "__type"}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

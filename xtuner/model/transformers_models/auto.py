@@ -109,7 +109,13 @@ FAMILIES: dict[str, Family] = {
 }
 """By the ``model_type`` of ``config.json``."""
 
-TOKENIZERS: dict[str, str] = {}
+TOKENIZERS: dict[str, str] = {
+    name: f"{PACKAGE}.tokenizers.families:{name}"
+    for name in (
+        *("InternLMTokenizer", "InternLM2Tokenizer", "QWenTokenizer"),
+        *("BaichuanTokenizer", "BaiChuanTokenizer", "ChatGLMTokenizer"),
+    )
+}
 """``module:Class`` by the ``tokenizer_class`` of ``tokenizer_config.json``."""
 
 
