@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "merges.txt")
 TOKENIZER_FILES = (
+    *VOCABULARIES,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
     "chat_template*",
-    "tokenization_*.py",
 )
+CODE = "tokenization_*.py"
 _OUTPUTS = ("config.json", "adapter_config.json", "xtuner_config.py")
 
 
@@ -109,16 +110,23 @@ def check_output(out: Path, inputs: list[Path]) -> None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Replace the tokenizer and the stop tokens in ``target`` by those of ``source``, if any."""
+    """Replace the tokenizer and the stop tokens in ``target`` by those of ``source``, if any.
+
+    The vocabulary stays where ``source`` has none, and so does code that ``source`` has not.
+    """
     if not any(source.glob("tokenizer*")):
         return False
-    for pattern in TOKENIZER_FILES:
-        for old in target.glob(pattern):
-            old.unlink()
-    for pattern in (*TOKENIZER_FILES, "generation_config.json"):
-        for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)
+    kept = () if matching(source, VOCABULARIES) else VOCABULARIES
+    for old in matching(target, TOKENIZER_FILES) - matching(target, kept):
+        old.unlink()
+    for file in matching(source, (*TOKENIZER_FILES, CODE, "generation_config.json")):
+        shutil.copyfile(file, target / file.name)
     return True
+
+
+def matching(folder: Path, patterns: Iterable[str]) -> set[Path]:
+    """The files of a folder whose names match one of the patterns."""
+    return {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
 
 
 def read_json(file: Path) -> dict[str, Any]:

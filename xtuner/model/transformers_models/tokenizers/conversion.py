@@ -56,8 +56,8 @@ def from_sentencepiece(
     if reason:
         raise UserError(
             tr(
-                f"the SentencePiece model has no fast tokenizer with the same ids: {reason}",
-                f"该 SentencePiece 模型无法转换为 id 相同的快速分词器: {reason}",
+                "the SentencePiece model has no fast tokenizer with the same ids: {reason}.",
+                reason=reason,
             ),
             where=Where(file=str(file)),
         )
@@ -142,15 +142,15 @@ def _inexact(proto: Any, pieces: Sequence[Ranked], symbols: Sequence[str]) -> st
     """Why the ids of a backend would differ from SentencePiece's; None if they do not."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type != BPE_MODEL or not trainer.byte_fallback:
-        return "it is not BPE with byte fallback"
+        return tr("it is not BPE with byte fallback")
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
-        return "it normalizes text"
+        return tr("it normalizes text")
     if not normalizer.escape_whitespaces or trainer.treat_whitespace_as_suffix:
-        return "it does not put spaces before words"
+        return tr("it does not put spaces before words")
     if any(piece.type == UNUSED for piece in proto.pieces):
-        return "it has unused pieces"
+        return tr("it has unused pieces")
     if any(SPACE in symbol or " " in symbol for symbol in symbols):
-        return "it has user-defined pieces with spaces"
+        return tr("it has user-defined pieces with spaces")
     ties: dict[float, list[str]] = {}
     for text, score in pieces:
         if len(text) > 1:
@@ -159,7 +159,11 @@ def _inexact(proto: Any, pieces: Sequence[Ranked], symbols: Sequence[str]) -> st
         for place, first in enumerate(texts):
             for later in texts[place + 1 :]:
                 if any(later.endswith(first[:size]) for size in range(1, len(first))):
-                    return f"pieces of the same score overlap: {later!r}, {first!r}"
+                    return tr(
+                        "the pieces {first!r} and {later!r} overlap and have the same score",
+                        first=first,
+                        later=later,
+                    )
     return None
 
 

@@ -7,7 +7,7 @@ with the same ids; Baichuan and ChatGLM, whose code knows no fast one, use Sente
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,17 @@ class _Fast(HubFiles, TokenizersBackend):  # type: ignore[misc]
     """A fast tokenizer: of ``tokenizer.json`` where the folder has one, else of its vocabulary."""
 
     padding_side = "right"
+    vocab_file: str | None = None
 
     def __init__(
         self, vocab_file: str | None = None, tokenizer_file: str | None = None, **kwargs: Any
     ) -> None:
         settings = self.named_tokens | kwargs
+        if vocab_file is not None and not has_fast_class(settings):
+            tokenizer_file = None  # the hub's slow class does not read it
         if tokenizer_file is None:
-            self._tokenizer = self.convert_vocabulary(vocab_file, settings)
+            self._tokenizer = self.convert_vocabulary(_required(vocab_file), settings)
+        self._from_json = tokenizer_file is not None
         super().__init__(vocab_file=vocab_file, tokenizer_file=tokenizer_file, **settings)
 
     @classmethod
@@ -43,7 +47,7 @@ class _Fast(HubFiles, TokenizersBackend):  # type: ignore[misc]
         return kwargs
 
     @classmethod
-    def convert_vocabulary(cls, vocab_file: str | None, settings: dict[str, Any]) -> Any:
+    def convert_vocabulary(cls, vocab_file: str, settings: dict[str, Any]) -> Any:
         """The backend with the ids of a vocabulary file.
 
         Args:
@@ -55,9 +59,9 @@ class _Fast(HubFiles, TokenizersBackend):  # type: ignore[misc]
     def _save_pretrained(
         self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any
     ) -> tuple[str, ...]:
-        if self.init_kwargs.get("tokenizer_file"):
+        if self._from_json:
             file_names = super()._save_pretrained(save_directory, file_names, *args, **kwargs)
-        return file_names + self.save_vocabulary(save_directory)
+        return file_names + (self.save_vocabulary(save_directory) if self.vocab_file else ())
 
     def save_vocabulary(
         self, save_directory: str, filename_prefix: str | None = None
@@ -65,7 +69,7 @@ class _Fast(HubFiles, TokenizersBackend):  # type: ignore[misc]
         """Copy the vocabulary file into a folder."""
         name = f"{filename_prefix}-" if filename_prefix else ""
         target = Path(save_directory) / (name + self.vocab_files_names["vocab_file"])
-        source = Path(self.vocab_file)
+        source = Path(_required(self.vocab_file))
         if source.resolve() != target.resolve():
             target.write_bytes(source.read_bytes())
         return (str(target),)
@@ -83,15 +87,14 @@ class InternLM2Tokenizer(_Fast):
     }
 
     @classmethod
-    def convert_vocabulary(cls, vocab_file: str | None, settings: dict[str, Any]) -> Any:
-        classes = (settings.get("auto_map") or {}).get("AutoTokenizer") or [None, None]
-        has_fast = len(classes) > 1 and classes[1] is not None
+    def convert_vocabulary(cls, vocab_file: str, settings: dict[str, Any]) -> Any:
+        has_fast = has_fast_class(settings)
         settings.setdefault("add_bos_token", True)
         settings.setdefault("padding_side", "left" if has_fast else "right")
         renamed = settings.get("added_tokens_decoder") or {}
         names = {int(number): str(token) for number, token in renamed.items()}
         # the hub's fast class, where the folder has it, knows no user-defined pieces
-        return from_sentencepiece(_required(vocab_file), names, split_symbols=not has_fast)
+        return from_sentencepiece(vocab_file, names, split_symbols=not has_fast)
 
 
 class InternLMTokenizer(InternLM2Tokenizer):
@@ -110,13 +113,14 @@ class QWenTokenizer(_Fast):
         *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         *(f"<|extra_{number}|>" for number in range(205)),
     )
+    code_tokens = SPECIAL
 
     @classmethod
-    def convert_vocabulary(cls, vocab_file: str | None, settings: dict[str, Any]) -> Any:
+    def convert_vocabulary(cls, vocab_file: str, settings: dict[str, Any]) -> Any:
         for name in cls.SPECIAL_TOKENS_ATTRIBUTES:
             if isinstance(settings.get(name), str):  # with the flags of the backend's
                 settings[name] = AddedToken(settings[name], special=True, normalized=True)
-        return from_ranks(_required(vocab_file), cls.PATTERN, cls.SPECIAL)
+        return from_ranks(vocab_file, cls.PATTERN, cls.SPECIAL)
 
 
 class BaichuanTokenizer(HubFiles, SentencePieceBackend):  # type: ignore[misc]
@@ -126,14 +130,14 @@ class BaichuanTokenizer(HubFiles, SentencePieceBackend):  # type: ignore[misc]
 
     def __init__(
         self,
-        vocab_file: str,
+        vocab_file: str | None = None,
         add_bos_token: bool = True,
         add_eos_token: bool = False,
         **kwargs: Any,
     ) -> None:
         ends = [name for name, has in (("bos", add_bos_token), ("eos", add_eos_token)) if has]
         super().__init__(
-            vocab_file=vocab_file,
+            vocab_file=_required(vocab_file),
             special_tokens_pattern="_".join(ends) or "none",
             add_bos_token=add_bos_token,
             add_eos_token=add_eos_token,
@@ -173,13 +177,15 @@ class ChatGLMTokenizer(HubFiles, SentencePieceBackend):  # type: ignore[misc]
     PREFIX = ("[gMASK]", "sop")
     SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *ROLES)
 
-    def __init__(self, vocab_file: str, encode_special_tokens: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, vocab_file: str | None = None, encode_special_tokens: bool = False, **kwargs: Any
+    ) -> None:
         self.encode_special_tokens = encode_special_tokens
         self._roles = re.compile(f"({'|'.join(map(re.escape, self.ROLES))})")
         self._special_ids: dict[str, int] = {}
         own = set(kwargs.get("added_tokens_decoder") or ())
         super().__init__(
-            vocab_file=vocab_file,
+            vocab_file=_required(vocab_file),
             encode_special_tokens=encode_special_tokens,
             **kwargs | self.named_tokens,
         )
@@ -264,15 +270,16 @@ def _joined(sentencepiece: Any, tokens: Iterable[str], special: set[str]) -> str
     )
 
 
+def has_fast_class(settings: Mapping[str, Any]) -> bool:
+    """Whether ``auto_map`` of a ``tokenizer_config.json`` names a fast class of the hub's code."""
+    classes = (settings.get("auto_map") or {}).get("AutoTokenizer") or []
+    return len(classes) > 1 and classes[1] is not None
+
+
 def _required(vocab_file: str | None) -> str:
     if vocab_file is None:
         raise UserError(
-            tr(
-                "the tokenizer's folder has no vocabulary file (tokenizer.model or qwen.tiktoken)",
-                "分词器文件夹中没有词表文件 (tokenizer.model 或 qwen.tiktoken)",
-            ),
-            hint=tr(
-                "Download the folder again, with all its files.", "请重新下载该文件夹的全部文件。"
-            ),
+            tr("the tokenizer's folder has no tokenizer.model or qwen.tiktoken."),
+            hint=tr("download the folder again, with all its files."),
         )
     return vocab_file

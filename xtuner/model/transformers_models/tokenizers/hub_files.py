@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,23 +27,26 @@ class HubFiles:
 
     Attributes:
         named_tokens: special tokens that the family's code names where the configuration does not.
+        code_tokens: tokens beyond the vocabulary file that the family's code adds by itself.
         writes_names: whether that code reads named special tokens from the configuration.
     """
 
     named_tokens: ClassVar[dict[str, str]] = {}
+    code_tokens: ClassVar[tuple[str, ...]] = ()
     writes_names: ClassVar[bool] = True
 
     @classmethod
     def _from_pretrained(
         cls, resolved_vocab_files: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
+        files = dict(resolved_vocab_files)  # transformers takes names out of it
         folder = {
-            name: json.loads(Path(file).read_text("utf-8"))
+            name: json.loads(Path(files[key]).read_text("utf-8"))
             for name, key in (
                 (CONFIG, "tokenizer_config_file"),
                 (SPECIAL, "special_tokens_map_file"),
             )
-            if (file := resolved_vocab_files.get(key))
+            if files.get(key)
         }
         loader: Any = super()
         tokenizer = loader._from_pretrained(resolved_vocab_files, *args, **kwargs)
@@ -50,6 +54,7 @@ class HubFiles:
             if tokenizer.convert_tokens_to_ids(token["content"]) != int(number):
                 _refuse(token["content"], number, args[0])
         tokenizer._folder = folder
+        tokenizer._folder_code = _code(files, folder.get(CONFIG, {}))
         tokenizer._folder_tokens = dict(tokenizer.added_tokens_decoder)
         return tokenizer
 
@@ -59,6 +64,8 @@ class HubFiles:
         files = saver.save_pretrained(save_directory, *args, **kwargs)
         if not hasattr(self, "_folder"):
             return files
+        for name, code in self._folder_code.items():
+            (Path(save_directory) / name).write_bytes(code)
         contents = {CONFIG: self._config()}
         if SPECIAL in self._folder:
             contents[SPECIAL] = self._folder[SPECIAL] | self._changed_names()
@@ -75,14 +82,20 @@ class HubFiles:
         config |= self._changed_names()
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
+        written = config.get("added_tokens_decoder", {})
         new = {
             str(number): token.__getstate__()
             for number, token in self.added_tokens_decoder.items()
-            if number not in self._folder_tokens
+            if str(number) not in written and self._is_new(number, str(token))
         }
         if new:
-            config["added_tokens_decoder"] = config.get("added_tokens_decoder", {}) | new
+            config["added_tokens_decoder"] = written | new
         return config
+
+    def _is_new(self: Any, number: int, token: str) -> bool:
+        """Whether an added token is neither in the folder's files nor in the family's code."""
+        beyond = number >= self.vocab_size and token not in self.code_tokens
+        return beyond or number not in self._folder_tokens
 
     def _changed_names(self: Any) -> dict[str, str]:
         """Named special tokens that differ from the folder's."""
@@ -96,6 +109,21 @@ class HubFiles:
         }
 
 
+def _code(files: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, bytes]:
+    """The Python files that ``auto_map`` names, to be handed on unread.
+
+    Args:
+        files: paths of the folder's tokenizer files, by argument name.
+        config: its ``tokenizer_config.json``.
+    """
+    if not config:
+        return {}
+    folder = Path(files["tokenizer_config_file"]).parent
+    classes = (config.get("auto_map") or {}).get("AutoTokenizer") or []
+    names = {f"{name.split('.')[0]}.py" for name in classes if name and "--" not in name}
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
 def _content(token: Any) -> str | None:
     """The text of a special token as a configuration writes it."""
     if isinstance(token, dict):
@@ -106,9 +134,10 @@ def _content(token: Any) -> str | None:
 def _refuse(token: str, number: str, folder: Any) -> None:
     raise UserError(
         tr(
-            f"the added token {token!r} should have the id {number}, which leaves a gap after the "
-            "vocabulary",
-            f"附加词元 {token!r} 的 id 应为 {number}，与词表之间存在空缺",
+            "the added token {token!r} should have the id {number}: there is a gap after the "
+            "vocabulary.",
+            token=token,
+            number=number,
         ),
         where=Where(file=f"{folder}/{CONFIG}", key="added_tokens_decoder"),
     )
