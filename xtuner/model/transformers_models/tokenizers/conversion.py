@@ -42,7 +42,8 @@ def from_sentencepiece(
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(file).read_bytes())
+    messages: Any = sentencepiece_model_pb2  # generated, without types
+    proto = messages.ModelProto.FromString(Path(file).read_bytes())
     texts = [piece.piece for piece in proto.pieces]
     for number, name in (names or {}).items():
         if number < len(texts):

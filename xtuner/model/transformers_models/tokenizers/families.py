@@ -24,7 +24,7 @@ from xtuner.utils.lang import tr
 TOKENIZER_FILE = "tokenizer.json"
 
 
-class _Fast(HubFiles, TokenizersBackend):  # type: ignore[misc]
+class _Fast(HubFiles, TokenizersBackend):
     """A fast tokenizer: of ``tokenizer.json`` where the folder has one, else of its vocabulary."""
 
     padding_side = "right"
@@ -42,7 +42,9 @@ class _Fast(HubFiles, TokenizersBackend):  # type: ignore[misc]
         super().__init__(vocab_file=vocab_file, tokenizer_file=tokenizer_file, **settings)
 
     @classmethod
-    def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
+    def convert_to_native_format(
+        cls, trust_remote_code: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """Leave the files to the constructor."""
         return kwargs
 
@@ -65,7 +67,7 @@ class _Fast(HubFiles, TokenizersBackend):  # type: ignore[misc]
 
     def save_vocabulary(
         self, save_directory: str, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
+    ) -> tuple[str]:
         """Copy the vocabulary file into a folder."""
         name = f"{filename_prefix}-" if filename_prefix else ""
         target = Path(save_directory) / (name + self.vocab_files_names["vocab_file"])
@@ -123,7 +125,7 @@ class QWenTokenizer(_Fast):
         return from_ranks(vocab_file, cls.PATTERN, cls.SPECIAL)
 
 
-class BaichuanTokenizer(HubFiles, SentencePieceBackend):  # type: ignore[misc]
+class BaichuanTokenizer(HubFiles, SentencePieceBackend):
     """Baichuan and Baichuan2."""
 
     named_tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -156,7 +158,7 @@ class BaiChuanTokenizer(BaichuanTokenizer):
     """Baichuan 7B's name of the class."""
 
 
-class ChatGLMTokenizer(HubFiles, SentencePieceBackend):  # type: ignore[misc]
+class ChatGLMTokenizer(HubFiles, SentencePieceBackend):
     """ChatGLM2 and ChatGLM3.
 
     ``[gMASK]`` and ``sop`` stand before every text. In text only the roles are special tokens, and
@@ -210,7 +212,9 @@ class ChatGLMTokenizer(HubFiles, SentencePieceBackend):  # type: ignore[misc]
         roles = self.ROLES if self.encode_special_tokens else ()
         return {**self._added_tokens_encoder, **{role: self._special_ids[role] for role in roles}}
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(  # type: ignore[override]
+        self, text: str, **kwargs: Any
+    ) -> list[str]:
         """The tokens of a text; only added tokens and, where asked for, roles are special."""
         tokens: list[str] = []
         for part in self.tokens_trie.split(text):

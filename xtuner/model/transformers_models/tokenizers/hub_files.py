@@ -31,6 +31,9 @@ class HubFiles:
         writes_names: whether that code reads named special tokens from the configuration.
     """
 
+    _folder: dict[str, Any]
+    _folder_code: dict[str, bytes]
+    _folder_tokens: dict[int, AddedToken]
     named_tokens: ClassVar[dict[str, str]] = {}
     code_tokens: ClassVar[tuple[str, ...]] = ()
     writes_names: ClassVar[bool] = True
