@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from xtuner.export.model_folder import find_model
+from xtuner.model.remote_code import find_source
 
 # What from_pretrained takes besides the settings of a model's config.
 _LOADING_ONLY = (
@@ -67,11 +68,13 @@ def _empty_loader(owner: Any) -> Callable[..., Any]:
         path = str(pretrained_model_name_or_path)
         for name in _LOADING_ONLY:
             settings.pop(name, None)
+        source = find_source(owner, path, trusted=trust_remote_code)
+        trusted = trust_remote_code and source is not None and source.is_remote
         config = settings.pop("config", None) or AutoConfig.from_pretrained(
-            find_model(path), trust_remote_code=trust_remote_code, **settings
+            find_model(path), trust_remote_code=trusted, **settings
         )
         if hasattr(owner, "from_config"):  # an Auto class
-            model = owner.from_config(config, trust_remote_code=trust_remote_code)
+            model = owner.from_config(config, trust_remote_code=trusted)
         else:
             model = owner._from_config(config)
         model.config.name_or_path = path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch import nn
 
 from xtuner.model.modules import attention
 from xtuner.model.modules.sequence_parallel import require_shareable
+from xtuner.model.remote_code import ModelSource, find_source, restore_buffers
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.registry import BUILDER, READERS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+logger = logging.getLogger(__name__)
 VOCABULARY_MULTIPLE = 64
 """A grown vocabulary is rounded up to this: matrices of such widths are faster."""
 
@@ -40,7 +43,8 @@ def build_llm(
         A ``PreTrainedModel``.
 
     Raises:
-        UserError: when ranks share rows, and this model cannot be computed so.
+        UserError: when ranks share rows, and this model cannot be computed so; when the model
+            needs code of its folder, and the config does not say that it may run.
     """
     if isinstance(llm, nn.Module):
         built: Any = llm
@@ -54,13 +58,36 @@ def build_llm(
 
 def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | None) -> Any:
     settings = dict(llm)
-    if getattr(settings.get("type"), "__name__", "") == "from_pretrained":
+    if getattr(settings.get("type"), "__name__", "") != "from_pretrained":
+        return BUILDER.build(settings)
+    source = _source(settings)
+    if source is None or source.takes_our_attention:
         settings.setdefault("attn_implementation", attention.register())
-        if full and not {"dtype", "torch_dtype", "quantization_config"} & settings.keys():
-            settings["dtype"] = torch.float32
-        if max_position_embeddings:
-            settings["config"] = _stretched(settings, max_position_embeddings)
-    return BUILDER.build(settings)
+    if full and not {"dtype", "torch_dtype", "quantization_config"} & settings.keys():
+        settings["dtype"] = torch.float32
+    if max_position_embeddings:
+        settings["config"] = _stretched(settings, max_position_embeddings)
+    built = BUILDER.build(settings)
+    if source is not None and source.is_remote:
+        restored = restore_buffers(built)
+        if restored:
+            logger.info(
+                "%d buffers of %s were computed again.", len(restored), source.model_class.__name__
+            )
+    return built
+
+
+def _source(settings: dict[str, Any]) -> ModelSource | None:
+    """Where the model's class comes from; code of the folder is only trusted where it is needed."""
+    loader = getattr(settings["type"], "__self__", None)
+    name_or_path = settings.get("pretrained_model_name_or_path")
+    if loader is None or name_or_path is None:
+        return None
+    trusted = bool(settings.get("trust_remote_code"))
+    source = find_source(loader, str(name_or_path), trusted=trusted)
+    if source is not None and not source.is_remote and trusted:
+        settings["trust_remote_code"] = False
+    return source
 
 
 def keep_4bit_layout(llm: nn.Module) -> None:

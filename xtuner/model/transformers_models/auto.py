@@ -34,6 +34,7 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoTokenizer",
     "Family",
+    "model_classes",
     "register",
     "register_models",
 ]
@@ -143,6 +144,19 @@ def register_models(config_class: type) -> None:
             continue
         for auto, model_class in family.model_classes().items():
             getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
+
+
+def model_classes(auto_class: Any, model_type: str) -> dict[str, Any]:
+    """The classes, by name, that an Auto class has for a ``model_type``; those preferred first."""
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return {}
+    config_class = CONFIG_MAPPING[model_type]
+    register_models(config_class)
+    found = auto_class._model_mapping.get(config_class, ())
+    classes = found if isinstance(found, tuple) else (found,)
+    return {model_class.__name__: model_class for model_class in classes}
 
 
 register()
