@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from xtuner.model.transformers_models.tokenizers.conversion import from_sentencepiece
 
 TEXTS = [
     "Please introduce yourself. I am a small assistant made for tests, and I speak English.",
@@ -40,7 +42,8 @@ class Layout:
 
     Attributes:
         tokenizer_class: of ``tokenizer_config.json``.
-        modules: classes of ``auto_map``: the slow one and the fast one, with their modules.
+        modules: classes of ``auto_map``: the slow one and the fast one, with their modules; none
+            where the folder has no code for its tokenizer.
         vocab_file: name of the vocabulary.
         settings: the rest of ``tokenizer_config.json``.
         sentencepiece: settings of the SentencePiece trainer beside the common ones.
@@ -51,7 +54,7 @@ class Layout:
     """
 
     tokenizer_class: str
-    modules: tuple[str, str | None]
+    modules: tuple[str | None, ...] = ()
     vocab_file: str = "tokenizer.model"
     settings: dict[str, Any] = field(default_factory=dict)
     sentencepiece: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +69,18 @@ _INTERNLM2_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
     "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_MINICPM_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{'<用户>' + message['content'].strip() + '<AI>'}}"
+    "{% else %}{{message['content'].strip()}}{% endif %}{% endfor %}"
+)
+_DEEPSEEK_NAMES = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
+_DEEPSEEK_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ 'User: ' + message['content'] + '\n\n' }}{% elif message['role'] == 'assistant' %}"
+    "{{ 'Assistant: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 _INTERNLM2_ADDED = (
     *("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>"),
@@ -160,6 +175,39 @@ LAYOUTS = {
     "baichuan2": _baichuan("BaichuanTokenizer", 110, single_word=True),
     "chatglm2": _CHATGLM,
     "chatglm3": _CHATGLM,
+    "minicpm": Layout(
+        "LlamaTokenizer",
+        settings={
+            **_NAMES,
+            "pad_token": "<unk>",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "legacy": True,
+            "model_max_length": 1000000000000000019884624838656,
+            "sp_model_kwargs": {},
+            "use_default_system_prompt": False,
+            "chat_template": _MINICPM_TEMPLATE,
+        },
+        sentencepiece={"add_dummy_prefix": True},
+    ),
+    "deepseek": Layout(
+        "LlamaTokenizerFast",
+        vocab_file="tokenizer.json",
+        settings={
+            **_DEEPSEEK_NAMES,
+            "pad_token": _DEEPSEEK_NAMES["eos_token"],
+            "unk_token": None,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "legacy": True,
+            "model_max_length": 4096,
+            "sp_model_kwargs": {},
+            "chat_template": _DEEPSEEK_TEMPLATE,
+        },
+        special_tokens_map=False,
+    ),
     "qwen": Layout(
         "QWenTokenizer",
         ("tokenization_qwen.QWenTokenizer", None),
@@ -183,21 +231,26 @@ def write_tokenizer(folder: Path, family: str) -> int:
     layout = LAYOUTS[family]
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(layout.settings)
-    config["auto_map"] = {"AutoTokenizer": list(layout.modules)}
+    if layout.modules:
+        config["auto_map"] = {"AutoTokenizer": list(layout.modules)}
     config["tokenizer_class"] = layout.tokenizer_class
     if layout.vocab_file == "qwen.tiktoken":
         ids = _write_ranks(folder / layout.vocab_file) + QWEN_SPECIAL
+    elif layout.vocab_file == "tokenizer.json":
+        ids = _write_byte_level(folder / layout.vocab_file, config)
     else:
-        segments = _write_sentencepiece(folder / layout.vocab_file, layout)
+        pieces = _write_sentencepiece(folder / layout.vocab_file, layout)
         special = dict(enumerate(["<unk>", "<s>", "</s>"]))
-        special |= dict(enumerate(layout.renamed + layout.added, segments - len(layout.renamed)))
+        special |= dict(enumerate(layout.renamed + layout.added, pieces - len(layout.renamed)))
         if len(special) > 3:
             config["added_tokens_decoder"] = {
                 str(number): {**_added_token(text), "special": True}
                 for number, text in special.items()
             }
-        ids = segments + len(layout.added)
+        ids = pieces + len(layout.added)
         ids += CHATGLM_SPECIAL if layout.tokenizer_class == "ChatGLMTokenizer" else 0
+    if layout.tokenizer_class == "LlamaTokenizer":
+        _write_converted(folder)
     _write_json(folder / "tokenizer_config.json", config)
     if layout.special_tokens_map:
         names = [*_NAMES, "additional_special_tokens"]
@@ -246,25 +299,55 @@ def _write_sentencepiece(file: Path, layout: Layout) -> int:
     )
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     for symbol in layout.symbols:
-        proto.segments.add(piece=symbol, score=0.0, type=USER_DEFINED)
+        proto.pieces.add(piece=symbol, score=0.0, type=USER_DEFINED)
     file.write_bytes(proto.SerializeToString())
-    return len(proto.segments)
+    return len(proto.pieces)
 
 
 def _write_ranks(file: Path) -> int:
     """Train byte-level BPE and write tiktoken's file of ranks; the number of its tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=480,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    tokenizer = _byte_level(special=[])
     ranked = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     lines = [f"{base64.b64encode(_as_bytes(token)).decode()} {rank}\n" for token, rank in ranked]
     file.write_text("".join(lines), "utf-8")
     return len(ranked)
+
+
+def _byte_level(special: list[str]) -> Tokenizer:
+    """Train byte-level BPE; special tokens have the first ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=special,
+    )
+    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    return tokenizer
+
+
+def _write_byte_level(file: Path, names: dict[str, Any]) -> int:
+    """Train byte-level BPE, write ``tokenizer.json`` that puts bos first; the tokens' number."""
+    tokenizer = _byte_level(special=[names["bos_token"], names["eos_token"]])
+    _put_bos_first(tokenizer, names["bos_token"])
+    tokenizer.save(str(file))
+    return int(tokenizer.get_vocab_size())
+
+
+def _write_converted(folder: Path) -> None:
+    """Write ``tokenizer.json`` beside a SentencePiece model, as transformers 4 converted it."""
+    tokenizer = from_sentencepiece(folder / "tokenizer.model", split_symbols=True)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    _put_bos_first(tokenizer, "<s>")
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _put_bos_first(tokenizer: Tokenizer, bos: str) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
 
 
 def _as_bytes(token: str) -> bytes:

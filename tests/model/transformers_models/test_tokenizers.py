@@ -25,6 +25,7 @@ from xtuner.utils.errors import UserError
 GOLDEN = Path(__file__).parents[2] / "golden" / "hub_tokenizers"
 PUBLISHED = json.loads((GOLDEN / "ids.json").read_text("utf-8"))
 TEXTS: list[str] = PUBLISHED["texts"]
+OURS = [family for family, layout in LAYOUTS.items() if layout.modules]
 
 
 def golden_folder(folder: Path, name: str) -> Path:
@@ -53,7 +54,7 @@ def test_ids_are_those_of_the_hubs_code(tmp_path, name, trust):
     )
 
 
-@pytest.mark.parametrize("family", LAYOUTS)
+@pytest.mark.parametrize("family", [*LAYOUTS])
 def test_the_number_of_ids_fits_a_model(tmp_path, family):
     ids = write_tokenizer(tmp_path, family)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -87,7 +88,7 @@ def test_converted_sentencepiece_gives_sentencepieces_ids(tmp_path, family):
         )
 
 
-@pytest.mark.parametrize("family", LAYOUTS)
+@pytest.mark.parametrize("family", OURS)
 def test_a_saved_folder_is_the_hubs_folder(tmp_path, family):
     source, target, again = tmp_path / "hub", tmp_path / "saved", tmp_path / "again"
     write_tokenizer(source, family)
@@ -133,7 +134,7 @@ def test_changes_are_saved_and_the_rest_stays(tmp_path, family):
         assert {**added}[str(tokenizer.convert_tokens_to_ids("<tool>"))]["content"] == "<tool>"
 
 
-@pytest.mark.parametrize("family", LAYOUTS)
+@pytest.mark.parametrize("family", OURS)
 def test_copies_and_other_processes_have_the_same_ids(tmp_path, family):
     write_tokenizer(tmp_path, family)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -141,7 +142,7 @@ def test_copies_and_other_processes_have_the_same_ids(tmp_path, family):
         assert [other.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
 
 
-@pytest.mark.parametrize("family", LAYOUTS)
+@pytest.mark.parametrize("family", OURS)
 def test_text_comes_back(tmp_path, family):
     write_tokenizer(tmp_path, family)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
