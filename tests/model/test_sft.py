@@ -78,7 +78,12 @@ ARCHITECTURES = {
     "qwen2": {},
     "qwen3": {},
     "mistral": {"sliding_window": 4},
-    "gemma2": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma2": {
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "attn_logit_softcapping": 0.05,  # of the size of the scores of a tiny model
+        "final_logit_softcapping": 0.05,
+    },
     "cohere": {"logit_scale": 0.25},
     "phi3": {},
 }

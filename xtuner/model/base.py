@@ -81,8 +81,8 @@ class FinetuneModel(BaseModel):
             # which joins the steps of plain modules better than ours can be
             compiled.compile_layers(self.causal_lm)
         else:
-            fused_layers.speed_up(self.llm)
-            linear.speed_up(self.llm)
+            fused_layers.apply_fused_layers(self.llm)
+            linear.apply_fused_linear(self.llm)
             liger.speed_up(self.causal_lm)
             if not full:
                 fast_lora.speed_up(self.llm)

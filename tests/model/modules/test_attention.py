@@ -89,15 +89,19 @@ def test_scores_that_would_overflow_are_masked(compiled):
 def test_which_backward_is_taken(monkeypatch):
     """Products up to a length where kernels are compiled, otherwise torch's; none in float32."""
     taken = []
-    for name in ("by_torch", "by_products"):
+    for name in ("backward_by_torch", "backward_by_matmul"):
         monkeypatch.setattr(
             cpu_attention._Row, name, lambda row, part, name=name: taken.append((name, part))
         )
     borders = torch.tensor([0, 30, 830, 833])
     short, long, last = slice(0, 30), slice(30, 830), slice(830, 833)
     for is_compiled, dtype, expected in (
-        (False, torch.bfloat16, [("by_torch", part) for part in (short, long, last)]),
-        (True, torch.bfloat16, [("by_products", [short, last]), ("by_torch", long)]),
+        (False, torch.bfloat16, [("backward_by_torch", part) for part in (short, long, last)]),
+        (
+            True,
+            torch.bfloat16,
+            [("backward_by_matmul", [short, last]), ("backward_by_torch", long)],
+        ),
         (True, torch.float32, []),
     ):
         monkeypatch.setattr(Kernel, "compiled", is_compiled)

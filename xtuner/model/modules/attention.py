@@ -1,35 +1,48 @@
-"""Attention for packed and padded rows that never forms a mask of S x S.
+"""The attention function of every model: packed and padded rows, and no mask of S x S.
 
 One function is registered with transformers' ``AttentionInterface`` under the name ``xtuner``, so
-it serves every architecture that asks that interface. Where a batch is packed, the borders of its
-samples come with the call (``cu_seq_lens_q``) and each sample attends to itself alone:
+it serves every architecture that asks that interface. It finds out what kind of row and of scores a
+call has, and hands it to the backend that was chosen for this kind, once in a process, from
+``PACKED_BACKENDS``, ``PADDED_BACKENDS`` or ``DENSE_BACKENDS``.
 
-* flash-attn where it is installed and the tensors are on a GPU,
-* torch's own variable-length kernel on a GPU without it,
-* scaled-dot-product attention sample by sample elsewhere; on a CPU see ``cpu_attention``.
+* A packed row brings ``cu_seq_lens_q``; its samples do not see each other.
+* Padding is given by a mask (B, T), never by one of S x S.
+* With a ``sequence_group``, ranks exchange tokens for heads before and after, so that each of them
+  computes whole rows.
 
-Where ranks share rows (``sequence_group``), they exchange tokens for heads before and after, so
-that all of this looks at whole rows.
-
-Shapes: B batch, H query heads, K key heads (H is a multiple of K), S tokens, D width of a head.
+Shapes: B batch, H query heads, K key heads (H is a multiple of K), S queries, T keys, D width of a
+head.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from xtuner.model.backends.cpu import attention as cpu_attention
+from xtuner.model.backends import environment
+from xtuner.model.backends.cpu import attention as cpu
+from xtuner.model.backends.gpu.attention import FLASH_ATTN, VARLEN_ATTN
+from xtuner.model.backends.interfaces import (
+    AttentionOptions,
+    DenseKernel,
+    PackedKernel,
+    Packing,
+    PaddedKernel,
+    padding_of,
+    sample_lengths,
+)
+from xtuner.model.backends.registry import Backend, Case, choose
+from xtuner.model.backends.sdpa import BLOCKS, SDPA
 from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
+from xtuner.utils.lang import tr
 
 NAME = "xtuner"
-BLOCK = 1024
-"""Queries taken at once where a window or a soft cap needs scores of its own."""
 
 
 def register() -> str:
@@ -54,273 +67,218 @@ def attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     s_aux: Tensor | None = None,
-    sequence_group: Any = None,
+    sequence_group: torch.distributed.ProcessGroup | None = None,
     sequence_mask: Tensor | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
-    """Attend causally; packed samples and padding do not see each other.
+    """Compute attention; packed samples and padding do not see each other.
 
     Args:
-        module: the layer; ``is_causal`` False on it lets tokens see what follows them.
+        module: the layer; ``is_causal`` False on it lets tokens see those after them.
         query: (B, H, S, D).
-        key: (B, K, T, D); T > S when cached keys stand before the new ones.
-        value: (B, K, T, D).
+        key: (B, K, T, D); T > S where keys of earlier tokens are cached.
+        value: (B, K, T, V).
         attention_mask: (B, T), 0 where there is padding; None when there is none.
         scaling: factor on the scores; 1 / sqrt(D) when None.
-        dropout: probability with which a score is dropped.
+        dropout: probability with which a weight is dropped.
         sliding_window: how many tokens, itself included, a token sees; None: all before it.
         softcap: scores are ``softcap * tanh(scores / softcap)``; None: as they are.
-        cu_seq_lens_q: (samples + 1,) borders of the samples of a packed row; B is 1.
+        is_causal: in place of the layer's own.
+        cu_seq_lens_q: (samples + 1,) where the samples of a packed row begin and end; B is 1.
         max_length_q: tokens of the longest packed sample.
-        sequence_group: the ranks that share the rows. S is then this rank's stretch; borders and
-            ``sequence_mask`` are those of whole rows.
+        s_aux: (H,) attention sinks, one more column of the softmax.
+        sequence_group: the ranks that share the rows. S is then the length of this rank's shard;
+            ``cu_seq_lens_q`` and ``sequence_mask`` are those of whole rows.
         sequence_mask: takes the place of ``attention_mask`` with a ``sequence_group``.
 
     Returns:
-        (B, S, H, D), and None in place of the weights.
+        (B, S, H, V), contiguous, and None in place of the weights.
 
     Raises:
-        NotImplementedError: for attention sinks.
+        NotImplementedError: for attention sinks with a ``sequence_group``.
     """
-    if s_aux is not None:
-        raise NotImplementedError(
-            "attention sinks are not computed here: set attn_implementation='eager' in the model "
-            "and use_varlen_attn=False."
-        )
-    query, key, value = _as_autocast((query, key, value))
-    causal = bool(getattr(module, "is_causal", True))
-    settings: dict[str, Any] = {
-        "scaling": scaling,
-        "dropout": dropout,
-        "window": sliding_window,
-        "cap": softcap,
-    }
-    packed = None if cu_seq_lens_q is None else (cu_seq_lens_q, max_length_q)
+    query, key, value = _autocast(query, key, value)
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    options = AttentionOptions(causal, scaling, dropout, sliding_window, softcap, s_aux)
     if sequence_group is None:
-        return _attend(query, key, value, attention_mask, causal, packed, settings), None
+        out = _attend(query, key, value, attention_mask, cu_seq_lens_q, max_length_q, options)
+        return out, None
+    if s_aux is not None:
+        raise NotImplementedError("attention sinks cannot be computed by ranks that share rows")
     heads = query.shape[1]
     query, key, value = to_heads(query, key, value, sequence_group)
     if query.shape[1]:
-        out = _attend(query, key, value, sequence_mask, causal, packed, settings)
+        out = _attend(query, key, value, sequence_mask, cu_seq_lens_q, max_length_q, options)
     else:
         out = no_heads(query, key, value)
     return to_tokens(out, heads, sequence_group), None
+
+
+def _autocast(*tensors: Tensor) -> Sequence[Tensor]:
+    """The tensors as autocast would cast them for each sample, cast once for all samples."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
 
 
 def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    causal: bool,
-    borders: tuple[Tensor, int | None] | None,
-    settings: dict[str, Any],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    options: AttentionOptions,
 ) -> Tensor:
-    """Attention over whole rows: (B, S, H, D)."""
-    if borders is not None:
-        cu_seq_lens_q, max_length_q = borders
-        if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-            packed = _packed_on_gpu(
-                query, key, value, cu_seq_lens_q, int(max_length_q or query.shape[2]), **settings
-            )
-            if packed is not None:
-                return packed
-        lengths = cu_seq_lens_q.diff().tolist()
-        if (
-            causal
-            and _is_plain(max(lengths), settings)
-            and cpu_attention.applies(query, key, value)
-        ):
-            return cpu_attention.attend(query, key, value, lengths, settings["scaling"])
-    elif attention_mask is not None and not bool(attention_mask.all()):
-        return _padded(query, key, value, attention_mask, causal, settings)
-    else:
-        return _segment(query, key, value, causal, **settings).transpose(1, 2)
+    """Attention over whole rows: (B, S, H, V)."""
+    if cu_seqlens is not None:
+        longest = max(sample_lengths(cu_seqlens)) if max_seqlen is None else int(max_seqlen)
+        packed = packed_kernel(Facts.of(query, key, value, longest, options))
+        return packed(query, key, value, Packing(cu_seqlens, longest), options)
+    if mask is not None:
+        has_padding, right = padding_of(mask)
+        if has_padding:
+            facts = Facts.of(query, key, value, key.shape[2], options)
+            return padded_kernel(facts, right)(query, key, value, mask, options)
+    return attend_dense(query, key, value, options)
+
+
+def attend_dense(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
+    """A ``DenseKernel``: the one chosen for rows of this kind."""
+    kernel = dense_kernel(Facts.of(query, key, value, key.shape[2], options))
+    return kernel(query, key, value, options)
+
+
+def attend_by_sample(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, options: AttentionOptions
+) -> Tensor:
+    """A ``PackedKernel``: sample by sample."""
+    lengths = sample_lengths(packing.cu_seqlens)
     # split, not slices: autograd would make a tensor of zeros of the whole row for each slice
     samples = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
-    parts = [_segment(q, k, v, causal, **settings) for q, k, v in samples if q.shape[2]]
-    return torch.cat(parts, dim=2).transpose(1, 2)
+    return torch.cat([attend_dense(*each, options) for each in samples if each[0].shape[2]], dim=1)
 
 
-def _as_autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What autocast would make of the tensors of each sample, once for all samples."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
-
-
-def _padded(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    causal: bool,
-    settings: dict[str, Any],
+def attend_whole_rows(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: AttentionOptions
 ) -> Tensor:
-    """Rows with padding, one by one; the output at padding is 0."""
+    """A ``PaddedKernel`` for padding that no token sees; the output at padding means nothing."""
+    return attend_dense(query, key, value, options)
+
+
+def attend_by_row(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: AttentionOptions
+) -> Tensor:
+    """A ``PaddedKernel``: row by row without its padding; the output at padding is 0."""
     new = query.shape[2]
-    out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-    for row, mask in enumerate(attention_mask.bool()):
-        keys = mask.nonzero().flatten()
-        # queries are the last `new` of the keys' places
-        queries = mask[-new:].nonzero().flatten()
+    out = query.new_zeros(query.shape[0], new, query.shape[1], value.shape[3])
+    for row, tokens in enumerate(mask.bool()):
+        keys = tokens.nonzero().flatten()
+        queries = tokens[-new:].nonzero().flatten()  # those of the last `new` keys
         if not len(queries):
             continue
-        part = _segment(
+        part = attend_dense(
             query[row : row + 1][:, :, queries],
             key[row : row + 1][:, :, keys],
             value[row : row + 1][:, :, keys],
-            causal,
-            **settings,
+            options,
         )
-        out[row, queries] = part[0].transpose(0, 1).to(out.dtype)
+        out[row, queries] = part[0].to(out.dtype)
     return out
 
 
-def _segment(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    causal: bool,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    cap: float | None,
-) -> Tensor:
-    """Attention within one sample: (B, H, S, D); queries are the last S of the T keys."""
-    new, total = query.shape[2], key.shape[2]
-    windowed = causal and window is not None and window < total
-    settings = {"dropout": dropout, "window": window, "cap": cap}
-    if causal and _is_plain(total, settings) and cpu_attention.applies(query, key, value):
-        q, k, v = (t.transpose(0, 1).flatten(1, 2)[None] for t in (query, key, value))
-        out = cpu_attention.attend(q, k, v, [total] * len(query), scaling)
-        return out[0].unflatten(0, (len(query), total)).transpose(1, 2)
-    if not windowed and cap is None and (new == total or new == 1 or not causal):
-        return scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=dropout,
-            is_causal=causal and new > 1,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+def _unsupported_by_whole_rows(case: Case) -> str | None:
+    if not case.right_padded:
+        return tr("padding is not only after the last token of a row")
+    if not case.causal or case.cached:
+        return tr("tokens would see padding")
+    return None
+
+
+PACKED_BACKENDS: tuple[Backend[PackedKernel], ...] = (
+    cpu.PACKED,
+    FLASH_ATTN,
+    VARLEN_ATTN,
+    Backend("torch sdpa, sample by sample", lambda case: None, lambda case: attend_by_sample),
+)
+"""For packed rows, the best first."""
+PADDED_BACKENDS: tuple[Backend[PaddedKernel], ...] = (
+    # On a CPU, row by row costs less: nothing is computed for padding, and there is no GPU to wait
+    # for when the lengths of rows are read.
+    Backend(
+        "whole rows", _unsupported_by_whole_rows, lambda case: attend_whole_rows, device="cuda"
+    ),
+    Backend("row by row", lambda case: None, lambda case: attend_by_row),
+)
+"""For rows with padding, likewise."""
+DENSE_BACKENDS: tuple[Backend[DenseKernel], ...] = (cpu.DENSE, SDPA, BLOCKS)
+"""For rows, or samples, without padding, likewise."""
+
+
+class Facts(NamedTuple):
+    """What a choice depends on and a call says; named as in ``Case``."""
+
+    device: torch.device
+    dtype: torch.dtype
+    qk_width: int
+    v_width: int
+    grouped: bool
+    causal: bool
+    cached: bool
+    single_query: bool
+    sliding_window: bool
+    softcap: bool
+    sinks: bool
+    dropout: bool
+    scaled: bool
+
+    @classmethod
+    def of(
+        cls, query: Tensor, key: Tensor, value: Tensor, longest: int, options: AttentionOptions
+    ) -> Facts:
+        """Those of a call whose longest sample, or row, has ``longest`` tokens."""
+        window, scaling, width = options.sliding_window, options.scaling, query.shape[-1]
+        return cls(
+            device=query.device,
+            dtype=query.dtype,
+            qk_width=width,
+            v_width=value.shape[-1],
+            grouped=query.shape[1] != key.shape[1],
+            causal=options.causal,
+            cached=query.shape[2] != key.shape[2],
+            single_query=query.shape[2] == 1,
+            sliding_window=window is not None and window < longest,
+            softcap=options.softcap is not None,
+            sinks=options.sinks is not None,
+            dropout=options.dropout > 0,
+            scaled=scaling is not None and not math.isclose(scaling, width**-0.5, rel_tol=1e-6),
         )
-    parts = []
-    for start in range(0, new, BLOCK):
-        stop = min(start + BLOCK, new)
-        last = total - new + stop if causal else total
-        first = max(0, total - new + start - window + 1) if windowed and window else 0
-        mask = _block_mask(total - new + start, total - new + stop, first, last, causal, window)
-        parts.append(
-            _block(
-                query[:, :, start:stop],
-                key[:, :, first:last],
-                value[:, :, first:last],
-                mask.to(query.device),
-                scaling,
-                dropout,
-                cap,
-            )
-        )
-    return torch.cat(parts, dim=2)
+
+    def case(self) -> Case:
+        """The whole case: what a call says, and what this machine has."""
+        found = self._asdict() | {"device": self.device.type}
+        libraries, capability = environment.libraries(), environment.capability(self.device)
+        return Case(libraries=libraries, capability=capability, **found)
 
 
-def _is_plain(longest: int, settings: dict[str, Any]) -> bool:
-    """Whether scores of samples up to so long are causal, and nothing else."""
-    window = settings["window"]
-    seen = window is None or window >= longest
-    return seen and settings["cap"] is None and not settings["dropout"]
+@functools.cache
+def packed_kernel(facts: Facts) -> PackedKernel:
+    """What computes packed rows, chosen once for calls of a kind."""
+    return choose(PACKED_BACKENDS, replace(facts.case(), packed=True)).build()
 
 
-def _block_mask(
-    query_from: int, query_to: int, key_from: int, key_to: int, causal: bool, window: int | None
-) -> Tensor:
-    """(queries, keys), True where a query sees a key; positions are those within the sample."""
-    queries = torch.arange(query_from, query_to)[:, None]
-    keys = torch.arange(key_from, key_to)[None, :]
-    if not causal:
-        return torch.ones(len(queries), keys.shape[1], dtype=torch.bool)
-    seen = keys <= queries
-    return seen if window is None else seen & (keys > queries - window)
+@functools.cache
+def padded_kernel(facts: Facts, right: bool) -> PaddedKernel:
+    """What computes rows with padding; ``right``: it is only after the last token of each row."""
+    return choose(PADDED_BACKENDS, replace(facts.case(), right_padded=right)).build()
 
 
-def _block(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    scaling: float | None,
-    dropout: float,
-    cap: float | None,
-) -> Tensor:
-    if cap is None:
-        return scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-    groups = query.shape[1] // key.shape[1]
-    key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query @ key.transpose(2, 3)).float() * factor
-    scores = cap * torch.tanh(scores / cap)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(query.dtype)
-    return nn.functional.dropout(weights, dropout) @ value
-
-
-def _packed_on_gpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    borders: Tensor,
-    longest: int,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    cap: float | None,
-) -> Tensor | None:
-    """The packed row by one kernel, (1, S, H, D); None where no kernel here can do it."""
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    sides = (-1 if window is None else window - 1, 0)
-    if importlib.util.find_spec("flash_attn") is not None:
-        from flash_attn import flash_attn_varlen_func
-
-        return flash_attn_varlen_func(
-            q,
-            k,
-            v,
-            borders,
-            borders,
-            longest,
-            longest,
-            dropout_p=dropout,
-            softmax_scale=scaling,
-            causal=True,
-            window_size=sides,
-            softcap=cap or 0.0,
-        ).unsqueeze(0)
-    if dropout or cap is not None or importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return None
-    from torch.nn.attention.varlen import varlen_attn
-
-    out: Any = varlen_attn(
-        q,
-        k,
-        v,
-        borders,
-        borders,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=sides,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return out.unsqueeze(0)
+@functools.cache
+def dense_kernel(facts: Facts) -> DenseKernel:
+    """What computes rows, or samples, without padding."""
+    return choose(DENSE_BACKENDS, facts.case()).build()

@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_as_exact_as_those_of_transformers(kind, shape, u
     ids = torch.randint(1, 64, shape)
     exact = outcome(model, ids, autocast=False)
     plain = outcome(model, ids, autocast=True)
-    norms, gates, _ = fused_layers.speed_up(model)
+    norms, gates, _ = fused_layers.apply_fused_layers(model)
     rotary = getattr(sys.modules[type(model).__module__], fused_layers.ROTARY, None)
     assert (norms, gates, isinstance(rotary, fused_layers._Rotary)) == KINDS[kind]
     found = outcome(model, ids, autocast=True)
@@ -104,9 +104,9 @@ def test_other_modules_stay_as_they_are():
             return self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x)))
 
     others = [nn.LayerNorm(8), Centred(), nn.Linear(4, 4), Gated(nn.GELU()), Swapped(nn.SiLU())]
-    assert fused_layers.speed_up(nn.Sequential(*others))[:2] == (0, 0)
+    assert fused_layers.apply_fused_layers(nn.Sequential(*others))[:2] == (0, 0)
     with torch.device("meta"):  # as where a model is built without its weights
-        assert fused_layers.speed_up(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
+        assert fused_layers.apply_fused_layers(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
 
 
 class Gated(nn.Module):
@@ -124,7 +124,7 @@ import torch
 from xtuner.model.backends.cpu import kernels
 kernels.compile_kernels()
 x, weight = torch.randn(3, 8), torch.randn(8)
-out, _ = kernels.normed(x, weight, 1e-5, 0.0, torch.float32)
+out, _ = kernels.rms_norm(x, weight, 1e-5, 0.0, torch.float32)
 torch.testing.assert_close(out, torch.nn.functional.rms_norm(x, (8,), weight, 1e-5))
 assert not kernels.Kernel.compiled
 """

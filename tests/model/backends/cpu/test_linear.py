@@ -28,7 +28,7 @@ def test_gradients_are_as_exact_as_those_of_torch(shape, bias):
         return out, *torch.autograd.grad(out, tensors, slope.to(out.dtype))
 
     exact, plain = outcome(autocast=False), outcome()
-    assert linear.speed_up(layer) == 1
+    assert linear.apply_fused_linear(layer) == 1
     for one, other, true in zip(outcome(), plain, exact, strict=True):
         assert one.dtype == other.dtype
         assert one.is_contiguous()
@@ -43,12 +43,15 @@ def test_frozen_small_and_other_layers_stay_as_they_are():
         pass
 
     layers = [nn.Linear(20, 12).requires_grad_(False), nn.Linear(11, 20), Own(20, 12)]
-    assert linear.speed_up(nn.Sequential(*layers, nn.Linear(20, 200), nn.Linear(20, 160))) == 1
+    assert (
+        linear.apply_fused_linear(nn.Sequential(*layers, nn.Linear(20, 200), nn.Linear(20, 160)))
+        == 1
+    )
 
 
 def test_a_layer_frozen_later_needs_no_gradient():
     layer = nn.Linear(20, 12)
-    linear.speed_up(layer)
+    linear.apply_fused_linear(layer)
     layer.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert not layer(torch.randn(3, 20)).requires_grad
@@ -57,6 +60,6 @@ def test_a_layer_frozen_later_needs_no_gradient():
 def test_without_compiled_kernels_torch_computes(monkeypatch):
     monkeypatch.setattr(Kernel, "compiled", False)
     layer = nn.Linear(20, 12)
-    linear.speed_up(layer)
+    linear.apply_fused_linear(layer)
     with torch.autocast("cpu", torch.bfloat16):
         assert type(layer(torch.randn(3, 20)).grad_fn).__name__ == "AddmmBackward0"

@@ -20,7 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtuner.model.backends.cpu.kernels import Kernel, dotted, scores_back
+from xtuner.model.backends.cpu.kernels import Kernel, rowwise_dot, softmax_backward
+from xtuner.model.backends.interfaces import (
+    AttentionOptions,
+    DenseKernel,
+    PackedKernel,
+    Packing,
+    sample_lengths,
+)
+from xtuner.model.backends.registry import Backend, Case
+from xtuner.utils.lang import tr
+from xtuner.utils.types import AutogradContext
 
 SHORT = 384
 """Tokens up to which torch's backward is quicker in float32; measured with heads of 64."""
@@ -30,15 +40,6 @@ STEP = 64
 """Samples put together are made up to a multiple of so many tokens."""
 SCORES = 2**23
 """Scores of a batch: 16 MiB, twice; more only where one sample has more."""
-
-
-def applies(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether this way is meant for these: of one width, in bf16 on a CPU, without cached keys."""
-    widths = {query.shape[-1], key.shape[-1], value.shape[-1]}
-    types = {query.dtype, key.dtype, value.dtype}
-    if query.device.type != "cpu" or types != {torch.bfloat16} or len(widths) > 1:
-        return False
-    return query.shape[2] == key.shape[2]
 
 
 def attend(
@@ -62,12 +63,51 @@ def attend(
     return out[None]
 
 
+def _attend_packed(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, options: AttentionOptions
+) -> Tensor:
+    lengths = sample_lengths(packing.cu_seqlens)
+    return attend(query, key, value, lengths, options.scaling)
+
+
+def _attend_rows(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
+    rows, length = query.shape[0], query.shape[2]
+    joined = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
+    out = attend(*joined, [length] * rows, options.scaling)
+    return out[0].unflatten(0, (rows, length))
+
+
+def _unsupported(case: Case) -> str | None:
+    if case.dtype is not torch.bfloat16:
+        return tr("it is for bfloat16")
+    if not case.causal or case.sliding_window or case.softcap or case.sinks or case.dropout:
+        return tr("it is for causal attention alone")
+    if case.cached:
+        return tr("it has no cached keys")
+    if case.qk_width != case.v_width:
+        return tr("it is for heads of one width")
+    return None
+
+
+PACKED: Backend[PackedKernel] = Backend(
+    "CPU kernels", _unsupported, lambda case: _attend_packed, device="cpu"
+)
+DENSE: Backend[DenseKernel] = Backend(
+    "CPU kernels", _unsupported, lambda case: _attend_rows, device="cpu"
+)
+
+
 class _Attention(torch.autograd.Function):
     """Queries (T, H, D), keys and values (T, K, D) -> (T, H, D); only these are kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float
+        ctx: AutogradContext,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lengths: list[int],
+        scale: float,
     ) -> Tensor:
         out = torch.empty(query.shape, dtype=query.dtype)
         norms = torch.empty(query.shape[:2])  # the log-sum-exp of each token's scores
@@ -86,16 +126,16 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Any) -> Any:
         query, key, value, *rest = ctx.saved_tensors
         keys, values = (_for_each_query(tensor, query) for tensor in (key, value))
         row = _Row(grads[0], (query, keys, values, *rest), ctx.scale)
         parts = list(_parts(ctx.lengths))
         if Kernel.compiled:
-            row.by_products([part for part in parts if _size(part) <= LONGEST])
+            row.backward_by_matmul([part for part in parts if _size(part) <= LONGEST])
             parts = [part for part in parts if _size(part) > LONGEST]
         for part in parts:
-            row.by_torch(part)
+            row.backward_by_torch(part)
         of_query, *others = row.grads
         if keys is not key:  # of a key it is the sum over the queries that share it
             others = [grad.unflatten(1, (key.shape[1], -1)).sum(2) for grad in others]
@@ -118,7 +158,7 @@ class _Row:
         self.grads = tuple(torch.empty(query.shape, dtype=query.dtype) for _ in range(3))
         """Of query, key and value."""
 
-    def by_torch(self, part: slice) -> None:
+    def backward_by_torch(self, part: slice) -> None:
         """One sample, by torch's kernel."""
         dtype = torch.float32 if _size(part) <= SHORT else self.out.dtype
         query, key, value, grad, out = (
@@ -131,11 +171,11 @@ class _Row:
         for whole, one in zip(self.grads, found, strict=True):
             whole[part] = one[0].transpose(0, 1)
 
-    def by_products(self, parts: list[slice]) -> None:
+    def backward_by_matmul(self, parts: list[slice]) -> None:
         """Samples in batches of about a length, by products of matrices."""
         if not parts:
             return
-        dots = dotted(self.tensors[3], self.out)
+        dots = rowwise_dot(self.tensors[3], self.out)
         alike: dict[int, list[slice]] = defaultdict(list)
         for part in parts:
             alike[-(-_size(part) // STEP) * STEP].append(part)
@@ -160,10 +200,10 @@ class _Row:
         query, key, value, grad = batch.flatten(1, 2)
         norm, dot = facts.flatten(1, 2)
         weights = query @ key.mT
-        slopes = grad @ value.mT
-        scores_back(weights, slopes, norm, dot, self.scale)
-        weights.tril_(), slopes.tril_()
-        found = (slopes @ key, slopes.mT @ query, weights.mT @ grad)
+        grad_weights = grad @ value.mT
+        softmax_backward(weights, grad_weights, norm, dot, self.scale)
+        weights.tril_(), grad_weights.tril_()
+        found = (grad_weights @ key, grad_weights.mT @ query, weights.mT @ grad)
         for whole, one in zip(self.grads, found, strict=True):
             by_sample = one.view(count, heads, length, width)
             for place, part in enumerate(parts):

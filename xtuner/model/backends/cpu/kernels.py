@@ -1,18 +1,18 @@
-"""The steps of a layer that go over numbers one by one: RMS norm, rotary, gate, scores.
+"""Element-wise kernels of a layer: RMS norm, rotary embedding, SwiGLU, softmax backward.
 
-Each is written once, in plain torch. As it stands it goes over memory at every operation; compiled
-(``compile_kernels``) it goes over it once. Products and attention are not compiled: torch's
-libraries are quicker at them, so there is little to compile, and that once for all layers and all
-lengths.
+Each is written once, in plain torch. Run eagerly it reads and writes memory at every operation;
+compiled (``compile_kernels``) it does so once. Matrix products and attention are not compiled:
+oneDNN and torch's own kernels are faster. So there is little to compile, once for all layers and
+all lengths.
 
-Shapes: B batch, S tokens, H heads, D width of a head, W width of the norm.
+Shapes: B batch, S tokens, H heads, D width of a head, R rotated part of it, W width of the norm.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,24 +20,24 @@ from torch.nn.functional import silu
 
 logger = logging.getLogger(__name__)
 Args = ParamSpec("Args")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-class Kernel(Generic[Args, Made]):
-    """A function that runs as it is or, once that was asked for, compiled.
+class Kernel(Generic[Args, Result]):
+    """A function that runs eagerly or compiled.
 
     Args:
-        function: takes and gives tensors; those that it changes, its text names.
+        function: a function of tensors. Its docstring names those that it changes in place.
     """
 
     compiled = False
-    """Whether kernels run compiled: all or none of them."""
+    """Whether kernels run compiled: all of them or none."""
 
-    def __init__(self, function: Callable[Args, Made]) -> None:
+    def __init__(self, function: Callable[Args, Result]) -> None:
         self.plain = function
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Callable[Args, Result] | None = None
 
-    def __call__(self, *args: Args.args, **kwargs: Args.kwargs) -> Made:
+    def __call__(self, *args: Args.args, **kwargs: Args.kwargs) -> Result:
         if not Kernel.compiled or torch.compiler.is_compiling():
             return self.plain(*args, **kwargs)
         from torch._dynamo.exc import TorchDynamoException
@@ -53,20 +53,20 @@ class Kernel(Generic[Args, Made]):
 
 
 def _shortened(error: Exception) -> str:
-    """What an error says before it goes into details."""
+    """The first words of an error."""
     return " ".join(str(error).split()[:30])
 
 
 def compile_kernels() -> None:
-    """Let all kernels run compiled from now on; each is when it is first called.
+    """Run all kernels compiled from now on; each is compiled at its first call.
 
-    Where there is no compiler they go on as they are, with a warning.
+    Without a C++ compiler they run eagerly, with a warning.
     """
     Kernel.compiled = True
 
 
 @Kernel
-def normed(
+def rms_norm(
     x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """``x / sqrt(mean(x^2) + epsilon) * (weight + offset)``, computed in float32.
@@ -74,9 +74,9 @@ def normed(
     Args:
         x: (..., W).
         weight: (W,).
-        epsilon: keeps the root from 0.
-        offset: 1 where the weight is kept as its distance from 1 (Gemma).
-        dtype: of the outcome.
+        epsilon: keeps the root above 0.
+        offset: 1 where the weight is stored as its distance from 1 (Gemma), otherwise 0.
+        dtype: of the result.
 
     Returns:
         (..., W), and one over the root mean square, (..., 1), in float32.
@@ -88,10 +88,10 @@ def normed(
 
 
 @Kernel
-def normed_back(
+def rms_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, offset: float, with_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of ``normed`` with respect to ``x`` and, where asked for, the weight."""
+    """The gradients of ``rms_norm`` with respect to ``x`` and, ``with_weight``, the weight."""
     width = x.shape[-1]
     wide, scale = x.float(), weight.float() + offset
     grad = grad.to(torch.float32, copy=True)
@@ -103,50 +103,57 @@ def normed_back(
 
 
 @Kernel
-def turned(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, H, S, D) with the halves of each head turned by the angles, (B, 1, S, D)."""
-    one, other = x.float().chunk(2, -1)
-    (cos_one, cos_other), (sin_one, sin_other) = cos.chunk(2, -1), sin.chunk(2, -1)
-    ahead = (one * cos_one).addcmul_(other, sin_one, value=-1)
-    behind = (other * cos_other).addcmul_(one, sin_other)
-    return torch.cat((ahead.to(dtype), behind.to(dtype)), -1)
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, H, S, D), the halves of its first R numbers rotated by the angles (B, 1, S, R)."""
+    rotated = cos.shape[-1]
+    first, second = x[..., :rotated].float().chunk(2, -1)
+    (cos_first, cos_second), (sin_first, sin_second) = cos.chunk(2, -1), sin.chunk(2, -1)
+    parts = [
+        (first * cos_first).addcmul_(second, sin_first, value=-1).to(dtype),
+        (second * cos_second).addcmul_(first, sin_second).to(dtype),
+    ]
+    if rotated < x.shape[-1]:
+        parts.append(x[..., rotated:].to(dtype))
+    return torch.cat(parts, -1)
 
 
 @Kernel
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``."""
     return silu(gate).mul_(up)
 
 
 @Kernel
-def gated_back(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of ``gated`` with respect to ``gate`` and ``up``."""
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of ``swiglu`` with respect to ``gate`` and ``up``."""
     return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
 
 
 @Kernel
-def dotted(one: Tensor, other: Tensor) -> Tensor:
-    """The dot products of two (..., D), (...) in float32."""
-    return (one.float() * other.float()).sum(-1)
+def rowwise_dot(a: Tensor, b: Tensor) -> Tensor:
+    """The dot products of the rows of two (..., D): (...) in float32."""
+    return (a.float() * b.float()).sum(-1)
 
 
 @Kernel
-def scores_back(weights: Tensor, slopes: Tensor, norm: Tensor, dot: Tensor, scale: float) -> None:
-    """From the products to the gradients of attention; changes its first two, in place.
+def softmax_backward(
+    weights: Tensor, grad_weights: Tensor, lse: Tensor, dot: Tensor, scale: float
+) -> None:
+    """The backward pass of attention's softmax; changes its first two arguments in place.
 
     Args:
         weights: (B, S, S) queries times keys; becomes the attention weights.
-        slopes: (B, S, S) gradients of the output times values; becomes those of the products.
-        norm: (B, S, 1), log-sum-exp of each token's scores.
-        dot: (B, S, 1), output times its gradient, of each token.
-        scale: factor on the products.
+        grad_weights: (B, S, S) gradients of the attention weights; becomes those of ``weights``.
+        lse: (B, S, 1) log-sum-exp of the scores of each token.
+        dot: (B, S, 1) dot product of the output and its gradient, of each token.
+        scale: factor that makes scores of products.
     """
-    found = torch.exp(weights.float() * scale - norm)
-    slopes.copy_(found * (slopes.float() - dot) * scale)
-    weights.copy_(found)
+    probabilities = torch.exp(weights.float() * scale - lse)
+    grad_weights.copy_(probabilities * (grad_weights.float() - dot) * scale)
+    weights.copy_(probabilities)
 
 
 @Kernel
-def turned_over(matrix: Tensor) -> Tensor:
-    """A matrix with rows for columns, in memory too."""
+def transpose_contiguous(matrix: Tensor) -> Tensor:
+    """The transpose of a matrix, contiguous in memory."""
     return matrix.t().contiguous()
