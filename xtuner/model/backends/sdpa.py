@@ -45,8 +45,9 @@ def attend_in_blocks(
         first = 0 if left < 0 else max(0, total - new + start - left)
         last = total if right < 0 else min(total, total - new + stop + right)
         mask = _visible(positions, torch.arange(first, last, device=query.device), left, right)
-        seen = (tensor[:, :, first:last] for tensor in (key, value))
-        parts.append(_block(query[:, :, start:stop], *seen, mask, options).transpose(1, 2))
+        seen, values = (tensor[:, :, first:last] for tensor in (key, value))
+        part = _block(query[:, :, start:stop], seen, values, mask, options)
+        parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1)
 
 

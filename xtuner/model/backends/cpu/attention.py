@@ -72,8 +72,8 @@ def _attend_packed(
 
 def _attend_rows(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
     rows, length = query.shape[0], query.shape[2]
-    joined = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
-    out = attend(*joined, [length] * rows, options.scaling)
+    q, k, v = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
+    out = attend(q, k, v, [length] * rows, options.scaling)
     return out[0].unflatten(0, (rows, length))
 
 
