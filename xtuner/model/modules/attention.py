@@ -161,7 +161,7 @@ def attend_by_sample(
     lengths = sample_lengths(packing.cu_seqlens)
     # split, not slices: autograd would make a tensor of zeros of the whole row for each slice
     samples = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
-    return torch.cat([attend_dense(*each, options) for each in samples if each[0].shape[2]], dim=1)
+    return torch.cat([attend_dense(q, k, v, options) for q, k, v in samples if q.shape[2]], dim=1)
 
 
 def attend_whole_rows(
