@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xtuner.tokenization.chat_template import render_question, single_token, stop_words
-from xtuner.tokenization.segments import encode_segments
+from xtuner.tokenization.segments import bos_and_eos, encode_segments
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ChatPrompt:
         assert self.template is not None
         template = self.template
         ends_in_eos = not template.get("SUFFIX_AS_EOS", False)
-        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        bos, eos = bos_and_eos(self.tokenizer)
         segments: list[str] = []
         for number, turn in enumerate(turns):
             first = number == 0

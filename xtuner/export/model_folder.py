@@ -11,7 +11,8 @@ from typing import Any
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
-VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "merges.txt")
+ORIGINALS = ("*.model", "*.tiktoken", "vocab.*", "merges.txt")
+VOCABULARIES = ("tokenizer.json", *ORIGINALS)
 TOKENIZER_FILES = (
     *VOCABULARIES,
     "tokenizer*",
@@ -112,16 +113,25 @@ def check_output(out: Path, inputs: list[Path]) -> None:
 def copy_tokenizer(source: Path, target: Path) -> bool:
     """Replace the tokenizer and the stop tokens in ``target`` by those of ``source``, if any.
 
-    The vocabulary stays where ``source`` has none, and so does code that ``source`` has not.
+    The vocabulary stays where ``source`` has none, and so does code that ``source`` has not. A
+    tokenizer of the same class keeps the files that transformers 5 does not write any more beside
+    ``tokenizer.json``.
     """
     if not any(source.glob("tokenizer*")):
         return False
-    kept = () if matching(source, VOCABULARIES) else VOCABULARIES
+    kept: tuple[str, ...] = () if matching(source, VOCABULARIES) else VOCABULARIES
+    if _tokenizer_class(source) == _tokenizer_class(target):
+        kept = kept or ORIGINALS
     for old in matching(target, TOKENIZER_FILES) - matching(target, kept):
         old.unlink()
     for file in matching(source, (*TOKENIZER_FILES, CODE, "generation_config.json")):
         shutil.copyfile(file, target / file.name)
     return True
+
+
+def _tokenizer_class(folder: Path) -> str:
+    name = read_json(folder / "tokenizer_config.json").get("tokenizer_class") or ""
+    return str(name).removesuffix("Fast")
 
 
 def matching(folder: Path, patterns: Iterable[str]) -> set[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xtuner.export.fingerprint import write_fingerprint
-from xtuner.export.model_folder import find_model
+from xtuner.export.model_folder import find_model, read_json, update_json
 from xtuner.export.shards import Weights
 from xtuner.export.trained_template import put_template, write_stop_tokens
 from xtuner.utils.constants import REWARD_FILE
@@ -28,6 +28,24 @@ def write_tokenizer(folder: Path, tokenizer: Any, template: Mapping[str, Any] | 
         put_template(tokenizer, template)
         write_stop_tokens(folder, tokenizer, template)
     tokenizer.save_pretrained(folder)
+    _rename_special_tokens(folder, tokenizer)
+
+
+def _rename_special_tokens(folder: Path, tokenizer: Any) -> None:
+    """Bring the base's ``special_tokens_map.json`` up to date, which outranks what is saved now."""
+    file = folder / "special_tokens_map.json"
+    before = read_json(file)
+    after = {
+        name: text
+        for name, text in tokenizer.special_tokens_map.items()
+        if name in before and isinstance(text, str) and text != _content(before[name])
+    }
+    if after:
+        update_json(file, **after)
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def write_reward_token(folder: Path, token: int) -> None:

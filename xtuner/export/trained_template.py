@@ -10,6 +10,7 @@ from typing import Any
 
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import stop_ids, stop_words, to_jinja
+from xtuner.tokenization.segments import bos_and_eos
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
@@ -85,8 +86,12 @@ def _resolve(template: Any) -> dict[str, Any] | None:
 
 
 def put_template(tokenizer: Any, template: Mapping[str, Any]) -> None:
-    """Make a template the tokenizer's chat template."""
-    tokenizer.chat_template = to_jinja(template, with_bos=tokenizer.bos_token_id is not None)
+    """Make a template the tokenizer's chat template, whose special tokens it finds in a text."""
+    with_bos = tokenizer.bos_token_id is not None
+    prefix, _ = bos_and_eos(tokenizer)
+    tokenizer.chat_template = to_jinja(template, with_bos=with_bos, prefix=prefix)
+    if hasattr(tokenizer, "mark_template_tokens"):
+        tokenizer.mark_template_tokens()
 
 
 def write_stop_tokens(folder: Path, tokenizer: Any, template: Mapping[str, Any]) -> list[int]:

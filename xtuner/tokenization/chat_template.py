@@ -16,13 +16,16 @@ from typing import Any
 _FIELD = re.compile(r"\{(system|input|round|bot_name)\}")
 
 
-def to_jinja(template: Mapping[str, Any], *, with_bos: bool, bot_name: str = "BOT") -> str:
+def to_jinja(
+    template: Mapping[str, Any], *, with_bos: bool, bot_name: str = "BOT", prefix: str = ""
+) -> str:
     """Translate an entry of ``PROMPT_TEMPLATE``.
 
     Args:
         template: its fields SYSTEM, INSTRUCTION, SUFFIX, SUFFIX_AS_EOS, SEP.
         with_bos: whether training puts the bos token in front.
         bot_name: what a ``{bot_name}`` in the template stands for.
+        prefix: what training puts in front where the tokenizer has no bos token.
 
     Returns:
         The Jinja text. A trailing user message always ends with the beginning of the answer, as
@@ -47,8 +50,9 @@ def to_jinja(template: Mapping[str, Any], *, with_bos: bool, bot_name: str = "BO
         "{%- else -%}",
         "{%- set state.round = state.round + 1 -%}",
     ]
-    if with_bos:
-        lines += ["{%- if state.bos -%}", "{{- bos_token -}}", "{%- endif -%}"]
+    start = "bos_token" if with_bos else _quoted(prefix)
+    if start:
+        lines += ["{%- if state.bos -%}", f"{{{{- {start} -}}}}", "{%- endif -%}"]
     lines += [
         "{%- set state.bos = false -%}",
         "{%- if state.system -%}",
@@ -92,6 +96,8 @@ def stop_words(template: Mapping[str, Any], eos_token: str | None) -> list[str]:
 
 def single_token(tokenizer: Any, text: str) -> int | None:
     """The id of a text that is one token of the vocabulary, else None."""
+    if text and text == tokenizer.eos_token and tokenizer.eos_token_id is not None:
+        return int(tokenizer.eos_token_id)  # even if it is not found in a text
     ids = tokenizer.encode(text, add_special_tokens=False)
     return int(ids[0]) if len(ids) == 1 else None
 

@@ -36,6 +36,8 @@ _MARK = "\0"
 """Around the number of a tail; also keeps the seams of words away from where a part begins."""
 _IMAGE_MARK = "<image"
 """Stands for an image; neither a word, which begins with its space, nor a part, with ``_MARK``."""
+_FIXED_MARK = "<token"
+"""Before a bos or eos that the tokenizer does not find in a text; no word or part either."""
 
 COMPARED = 16
 _IMAGE = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)})")
@@ -44,6 +46,19 @@ _IMAGE = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)})")
 def split_images(text: str) -> list[str]:
     """A text cut around each ``<image>``, which become pieces of their own."""
     return [piece for piece in _IMAGE.split(text) if piece]
+
+
+def prefix_ids(tokenizer: Any) -> list[int]:
+    """The ids with which a sample begins: bos, or what ChatGLM has in its place; may be none."""
+    if tokenizer.bos_token_id is not None:
+        return [tokenizer.bos_token_id]
+    return list(getattr(tokenizer, "prefix_tokens", None) or [])
+
+
+def bos_and_eos(tokenizer: Any) -> tuple[str, str]:
+    """The texts of ``prefix_ids`` and eos; empty where there is none."""
+    prefix = "".join(tokenizer.convert_ids_to_tokens(prefix_ids(tokenizer)))
+    return tokenizer.bos_token or prefix, tokenizer.eos_token or ""
 
 
 def encode_segments(
@@ -81,7 +96,7 @@ class SegmentEncoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.with_image_token = with_image_token
-        self.bos, self.eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+        self.bos, self.eos = bos_and_eos(tokenizer)
         self._added = {token for token in tokenizer.get_added_vocab() if token}
         self._last_characters = {token[-1] for token in self._added}
         self._sizes = sorted({len(token) for token in self._added}, reverse=True)
@@ -92,6 +107,7 @@ class SegmentEncoder:
         self._known: dict[str, Ids] = {}
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._compared = False
+        self._fixed = self._not_in_text()
         self._words = None
         if many and is_word_separable(tokenizer, self._batch):
             self._words = Words(tokenizer, self._batch)
@@ -127,6 +143,10 @@ class SegmentEncoder:
                 if self.with_image_token and piece == DEFAULT_IMAGE_TOKEN:
                     marked.append(_IMAGE_MARK)
                     continue
+                if piece in self._fixed:
+                    marked.append(_FIXED_MARK + piece)
+                    before = ""
+                    continue
                 for part in parts(piece):
                     marked.append(head(before) + part)
                     before = part if len(part) >= longest else before[-longest:] + part
@@ -159,6 +179,7 @@ class SegmentEncoder:
         if len(known) > REMEMBERED:
             known.clear()
         known[_IMAGE_MARK] = packed_ids([IMAGE_TOKEN_INDEX])
+        known.update({_FIXED_MARK + text: ids for text, ids in self._fixed.items()})
         found: list[Any] = list(map(known.get, texts))
         places = [place for place, ids in enumerate(found) if ids is None]
         new = [texts[place] for place in places]
@@ -172,6 +193,19 @@ class SegmentEncoder:
             if len(text) <= SHORT and (text[0] == _MARK or lasts(text)):
                 known[text] = fresh[text]
         return found
+
+    def _not_in_text(self) -> dict[str, Ids]:
+        """The ids of bos and eos, where they are no single token when they stand in a text."""
+        eos = self.tokenizer.eos_token_id
+        ids = {self.bos: prefix_ids(self.tokenizer), self.eos: [] if eos is None else [eos]}
+        return {
+            text: packed_ids(own)
+            for text, own in ids.items()
+            if text and own and not self._is_found(text, packed_ids(own))
+        }
+
+    def _is_found(self, token: str, ids: Ids) -> bool:
+        return token in self._added and self._encode("a" + token) == self._encode("a") + ids
 
     def _continued(self, parts: Sequence[str]) -> list[Ids]:
         """The ids of parts after the tails that stand before them."""

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import render_question, single_token, stop_words
-from xtuner.tokenization.segments import encode_segments, split_images
+from xtuner.tokenization.segments import encode_segments, prefix_ids, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
@@ -145,9 +145,8 @@ class EvaluateChatHook(Hook):
             )
             return self._encode(text)
         assert isinstance(self.template, Mapping)
-        bos = self.tokenizer.bos_token_id
         text = render_question(self.template, question, 1, self.system)
-        return [*([bos] if bos is not None else []), *self._encode(text)]
+        return [*prefix_ids(self.tokenizer), *self._encode(text)]
 
     def _answer(self, model: Any, device: torch.device, number: int, max_new_tokens: int) -> str:
         question, pictures = self.inputs[number], {}

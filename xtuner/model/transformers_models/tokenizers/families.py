@@ -149,6 +149,16 @@ class BaichuanTokenizer(HubFiles, SentencePieceBackend):
             if isinstance(token, AddedToken):  # with its flags, which transformers has dropped
                 self._added_tokens_decoder[self._added_tokens_encoder[str(token)]] = token
 
+    def mark_template_tokens(self) -> None:
+        """Find special tokens in a text also between words, as a chat template needs.
+
+        The flag ``single_word`` of Baichuan2's tokens makes them text unless spaces surround them.
+        """
+        for number, token in self._added_tokens_decoder.items():
+            if token.single_word:
+                plain = AddedToken(token.content, special=True, normalized=False)
+                self._added_tokens_decoder[number] = plain
+
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """The text of tokens; special tokens stand in it as they are."""
         return _joined(self.sp_model, tokens, set(self.all_special_tokens))
@@ -175,6 +185,7 @@ class ChatGLMTokenizer(HubFiles, SentencePieceBackend):
     padding_side = "left"
     named_tokens = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<unk>"}
     writes_names = False
+    saved_settings = ("encode_special_tokens",)
     ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
     PREFIX = ("[gMASK]", "sop")
     SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *ROLES)
@@ -218,8 +229,19 @@ class ChatGLMTokenizer(HubFiles, SentencePieceBackend):
         """The tokens of a text; only added tokens and, where asked for, roles are special."""
         tokens: list[str] = []
         for part in self.tokens_trie.split(text):
+            if tokens and tokens[-1] == "[gMASK]" and part.startswith("sop"):
+                tokens.append("sop")  # alone it is found nowhere: it is part of words
+                part = part.removeprefix("sop")
             tokens += [part] if part in self._added_tokens_encoder else self._tokenize(part)
         return tokens
+
+    def mark_template_tokens(self) -> None:
+        """Find the prefix and eos in a text, as a chat template needs."""
+        for text in (self.PREFIX[0], self.eos_token):
+            number = self._convert_token_to_id(text)
+            self._added_tokens_decoder[number] = AddedToken(text, special=True, normalized=False)
+            self._added_tokens_encoder[text] = number
+        self._update_trie()
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         if not self.encode_special_tokens:

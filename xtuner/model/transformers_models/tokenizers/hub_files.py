@@ -28,6 +28,7 @@ class HubFiles:
     Attributes:
         named_tokens: special tokens that the family's code names where the configuration does not.
         code_tokens: tokens beyond the vocabulary file that the family's code adds by itself.
+        saved_settings: keyword arguments that are written where they are true.
         writes_names: whether that code reads named special tokens from the configuration.
     """
 
@@ -36,6 +37,7 @@ class HubFiles:
     _folder_tokens: dict[int, AddedToken]
     named_tokens: ClassVar[dict[str, str]] = {}
     code_tokens: ClassVar[tuple[str, ...]] = ()
+    saved_settings: ClassVar[tuple[str, ...]] = ()
     writes_names: ClassVar[bool] = True
 
     @classmethod
@@ -83,13 +85,14 @@ class HubFiles:
         config = copy.deepcopy(self._folder.get(CONFIG, {}))
         config["tokenizer_class"] = config.get("tokenizer_class") or type(self).__name__
         config |= self._changed_names()
+        config |= {name: True for name in self.saved_settings if getattr(self, name)}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         written = config.get("added_tokens_decoder", {})
         new = {
             str(number): token.__getstate__()
             for number, token in self.added_tokens_decoder.items()
-            if str(number) not in written and self._is_new(number, str(token))
+            if self._is_new(number, str(token))
         }
         if new:
             config["added_tokens_decoder"] = written | new
@@ -97,8 +100,11 @@ class HubFiles:
 
     def _is_new(self: Any, number: int, token: str) -> bool:
         """Whether an added token is neither in the folder's files nor in the family's code."""
-        beyond = number >= self.vocab_size and token not in self.code_tokens
-        return beyond or number not in self._folder_tokens
+        written = self._folder.get(CONFIG, {}).get("added_tokens_decoder", {})
+        known = token in self.code_tokens or str(number) in written
+        beyond = number >= self.vocab_size and not known
+        before = self._folder_tokens.get(number)
+        return beyond or repr(self.added_tokens_decoder[number]) != repr(before)
 
     def _changed_names(self: Any) -> dict[str, str]:
         """Named special tokens that differ from the folder's."""
