@@ -1,0 +1,133 @@
+"""Tiny random models of transformers' own architectures, by their ``model_type``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 512
+
+BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "shared_expert_intermediate_size": 32,
+    "n_shared_experts": 1,
+}
+LATENT_ATTENTION: dict[str, Any] = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
+DELTA_NET: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+WINDOWS: dict[str, Any] = {
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "deepseek_v2": {**EXPERTS, **LATENT_ATTENTION},
+    "deepseek_v3": {**EXPERTS, **LATENT_ATTENTION},
+    "dots1": EXPERTS,
+    "ernie4_5_moe": {
+        **EXPERTS,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": 1,
+    },
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "mamba_n_heads": 4},
+    "gemma3_text": WINDOWS,
+    "glm4_moe": EXPERTS,
+    "glm4_moe_lite": {**EXPERTS, **LATENT_ATTENTION},
+    "granitemoe": EXPERTS,
+    "granitemoehybrid": {**EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"]},
+    "hunyuan_v1_moe": {**EXPERTS, "moe_topk": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {**EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "llama4_text": {
+        **EXPERTS,
+        "intermediate_size_mlp": 128,
+        "attention_chunk_size": 4,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+        "moe_layers": [1],
+    },
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "chunk_size": 8, "n_groups": 1},
+    "minimax": {**EXPERTS, "layer_types": ["linear_attention", "full_attention"], "block_size": 4},
+    "minimax_m2": EXPERTS,
+    "mixtral": EXPERTS,
+    "nemotron_h": {
+        **EXPERTS,
+        "layers_block_type": ["mamba", "attention"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
+    "olmo_hybrid": DELTA_NET,
+    "olmoe": EXPERTS,
+    "phimoe": EXPERTS,
+    "qwen2_moe": EXPERTS,
+    "qwen3_5_moe_text": {**EXPERTS, **DELTA_NET},
+    "qwen3_5_text": DELTA_NET,
+    "qwen3_moe": EXPERTS,
+    "qwen3_next": {**EXPERTS, **DELTA_NET},
+}
+"""What a tiny model of a kind needs beside ``BASE``."""
+
+
+def make_architecture(
+    kind: str, *, attention: str, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> PreTrainedModel:
+    """Make a model with random weights.
+
+    Args:
+        kind: a ``model_type`` of transformers.
+        attention: its ``attn_implementation``.
+        dtype: of the weights.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    # for_model's own parameter is called model_type; some configurations have one of that name
+    config = AutoConfig.for_model(kind, **{**BASE, **SETTINGS.get(kind, {})})
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)

@@ -1,0 +1,90 @@
+"""The probe finds models that mix packed samples, see the future or attend to padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.architectures import VOCABULARY, make_architecture
+from xtuner.model.modules import attention
+from xtuner.model.probe import RowProbe, probe_rows, require_exact_rows
+from xtuner.model.sft import SupervisedFinetune
+from xtuner.utils.errors import UserError
+
+CPU = torch.device("cpu")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+def probe(kind: str, dtype: torch.dtype, *, packed: bool, padded: bool = False) -> RowProbe:
+    llm = make_architecture(kind, attention=attention.register(), dtype=dtype)
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False).eval()
+    return probe_rows(
+        lambda batch: model(batch, mode="tensor").logits,
+        VOCABULARY,
+        CPU,
+        packed=packed,
+        padded=padded,
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mixtral", "qwen3_moe"])
+def test_exact_models_pass(kind, dtype):
+    found = probe(kind, dtype, packed=True, padded=True)
+    assert found.is_exact, found
+    require_exact_rows(found, kind, packed=True)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["granitemoehybrid", "lfm2", "minimax", "nemotron"])
+def test_models_that_mix_packed_samples_are_refused(kind, dtype):
+    found = probe(kind, dtype, packed=True)
+    assert found.is_causal and not found.packs_exactly, found
+    with pytest.raises(UserError, match="not computed separately by Model"):
+        require_exact_rows(found, "Model", packed=True)
+
+
+def test_a_model_that_sees_the_future_is_refused():
+    llm = make_architecture("llama", attention="sdpa")
+    for layer in llm.model.layers:
+        layer.self_attn.is_causal = False
+
+    def forward(batch):
+        mask = torch.ones(1, 1, *batch["input_ids"].shape[-1:] * 2, dtype=torch.bool)
+        return llm(batch["input_ids"], attention_mask=mask).logits
+
+    with torch.no_grad():
+        found = probe_rows(forward, VOCABULARY, CPU, packed=False, padded=False)
+    assert not found.is_causal
+    with pytest.raises(UserError, match="earlier tokens depend on later ones"):
+        require_exact_rows(found, "Model", packed=False)
+
+
+def test_rows_that_attend_to_padding_are_refused():
+    llm = make_architecture("llama", attention="sdpa")
+
+    def forward(batch):
+        ids = batch["input_ids"].flip(1)  # padding comes first and is not masked
+        return llm(ids).logits.flip(1)
+
+    with torch.no_grad():
+        found = probe_rows(forward, VOCABULARY, CPU, packed=False)
+    assert not found.pads_exactly
+    with pytest.raises(UserError, match="padded rows are not computed exactly"):
+        require_exact_rows(RowProbe(future=0.0, padded=found.padded), "Model", packed=False)
+
+
+def test_what_is_not_finite_is_not_exact():
+    def forward(batch):
+        return torch.full((*batch["input_ids"].shape, 4), torch.nan)
+
+    assert not probe_rows(forward, VOCABULARY, CPU, packed=True).is_exact
+
+
+def test_a_model_that_fails_on_a_batch_is_refused_with_what_it_said():
+    def forward(batch):
+        raise RuntimeError("The size of tensor a (9) must match\nmore")
+
+    with pytest.raises(UserError, match=r"tensor a \(9\)") as caught:
+        probe_rows(forward, VOCABULARY, CPU, packed=True)
+    assert "more" not in str(caught.value)

@@ -1,0 +1,183 @@
+"""Token mixers that do not know ``cu_seqlens``, computed sample by sample in a packed row.
+
+Convolutions, state spaces and linear attention carry a state along the row, from one packed sample
+into the next; and some attention modules never receive ``cu_seqlens``. Such modules are found by
+trying: their input is changed in the first sample, and their output is compared in the second.
+Their ``forward`` is then called once for each sample. Everything else (attention that takes
+``cu_seqlens``, MLPs, norms) still computes the whole row at once. Classes, names and weights stay
+as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k")
+BORDER_ARGUMENTS = frozenset({*CU_SEQLENS, "max_length_q", "max_length_k"})
+MIXES = 2e-2
+"""Relative change of an output token that no rounding explains."""
+
+
+def find_mixers(model: nn.Module, run: Callable[[], object], border: int) -> list[str]:
+    """Find the modules that carry something from the first packed sample into the second.
+
+    Args:
+        model: a transformers model; the children of its decoder layers are tried.
+        run: calls the model, without gradients, on one packed row of two samples.
+        border: the second sample's first token.
+
+    Returns:
+        Names of modules within ``model``, in the order of its layers: those whose output changes,
+        and those that refuse packed rows.
+    """
+    trials: list[_Trial] = []
+    hooks = []
+    for layer_name, layer in _layers(model).items():
+        borders = _Borders()
+        hooks.append(layer.register_forward_pre_hook(borders.take, with_kwargs=True))
+        for child_name, child in layer.named_children():
+            trials.append(_Trial(f"{layer_name}.{child_name}", child, borders, border))
+    try:
+        run()
+    finally:
+        for trial in trials:
+            trial.end()
+        for hook in hooks:
+            hook.remove()
+    return [trial.name for trial in trials if trial.mixes]
+
+
+def split_mixers(model: nn.Module, names: Sequence[str]) -> None:
+    """Make modules compute packed rows sample by sample.
+
+    Args:
+        model: a transformers model, or a peft model around it.
+        names: of modules that are children of decoder layers, from ``find_mixers``.
+    """
+    for name in names:
+        layer = model.get_submodule(name.rpartition(".")[0])
+        mixer: Any = model.get_submodule(name)
+        borders = _Borders()
+        layer.register_forward_pre_hook(borders.take, with_kwargs=True)
+        mixer.forward = _PerSample(mixer.forward, borders)
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    }
+
+
+@dataclass
+class _Borders:
+    """``cu_seqlens`` of the layer that is being computed: its keyword arguments bring them.
+
+    They are taken in each call, so that a layer that is computed again in the backward pass
+    (activation checkpointing) has its own.
+    """
+
+    values: list[int] = field(default_factory=list)
+
+    def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        cu_seqlens = kwargs.get(CU_SEQLENS[0])
+        self.values = [] if cu_seqlens is None else cu_seqlens.tolist()
+
+
+class _PerSample:
+    """The ``forward`` of a module, called once for each packed sample."""
+
+    def __init__(self, forward: Callable[..., object], borders: _Borders) -> None:
+        self.forward, self.borders = forward, borders
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        borders = self.borders.values
+        if not borders:
+            return self.forward(*args, **kwargs)
+        kwargs = {name: None if name in BORDER_ARGUMENTS else v for name, v in kwargs.items()}
+        outputs = []
+        for start, stop in itertools.pairwise(borders):
+            if start == stop:
+                continue
+            part = slice(start, stop)
+            positional = [_sliced(value, part, borders[-1]) for value in args]
+            named = {name: _sliced(value, part, borders[-1]) for name, value in kwargs.items()}
+            outputs.append(self.forward(*positional, **named))
+        return _joined(outputs)
+
+
+class _Trial:
+    """A module whose ``forward`` is called again with another first sample."""
+
+    def __init__(self, name: str, module: nn.Module, borders: _Borders, border: int) -> None:
+        self.name, self.module, self.borders, self.border = name, module, borders, border
+        self.mixes = False
+        self.replaced = module.__dict__.get("forward")
+        self.forward: Callable[..., object] = module.forward
+        module.forward = self.call
+
+    def end(self) -> None:
+        """Give the module its ``forward`` back."""
+        if self.replaced is None:
+            del self.module.forward
+        else:
+            self.module.forward = self.replaced
+
+    def call(self, *args: object, **kwargs: object) -> object:
+        try:
+            output = self.forward(*args, **kwargs)
+        except Exception:  # libraries say in many ways that they cannot compute packed rows
+            self.mixes = True
+            return _PerSample(self.forward, self.borders)(*args, **kwargs)
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        before = _first_tensor(output)
+        if not isinstance(hidden, Tensor) or before is None or before.ndim != 3:
+            return output
+        if hidden.shape[:2] != before.shape[:2]:
+            return output
+        changed = hidden.clone()
+        changed[:, : self.border] = changed[:, : self.border].flip(1) * 2 + hidden.std()
+        if args:
+            after = _first_tensor(self.forward(changed, *args[1:], **kwargs))
+        else:
+            after = _first_tensor(self.forward(**{**kwargs, "hidden_states": changed}))
+        assert after is not None
+        wanted = before[:, self.border :].float()
+        moved = (after[:, self.border :].float() - wanted).norm(dim=-1)
+        self.mixes |= bool((moved / wanted.norm(dim=-1).clamp_min(1e-12)).amax() > MIXES)
+        return output
+
+
+def _sliced(value: object, part: slice, tokens: int) -> object:
+    """A sample's part of whatever has a dimension of tokens: (1, S, ...), or (S,)."""
+    if isinstance(value, tuple):
+        return tuple(_sliced(item, part, tokens) for item in value)
+    if isinstance(value, Tensor):
+        if value.ndim > 1 and value.shape[:2] == (1, tokens):
+            return value[:, part]
+        if value.shape == (tokens,):
+            return value[part]
+    return value
+
+
+def _joined(outputs: Sequence[object]) -> object:
+    first = outputs[0]
+    if isinstance(first, tuple):
+        return tuple(_joined(items) for items in zip(*outputs, strict=True))  # type: ignore[call-overload]
+    if isinstance(first, Tensor) and first.ndim > 1:
+        return torch.cat(list(outputs), dim=1)
+    return first
+
+
+def _first_tensor(output: object) -> Tensor | None:
+    if isinstance(output, tuple) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
