@@ -169,11 +169,13 @@ def _sliced(value: object, part: slice, tokens: int) -> object:
 
 
 def _joined(outputs: Sequence[object]) -> object:
+    """The outputs of all samples as one: tensors along their tokens, tuples item by item."""
     first = outputs[0]
     if isinstance(first, tuple):
-        return tuple(_joined(items) for items in zip(*outputs, strict=True))  # type: ignore[call-overload]
+        parts = [output for output in outputs if isinstance(output, tuple)]
+        return tuple(_joined(items) for items in zip(*parts, strict=True))
     if isinstance(first, Tensor) and first.ndim > 1:
-        return torch.cat(list(outputs), dim=1)
+        return torch.cat([output for output in outputs if isinstance(output, Tensor)], dim=1)
     return first
 
 
