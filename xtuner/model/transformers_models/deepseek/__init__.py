@@ -1,0 +1,1 @@
+"""DeepSeekMoE 16B (Dai et al., DeepSeekMoE, 2024)."""
