@@ -107,6 +107,37 @@ FAMILIES: dict[str, Family] = {
         config="InternVLChatConfig",
         models={"AutoModel": "InternVLChatModel"},
     ),
+    "chatglm": Family(
+        folder="chatglm",
+        config="ChatGLMConfig",
+        models=dict.fromkeys(
+            ("AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"),
+            "ChatGLMForConditionalGeneration",
+        ),
+    ),
+    "qwen": Family(
+        folder="qwen",
+        config="QWenConfig",
+        models={"AutoModel": "QWenModel", "AutoModelForCausalLM": "QWenLMHeadModel"},
+    ),
+    "baichuan": Family(
+        folder="baichuan",
+        config="BaichuanConfig",
+        models={
+            "AutoModel": "BaichuanModel",
+            "AutoModelForCausalLM": ("BaichuanForCausalLM", "BaiChuanForCausalLM"),
+        },
+    ),
+    "minicpm": Family(
+        folder="minicpm",
+        config="MiniCPMConfig",
+        models={"AutoModel": "MiniCPMModel", "AutoModelForCausalLM": "MiniCPMForCausalLM"},
+    ),
+    "deepseek": Family(
+        folder="deepseek",
+        config="DeepseekConfig",
+        models={"AutoModel": "DeepseekModel", "AutoModelForCausalLM": "DeepseekForCausalLM"},
+    ),
 }
 """By the ``model_type`` of ``config.json``."""
 

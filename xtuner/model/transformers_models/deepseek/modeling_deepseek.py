@@ -189,6 +189,7 @@ class DeepseekForCausalLM(CausalLMModel, DeepseekPreTrainedModel, GenerationMixi
     @can_return_tuple
     def forward(
         self,
+        input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         output_router_logits: bool | None = None,
@@ -197,6 +198,7 @@ class DeepseekForCausalLM(CausalLMModel, DeepseekPreTrainedModel, GenerationMixi
         """As ``CausalLMModel``, with the router's balance loss.
 
         Args:
+            input_ids: (B, S) token ids.
             labels: (B, S) token ids, -100 where a token is not trained.
             logits_to_keep: only for so many of the last positions, or for these; 0: for all.
             output_router_logits: give the router's logits and its loss, and add that, weighted, to
@@ -205,7 +207,7 @@ class DeepseekForCausalLM(CausalLMModel, DeepseekPreTrainedModel, GenerationMixi
         """
         routes = self.config.output_router_logits
         routes = routes if output_router_logits is None else output_router_logits
-        outputs = self.model(**kwargs, output_router_logits=routes)
+        outputs = self.model(input_ids=input_ids, output_router_logits=routes, **kwargs)
         logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = balance = None
         if labels is not None:

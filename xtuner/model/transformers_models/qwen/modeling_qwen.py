@@ -250,6 +250,7 @@ class QWenLMHeadModel(CausalLMModel, QWenPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # transformers tells it by the name of the class
         self.transformer = QWenModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
