@@ -18,17 +18,30 @@ TINY = {
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
 }
+CHATGLM = {
+    "padded_vocab_size": 64,
+    "hidden_size": 32,
+    "ffn_hidden_size": 48,
+    "kv_channels": 8,
+    "num_layers": 1,
+    "num_attention_heads": 4,
+}
+CAUSAL = sorted(
+    name for name, family in auto.FAMILIES.items() if "AutoModelForCausalLM" in family.models
+)
 CODE = "raise SystemExit('code of the folder ran')\n"
 
 
-@pytest.fixture(params=["internlm", "internlm2"])
+@pytest.fixture(params=CAUSAL)
 def folder(request, tmp_path):
     """A folder as the hub has it, whose code ends the process if it runs."""
     family = auto.FAMILIES[request.param]
     causal = family.models["AutoModelForCausalLM"]
+    causal = causal if isinstance(causal, str) else causal[0]
     names = {"AutoConfig": f"configuration.{family.config}"}
     names |= dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"modeling.{causal}")
-    config = {**TINY, "model_type": request.param, "architectures": [causal], "auto_map": names}
+    fields = CHATGLM if request.param == "chatglm" else TINY
+    config = {**fields, "model_type": request.param, "architectures": [causal], "auto_map": names}
     config |= {"attn_implementation": "flash_attention_2", "torch_dtype": "float32"}
     for file in ("configuration.py", "modeling.py"):
         (tmp_path / file).write_text(CODE)

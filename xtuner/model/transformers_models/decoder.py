@@ -11,7 +11,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,21 +91,21 @@ class DecoderModel:
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.embed(input_ids)
+        hidden_states = cast(Tensor, inputs_embeds)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-            position_ids = self.default_position_ids(inputs_embeds, past, attention_mask)
+            position_ids = self.default_position_ids(hidden_states, past, attention_mask)
         mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=hidden_states,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        hidden_states = inputs_embeds
         positions = self.position_embeddings(hidden_states, position_ids, past_key_values)
         for layer in self.decoder_layers:
             hidden_states = layer(
@@ -203,9 +203,7 @@ def attend(
     Returns:
         (B, S, N * D), and the weights if that function gives them.
     """
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager
-    )
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
     output, weights = function(
         module,
         query,

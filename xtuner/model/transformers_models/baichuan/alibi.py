@@ -94,6 +94,6 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """transformers' eager attention in float32, as it rounds scores to the format of queries."""
     dtype = query.dtype
-    wide = (tensor.float() for tensor in (query, key, value))
-    output, weights = eager_attention_forward(module, *wide, *args, **kwargs)
+    query, key, value = query.float(), key.float(), value.float()
+    output, weights = eager_attention_forward(module, query, key, value, *args, **kwargs)
     return output.to(dtype), weights.to(dtype)

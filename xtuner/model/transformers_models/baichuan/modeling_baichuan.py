@@ -187,6 +187,15 @@ class BaichuanForCausalLM(CausalLMModel, BaichuanPreTrainedModel, GenerationMixi
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Take the weight of a resized layer, which transformers makes a plain one."""
+        if not self.config.normalizes_head or isinstance(new_embeddings, NormHead):
+            self.lm_head = new_embeddings
+            return
+        shape = new_embeddings.in_features, new_embeddings.out_features
+        self.lm_head = NormHead(*shape, bias=False, device="meta")
+        self.lm_head.weight = new_embeddings.weight
+
 
 class BaiChuanForCausalLM(BaichuanForCausalLM):
     """The same, as the folder of Baichuan-7B names it."""

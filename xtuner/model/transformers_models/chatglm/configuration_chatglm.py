@@ -11,9 +11,8 @@ from xtuner.model.transformers_models.unsupported import refuse_other
 class ChatGLMConfig(HubConfig):
     """Settings of a ChatGLM model, under the names of the hub's ``config.json``.
 
-    ``rope_ratio`` (models of 32k and more) multiplies the base of the rotary embedding.
-    ``bias_dropout_fusion``, ``attention_softmax_in_fp32`` and ``apply_query_key_layer_scaling``
-    choose how the hub's code computes, not what.
+    ``rope_ratio`` (models of 32k and more) multiplies the base of the rotary embedding. Fields that
+    choose how the hub's code computes, not what, are kept and not read.
 
     Raises:
         UserError: for weights in int4 or int8, and for P-Tuning v2.
@@ -37,7 +36,6 @@ class ChatGLMConfig(HubConfig):
     num_attention_heads: int = 32
     seq_length: int = 2048
     hidden_dropout: float = 0.0
-    classifier_dropout: float | None = None
     attention_dropout: float = 0.0
     layernorm_epsilon: float = 1e-5
     rmsnorm: bool = True
@@ -45,17 +43,9 @@ class ChatGLMConfig(HubConfig):
     post_layer_norm: bool = True
     add_bias_linear: bool = False
     add_qkv_bias: bool = False
-    bias_dropout_fusion: bool = True
     multi_query_attention: bool = False
     multi_query_group_num: int = 1
-    apply_query_key_layer_scaling: bool = True
-    attention_softmax_in_fp32: bool = True
-    fp32_residual_connection: bool = False
-    original_rope: bool = True
     rope_ratio: float = 1.0
-    quantization_bit: int = 0
-    pre_seq_len: int | None = None
-    prefix_projection: bool = False
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None

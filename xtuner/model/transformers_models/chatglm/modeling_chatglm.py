@@ -117,9 +117,7 @@ class SelfAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         rate = self.config.attention_dropout
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=rate, **kwargs
-        )
+        output, weights = attend(self, query, key, value, attention_mask, dropout=rate, **kwargs)
         return self.dense(output), weights
 
 
@@ -199,7 +197,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ChatGLMRotaryEmbedding):
-            init.copy_(module.inv_freq, module.frequencies(torch.device("cpu")))
+            buffer = cast(Tensor, module.inv_freq)
+            init.copy_(buffer, module.frequencies(torch.device("cpu")))
 
 
 class ChatGLMModel(DecoderModel, ChatGLMPreTrainedModel):
@@ -226,11 +225,11 @@ class ChatGLMModel(DecoderModel, ChatGLMPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         return self.rotary_pos_emb(hidden_states, position_ids)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embedding.word_embeddings = value
+        self.embedding.word_embeddings = cast(nn.Embedding, value)
 
 
 class ChatGLMForConditionalGeneration(CausalLMModel, ChatGLMPreTrainedModel, GenerationMixin):
@@ -245,8 +244,8 @@ class ChatGLMForConditionalGeneration(CausalLMModel, ChatGLMPreTrainedModel, Gen
         self.transformer = ChatGLMModel(config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.transformer.output_layer
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.transformer.output_layer = new_embeddings

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.models.llama.configuration_llama import LlamaConfig
+
 from xtuner.model.transformers_models.hub_config import HubConfig
 from xtuner.model.transformers_models.unsupported import refuse_other
 
 
-class DeepseekConfig(HubConfig):
+class DeepseekConfig(HubConfig, LlamaConfig):
     """Settings of a DeepSeekMoE model, under the names of the hub's ``config.json``.
 
     ``output_router_logits`` adds the router's balance loss, weighted by ``aux_loss_alpha``, to the
@@ -23,39 +25,21 @@ class DeepseekConfig(HubConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int = 102400
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
     moe_intermediate_size: int = 1407
     num_hidden_layers: int = 30
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
     n_shared_experts: int | None = None
     n_routed_experts: int | None = None
     num_experts_per_tok: int | None = None
     moe_layer_freq: int = 1
     first_k_dense_replace: int = 0
     norm_topk_prob: bool = False
-    scoring_func: str = "softmax"
     aux_loss_alpha: float = 0.001
     seq_aux: bool = True
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 2048
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    use_cache: bool = True
-    pad_token_id: int | None = None
     bos_token_id: int | None = 100000
     eos_token_id: int | list[int] | None = 100001
-    pretraining_tp: int = 1
-    tie_word_embeddings: bool = False
-    rope_parameters: dict[str, Any] | None = None
-    attention_bias: bool = False
-    attention_dropout: float = 0.0
     output_router_logits: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
         refuse_other(self, scoring_func="softmax")
 

@@ -52,7 +52,9 @@ class MoEGate(nn.Module):
         super().__init__()
         self.top_k = cast(int, config.num_experts_per_tok)
         self.normalized = config.norm_topk_prob and self.top_k > 1
-        self.weight = nn.Parameter(torch.empty(cast(int, config.n_routed_experts), config.hidden_size))
+        self.weight = nn.Parameter(
+            torch.empty(cast(int, config.n_routed_experts), config.hidden_size)
+        )
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose.
@@ -128,9 +130,7 @@ class DeepseekDecoderLayer(GradientCheckpointingLayer):
         """(B, S, H) to (B, S, H); keywords as ``LlamaAttention``'s."""
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + attended
-        return hidden_states + cast(
-            Tensor, self.mlp(self.post_attention_layernorm(hidden_states))
-        )
+        return hidden_states + cast(Tensor, self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
 class DeepseekPreTrainedModel(PreTrainedModel):

@@ -15,7 +15,7 @@ class QWenConfig(HubConfig):
     their queries by ``use_logn_attn``, their rotary embeddings by ``use_dynamic_ntk``.
 
     ``bf16``, ``fp16`` and ``fp32`` choose the number format in the hub's code; here ``dtype`` does.
-    They are kept, as are the settings of flash attention and of the quantised cache.
+    They are kept and not read, as are the settings of flash attention and of the quantised cache.
 
     Raises:
         UserError: for rotary embeddings on a part of each head.
@@ -35,21 +35,12 @@ class QWenConfig(HubConfig):
     initializer_range: float = 0.02
     max_position_embeddings: int = 8192
     seq_length: int = 8192
-    scale_attn_weights: bool = True
     kv_channels: int = 128
-    rotary_pct: float = 1.0
     rotary_emb_base: float = 10000
     use_dynamic_ntk: bool = True
     use_logn_attn: bool = True
-    use_flash_attn: bool | str = "auto"
     no_bias: bool = True
-    bf16: bool = False
-    fp16: bool = False
-    fp32: bool = False
     use_cache: bool = True
-    use_cache_quantization: bool = False
-    use_cache_kernel: bool = False
-    softmax_in_fp32: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

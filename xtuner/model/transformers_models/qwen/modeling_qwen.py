@@ -230,7 +230,8 @@ class QWenModel(DecoderModel, QWenPreTrainedModel):
         if past_key_values is not None and past_key_values.get_seq_length() == 0:
             of_tokens = self.rotary_emb.ntk_alpha(position_ids)
             alpha = torch.ones(1, 1, 1) if of_tokens is None else of_tokens[:, -1:]
-            alpha = past_key_values.ntk_alpha = alpha.to(hidden_states.device)
+            alpha = alpha.to(hidden_states.device)
+            past_key_values.ntk_alpha = alpha  # type: ignore[attr-defined]
         cos, sin = self.rotary_emb(hidden_states, position_ids=position_ids, alpha=alpha)
         return cos, sin, self.query_factors(position_ids)
 
