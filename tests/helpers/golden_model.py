@@ -20,7 +20,7 @@ def fill(model: nn.Module) -> None:
     """Give each weight numbers that depend on its place in the order of names alone."""
     for place, (name, weight) in enumerate(sorted(model.named_parameters())):
         weight.copy_(_wave(weight.numel(), place).view(weight.shape) * 0.12)
-        if weight.ndim == 1 and name.endswith("weight"):  # of a norm
+        if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
             weight.add_(1.0)
 
 

@@ -14,6 +14,7 @@ from xtuner.model.backends.gpu import compiled
 from xtuner.model.modules.attention import register
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils import cpu
+from xtuner.utils.errors import UserError
 
 IGNORED = -100
 LENGTHS = (7, 1, 12, 5)
@@ -333,3 +334,9 @@ def test_a_longer_context_scales_the_rotary_embedding(tiny_llama):
     assert model.llm.config.max_position_embeddings == 1300
     assert model.llm.config.rope_parameters["rope_type"] == "linear"
     assert model.llm.config.rope_parameters["factor"] == 3.0
+
+
+def test_a_longer_context_without_a_rotary_embedding_is_refused(tmp_path):
+    make_model("gpt2", n_positions=64).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="gpt2 cannot be stretched"):
+        SupervisedFinetune(config_of(tmp_path), max_position_embeddings=1300)

@@ -112,9 +112,18 @@ def _stretched(settings: Mapping[str, Any], length: int) -> Any:
         settings["pretrained_model_name_or_path"],
         trust_remote_code=settings.get("trust_remote_code", False),
     )
-    trained = config.max_position_embeddings
+    trained = getattr(config, "max_position_embeddings", None)
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    if not trained or not rope:
+        raise UserError(
+            tr(
+                "{name} cannot be stretched: its rotary embedding, if it has one, has no settings.",
+                name=config.model_type,
+            ),
+            hint=tr("remove max_position_embeddings."),
+            where=Where(key="model.max_position_embeddings"),
+        )
     if length > trained:
-        rope = dict(getattr(config, "rope_parameters", None) or {})
         rope.update(rope_type="linear", factor=float(math.ceil(length / trained)))
         config.rope_parameters = rope
         config.max_position_embeddings = length

@@ -121,8 +121,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: (N, H) last hidden states at the supervised positions.
-        head: the output layer; an ``nn.Linear`` without a bias takes the fast path, others (an
-            adapter on the head) are computed twice, chunk by chunk.
+        head: the output layer; one that only multiplies by a matrix takes the fast path, others (a
+            bias, an adapter on the head) are computed twice, chunk by chunk.
         targets: (N,) token ids.
         rule: what is done to the logits.
         terms: what the loss is made of beside the cross-entropy.
@@ -133,13 +133,27 @@ def linear_cross_entropy(
     rule, terms = rule or LogitTransform(), terms or LossConfig()
     # Without a token all is done the same with no rows: every weight gets a gradient, if of zeros,
     # and other processes that wait for it, or hold a part of the weights, are met.
-    if type(head) is nn.Linear and head.bias is None:
+    weight = _projection(head)
+    if weight is not None:
         dtype = _compute_dtype(hidden)
-        return _FusedCrossEntropy.apply(hidden, head.weight, targets, dtype, rule, terms)
+        return _FusedCrossEntropy.apply(hidden, weight, targets, dtype, rule, terms)
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, goal in _chunks(hidden, head, targets):
         total = total + checkpoint(_chunk_loss, part, head, goal, rule, terms, use_reentrant=False)
     return total
+
+
+def _projection(head: nn.Module) -> Tensor | None:
+    """(V, H) what a head multiplies by, if that is all it does.
+
+    It is the weight of an ``nn.Linear``, or what ``projection()`` of a class derived from it makes
+    of the weight (Baichuan2 normalises the rows).
+    """
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        return None
+    if type(head) is nn.Linear:
+        return head.weight
+    return head.projection() if hasattr(head, "projection") else None
 
 
 def token_log_probs(

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.linalg import vector_norm
+from torch.nn.functional import linear
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
@@ -36,13 +37,18 @@ ROPE_BASE = 10000.0
 class NormHead(nn.Linear):
     """Baichuan2's output layer: logits are products with the rows of the weight, normalised."""
 
+    def norms(self) -> Tensor:
+        """(V, 1) lengths of the rows, in float32."""
+        return vector_norm(self.weight, dim=1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
+
     def projection(self) -> Tensor:
-        """(V, H) what hidden states are multiplied by."""
-        return normalize(self.weight.float()).to(self.weight.dtype)
+        """(V, H) the normalised rows, which the loss of training takes."""
+        return (self.weight / self.norms()).to(self.weight.dtype)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., H) to (..., V)."""
-        return linear(hidden_states, self.projection())
+        logits = linear(hidden_states, self.weight)
+        return (logits / self.norms().squeeze(1)).to(logits.dtype)
 
 
 class BaichuanMLP(nn.Module):
