@@ -64,7 +64,7 @@ WINDOWS: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "deepseek_v2": {**EXPERTS, **LATENT_ATTENTION},
-    "deepseek_v3": {**EXPERTS, **LATENT_ATTENTION},
+    "deepseek_v3": {**EXPERTS, **LATENT_ATTENTION, "head_dim": 8},
     "dots1": EXPERTS,
     "ernie4_5_moe": {
         **EXPERTS,
@@ -77,7 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "mamba_n_heads": 4},
     "gemma3_text": WINDOWS,
     "glm4_moe": EXPERTS,
-    "glm4_moe_lite": {**EXPERTS, **LATENT_ATTENTION},
+    "glm4_moe_lite": {**EXPERTS, **LATENT_ATTENTION, "head_dim": 8},
     "granitemoe": EXPERTS,
     "granitemoehybrid": {**EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"]},
     "hunyuan_v1_moe": {**EXPERTS, "moe_topk": 2},

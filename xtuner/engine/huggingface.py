@@ -110,13 +110,14 @@ def _model(cfg: Config, *, checkpointing: bool) -> nn.Module:
         return model
     from peft import get_peft_model, prepare_model_for_kbit_training
 
+    from xtuner.model.lora.targets import set_default_targets
+
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     elif checkpointing:
         model.enable_input_require_grads()
     lora = _built(cfg.lora)
-    if lora.target_modules is None:
-        lora.target_modules = "all-linear"
+    set_default_targets(lora, model)
     return get_peft_model(model, lora)
 
 

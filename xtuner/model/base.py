@@ -20,6 +20,7 @@ from xtuner.model.backends.cpu import fused_layers, linear
 from xtuner.model.backends.gpu import compiled, liger
 from xtuner.model.loading import build_llm, require_varlen_support, resize_token_embeddings
 from xtuner.model.lora import experts, fast_lora
+from xtuner.model.lora.targets import set_default_targets
 from xtuner.model.modules.loss import LogitTransform
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
 from xtuner.parallel.sequence.shard import SequenceShard
@@ -97,8 +98,7 @@ class FinetuneModel(BaseModel):
             self.llm = PeftModel.from_pretrained(self.llm, peft_model, is_trainable=True)
             return
         config = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
-        if config.target_modules is None:
-            config.target_modules = "all-linear"
+        set_default_targets(config, self.llm)
         if grown:
             self._train_new_rows(config)
         experts.disable_expert_lora_dropout(config, self.llm)

@@ -9,26 +9,27 @@ stays as it is, and the user is told what that costs.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from xtuner.model.lora.targets import adapts_experts
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
-EXPERT_LINEARS = frozenset({"w1", "w2", "w3"})
-"""What the experts' layers were called when each was a module; peft translates these names."""
 
-
-def disable_expert_lora_dropout(lora: Any, llm: nn.Module) -> None:
+def disable_expert_lora_dropout(lora: LoraConfig, llm: PreTrainedModel) -> None:
     """Set ``lora_dropout`` to 0 where an adapter sits on expert tensors: peft has none for them.
 
     Args:
-        lora: a ``LoraConfig``; changed in place, and said.
+        lora: changed in place; a warning says so.
         llm: the model that gets the adapter.
     """
-    targets = lora.target_modules if isinstance(lora.target_modules, list | set) else ()
-    on_experts = bool(getattr(lora, "target_parameters", None)) or EXPERT_LINEARS & set(targets)
-    if getattr(lora, "lora_dropout", 0) and on_experts and _expert_tensors(llm):
+    if getattr(lora, "lora_dropout", 0) and adapts_experts(lora, llm):
         logger.warning("lora_dropout=%s is set to 0: experts cannot have it.", lora.lora_dropout)
         lora.lora_dropout = 0.0
 

@@ -1,0 +1,103 @@
+"""The layers that get an adapter by default: never heads, routers, experts or towers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.helpers.architectures import BASE, VOCABULARY, make_architecture
+from xtuner.model.lora.targets import default_targets
+from xtuner.model.modules import attention
+from xtuner.model.sft import SupervisedFinetune
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+EXPECTED = {
+    "llama": ATTENTION | MLP,
+    "phi3": {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"},
+    "gpt2": {"c_attn", "c_proj", "c_fc"},
+    "mixtral": ATTENTION,
+    "qwen2_moe": ATTENTION,
+    "qwen3_moe": ATTENTION,
+    "qwen3_next": ATTENTION | {"in_proj_qkvz", "in_proj_ba", "out_proj"},
+    "glm4_moe": ATTENTION,
+    "hunyuan_v1_moe": ATTENTION,
+    "ernie4_5_moe": ATTENTION,
+    "dots1": ATTENTION,
+    "llama4_text": ATTENTION,
+    "phimoe": ATTENTION,
+    "minimax_m2": ATTENTION,
+    "olmoe": ATTENTION,
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "glm4_moe_lite": LATENT,
+    "nemotron_h": ATTENTION | {"in_proj"},
+    "falcon_h1": ATTENTION | MLP | {"in_proj"},
+    "lfm2": ATTENTION - {"o_proj"} | {"out_proj", "in_proj", "w1", "w2", "w3"},
+}
+
+
+def lora_model(kind: str, **settings: object) -> SupervisedFinetune:
+    return SupervisedFinetune(
+        make_architecture(kind, attention=attention.register()),
+        lora=LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM", **settings),
+    )
+
+
+def adapted(model: SupervisedFinetune) -> set[str]:
+    return {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_the_default_layers_of_an_architecture_train(kind):
+    model = lora_model(kind)
+    assert {name.rpartition(".")[2] for name in adapted(model)} == EXPECTED[kind]
+    ids = torch.randint(VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model({"input_ids": ids, "labels": ids}, mode="loss")["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(
+        weight.grad is not None for name, weight in model.named_parameters() if "lora_B" in name
+    )
+
+
+def test_all_linear_means_the_same():
+    assert adapted(lora_model("qwen3_moe", target_modules="all-linear")) == adapted(
+        lora_model("qwen3_moe")
+    )
+
+
+def test_explicit_targets_stay():
+    names = adapted(lora_model("llama", target_modules=["q_proj"]))
+    assert {name.rpartition(".")[2] for name in names} == {"q_proj"}
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "gate_proj", "up_proj", "down_proj"], r".*_proj"])
+def test_experts_are_adapted_on_request_without_dropout(targets, caplog):
+    model = lora_model("qwen3_moe", target_modules=targets)
+    assert any("experts" in name for name in adapted(model))
+    assert "lora_dropout=0.1 is set to 0" in caplog.text
+
+
+def test_the_vision_tower_of_a_multimodal_model_gets_no_adapter():
+    text = {**BASE, "layer_types": ["full_attention"] * 2}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    llm = AutoModelForCausalLM.from_config(config)
+    linear = {name for name, layer in llm.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert any("vision" in name for name in linear)
+    targets = default_targets(llm)
+    assert {*targets.target_modules} >= ATTENTION
+    model = SupervisedFinetune(llm, lora=LoraConfig(r=4, task_type="CAUSAL_LM"))
+    assert adapted(model) and not any("vision" in name for name in adapted(model))
