@@ -2,7 +2,9 @@
 
 import time
 
-from xtuner.parallel.heartbeat import LEFT, Heartbeat
+import pytest
+
+from xtuner.parallel.heartbeat import LEFT, LIMIT, Heartbeat, is_wanted
 
 
 class Store(dict):
@@ -69,3 +71,20 @@ def test_a_store_that_is_gone_ends_the_watch_and_the_leaving():
     again = beating(store)
     again.stop()  # says nothing: there is nobody to tell
     assert again._stopped.is_set()
+
+
+@pytest.mark.parametrize(
+    ("backend", "limit", "wanted"),
+    [
+        ("gloo", None, True),
+        ("nccl", None, False),
+        ("cpu:gloo,cuda:nccl", None, False),
+        ("nccl", "", False),
+        ("nccl", "60", True),
+    ],
+)
+def test_nccl_has_a_watchdog_of_its_own(backend, limit, wanted, monkeypatch):
+    monkeypatch.delenv(LIMIT, raising=False)
+    if limit is not None:
+        monkeypatch.setenv(LIMIT, limit)
+    assert is_wanted(backend) == wanted

@@ -139,5 +139,5 @@ def test_a_cut_link_ends_both_with_a_message(machines):
     machines.cut()
     for number, run in enumerate(machines.runs):
         assert run.wait(timeout=40) == 75, machines.printed(number)
-        assert "has heard nothing of" in machines.printed(number)
+        assert "has heard nothing from" in machines.printed(number)
         assert "--resume" in machines.printed(number)

@@ -1,10 +1,13 @@
-"""Notices that a machine of a run is gone, or the link to it is cut.
+"""A heartbeat between the machines of a run, for backends that do not notice a dead link.
 
-A process that ends closes its connections, and the others fail at once. A machine that is switched
-off or a cut link closes nothing: collective operations would wait for their timeout, an hour or so.
-So one process of each machine counts up a number in the store in which the processes met, and looks
-at those of the others. A thread beside it ends the process when nothing has been heard for too
-long; torchrun then ends the other processes of the machine.
+A process that exits closes its connections, and the others fail at once. A machine that is switched
+off, or a cut link, closes nothing: gloo's collectives then wait for their timeout, an hour by
+default. So one process of each machine increments a counter in the rendezvous store and reads those
+of the others. A second thread ends the process when a counter has not changed for too long;
+torchrun then ends the other processes of the machine.
+
+With NCCL it is off unless ``XTUNER_LINK_TIMEOUT`` is set: NCCL's own watchdog ends a process whose
+collective fails or exceeds its timeout (``TORCH_NCCL_ASYNC_ERROR_HANDLING``).
 """
 
 from __future__ import annotations
@@ -31,13 +34,13 @@ LEFT = "left"
 
 @dataclass
 class Heartbeat:
-    """The number of one machine, and what has been heard of the others.
+    """The counter of one machine, and when those of the others last changed.
 
     Args:
-        store: where the numbers are.
-        own: this machine.
-        others: the other machines.
-        limit: seconds without a sign of life after which the run ends.
+        store: holds the counters.
+        own: the name of this machine.
+        others: the names of the other machines.
+        limit: seconds without a heartbeat after which the process exits.
     """
 
     store: dist.Store
@@ -49,20 +52,20 @@ class Heartbeat:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Begin to count and to look."""
+        """Start the two threads."""
         self._contact = time.monotonic()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         threading.Thread(target=self._watch, name="heartbeat-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Say that this machine is leaving, as its work is done."""
+        """Tell the other machines that this one has finished, and stop."""
         if not self._stopped.is_set():
             self._stopped.set()
             with contextlib.suppress(RuntimeError, OSError):  # the first machine has left before us
                 self.store.set(_key(self.own), LEFT)
 
     def lost(self) -> str | None:
-        """What has not been heard of for too long; None when all is well."""
+        """The machines without a heartbeat for longer than the limit; None when there are none."""
         now = time.monotonic()
         if now - self._contact > self.limit:
             return tr("the first machine")
@@ -95,9 +98,9 @@ class Heartbeat:
                 continue
             print(
                 tr(
-                    "error: {own} has heard nothing of {lost} for {limit:g} seconds: "
-                    "the machine is down, or the link to it is cut. The training ends here.\n"
-                    "What to do: see to the link, then go on with the same command and --resume.",
+                    "error: {own} has heard nothing from {lost} for {limit:g} seconds: "
+                    "the machine is down or the network link is broken. Training stops here.\n"
+                    "Hint: restore the link, then resume with the same command and --resume.",
                     own=self.own,
                     lost=lost,
                     limit=self.limit,
@@ -111,10 +114,18 @@ class Heartbeat:
 _running: Heartbeat | None = None
 
 
+def is_wanted(backend: str) -> bool:
+    """Whether to run a heartbeat beside a backend: not beside NCCL, unless the limit is set."""
+    return "nccl" not in backend or bool(os.environ.get(LIMIT))
+
+
 def start_heartbeat() -> None:
-    """Watch the other machines of a run, where there are others; called after the processes met."""
+    """Start the heartbeat of a run on several machines; called with the process group initialized.
+
+    Every rank must call it. With NCCL it starts only where ``XTUNER_LINK_TIMEOUT`` is set.
+    """
     global _running
-    if not dist.is_initialized():
+    if not dist.is_initialized() or not is_wanted(dist.get_backend()):
         return
     leader = int(os.environ.get("LOCAL_RANK", "0")) == 0
     name = f"{socket.gethostname()} (rank {dist.get_rank()})" if leader else None
@@ -128,7 +139,7 @@ def start_heartbeat() -> None:
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
-        timeout=datetime.timedelta(seconds=2 * limit),  # a cut link is to be noticed before
+        timeout=datetime.timedelta(seconds=2 * limit),  # longer than it takes to notice
     )
     others = [each for each in machines if each != name]
     _running = Heartbeat(store, name, others, limit)
@@ -136,7 +147,7 @@ def start_heartbeat() -> None:
 
 
 def stop_heartbeat() -> None:
-    """Leave without alarming the other machines."""
+    """Stop without alarming the other machines."""
     if _running is not None:
         _running.stop()
 

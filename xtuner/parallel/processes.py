@@ -1,34 +1,29 @@
-"""Joining the processes of a run into one group, whoever started them."""
+"""The process group of a run: joined whichever launcher started the processes, and left again."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import datetime
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import torch
 
 from xtuner.parallel.heartbeat import start_heartbeat, stop_heartbeat
-from xtuner.utils.environment import dataset_timeout
+from xtuner.parallel.launch_env import LAUNCHER_ENV, collective_timeout
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 DEFAULT_PORT = "29500"
-_SET_PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
-# Who started us -> the variables in which it tells rank, world size and rank on this machine.
-LAUNCHER_ENV = {
-    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-}
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+_on_shutdown: list[Callable[[], None]] = []
 
 
 def init_distributed(launcher: str, backend: str = "nccl") -> None:
-    """Join the process group, and take this process's GPU.
+    """Initialize the process group and select this process's GPU.
 
     Collective operations wait for ``XTUNER_DATASET_TIMEOUT`` minutes (60 by default), so that a
     machine which prepares its data for longer than another does not end the run.
@@ -36,6 +31,9 @@ def init_distributed(launcher: str, backend: str = "nccl") -> None:
     Args:
         launcher: ``pytorch`` (torchrun), ``slurm`` or ``mpi``.
         backend: ``nccl`` on GPUs, ``gloo`` on a CPU.
+
+    Raises:
+        UserError: when the launcher's environment variables are not set.
     """
     names = LAUNCHER_ENV[launcher]
     missing = [name for name in names if name not in os.environ]
@@ -54,30 +52,34 @@ def init_distributed(launcher: str, backend: str = "nccl") -> None:
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = os.environ.get("ADDR") or _first_host(launcher)
     if launcher == "pytorch":
-        _end_with_parent()
+        _terminate_with_parent()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(local_rank) % torch.cuda.device_count())
-    torch.distributed.init_process_group(backend, timeout=timeout())
+    torch.distributed.init_process_group(backend, timeout=collective_timeout())
     start_heartbeat()
 
 
-def timeout() -> datetime.timedelta:
-    """How long collective operations wait."""
-    return datetime.timedelta(minutes=max(30.0, dataset_timeout()))
+def on_shutdown(callback: Callable[[], None]) -> None:
+    """Register what ``shutdown_distributed`` calls before it destroys the process group.
+
+    Args:
+        callback: for example drops references to subgroups. Registered twice, it is called once.
+    """
+    if callback not in _on_shutdown:
+        _on_shutdown.append(callback)
 
 
 def shutdown_distributed() -> None:
-    """Take leave of the other processes, when all has gone well."""
-    from xtuner.parallel.sequence.groups import destroy_sequence_parallel
-
+    """Destroy the process group at the end of a successful command; nothing without one."""
     if torch.distributed.is_initialized():
         stop_heartbeat()
-        destroy_sequence_parallel()
+        for callback in _on_shutdown:
+            callback()
         torch.distributed.destroy_process_group()
 
 
 def init_single_process() -> None:
-    """Make a process group of this process, where there is none: some libraries need one."""
+    """Initialize a process group of this process alone, where there is none: libraries need one."""
     if torch.distributed.is_initialized():
         return
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -87,15 +89,15 @@ def init_single_process() -> None:
     )
 
 
-def _end_with_parent() -> None:
-    """Ask Linux for SIGTERM when torchrun dies, by kill -9 too: no process is left behind."""
+def _terminate_with_parent() -> None:
+    """Ask Linux for SIGTERM when torchrun dies, also by SIGKILL, so that no process is orphaned."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _first_host(launcher: str) -> str:
-    """The first machine of a Slurm job; this one otherwise."""
+    """The first host of a Slurm job; this one otherwise."""
     nodes = os.environ.get("SLURM_NODELIST")
     if launcher != "slurm" or not nodes:
         return "127.0.0.1"

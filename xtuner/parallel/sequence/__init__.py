@@ -1,10 +1,11 @@
-"""Sequence parallelism (Ulysses): the ranks of a group share each row, a stretch of tokens each.
+"""Sequence parallelism (DeepSpeed-Ulysses): the ranks of a group hold a shard of each row.
 
-All but attention looks at one token at a time, so a rank computes it for its own stretch. Around
-attention the ranks exchange: each gets all tokens of some heads, and gives the result back.
+Everything but attention works on single tokens, so that a rank computes it for its own shard.
+Around attention an all-to-all gives each rank all tokens of some heads, and another one takes the
+result back.
 
-``groups``: who shares a row. ``share``: what a rank computes of a micro-batch. ``heads``: the
-exchange around attention. The rest are the published functions of v0.1 for code of one's own.
+``groups``: the process groups. ``shard``: the part of a micro-batch that a rank computes.
+``heads``: the all-to-all around attention. The rest are v0.1's functions for users' own code.
 """
 
 from xtuner.utils.lazy import lazy_exports

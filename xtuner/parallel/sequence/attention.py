@@ -1,9 +1,8 @@
-"""The published functions that put an attention of one's own between the exchanges."""
+"""v0.1's functions that put a user's own attention between the two all-to-alls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,35 +19,35 @@ def pre_process_for_sequence_parallel_attn(
     scatter_dim: int = 2,
     gather_dim: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All tokens of this rank's heads.
+    """Receive all tokens of this rank's heads.
 
     Args:
-        query_states: (B, S/N, H, D), or (B, H, S/N, D) with the dimensions the other way round.
-        key_states: likewise, with as many heads or a divisor of them.
+        query_states: (B, S/N, H, D), or (B, H, S/N, D) with the dimensions swapped.
+        key_states: likewise, with H heads or a divisor of H.
         value_states: likewise.
         scatter_dim: the dimension of the heads, 2 or 1.
         gather_dim: the dimension of the tokens, 1 or 2.
 
     Returns:
         The three in the same layout, with S tokens and this rank's heads. H need not be divisible
-        by the number of ranks.
+        by the number of ranks N.
     """
     group = get_sequence_parallel_group()
     if group is None:
         return query_states, key_states, value_states
-    turned = _tokens_first(gather_dim, scatter_dim)
-    given = [_turn(t, turned) for t in (query_states, key_states, value_states)]
-    query, key, value = (_turn(t, turned) for t in to_heads(given[0], given[1], given[2], group))
+    swap = _is_token_major(gather_dim, scatter_dim)
+    query, key, value = (_swapped(t, swap) for t in (query_states, key_states, value_states))
+    query, key, value = (_swapped(t, swap) for t in to_heads(query, key, value, group))
     return query, key, value
 
 
 def post_process_for_sequence_parallel_attn(
     attn_output: Tensor, scatter_dim: int = 1, gather_dim: int = 2
 ) -> Tensor:
-    """All heads of this rank's tokens.
+    """Receive all heads of this rank's tokens.
 
     Args:
-        attn_output: (B, S, h, D), or (B, h, S, D) with the dimensions the other way round.
+        attn_output: (B, S, h, D), or (B, h, S, D) with the dimensions swapped.
         scatter_dim: the dimension of the tokens, 1 or 2.
         gather_dim: the dimension of the heads, 2 or 1.
 
@@ -58,26 +57,30 @@ def post_process_for_sequence_parallel_attn(
     group = get_sequence_parallel_group()
     if group is None:
         return attn_output
-    turned = _tokens_first(scatter_dim, gather_dim)
+    swap = not _is_token_major(scatter_dim, gather_dim)
     heads = torch.tensor(attn_output.shape[gather_dim], device=attn_output.device)
     dist.all_reduce(heads, group=group)
-    by_token = _turn(attn_output, not turned)
-    return _turn(to_tokens(by_token, int(heads), group), not turned)
+    token_major = _swapped(attn_output, swap)
+    return _swapped(to_tokens(token_major, int(heads), group), swap)
 
 
 def sequence_parallel_wrapper(local_attn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make an attention of whole rows one of rows that ranks share.
+    """Make an attention function sequence-parallel.
 
     Args:
-        local_attn: takes query, key and value (B, S, h, D) and gives (B, S, h, D).
+        local_attn: takes query, key and value (B, S, h, D) and returns (B, S, h, D).
 
     Returns:
-        A function that takes (B, S/N, H, D) and gives (B, S/N, H, D). With ``training=False`` among
-        its keywords it computes rows that are not shared.
+        A function from (B, S/N, H, D) to (B, S/N, H, D). With ``training=False`` among its keywords
+        it calls ``local_attn`` on rows that are not sharded.
     """
 
-    def shared(
-        query_states: Tensor, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    def sequence_parallel(
+        query_states: Tensor,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: object,
+        **kwargs: object,
     ) -> Tensor:
         group = get_sequence_parallel_group() if kwargs.pop("training", True) else None
         if group is None:
@@ -86,18 +89,18 @@ def sequence_parallel_wrapper(local_attn: Callable[..., Tensor]) -> Callable[...
         if three[0].shape[2]:
             out = local_attn(*three, *args, **kwargs)
         else:
-            out = no_heads(*(_turn(tensor, True) for tensor in three))
+            out = no_heads(*(tensor.transpose(1, 2) for tensor in three))
         return to_tokens(out, query_states.shape[2], group)
 
-    return shared
+    return sequence_parallel
 
 
-def _tokens_first(tokens: int, heads: int) -> bool:
-    """Whether the layout is (B, S, H, D); (B, H, S, D) otherwise."""
+def _is_token_major(tokens: int, heads: int) -> bool:
+    """Whether the layout is (B, S, H, D), not (B, H, S, D)."""
     if {tokens, heads} != {1, 2}:
         raise ValueError(f"tokens and heads are dimensions 1 and 2, not {tokens} and {heads}")
     return tokens == 1
 
 
-def _turn(tensor: Tensor, turned: bool) -> Tensor:
-    return tensor.transpose(1, 2) if turned else tensor
+def _swapped(tensor: Tensor, swap: bool) -> Tensor:
+    return tensor.transpose(1, 2) if swap else tensor

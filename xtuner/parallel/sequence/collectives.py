@@ -1,73 +1,84 @@
-"""Collective operations with a backward pass, over the ranks that share a row.
+"""Differentiable collectives over the ranks of a sequence-parallel group.
 
 The loss of a step is the sum of what the ranks compute, so each backward pass here is the
-derivative of that sum: what a rank gave to others comes back as their gradients.
+derivative of that sum: a rank gets the gradients of what it sent to others from them.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from xtuner.utils.types import AutogradContext
 
 
-def exchange(buffer: Tensor, given: list[int], taken: list[int], group: Any) -> Tensor:
-    """Give a part of a buffer to each rank of a group, take one from each.
+def all_to_all_single(
+    buffer: Tensor, send_sizes: list[int], receive_sizes: list[int], group: ProcessGroup
+) -> Tensor:
+    """``torch.distributed.all_to_all_single`` with a backward pass.
 
     Args:
-        buffer: (sum of ``given``,) the parts in the order of the ranks.
-        given: elements for each rank; 0 is allowed.
-        taken: elements from each rank.
+        buffer: (sum of ``send_sizes``,) the parts in the order of the ranks.
+        send_sizes: elements for each rank; 0 is allowed.
+        receive_sizes: elements from each rank.
         group: the process group.
 
     Returns:
-        (sum of ``taken``,) in the order of the ranks.
+        (sum of ``receive_sizes``,) in the order of the ranks.
     """
-    return _Exchange.apply(buffer, given, taken, group)
+    return _AllToAll.apply(buffer, send_sizes, receive_sizes, group)
 
 
-class _Exchange(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, buffer: Tensor, given: list[int], taken: list[int], group: Any) -> Tensor:
-        ctx.settings = given, taken, group
-        return _exchanged(buffer, given, taken, group)
+    def forward(
+        ctx: AutogradContext,
+        buffer: Tensor,
+        send_sizes: list[int],
+        receive_sizes: list[int],
+        group: ProcessGroup,
+    ) -> Tensor:
+        ctx.settings = send_sizes, receive_sizes, group
+        return _exchange(buffer, send_sizes, receive_sizes, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        given, taken, group = ctx.settings
-        return _exchanged(grads[0], taken, given, group), None, None, None
+    def backward(ctx: AutogradContext, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        send_sizes, receive_sizes, group = ctx.settings
+        return _exchange(grads[0], receive_sizes, send_sizes, group), None, None, None
 
 
-def _exchanged(buffer: Tensor, given: list[int], taken: list[int], group: Any) -> Tensor:
-    result = buffer.new_empty(sum(taken))
-    dist.all_to_all_single(result, buffer.contiguous(), taken, given, group=group)
-    return result
+def _exchange(
+    buffer: Tensor, send_sizes: list[int], receive_sizes: list[int], group: ProcessGroup
+) -> Tensor:
+    received = buffer.new_empty(sum(receive_sizes))
+    dist.all_to_all_single(received, buffer.contiguous(), receive_sizes, send_sizes, group=group)
+    return received
 
 
-def add_over_group(values: Tensor, group: Any) -> Tensor:
-    """Add a tensor over the ranks of a group; every rank gets the sum.
+def all_reduce_sum(values: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum a tensor over the ranks of a group, forward and backward; every rank gets the sum.
 
     Args:
         values: of any shape, the same on all ranks.
         group: the process group.
     """
-    return _Add.apply(values, group)
+    return _AllReduceSum.apply(values, group)
 
 
-class _Add(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+    def forward(ctx: AutogradContext, values: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return _added(values, group)
+        return _summed(values, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _added(grads[0], ctx.group), None
+    def backward(ctx: AutogradContext, *grads: Tensor) -> tuple[Tensor, None]:
+        return _summed(grads[0], ctx.group), None
 
 
-def _added(values: Tensor, group: Any) -> Tensor:
+def _summed(values: Tensor, group: ProcessGroup) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
@@ -75,17 +86,17 @@ def _added(values: Tensor, group: Any) -> Tensor:
 
 def all_to_all(
     input: Tensor,
-    process_group: Any,
+    process_group: ProcessGroup | None,
     scatter_dim: int = 2,
     gather_dim: int = 1,
 ) -> Tensor:
-    """Cut a tensor along one dimension for the ranks, join what they give along another.
+    """Split a tensor over the ranks along one dimension, gather theirs along another.
 
     Args:
         input: for example (B, S/N, H, D); ``scatter_dim`` is divisible by the N ranks.
-        process_group: the ranks; None leaves the tensor as it is.
-        scatter_dim: the dimension that is cut.
-        gather_dim: the dimension that grows.
+        process_group: the group; None returns the tensor unchanged.
+        scatter_dim: the dimension that is split.
+        gather_dim: the dimension that is concatenated.
 
     Returns:
         For example (B, S, H/N, D); differentiable.
@@ -94,31 +105,35 @@ def all_to_all(
         return input
     size = dist.get_world_size(process_group)
     parts = torch.stack(input.chunk(size, dim=scatter_dim))
-    share = parts[0].numel()
-    taken = exchange(parts.flatten(), [share] * size, [share] * size, process_group)
-    return torch.cat(list(taken.view(parts.shape)), dim=gather_dim)
+    sizes = [parts[0].numel()] * size
+    received = all_to_all_single(parts.flatten(), sizes, sizes, process_group)
+    return torch.cat(list(received.view(parts.shape)), dim=gather_dim)
 
 
 def split_for_sequence_parallel(
     input: Tensor,
     dim: int,
-    sp_group: Any,
+    sp_group: ProcessGroup | None,
 ) -> Tensor:
-    """This rank's part of a tensor that every rank has; its size along ``dim`` is divisible."""
+    """This rank's shard of a tensor that every rank has.
+
+    Raises:
+        ValueError: when the size along ``dim`` is not divisible by the number of ranks.
+    """
     size = 1 if sp_group is None else dist.get_world_size(sp_group)
     if size == 1:
         return input
     if input.shape[dim] % size:
-        raise ValueError(f"{input.shape[dim]} (dimension {dim}) cannot be cut in {size} parts")
+        raise ValueError(f"{input.shape[dim]} (dimension {dim}) cannot be split into {size} shards")
     return input.chunk(size, dim=dim)[dist.get_rank(sp_group)].contiguous()
 
 
 def gather_for_sequence_parallel(
     input: Tensor,
     dim: int,
-    sp_group: Any,
+    sp_group: ProcessGroup | None,
 ) -> Tensor:
-    """The parts of all ranks joined along ``dim``; they are of one shape. Not differentiable."""
+    """The shards of all ranks, of equal shape, concatenated along ``dim``. Not differentiable."""
     size = 1 if sp_group is None else dist.get_world_size(sp_group)
     if size == 1:
         return input
@@ -129,41 +144,44 @@ def gather_for_sequence_parallel(
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, whole: Tensor, dim: int, group: Any, factor: float) -> Tensor:
+    def forward(
+        ctx: AutogradContext, full: Tensor, dim: int, group: ProcessGroup | None, factor: float
+    ) -> Tensor:
         ctx.settings = dim, group, factor
-        return split_for_sequence_parallel(whole, dim, group)
+        return split_for_sequence_parallel(full, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         dim, group, factor = ctx.settings
         return gather_for_sequence_parallel(grads[0] * factor, dim, group), None, None, None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, dim: int, group: Any, factor: float) -> Tensor:
+    def forward(
+        ctx: AutogradContext, shard: Tensor, dim: int, group: ProcessGroup | None, factor: float
+    ) -> Tensor:
         ctx.settings = dim, group, factor
-        return gather_for_sequence_parallel(part, dim, group)
+        return gather_for_sequence_parallel(shard, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         dim, group, factor = ctx.settings
-        part = split_for_sequence_parallel(grads[0] * factor, dim, group)
-        return part, None, None, None
+        return split_for_sequence_parallel(grads[0] * factor, dim, group), None, None, None
 
 
 def split_forward_gather_backward(
     input: Tensor,
     dim: int,
-    sp_group: Any,
+    sp_group: ProcessGroup | None,
     grad_scale: str | None = None,
 ) -> Tensor:
-    """Take this rank's part; backward joins the gradients of all parts.
+    """Take this rank's shard; backward gathers the gradients of all shards.
 
     Args:
-        input: the whole tensor, the same on every rank.
-        dim: along which it is cut.
-        sp_group: the ranks.
+        input: the full tensor, the same on every rank.
+        dim: along which it is split.
+        sp_group: the group.
         grad_scale: ``up`` or ``down``: multiply or divide gradients by the number of ranks.
     """
     return _Split.apply(input, dim, sp_group, _factor(grad_scale, sp_group))
@@ -172,23 +190,23 @@ def split_forward_gather_backward(
 def gather_forward_split_backward(
     input: Tensor,
     dim: int,
-    sp_group: Any,
+    sp_group: ProcessGroup | None,
     grad_scale: str | None = None,
 ) -> Tensor:
-    """Join the parts of all ranks; backward takes this rank's part of its own gradient.
+    """Gather the shards of all ranks; backward takes this rank's shard of its own gradient.
 
-    It is the derivative where every rank computes the same of the whole.
+    That is the derivative where every rank computes the same function of the full tensor.
 
     Args:
-        input: this rank's part.
-        dim: along which the parts are joined.
-        sp_group: the ranks.
+        input: this rank's shard.
+        dim: along which the shards are concatenated.
+        sp_group: the group.
         grad_scale: ``up`` or ``down``: multiply or divide gradients by the number of ranks.
     """
     return _Gather.apply(input, dim, sp_group, _factor(grad_scale, sp_group))
 
 
-def _factor(grad_scale: str | None, group: Any) -> float:
+def _factor(grad_scale: str | None, group: ProcessGroup | None) -> float:
     size = 1 if group is None else dist.get_world_size(group)
     factors = {None: 1.0, "up": float(size), "down": 1.0 / size}
     if grad_scale not in factors:

@@ -1,19 +1,17 @@
-"""Which ranks share a row, and which read rows of their own.
+"""The process groups of sequence and data parallelism.
 
-Ranks that follow each other form a sequence group: with 8 processes and a size of 4 these are
-0 1 2 3 and 4 5 6 7. The ranks in the same place of their groups form a data-parallel group: 0 4,
-1 5, 2 6 and 3 7.
+Consecutive ranks form a sequence-parallel group, which shares each row: with 8 processes and a
+size of 4 these are 0 1 2 3 and 4 5 6 7. The ranks at the same position of their groups form a
+data-parallel group: 0 4, 1 5, 2 6 and 3 7.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 from mmengine.dist import get_dist_info
-
-from xtuner.parallel.processes import init_distributed, timeout
+from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -21,19 +19,19 @@ class _Layout:
     """The groups of this process; None where they would be of one rank or of all."""
 
     size: int = 1
-    group: Any = None
-    data_group: Any = None
+    group: ProcessGroup | None = None
+    data_group: ProcessGroup | None = None
     inner_size: int = 1
-    inner_group: Any = None
+    inner_group: ProcessGroup | None = None
 
 
 _layout = _Layout()
 
 
 def init_dist(
-    launcher: str, backend: str = "nccl", init_backend: str = "torch", **kwargs: Any
+    launcher: str, backend: str = "nccl", init_backend: str = "torch", **kwargs: object
 ) -> None:
-    """Join the process group.
+    """Initialize the process group.
 
     Args:
         launcher: ``pytorch``, ``slurm`` or ``mpi``.
@@ -41,19 +39,26 @@ def init_dist(
         init_backend: kept from v0.1: ``torch`` or ``deepspeed``, which uses torch's groups too.
         **kwargs: kept from v0.1.
     """
+    from xtuner.parallel.processes import init_distributed
+
     init_distributed(launcher, backend)
 
 
 def init_sequence_parallel(sequence_parallel_size: int = 1) -> None:
-    """Say how many ranks share a row; called on every rank, after the processes have joined.
+    """Create the sequence- and data-parallel groups.
+
+    Called on every rank, after the process group is initialized.
 
     Args:
-        sequence_parallel_size: ranks of a group; it must divide the number of processes.
+        sequence_parallel_size: ranks that share a row; it must divide the world size.
 
     Raises:
         ValueError: when it does not.
     """
+    from xtuner.parallel.processes import on_shutdown
+
     global _layout
+    on_shutdown(destroy_sequence_parallel)
     _, world_size = get_dist_info()
     if sequence_parallel_size < 1 or world_size % sequence_parallel_size:
         raise ValueError(
@@ -73,13 +78,13 @@ def init_sequence_parallel(sequence_parallel_size: int = 1) -> None:
 
 
 def init_inner_sequence_parallel(inner_sequence_parallel_size: int = 1) -> None:
-    """Divide the sequence groups into inner groups.
+    """Divide the sequence-parallel groups into inner groups.
 
-    v0.1 needed them where the heads cannot be dealt out evenly. Attention no longer does (see
-    ``heads``); they are there for code of one's own.
+    v0.1 needed them where the number of heads is not divisible by the group's size. Attention no
+    longer does (see ``heads``); they remain for users' own code.
 
     Args:
-        inner_sequence_parallel_size: ranks of an inner group; it must divide those of a group.
+        inner_sequence_parallel_size: ranks of an inner group; it must divide the size of a group.
 
     Raises:
         ValueError: when it does not.
@@ -99,23 +104,25 @@ def init_inner_sequence_parallel(inner_sequence_parallel_size: int = 1) -> None:
 
 
 def destroy_sequence_parallel() -> None:
-    """Go back to one rank a row: the processes take leave of each other."""
+    """Drop the groups: each rank has rows of its own again."""
     global _layout
     _layout = _Layout()
 
 
-def _own(groups: list[list[int]]) -> Any:
-    """Make process groups; give the one that this rank is in. Every rank must make all of them."""
+def _own(groups: list[list[int]]) -> ProcessGroup | None:
+    """Create process groups and return this rank's. Every rank must create all of them."""
+    from xtuner.parallel.launch_env import collective_timeout
+
     rank, _ = get_dist_info()
     own = None
     for ranks in groups:
-        made = dist.new_group(ranks, timeout=timeout())
-        own = made if rank in ranks else own
+        group = dist.new_group(ranks, timeout=collective_timeout())
+        own = group if rank in ranks else own
     return own
 
 
-def get_sequence_parallel_group() -> Any:
-    """The ranks that share this process's row; None where it has its own."""
+def get_sequence_parallel_group() -> ProcessGroup | None:
+    """The ranks that share this process's rows; None without sequence parallelism."""
     return _layout.group
 
 
@@ -125,7 +132,7 @@ def get_sequence_parallel_world_size() -> int:
 
 
 def get_sequence_parallel_rank() -> int:
-    """This process's place among the ranks that share its row."""
+    """This process's rank in its sequence-parallel group."""
     return get_dist_info()[0] % _layout.size
 
 
@@ -134,7 +141,7 @@ def is_inner_sequence_parallel_initialized() -> bool:
     return _layout.inner_group is not None
 
 
-def get_inner_sequence_parallel_group() -> Any:
+def get_inner_sequence_parallel_group() -> ProcessGroup | None:
     """This process's inner group; None where there is none."""
     return _layout.inner_group
 
@@ -145,20 +152,20 @@ def get_inner_sequence_parallel_world_size() -> int:
 
 
 def get_inner_sequence_parallel_rank() -> int:
-    """This process's place in its inner group."""
+    """This process's rank in its inner group."""
     return get_dist_info()[0] % _layout.inner_size
 
 
-def get_data_parallel_group() -> Any:
-    """The ranks in the same place of all sequence groups; None (torch: all) without such groups."""
+def get_data_parallel_group() -> ProcessGroup | None:
+    """This process's data-parallel group; None, which torch takes for all ranks, by default."""
     return _layout.data_group
 
 
 def get_data_parallel_world_size() -> int:
-    """Groups of ranks that read rows of their own."""
+    """The number of sequence-parallel groups, each of which reads its own rows."""
     return get_dist_info()[1] // _layout.size
 
 
 def get_data_parallel_rank() -> int:
-    """The number of this process's group."""
+    """The index of this process's sequence-parallel group."""
     return get_dist_info()[0] // _layout.size

@@ -1,24 +1,25 @@
-"""The exchange around attention: some tokens of all heads for all tokens of some heads, and back.
+"""The all-to-all around attention: from some tokens of all heads to all tokens of some heads.
 
 Rank r of N gets the query heads from r H // N up to (r + 1) H // N and the key heads that these
-look at. So H need not be divisible by N, a key head can go to several ranks, and where H < N some
+attend to. So H need not be divisible by N, a key head can go to several ranks, and where H < N some
 ranks get no head at all.
 
 Shapes: B rows, H query heads, K key heads (H is a multiple of K), N ranks, S tokens of a row (a
-multiple of N), D width of a head. A rank holds S/N tokens; h and k are its heads.
+multiple of N), D head dimension. A rank holds S/N tokens; h and k are its heads.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from xtuner.parallel.sequence.collectives import exchange
+from xtuner.parallel.sequence.collectives import all_to_all_single
 
 
 class HeadShare(NamedTuple):
@@ -26,9 +27,9 @@ class HeadShare(NamedTuple):
 
     queries: range
     keys: range
-    """Those that the queries look at."""
+    """Those that the queries attend to."""
     key_of_query: tuple[int, ...]
-    """For each of ``queries`` the place of its key head in ``keys``."""
+    """For each of ``queries`` the index of its key head in ``keys``."""
 
     @property
     def regular(self) -> bool:
@@ -36,12 +37,12 @@ class HeadShare(NamedTuple):
         if not self.keys or len(self.queries) % len(self.keys):
             return not self.keys
         each = len(self.queries) // len(self.keys)
-        return all(key == place // each for place, key in enumerate(self.key_of_query))
+        return all(key == index // each for index, key in enumerate(self.key_of_query))
 
 
 @functools.lru_cache(maxsize=64)
 def share_heads(heads: int, key_heads: int, size: int) -> tuple[HeadShare, ...]:
-    """Deal the heads out to ``size`` ranks.
+    """Distribute the heads over ``size`` ranks.
 
     Args:
         heads: H.
@@ -54,38 +55,37 @@ def share_heads(heads: int, key_heads: int, size: int) -> tuple[HeadShare, ...]:
         queries = range(rank * heads // size, (rank + 1) * heads // size)
         wanted = [head // each for head in queries]
         keys = range(wanted[0], wanted[-1] + 1) if wanted else range(0)
-        places = tuple(head - keys.start for head in wanted)
-        shares.append(HeadShare(queries, keys, places))
+        shares.append(HeadShare(queries, keys, tuple(head - keys.start for head in wanted)))
     return tuple(shares)
 
 
 def to_heads(
-    query: Tensor, key: Tensor, value: Tensor, group: Any
+    query: Tensor, key: Tensor, value: Tensor, group: ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take all tokens of this rank's heads.
+    """Receive all tokens of this rank's heads.
 
-    One exchange for all three, so that the ranks' backward passes meet in it, whatever a rank
-    without heads does between.
+    One collective for all three: the ranks' backward passes meet in it, also where a rank has no
+    head and computes nothing in between.
 
     Args:
         query: (B, H, S/N, D).
         key: (B, K, S/N, D).
-        value: (B, K, S/N, D'), of a width of its own in some models.
-        group: the ranks that share the row.
+        value: (B, K, S/N, D'); some models have D' other than D.
+        group: the sequence-parallel group.
 
     Returns:
         (B, h, S, D), (B, k, S, D) and (B, k, S, D'); h is a multiple of k, and both may be 0.
     """
     size = dist.get_world_size(group)
     shares = share_heads(query.shape[1], key.shape[1], size)
-    parts, given = [], []
+    parts, send_sizes = [], []
     for share in shares:
         for_rank = [
             tensor[:, heads.start : heads.stop].reshape(-1)
             for tensor, heads in zip((query, key, value), _of_three(share), strict=True)
         ]
         parts += for_rank
-        given.append(sum(part.numel() for part in for_rank))
+        send_sizes.append(sum(part.numel() for part in for_rank))
     own = shares[dist.get_rank(group)]
     rows, _, tokens, _ = query.shape
     shapes = [
@@ -93,29 +93,29 @@ def to_heads(
         for tensor, heads in zip((query, key, value), _of_three(own), strict=True)
     ]
     counts = [math.prod(shape) for shape in shapes]
-    taken = exchange(torch.cat(parts), given, [sum(counts)] * size, group)
-    segments = taken.view(size, sum(counts)).split(counts, dim=1)
-    query_of_all, *keys_and_values = (
-        piece.reshape(size, *shape).permute(1, 2, 0, 3, 4).flatten(2, 3).to(tensor.dtype)
-        for piece, shape, tensor in zip(segments, shapes, (query, key, value), strict=True)
+    received = all_to_all_single(torch.cat(parts), send_sizes, [sum(counts)] * size, group)
+    by_tensor = received.view(size, sum(counts)).split(counts, dim=1)
+    queries, *keys_and_values = (
+        part.reshape(size, *shape).permute(1, 2, 0, 3, 4).flatten(2, 3).to(tensor.dtype)
+        for part, shape, tensor in zip(by_tensor, shapes, (query, key, value), strict=True)
     )
     if not own.regular:
-        places = torch.tensor(own.key_of_query, device=key.device)
-        keys_and_values = [tensor.index_select(1, places) for tensor in keys_and_values]
-    return query_of_all, keys_and_values[0], keys_and_values[1]
+        index = torch.tensor(own.key_of_query, device=key.device)
+        keys_and_values = [tensor.index_select(1, index) for tensor in keys_and_values]
+    return queries, keys_and_values[0], keys_and_values[1]
 
 
 def _of_three(share: HeadShare) -> tuple[range, range, range]:
     return share.queries, share.keys, share.keys
 
 
-def to_tokens(out: Tensor, heads: int, group: Any) -> Tensor:
-    """Give the result of this rank's heads back, take that of all heads for its tokens.
+def to_tokens(out: Tensor, heads: int, group: ProcessGroup) -> Tensor:
+    """Send the output of this rank's heads back, receive that of all heads for its tokens.
 
     Args:
         out: (B, S, h, D).
         heads: H.
-        group: the ranks that share the row.
+        group: the sequence-parallel group.
 
     Returns:
         (B, S/N, H, D).
@@ -125,21 +125,21 @@ def to_tokens(out: Tensor, heads: int, group: Any) -> Tensor:
     tokens = length // size
     counts = [len(share.queries) for share in share_heads(heads, heads, size)]
     by_rank = out.reshape(rows, size, tokens, own, width).transpose(0, 1).reshape(-1)
-    given = [rows * tokens * own * width] * size
-    taken = [rows * tokens * count * width for count in counts]
-    segments = exchange(by_rank, given, taken, group).split(taken)
+    send_sizes = [rows * tokens * own * width] * size
+    receive_sizes = [rows * tokens * count * width for count in counts]
+    received = all_to_all_single(by_rank, send_sizes, receive_sizes, group).split(receive_sizes)
     return torch.cat(
         [
-            piece.view(rows, tokens, count, width)
-            for piece, count in zip(segments, counts, strict=True)
+            part.view(rows, tokens, count, width)
+            for part, count in zip(received, counts, strict=True)
         ],
         dim=2,
     )
 
 
 def no_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """What attention gives where this rank has no head: (B, S, 0, D').
+    """The output of attention on a rank without heads: (B, S, 0, D').
 
-    It depends on all three, so that backward comes to the exchange as it does on the other ranks.
+    It depends on all three, so that backward reaches the collective as it does on other ranks.
     """
     return value.transpose(1, 2) + (query.sum() + key.sum()) * 0

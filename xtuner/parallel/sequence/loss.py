@@ -1,25 +1,24 @@
-"""The loss of a row whose tokens are spread over ranks."""
+"""The mean loss of rows whose tokens are sharded over ranks."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from xtuner.parallel.sequence.collectives import add_over_group
+from xtuner.parallel.sequence.collectives import all_reduce_sum
 from xtuner.parallel.sequence.groups import get_sequence_parallel_group
 
 
 def reduce_sequence_parallel_loss(
-    mean_loss: Tensor, loss_scale: Tensor | float, sp_group: Any = None
+    mean_loss: Tensor, loss_scale: Tensor | float, sp_group: ProcessGroup | None = None
 ) -> Tensor:
     """The mean loss of a group's tokens, from the means of its ranks.
 
     Args:
         mean_loss: scalar, the mean over this rank's tokens; ignored where it has none.
-        loss_scale: how many tokens (or how much weight) this mean stands for.
-        sp_group: the ranks; those of ``init_sequence_parallel`` when None.
+        loss_scale: the number of tokens (or the weight) of this mean.
+        sp_group: the group; that of ``init_sequence_parallel`` when None.
 
     Returns:
         The scalar on every rank. Backward, each rank gets the derivative of the sum of all ranks'
@@ -31,5 +30,5 @@ def reduce_sequence_parallel_loss(
     weighted = torch.where(scale > 0, mean_loss, torch.zeros_like(mean_loss)) * scale
     if group is None:
         return weighted / scale.clamp(min=1e-12)
-    total = add_over_group(scale, group)
-    return add_over_group(weighted, group) / total.clamp(min=1e-12)
+    total = all_reduce_sum(scale, group)
+    return all_reduce_sum(weighted, group) / total.clamp(min=1e-12)

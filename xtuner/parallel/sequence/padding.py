@@ -1,8 +1,6 @@
-"""Making rows long enough to be cut in equal stretches."""
+"""Padding rows to a multiple of the ranks that share them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,24 +9,24 @@ from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 
 
 def missing(length: int, size: int) -> int:
-    """How many tokens a row of ``length`` lacks to be a multiple of ``size``."""
+    """The padding that makes ``length`` a multiple of ``size``, in tokens."""
     return -length % size
 
 
-def pad_for_sequence_parallel(tensor: Tensor, padding_value: Any, dim: int = -1) -> Tensor:
-    """Pad a tensor along ``dim`` to a multiple of the ranks that share a row.
+def pad_for_sequence_parallel(tensor: Tensor, padding_value: float, dim: int = -1) -> Tensor:
+    """Pad a tensor along ``dim`` to a multiple of the sequence-parallel world size.
 
     Args:
         tensor: for example (B, S) or (B, S, H).
-        padding_value: what stands in the padding.
+        padding_value: of the padding.
         dim: the dimension of the tokens.
     """
     count = missing(tensor.shape[dim], get_sequence_parallel_world_size())
     return padded(tensor, count, padding_value, dim)
 
 
-def padded(tensor: Tensor, count: int, value: Any, dim: int) -> Tensor:
-    """Append ``count`` times ``value`` along ``dim``."""
+def padded(tensor: Tensor, count: int, value: float, dim: int) -> Tensor:
+    """Append ``value`` ``count`` times along ``dim``."""
     if not count:
         return tensor
     shape = list(tensor.shape)
@@ -42,16 +40,16 @@ def pad_cumulative_len_for_sequence_parallel(
     """Add padding to a packed row as a sample of its own.
 
     Args:
-        cumulative_len: one tensor (samples + 1,) with the borders of the row's samples.
+        cumulative_len: one tensor (samples + 1,), cu_seqlens of the row.
 
     Returns:
-        The borders with the padding, and a mask (1, S padded), False at the padding; as they are,
-        and None, where the row needs no padding.
+        cu_seqlens with the padding, and a mask (1, padded S), False at the padding; unchanged and
+        None where the row needs no padding.
     """
-    (borders,) = cumulative_len
-    length = int(borders[-1])
+    (cu_seqlens,) = cumulative_len
+    length = int(cu_seqlens[-1])
     count = missing(length, get_sequence_parallel_world_size())
     if not count:
         return cumulative_len, None
-    mask = torch.arange(length + count, device=borders.device)[None] < length
-    return [padded(borders, 1, length + count, 0)], mask
+    mask = torch.arange(length + count, device=cu_seqlens.device)[None] < length
+    return [padded(cu_seqlens, 1, length + count, 0)], mask

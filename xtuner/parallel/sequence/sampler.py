@@ -1,4 +1,4 @@
-"""The order in which groups of ranks read rows: every rank of a group gets the same ones."""
+"""A sampler by sequence-parallel groups: every rank of a group gets the same rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xtuner.parallel.sequence.groups import get_data_parallel_rank, get_data_par
 
 
 class SequenceParallelSampler(Sampler[int]):
-    """mmengine's ``DefaultSampler``, by groups of ranks instead of ranks.
+    """mmengine's ``DefaultSampler`` with groups in the place of ranks.
 
     Args:
         dataset: what is sampled.
-        shuffle: by epoch.
-        seed: of the order; the same on all ranks. One is agreed upon when None.
+        shuffle: draw another order each epoch.
+        seed: of the order, the same on all ranks; when None, rank 0 draws one for all.
         round_up: repeat rows so that every group gets the same number.
     """
 
@@ -52,5 +52,5 @@ class SequenceParallelSampler(Sampler[int]):
         return len(range(self.rank, self.total_size, self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of an epoch."""
+        """Select the order of an epoch, counted from 0."""
         self.epoch = epoch

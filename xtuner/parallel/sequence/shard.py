@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xtuner.parallel.sequence.collectives import add_over_group
+from xtuner.parallel.sequence.collectives import all_reduce_sum
 from xtuner.parallel.sequence.groups import get_sequence_parallel_group
 from xtuner.parallel.sequence.padding import missing, padded
 from xtuner.utils.cpu import pad_to_bucket
@@ -51,7 +51,7 @@ class SequenceShard:
 
     def add(self, values: Tensor) -> Tensor:
         """Add over the ranks; the ranks' losses must then be ``divided``."""
-        return values if self.size == 1 else add_over_group(values, self.group)
+        return values if self.size == 1 else all_reduce_sum(values, self.group)
 
     def whole(self, cut: Tensor) -> Tensor:
         """The stretches of all ranks together, without padding: (B, S, ...) on every rank.
