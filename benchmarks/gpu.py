@@ -26,7 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import speed
+import measuring
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama2_7b": dict(model_type="llama", vocab_size=32000, hidden_size=4096)
@@ -111,7 +111,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     """Train some steps and say how it went."""
     import torch
 
-    class GpuClock(speed.Clock):
+    class GpuClock(measuring.Clock):
         def step(self, tokens: int, loss: float) -> None:
             torch.cuda.synchronize()
             super().step(tokens, loss)
@@ -121,7 +121,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
 
     torch.manual_seed(0)
     on_gpu = case.device == "cuda"
-    rate = speed.matmul_rate(8192 if on_gpu else 1024, case.device)
+    rate = measuring.matmul_rate(8192 if on_gpu else 1024, case.device)
     llm = build_llm(case.shape, case.method, case.device)
     work = flops_a_token(llm, case.method, case.length)
     draw = torch.Generator().manual_seed(0)
@@ -130,12 +130,12 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         for _ in range(WARM_STEPS + STEPS)
     ]
     rows = [{"input_ids": row, "labels": row, "cumulative_len": [0, len(row)]} for row in ids]
-    model = dict(llm=llm, lora=speed.adapter(case.method), use_activation_checkpointing=True)
+    model = dict(llm=llm, lora=measuring.adapter(case.method), use_activation_checkpointing=True)
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()  # what quantising took is not training's
-    clock = (GpuClock if on_gpu else speed.Clock)(WARM_STEPS, STEPS)
-    facts = speed.run_ours(folder, model, rows, 1, clock, case.device).facts()
+    clock = (GpuClock if on_gpu else measuring.Clock)(WARM_STEPS, STEPS)
+    facts = measuring.run_ours(folder, model, rows, 1, clock, case.device).facts()
     done = facts["tokens_per_second"] * work / 1e12
     return facts | {"model_tflops": done, "share_of_matmul": done / rate, "matmul_tflops": rate}
 
@@ -186,10 +186,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     real = [name for name in SHAPES if name != "tiny"]
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=real)
-    parser.add_argument("--methods", nargs="+", choices=speed.METHODS, default=list(speed.METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=measuring.METHODS, default=list(measuring.METHODS)
+    )
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 8192, 32768])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--results", type=Path, default=speed.RESULTS)
+    parser.add_argument("--results", type=Path, default=measuring.RESULTS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     import torch

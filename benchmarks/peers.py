@@ -2,10 +2,10 @@
 
     python benchmarks/peers.py xtuner-0.1.23 llama-factory [--shape llama_34m] [--methods full lora]
 
-The environments are made once, in ``--home`` (by default in the user's cache), with the torch that
-is here. A peer trains the same model on the same rows with the settings of ``speed.py``, by its own
-code; tokens a second, peak memory and the mean loss are measured alike. What cannot be installed or
-run says why, in the peer's place. Writes ``results/peers_<shape>.json``; ``speed.py --peers`` runs
+The environments are created once, in ``--home`` (by default in the user's cache), with this
+environment's version of torch. A peer trains the same model on the same rows with the settings of
+``measuring.py``, by its own code; tokens per second, peak memory and the mean loss are measured
+alike. Where a peer cannot be installed or run, its result is the reason. Writes ``results/peers_<shape>.json``; ``speed.py --peers`` runs
 peers in turns with the others.
 """
 
@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import speed
+import measuring
 
 HERE = Path(__file__).parent
 HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xtuner_peers"
@@ -82,9 +82,9 @@ def python_of(name: str, home: Path) -> Path:
 
 
 def run(
-    name: str, folder: Path, shape: speed.Shape, method: str, home: Path = HOME
+    name: str, folder: Path, shape: measuring.Shape, method: str, home: Path = HOME
 ) -> dict[str, Any]:
-    """Train with a peer in ``folder``, which ``speed.prepare`` has filled.
+    """Train with a peer in ``folder``, which ``measuring.prepare`` has filled.
 
     Returns:
         As ``Clock.facts``; ``{"failed": reason}`` where it cannot be.
@@ -104,12 +104,12 @@ def run(
     return found
 
 
-def write_packs(folder: Path, shape: speed.Shape) -> None:
+def write_packs(folder: Path, shape: measuring.Shape) -> None:
     """The packed rows as JSON, for a peer that reads no other."""
     file = folder / "packs.json"
     if not file.exists():
         keys = ("input_ids", "labels", "cumulative_len")
-        rows = [{key: row[key] for key in keys} for row in speed.packs(folder, shape)]
+        rows = [{key: row[key] for key in keys} for row in measuring.packs(folder, shape)]
         file.write_text(json.dumps(rows), "utf-8")
 
 
@@ -144,19 +144,19 @@ def main() -> int:
     """Run the peers and write what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("peers", nargs="+", choices=PEERS)
-    parser.add_argument("--shape", choices=speed.SHAPES, default="llama_34m")
-    parser.add_argument("--methods", nargs="+", choices=speed.METHODS, default=["full", "lora"])
+    parser.add_argument("--shape", choices=measuring.SHAPES, default="llama_34m")
+    parser.add_argument("--methods", nargs="+", choices=measuring.METHODS, default=["full", "lora"])
     parser.add_argument("--home", type=Path, default=HOME)
-    parser.add_argument("--results", type=Path, default=speed.RESULTS)
+    parser.add_argument("--results", type=Path, default=measuring.RESULTS)
     args = parser.parse_args()
-    shape = speed.SHAPES[args.shape]
+    shape = measuring.SHAPES[args.shape]
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        speed.prepare(folder, shape)
+        measuring.prepare(folder, shape)
         for method in args.methods:
             found = {peer: run(peer, folder, shape, method, args.home) for peer in args.peers}
-            result[method] = speed.circumstances() | found
+            result[method] = measuring.circumstances() | found
             print(method, json.dumps(found), flush=True)
     text = json.dumps(result, indent=1) + "\n"
     (args.results / f"peers_{args.shape}.json").write_text(text, "utf-8")

@@ -65,7 +65,7 @@ def test_a_peer_that_fails_says_why(peers, monkeypatch, tmp_path, code, said):
     monkeypatch.setattr(peers, "python_of", lambda name, home: Path(sys.executable))
     monkeypatch.setattr(peers, "MINUTES_TO_RUN", 0.05)
     (tmp_path / "packs.json").write_text("[]")
-    found = peers.run("other", tmp_path, peers.speed.SHAPES["llama_34m"], "full")
+    found = peers.run("other", tmp_path, peers.measuring.SHAPES["llama_34m"], "full")
     assert list(found) == ["failed"] and said in found["failed"]
 
 
@@ -73,7 +73,7 @@ def test_a_peer_that_failed_stands_beside_the_others(peers):
     facts = {"tokens_per_second": 4.0, "peak_mib": 2.0, "loss": 1.0}
     slow = facts | {"tokens_per_second": 2.0, "precision": "float32"}
     sides = {"ours": [facts, facts], "trl": [slow, slow], "other": [facts, {"failed": "why"}]}
-    found = peers.speed.compared(sides)
+    found = peers.measuring.compared(sides)
     assert found["other"] == {"failed": "why"}
     assert found["trl"] == slow and found["speed_of_ours_to_trl"] == 2.0
     assert "speed_of_ours_to_other" not in found

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import speed
+import measuring
 from transformers import Trainer, TrainerCallback
 
 try:
@@ -28,7 +28,7 @@ class Timer(TrainerCallback):
     """Tells the clock of each step."""
 
     def __init__(self, warm: int, timed: int) -> None:
-        self.clock, self.tokens = speed.Clock(warm, timed), 0
+        self.clock, self.tokens = measuring.Clock(warm, timed), 0
 
     def count(self) -> None:
         """Count the tokens of each batch, without padding; its own count takes masks for tokens."""

@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import datasets  # noqa: F401  # looks for torchvision
-import speed
+import measuring
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import DefaultSampler
@@ -39,7 +39,7 @@ class Timer(Hook):
     """Tells the clock of each step."""
 
     def __init__(self, warm: int, timed: int) -> None:
-        self.clock = speed.Clock(warm, timed)
+        self.clock = measuring.Clock(warm, timed)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -65,7 +65,7 @@ def model(folder: str, method: str, gpu: bool) -> dict[str, Any]:
         )
     lora = None
     if method != "full":
-        settings = {key: value for key, value in speed.LORA.items() if key != "target_modules"}
+        settings = {key: value for key, value in measuring.LORA.items() if key != "target_modules"}
         lora = ConfigDict(type=LoraConfig, task_type="CAUSAL_LM", **settings)
     return dict(type=SupervisedFinetune, llm=llm, lora=lora, use_activation_checkpointing=False)
 
