@@ -12,5 +12,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "ThroughputHook",
             "VarlenAttnArgsToMessageHubHook",
         ),
+        "_strategy": ("DeepSpeedStrategy",),
+        "runner": ("TrainLoop",),
     },
 )

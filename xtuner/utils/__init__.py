@@ -14,5 +14,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "templates": ("PROMPT_TEMPLATE", "SYSTEM_TEMPLATE"),
         "errors": ("UserError",),
         "stop_criteria": ("StopWordStoppingCriteria",),
+        "moe_state_dict": (
+            "SUPPORT_MODELS",
+            "get_origin_state_dict",
+            "load_state_dict_into_model",
+        ),
     },
 )

@@ -1,0 +1,28 @@
+"""v0.1's ``dispatch_modules``: our attention in a model that was loaded without it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+
+def dispatch_modules(model: PreTrainedModel, use_varlen_attn: bool = False) -> None:
+    """Replace a model's attention function with ours, in place.
+
+    The models of configs and of ``SupervisedFinetune`` have it already. v0.1.23 replaced the
+    ``forward`` of each attention class; here transformers calls the function that is registered
+    under the name in the model's config, so that it works for every class with such a switch.
+
+    Args:
+        model: a language model of transformers.
+        use_varlen_attn: packed samples in a row, told apart by ``cu_seq_lens_q``, are to come.
+
+    Raises:
+        UserError: with ``use_varlen_attn``, for a model that would mix packed samples.
+    """
+    from xtuner.model.loading import require_varlen_support
+    from xtuner.model.modules import attention
+
+    if getattr(model, "_supports_attention_backend", False):
+        model.set_attn_implementation(attention.register())
+    if use_varlen_attn:
+        require_varlen_support(model)
