@@ -39,7 +39,8 @@ def test_names_of_configs(path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(module, name) for module, names in OF_DOCS.items() for name in names.split()]
+    ("module", "name"),
+    [(module, name) for module, names in OF_DOCS.items() for name in names.split()],
 )
 def test_names_of_docs_and_examples(module, name):
     assert hasattr(importlib.import_module(module), name)
@@ -73,7 +74,7 @@ def mixtral():
 
 
 def test_original_state_dict_is_what_files_hold(mixtral, tmp_path):
-    from xtuner.export.shards import Weights
+    from xtuner.export.weights import Weights
     from xtuner.utils import get_origin_state_dict
 
     mixtral.save_pretrained(tmp_path)

@@ -21,7 +21,7 @@ from xtuner.chat.prompt import ChatPrompt, Turn
 from xtuner.chat.session import ChatSession, Sampling
 from xtuner.entry_point import main
 from xtuner.export.fingerprint import write_fingerprint
-from xtuner.export.shards import Weights
+from xtuner.export.weights import Weights
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 TEMPLATE = ["--prompt-template", "internlm2_chat"]

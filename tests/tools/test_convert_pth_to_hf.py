@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.config import load_config
 from xtuner.entry_point import main
-from xtuner.export.shards import Weights
+from xtuner.export.weights import Weights
 from xtuner.registry import BUILDER
 
 PROBE = torch.arange(40).reshape(2, 20) * 7 % 500

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner.export.shards import Weights
+from xtuner.export.weights import Weights
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

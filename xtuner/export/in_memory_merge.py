@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from xtuner.export.model_folder import read_json
-from xtuner.export.shards import ShardWriter, Weights
+from xtuner.export.shards import ShardWriter
+from xtuner.export.weights import Weights
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr

@@ -9,8 +9,8 @@ from typing import Any
 
 from xtuner.export.fingerprint import write_fingerprint
 from xtuner.export.model_folder import find_model, read_json, update_json
-from xtuner.export.shards import Weights
 from xtuner.export.trained_template import put_template, write_stop_tokens
+from xtuner.export.weights import Weights
 from xtuner.utils.constants import REWARD_FILE
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr

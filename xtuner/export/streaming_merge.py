@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xtuner.export.shards import TensorInfo, Weights, shown
+from xtuner.export.weights import TensorInfo, Weights, shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner.export.shards import TensorInfo, shown
+from xtuner.export.weights import TensorInfo, shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from xtuner.export.model_folder import find_model
-from xtuner.export.shards import ShardWriter, TensorInfo
+from xtuner.export.shards import ShardWriter
 from xtuner.export.sidecar_files import write_base
 from xtuner.export.trained_weights import TrainedWeights
+from xtuner.export.weights import TensorInfo
 from xtuner.utils.files import copy_side_files
 
 PREFIX = "llm."

@@ -129,7 +129,7 @@ def _with_adapter(model: Any, base: Path, adapter: Path) -> Any:
     from peft import PeftModel
 
     from xtuner.export.fingerprint import FILE_NAME, check_fingerprint
-    from xtuner.export.shards import Weights
+    from xtuner.export.weights import Weights
 
     if (adapter / FILE_NAME).is_file():
         check_fingerprint(adapter, Weights(base))

@@ -14,8 +14,8 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     import torch
 
-    from xtuner.export.shards import Weights
     from xtuner.export.streaming_merge import LayerMerge
+    from xtuner.export.weights import Weights
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.export import model_folder
     from xtuner.export.fingerprint import check_fingerprint
     from xtuner.export.serving import serving_commands
-    from xtuner.export.shards import Weights, check_space, parse_size
+    from xtuner.export.shards import check_space, parse_size
+    from xtuner.export.weights import Weights
     from xtuner.tools.chat_reward import is_reward_model
     from xtuner.utils.constants import REWARD_FILE
     from xtuner.utils.files import written_aside

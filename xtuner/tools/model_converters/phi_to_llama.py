@@ -15,7 +15,7 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
-    from xtuner.export.shards import TensorInfo
+    from xtuner.export.weights import TensorInfo
 
 KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Cut the matrices apart, a tensor at a time."""
     from xtuner.export import model_folder
-    from xtuner.export.shards import ShardWriter, Weights, check_space, parse_size
+    from xtuner.export.shards import ShardWriter, check_space, parse_size
+    from xtuner.export.weights import Weights
     from xtuner.utils.files import written_aside
 
     out, size = Path(args.out), parse_size(args.max_shard_size)
@@ -94,7 +95,7 @@ def _llama_config(source: Path) -> Any:
 
 def _parts(info: TensorInfo, config: Any) -> Iterator[TensorInfo]:
     """What a tensor is cut into, by its rows; itself where it stays whole."""
-    from xtuner.export.shards import TensorInfo
+    from xtuner.export.weights import TensorInfo
 
     width = config.hidden_size // config.num_attention_heads
     queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width

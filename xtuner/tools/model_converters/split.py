@@ -23,13 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from safetensors.torch import save_file
 
     from xtuner.export import model_folder
-    from xtuner.export.shards import (
-        BIN,
-        INDEX_SUFFIX,
-        SAFETENSORS,
-        Weights,
-        check_space,
-    )
+    from xtuner.export.shards import check_space
+    from xtuner.export.weights import BIN, INDEX_SUFFIX, SAFETENSORS, Weights
     from xtuner.utils.files import written_aside
 
     out = Path(args.dst_dir)
