@@ -5,8 +5,9 @@
 The environments are created once, in ``--home`` (by default in the user's cache), with this
 environment's version of torch. A peer trains the same model on the same rows with the settings of
 ``measuring.py``, by its own code; tokens per second, peak memory and the mean loss are measured
-alike. Where a peer cannot be installed or run, its result is the reason. Writes ``results/peers_<shape>.json``; ``speed.py --peers`` runs
-peers in turns with the others.
+alike. Where a peer cannot be installed or run, its result is the reason.
+
+Writes ``results/peers_<shape>.json``; ``speed.py --peers`` alternates peers with the other sides.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ INTERNALS = [
     Internal(
         "torch.nn.Module",
         "engine/_strategy/fsdp.py",
-        "_parameters, _buffers and _modules are changed in place: 4-bit weights are kept from FSDP, "
+        "_parameters, _buffers, _modules are changed in place: 4-bit weights are kept from FSDP, "
         "buffers of a folder's code are computed again, InternVL has two views of its parts",
         says("_parameters", "_buffers", "_modules"),
     ),

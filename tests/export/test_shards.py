@@ -1,4 +1,4 @@
-"""Writing weights a tensor at a time gives files that safetensors, torch and the hub's tools read."""
+"""Writing weights a tensor at a time gives files that safetensors and torch read."""
 
 from __future__ import annotations
 
