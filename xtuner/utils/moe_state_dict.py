@@ -8,7 +8,7 @@ experts of all mixtures when it loads them and splits them when it saves: ``from
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,8 @@ def load_state_dict_into_model(
     Returns:
         Messages about tensors that are missing or of another shape; empty when all went well.
     """
-    converted, info = type(model_to_load).from_pretrained(
+    loader: Any = type(model_to_load)  # whose result depends on output_loading_info
+    converted, info = loader.from_pretrained(
         None,
         config=model_to_load.config,
         state_dict=dict(pretrained_state_dict),

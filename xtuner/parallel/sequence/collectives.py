@@ -57,19 +57,19 @@ def _exchange(
     return received
 
 
-def all_reduce_sum(values: Tensor, group: ProcessGroup) -> Tensor:
+def all_reduce_sum(values: Tensor, group: ProcessGroup | None) -> Tensor:
     """Sum a tensor over the ranks of a group, forward and backward; every rank gets the sum.
 
     Args:
         values: of any shape, the same on all ranks.
-        group: the process group.
+        group: the process group; None for all ranks.
     """
     return _AllReduceSum.apply(values, group)
 
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: AutogradContext, values: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: AutogradContext, values: Tensor, group: ProcessGroup | None) -> Tensor:
         ctx.group = group
         return _summed(values, group)
 
@@ -78,7 +78,7 @@ class _AllReduceSum(torch.autograd.Function):
         return _summed(grads[0], ctx.group), None
 
 
-def _summed(values: Tensor, group: ProcessGroup) -> Tensor:
+def _summed(values: Tensor, group: ProcessGroup | None) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
