@@ -11,7 +11,7 @@ import pytest
 
 from tests.doctor.corpus import FAULTS, as_jsonl, good_rows
 from xtuner.doctor.layouts import AUTO, LAYOUTS, Layout
-from xtuner.doctor.reading import read_rows
+from xtuner.dataset.reading import read_rows
 from xtuner.doctor.scan import Part, Scan, scan
 
 

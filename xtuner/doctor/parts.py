@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.doctor.layouts import BY_MAP_FN, LAYOUTS
-from xtuner.doctor.reading import Row, Unreadable, find_files, read_rows
+from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows
 from xtuner.doctor.scan import Part
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from xtuner.doctor.reading import Row, find_files, read_rows
+    from xtuner.dataset.reading import Row, find_files, read_rows
     from xtuner.utils.files import written_aside
 
     start = _day(args.start_date)

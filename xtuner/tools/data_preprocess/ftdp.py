@@ -74,7 +74,7 @@ def tokenize_file(file: Path, out: Path, tokenizer: Any) -> tuple[int, int]:
     """
     import numpy as np
 
-    from xtuner.doctor.reading import Unreadable, read_rows
+    from xtuner.dataset.reading import Unreadable, read_rows
     from xtuner.utils.files import written_aside
 
     offsets: list[tuple[int, int]] = []

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from xtuner.doctor import reading
-from xtuner.doctor.reading import Row, Unreadable, find_files, read_rows
+from xtuner.dataset import reading
+from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows
 from xtuner.utils.errors import UserError
 
 
