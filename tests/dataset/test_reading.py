@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 
 import pytest
+from datasets import load_dataset
 
-from xtuner.dataset import reading
-from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows
+from xtuner.dataset import json_stream
+from xtuner.dataset.json_file import BrokenRow, read_json_rows
+from xtuner.dataset.preference_dataset import load_jsonl_dataset
+from xtuner.dataset.prepare.rows import load_rows
+from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows, require_rows
 from xtuner.utils.errors import UserError
 
 
@@ -19,7 +24,7 @@ def places(file) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("window", [1, 7, 64, 1 << 18])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_array_reads_the_same_whatever_the_window(tmp_path, monkeypatch, window, indent):
-    monkeypatch.setattr(reading, "CHUNK", window)
+    monkeypatch.setattr(json_stream, "CHUNK", window)
     rng = random.Random(3)
     rows = [{"a": 'é\n"x" {' * rng.randint(0, 9), "b": [{"c": number}]} for number in range(20)]
     file = tmp_path / "data.json"
@@ -27,14 +32,14 @@ def test_an_array_reads_the_same_whatever_the_window(tmp_path, monkeypatch, wind
     file.write_text(text, "utf-8")
     read = [row for row in read_rows(str(file)) if isinstance(row, Row)]
     assert [row.value for row in read] == rows
-    lines = text.splitlines()
+    lines = text.split("\n")
     starts = [n for n, line in enumerate(lines, 1) if line == "  {"] if indent else [1] * 20
     assert [row.line for row in read] == starts
 
 
 @pytest.mark.parametrize("window", [7, 1 << 18])
 def test_reading_goes_on_after_a_broken_row_of_an_array(tmp_path, monkeypatch, window):
-    monkeypatch.setattr(reading, "CHUNK", window)
+    monkeypatch.setattr(json_stream, "CHUNK", window)
     rows = [{"a": number, "b": [{"c": "x" * 90}]} for number in range(4)]
     text = json.dumps(rows, indent=1).replace('"a": 1,', '"a": 1')
     file = tmp_path / "data.json"
@@ -82,3 +87,70 @@ def test_folders_and_globs(tmp_path):
     assert find_files([f"{tmp_path}/*.jsonl"]) == [f"{tmp_path}/b.jsonl"]
     with pytest.raises(UserError, match="there is no data file"):
         find_files([str(tmp_path / "none.json")])
+
+
+SPLITTERS = "\u2028 \u2029 \x85"
+"""Characters that JSON texts may hold raw and at which ``str.splitlines`` splits."""
+
+
+def test_training_and_the_doctor_read_the_same_rows(tmp_path):
+    rows = [{"a": f"{SPLITTERS} {number}"} for number in range(3)]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert list(read_rows(str(file))) == [Row(str(file), n, row) for n, row in enumerate(rows, 1)]
+    assert read_json_rows(file) == read_json_rows(file, keep_broken=True) == rows
+    assert load_jsonl_dataset(str(file)).to_list() == rows
+    source = dict(type=load_dataset, path="json", data_files=str(file), split="train")
+    assert load_rows(source, "train").to_list() == rows
+
+
+def test_a_broken_row_keeps_its_place(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"a": "\u2028"}\n{"a": }\n{"a": 3}\n', "utf-8")
+    first, broken, last = read_json_rows(file, keep_broken=True)
+    assert (first, last) == ({"a": "\u2028"}, {"a": 3})
+    assert isinstance(broken, BrokenRow) and "line 2" in broken.why
+    with pytest.raises(UserError) as caught:
+        read_json_rows(file)
+    assert caught.value.where.line == 2
+    with pytest.raises(UserError, match="cannot be read"):
+        list(require_rows(str(tmp_path)))
+
+
+GBK = '{"a": "\u4f60\u597d"}\n'.encode("gbk")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "why"),
+    [
+        ("trailing.jsonl", b'{"a": 1}\n{"a": 2,}\n', 2, "property name"),
+        ("quotes.jsonl", b"{'a': 1}\n", 1, "property name"),
+        ("surrogate.jsonl", b'{"a": "b"}\n{"a": "\\ud83d"}\n', 2, "surrogate"),
+        ("gbk.jsonl", GBK, 1, "GBK"),
+        ("utf16.jsonl", '{"a": "b"}\n'.encode("utf-16"), 1, "UTF-16"),
+        ("empty.jsonl", b"", None, "no rows"),
+        ("gz.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], 1, "ended"),
+    ],
+)
+def test_where_loading_fails_the_line_is_named(tmp_path, name, content, line, why):
+    file = tmp_path / name
+    file.write_bytes(content)
+    source = dict(type=load_dataset, path="json", data_files=str(file), split="train")
+    with pytest.raises(UserError, match=why) as caught:
+        load_rows(source, "train")
+    assert (caught.value.where.file, caught.value.where.line) == (str(file), line)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.txt", "x.parquet"])
+def test_a_file_of_another_format_is_named_with_its_loader(tmp_path, name):
+    file = tmp_path / name
+    file.write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(UserError, match="cannot read a") as caught:
+        load_rows(dict(type=load_dataset, path="json", data_files=str(file)), "train")
+    assert "path='" in caught.value.hint
+
+
+def test_patterns_and_folders_without_files_are_named(tmp_path):
+    source = dict(type=load_dataset, path="json", data_files=f"{tmp_path}/*.jsonl")
+    with pytest.raises(UserError, match="no data file"):
+        load_rows(source, "train")

@@ -151,8 +151,7 @@ _IN_ROWS: tuple[tuple[str, str, Any, str], ...] = (
     ("comma too many", "alpaca", '{"instruction": "a", "input": "b", "output": "c",}', "bad-json"),
     ("single quotes", "alpaca", "{'instruction': 'a', 'input': 'b', 'output': 'c'}", "bad-json"),
     ("python None", "alpaca", '{"instruction": None, "input": "b", "output": "c"}', "bad-json"),
-    ("two on a line", "default", '{"input": "a", "output": "b"} {"input": "c", "output": "d"}',
-     "bad-json"),
+    ("text after a value", "default", '{"input": "a", "output": "b"} and more', "bad-json"),
     ("no json at all", "default", "input,output", "bad-json"),
     ("raw tab", "default", '{"input": "a\tb", "output": "c"}', "bad-json"),
     ("bad escape", "default", '{"input": "a\\x41", "output": "c"}', "bad-json"),
@@ -255,7 +254,7 @@ _IN_ROWS: tuple[tuple[str, str, Any, str], ...] = (
     ("right to left", "default", {"input": "a", "output": "b\u202ec"}, "invisible"),
     ("soft hyphen", "pretrain", {"text": "Donau\u00addampf"}, "invisible"),
     ("replaced", "alpaca", _alpaca(output="caf\ufffd"), "broken-unicode"),
-    ("half an emoji", "default", {"input": "a", "output": "b\ud83d"}, "broken-unicode"),
+    ("half an emoji", "default", {"input": "a", "output": "b\ud83d"}, "bad-json"),
     # others
     ("chat row in alpaca", "alpaca", _chat(ASK, SAY), "mixed-layouts"),
     ("sql row in orca", "openorca", {"context": "a", "question": "b", "answer": "c"},

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.corpus import FAULTS, as_jsonl, good_rows
-from xtuner.doctor.layouts import AUTO, LAYOUTS, Layout
 from xtuner.dataset.reading import read_rows
+from xtuner.doctor.layouts import AUTO, LAYOUTS, Layout
 from xtuner.doctor.scan import Part, Scan, scan
 
 

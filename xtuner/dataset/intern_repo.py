@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
+from xtuner.dataset.data_order import files_in_order
 from xtuner.dataset.huggingface import process_hf_dataset
 from xtuner.dataset.prepare import packing
 from xtuner.registry import BUILDER
@@ -115,7 +116,7 @@ def load_intern_repo_tokenized_dataset(
     Raises:
         UserError: when there are none, or one of the list is missing.
     """
-    files = _files(folder, data_order_path, file_type)
+    files = files_in_order(folder, file_type, data_order_path, all_listed=True)
     return [TokenFile(file, min_length) for file in files]
 
 
@@ -152,9 +153,14 @@ def load_intern_repo_untokenized_dataset(
         return [TokenTable(table) for table in tables]
     if folder is None:
         raise UserError(tr("which folder?"), where=Where(key="folder"))
-    files = _files(folder, data_order_path, file_type)
+    files = files_in_order(folder, file_type, data_order_path, all_listed=True)
     made = process_hf_dataset(
-        load_dataset("json", data_files=[str(file) for file in files], split="train"),
+        {
+            "type": load_dataset,
+            "path": "json",
+            "data_files": [str(file) for file in files],
+            "split": "train",
+        },
         tokenizer=tokenizer,
         max_length=max_length,
         dataset_map_fn=dataset_map_fn,
@@ -217,38 +223,3 @@ class PackedDataset(Dataset[dict[str, Any]]):
         whole = [(number, 0, len(piece)) for number, piece in enumerate(ids)]
         packed: dict[str, Any] = dict(packing.join(ids, labels, whole))
         return packed | {"length": len(packed["input_ids"]), "rows": rows}
-
-
-def _files(folder: str, data_order_path: str | None, file_type: str) -> list[Path]:
-    base = Path(folder)
-    files = sorted(base.rglob(f"*{file_type}")) if base.is_dir() else []
-    if not files:
-        raise UserError(
-            tr("there is no file *{file_type} in {folder}", file_type=file_type, folder=folder),
-            where=Where(key="dataset_folder"),
-        )
-    if data_order_path is None:
-        return files
-    order = Path(data_order_path)
-    try:
-        names = [line.strip() for line in order.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(
-            tr("the order cannot be read: {error}", error=error),
-            where=Where(data_order_path),
-        ) from error
-    missing = [name for name in names if not (base / name).is_file()]
-    left_out = len(files) - len(set(names))
-    if missing or left_out > 0:
-        raise UserError(
-            tr(
-                "of the files it names {count} are missing ({missing}), and "
-                "{left_out} of the folder are not named",
-                count=len(missing),
-                missing=", ".join(missing[:3]),
-                left_out=max(0, left_out),
-            ),
-            hint=tr("'xtuner preprocess data-order' writes it."),
-            where=Where(data_order_path),
-        )
-    return [base / name for name in names]

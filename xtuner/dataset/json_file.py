@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.utils.errors import UserError, Where
+from xtuner.dataset.reading import Row, Unreadable, read_rows, require_file, require_rows
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BrokenRow:
-    """Stands where a row should be that cannot be used.
+    """Takes the place of a row that cannot be used.
 
     Attributes:
         why: what is wrong with it.
@@ -41,44 +39,23 @@ def load_json_file(data_files: str | os.PathLike[str]) -> Dataset:
 
 
 def read_json_rows(file: str | os.PathLike[str], keep_broken: bool = False) -> list[Any]:
-    """The rows of a ``.jsonl`` file, or of a ``.json`` file that is a list.
+    """The rows of a JSON file: one a line, or an array.
 
     Args:
         file: the file.
-        keep_broken: a line that is not JSON becomes a ``BrokenRow`` instead of an error.
+        keep_broken: a row that is not JSON becomes a ``BrokenRow`` instead of an error.
 
     Raises:
-        UserError: naming the file, and the line that is not JSON.
+        UserError: naming the file when it cannot be read, and the line that is not JSON.
     """
-    path = Path(file)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, None, getattr(error, "strerror", None) or error) from error
-    if path.suffix == ".jsonl":
-        lines = enumerate(text.splitlines(), 1)
-        return [_line(path, number, line, keep_broken) for number, line in lines if line.strip()]
-    rows = _parsed(path, None, text)
-    if not isinstance(rows, list):
-        raise _unreadable(path, None, tr("it is not a list of rows"))
-    return rows
+    path = os.fspath(file)
+    if not keep_broken:
+        return [row.value for row in require_rows(path)]
+    require_file(path)
+    return [_row_or_broken(row) for row in read_rows(path)]
 
 
-def _line(path: Path, number: int, text: str, keep_broken: bool) -> Any:
-    try:
-        return _parsed(path, number, text)
-    except UserError as error:
-        if not keep_broken:
-            raise
-        return BrokenRow(tr("line {number}: {message}", number=number, message=error.message))
-
-
-def _parsed(path: Path, number: int | None, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _unreadable(path, number or error.lineno, error.msg) from error
-
-
-def _unreadable(path: Path, line: int | None, why: Any) -> UserError:
-    return UserError(tr("this data cannot be read: {why}", why=why), where=Where(str(path), line))
+def _row_or_broken(row: Row | Unreadable) -> Any:
+    if isinstance(row, Row):
+        return row.value
+    return BrokenRow(tr("line {number}: {message}", number=row.line, message=row.why))

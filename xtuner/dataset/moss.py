@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from xtuner.dataset.reading import Row, require_rows
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
@@ -40,12 +40,12 @@ class MOSSSFTDataset(Dataset[dict[str, Any]]):
         )
         self.max_length = max_length
         self.bot_name = bot_name
-        self.rows = [
-            self._encode(number, line)
-            for number, line in enumerate(_lines(data_file), start=1)
-            if line.strip()
-        ]
         self.data_file = data_file
+        if not Path(data_file).is_file():
+            raise UserError(
+                tr("there is no file {path}", path=data_file), where=Where(key="data_file")
+            )
+        self.rows = [self._encode(row) for row in require_rows(data_file)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,16 +58,16 @@ class MOSSSFTDataset(Dataset[dict[str, Any]]):
         """Tokens of each row."""
         return [len(row["input_ids"]) for row in self.rows]
 
-    def _encode(self, number: int, line: str) -> dict[str, Any]:
+    def _encode(self, source: Row) -> dict[str, Any]:
+        row = source.value
         try:
-            row = json.loads(line)
             meta, turns = row["meta_instruction"], int(row["num_turns"])
             chat = [row["chat"][f"turn_{turn}"] for turn in range(1, turns + 1)]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 tr("not a MOSS row: {error!r}", error=error),
                 hint="meta_instruction, num_turns, chat.turn_1 ...",
-                where=Where(line=number),
+                where=Where(source.file, source.line),
             ) from error
         ids = self._ids(meta)
         labels = [IGNORE_INDEX] * len(ids)
@@ -97,9 +97,3 @@ class MOSSSFTDataset(Dataset[dict[str, Any]]):
         if self.bot_name is not None:
             text = text.replace("MOSS", self.bot_name)
         return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-
-def _lines(path: str) -> list[str]:
-    if not Path(path).is_file():
-        raise UserError(tr("there is no file {path}", path=path), where=Where(key="data_file"))
-    return Path(path).read_text("utf-8").splitlines()

@@ -1,4 +1,8 @@
-"""Raw rows of local files, each with its place, in bounded memory and in spite of broken ones."""
+"""Rows of local data files with their places, in bounded memory and in spite of broken ones.
+
+The one reader of data files: the doctor examines what it gives, image and preference datasets train
+on it, and where ``datasets.load_dataset`` fails it names the line.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,23 @@ import csv
 import glob
 import gzip
 import io
-import json
-import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
-from xtuner.utils.errors import UserError
+from xtuner.dataset.json_stream import encoding_problem, read_values
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-CHUNK = 1 << 18
-"""Characters read at a time from a JSON array."""
-LONGEST_ROW = 64 << 20
-"""Characters after which a row of a JSON array that does not end counts as broken."""
-REPLACED = "\ufffd"
+LONGEST_CELL = 64 << 20
+"""Characters of a cell of a table in text form, at most."""
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -70,93 +75,126 @@ def find_files(paths: Iterable[str]) -> list[str]:
 
 
 def _is_data(file: Path) -> bool:
-    return file.is_file() and _kind(file.name) in SUFFIXES
+    return file.is_file() and kind_of(file.name) in SUFFIXES
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """The suffix of a data file's name, without ``.gz`` and in lower case."""
     return Path(name.removesuffix(".gz")).suffix.lower()
 
 
-def read_rows(file: str) -> Iterator[Row | Unreadable]:
-    """Read one file of any kind in ``SUFFIXES``, plain or ``.gz``; other names count as JSON."""
-    kind = _kind(file)
+def read_rows(
+    file: str, *, field: str | None = None, lines: bool | None = None
+) -> Iterator[Row | Unreadable]:
+    """Read one file of any kind in ``SUFFIXES``, plain or ``.gz``; other names count as JSON.
+
+    JSON is one value a line, an array, or values one after the other, whatever the suffix says.
+    Lines end at ``\\n``: characters such as U+2028 are part of the text that they stand in.
+
+    Args:
+        file: its path.
+        field: of a JSON file that is one object: the key that holds the rows.
+        lines: whether a JSON file has one value a line; None finds out.
+    """
+    kind = kind_of(file)
     if kind in (".parquet", ".arrow"):
         yield from _read_table(file, kind)
         return
+    line = 1
     try:
-        with _open(file) as stream:
-            if kind in (".csv", ".tsv"):
-                yield from _read_csv(file, stream, "\t" if kind == ".tsv" else ",")
+        with _open(file) as raw:
+            if raw.peek(2)[:2] in _UTF16_MARKS:
+                yield Unreadable(file, 1, tr("the file is UTF-16; save it as UTF-8"))
+            elif kind in (".csv", ".tsv"):
+                yield from _read_csv(file, raw, "\t" if kind == ".tsv" else ",")
             elif kind == ".txt":
-                lines = enumerate(stream, 1)
-                yield from (Row(file, n, {"text": line.rstrip("\n")}) for n, line in lines)
-            elif _is_lines(stream, kind):
-                yield from _read_lines(file, stream)
+                yield from _read_text(file, raw)
             else:
-                yield from _read_array(file, stream)
-    except (OSError, EOFError) as error:
-        yield Unreadable(file, 1, str(error))
+                stream = _decoded(raw, newline="\n")
+                values = read_values(stream, field=field, lines=lines, is_jsonl=kind == ".jsonl")
+                for line, value, why in values:
+                    yield Unreadable(file, line, why) if why else Row(file, line, value)
+    except (OSError, EOFError, zlib.error) as error:
+        yield Unreadable(file, line, str(error))
 
 
-def _open(file: str) -> TextIO:
-    """Text in UTF-8; bytes that are not UTF-8 become U+FFFD, which a check finds."""
-    opener: Any = gzip.open if file.endswith(".gz") else open
-    raw = opener(file, "rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+def require_rows(file: str, *, lines: bool | None = None) -> Iterator[Row]:
+    """The rows of a file all of whose rows are needed.
+
+    Args:
+        file: its path.
+        lines: as for ``read_rows``.
+
+    Raises:
+        UserError: when the file cannot be opened, or at the first row that cannot be read.
+    """
+    require_file(file)
+    for row in read_rows(file, lines=lines):
+        if isinstance(row, Unreadable):
+            raise unreadable(row.why, file, row.line)
+        yield row
 
 
-def _is_lines(stream: TextIO, kind: str) -> bool:
-    """Whether a JSON file has one object a line, by its first complete line."""
-    if kind == ".jsonl":
-        return True
-    first = ""
-    while not first.strip():
-        first = stream.readline(CHUNK)
-        if not first:
-            break
-    stream.seek(0)
-    first = first.strip()
-    return first.startswith("{") and first.endswith("}")
+def require_file(file: str) -> None:
+    """Open a file to see that it can be.
+
+    Raises:
+        UserError: with the reason of the operating system.
+    """
+    try:
+        Path(file).open("rb").close()
+    except OSError as error:
+        raise unreadable(error.strerror or str(error), file) from error
 
 
-def _read_lines(file: str, stream: TextIO) -> Iterator[Row | Unreadable]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            yield Row(file, number, json.loads(line.rstrip()))
-        except (ValueError, RecursionError) as error:
-            yield Unreadable(file, number, _reason(error))
+def unreadable(why: str, file: str, line: int | None = None) -> UserError:
+    """The error that names a file, or a row of it, that cannot be read."""
+    return UserError(tr("this data cannot be read: {why}", why=why), where=Where(file, line))
 
 
-def _reason(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return tr("{message} (column {column})", message=error.msg, column=error.colno)
-    return str(error)
+def _open(file: str) -> io.BufferedReader:
+    if file.endswith(".gz"):
+        return io.BufferedReader(cast(io.RawIOBase, gzip.open(file, "rb")))
+    return Path(file).open("rb")
 
 
-def _read_csv(file: str, stream: TextIO, delimiter: str) -> Iterator[Row | Unreadable]:
-    csv.field_size_limit(LONGEST_ROW)
-    reader = csv.reader(stream, delimiter=delimiter)
+def _decoded(raw: BinaryIO, newline: str | None) -> TextIO:
+    """Text in UTF-8; bytes that are not become lone surrogates, which are looked for in rows."""
+    return io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def _read_text(file: str, raw: BinaryIO) -> Iterator[Row | Unreadable]:
+    for number, line in enumerate(_decoded(raw, newline=None), 1):
+        why = encoding_problem(line)
+        yield (
+            Unreadable(file, number, why) if why else Row(file, number, {"text": line.rstrip("\n")})
+        )
+
+
+def _read_csv(file: str, raw: BinaryIO, delimiter: str) -> Iterator[Row | Unreadable]:
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(_decoded(raw, newline=""), delimiter=delimiter)
     header: list[str] | None = None
     before = 0
     try:
         for cells in reader:
             line, before = before + 1, reader.line_num
-            if header is None:
+            why = encoding_problem("".join(cells))
+            if why:
+                yield Unreadable(file, line, why)
+                if header is None:
+                    return
+            elif header is None:
                 header = cells
             elif len(cells) == len(header):
                 yield Row(file, line, dict(zip(header, cells, strict=True)))
             elif cells:
-                yield Unreadable(
-                    file,
-                    line,
-                    tr(
-                        "{cells} columns where the header has {columns}",
-                        cells=len(cells),
-                        columns=len(header),
-                    ),
+                problem = tr(
+                    "{count} columns where the header has {expected}",
+                    count=len(cells),
+                    expected=len(header),
                 )
+                yield Unreadable(file, line, problem)
     except csv.Error as error:
         yield Unreadable(file, reader.line_num, str(error))
 
@@ -167,17 +205,16 @@ def _read_table(file: str, kind: str) -> Iterator[Row | Unreadable]:
 
     number = 0
     try:
-        for batch in (
-            pq.ParquetFile(file).iter_batches(1024) if kind == ".parquet" else _arrow(file)
-        ):
+        batches = pq.ParquetFile(file).iter_batches(1024) if kind == ".parquet" else _arrow(file)
+        for batch in batches:
             for value in batch.to_pylist():
                 number += 1
                 yield Row(file, number, value)
     except (pa.ArrowInvalid, OSError) as error:
-        yield Unreadable(file, number + 1, str(error).splitlines()[0])
+        yield Unreadable(file, number + 1, str(error).split("\n", 1)[0])
 
 
-def _arrow(file: str) -> Iterator[Any]:
+def _arrow(file: str) -> Iterator[pa.RecordBatch]:
     """The batches of an Arrow stream (as ``datasets`` writes it) or an Arrow file."""
     import pyarrow as pa
 
@@ -189,106 +226,3 @@ def _arrow(file: str) -> Iterator[Any]:
             reader = pa.ipc.open_file(source)
             for index in range(reader.num_record_batches):
                 yield reader.get_batch(index)
-
-
-class _Window:
-    """The part of a stream that is being decoded, and the line number of its start."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.text = ""
-        self.line = 1
-        self.ended = False
-        self.indent = 0
-        """How far the row that is being read is indented."""
-
-    def more(self) -> bool:
-        """Read on; at least doubles the window so that long rows are not decoded too often."""
-        piece = self.stream.read(max(CHUNK, len(self.text)))
-        self.ended = not piece
-        self.text += piece
-        return bool(piece)
-
-    def drop(self, count: int) -> None:
-        """Forget the first characters."""
-        self.line += self.text.count("\n", 0, count)
-        self.text = self.text[count:]
-
-    def skip(self, pattern: re.Pattern[str]) -> str:
-        """Skip what matches at the start (never more than there is); gives what was skipped."""
-        skipped = ""
-        while True:
-            match = pattern.match(self.text)
-            assert match is not None  # the patterns match the empty text
-            skipped += match.group()
-            self.drop(match.end())
-            if self.text or not self.more():
-                return skipped
-
-
-_SPACE = re.compile(r"\s*")
-_BETWEEN = re.compile(r"[\s,]*")
-_FAR = 64
-"""A mistake this far before the end of the window is not for want of more text."""
-
-
-def _read_array(file: str, stream: TextIO) -> Iterator[Row | Unreadable]:
-    """Elements of ``[...]``, or objects one after the other."""
-    window = _Window(stream)
-    window.skip(_SPACE)
-    inside = window.text.startswith("[")
-    if inside:
-        window.drop(1)
-    first = True
-    while True:
-        line = window.line
-        between = window.skip(_BETWEEN)
-        if not window.text or (inside and window.text.startswith("]")):
-            break
-        if inside and not first and "," not in between:
-            yield Unreadable(file, line, tr("a comma is missing before this row"))
-        first = False
-        window.indent = len(between) - between.rfind("\n") - 1 if "\n" in between else 0
-        yield from _next_element(file, window)
-    if inside and not window.text:
-        yield Unreadable(file, window.line, tr("the list is not closed by ]"))
-
-
-def _next_element(file: str, window: _Window) -> Iterator[Row | Unreadable]:
-    line = window.line
-    decoder = json.JSONDecoder()
-    while True:
-        try:
-            value, end = decoder.raw_decode(window.text)
-        except json.JSONDecodeError as error:
-            unfinished = error.msg.startswith("Unterminated") or (
-                error.pos > len(window.text) - _FAR
-            )
-            if unfinished and len(window.text) < LONGEST_ROW and not window.ended:
-                window.more()
-                continue
-            wrong = line + window.text.count("\n", 0, error.pos)
-            yield Unreadable(file, wrong, _reason(error))
-            _resume(window)
-            return
-        if end == len(window.text) and window.more():
-            continue  # a number may go on
-        yield Row(file, line, value)
-        window.drop(end)
-        return
-
-
-def _resume(window: _Window) -> None:
-    """After a broken row, go to the next line that starts one: ``{`` no deeper than this one."""
-    next_row = re.compile(rf"\n[ \t]{{0,{window.indent}}}(?=\{{)")
-    while True:
-        match = next_row.search(window.text, 1)
-        if match:
-            window.drop(match.end())
-            window.text = "," + window.text
-            return
-        if window.ended:
-            window.drop(len(window.text))
-            window.text = "]"
-            return
-        window.more()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mmengine.config.lazy import LazyAttr, LazyObject
 
-from xtuner.doctor.layouts import BY_MAP_FN, LAYOUTS
 from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows
+from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
+from xtuner.doctor.layouts import BY_MAP_FN, LAYOUTS
 from xtuner.doctor.scan import Part
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
-FILE_LOADERS = ("json", "csv", "parquet", "arrow", "text")
-"""``load_dataset(path=...)`` values that read the files in ``data_files``."""
 IMAGE_BUILDERS = ("LLaVADataset", "InternVL_V1_5_Dataset")
 RAW_BUILDERS: Mapping[str, str] = {
     "MOSSSFTDataset": "data_file",
@@ -44,21 +42,8 @@ def find_parts(dataset: Mapping[str, Any]) -> list[Part]:
     if builder in IMAGE_BUILDERS:
         return list(_image_parts(dataset))
     if builder in RAW_BUILDERS:
-        return [_file_part(_words(dataset[RAW_BUILDERS[builder]]), layout=None)]
+        return [_file_part(paths_in(dataset[RAW_BUILDERS[builder]]), layout=None)]
     return [Part(builder, _source(dataset)[1], layout=None)]
-
-
-def name_of(kind: Any) -> str:
-    """The last word of a builder's or function's name, given as an object, lazily or as text."""
-    return _dotted(kind).rpartition(".")[2]
-
-
-def _dotted(kind: Any) -> str:
-    if isinstance(kind, LazyObject | LazyAttr):
-        return f"{kind.module}.{kind}"
-    if isinstance(kind, str):
-        return kind
-    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
 
 
 def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
@@ -81,7 +66,7 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
 
 
 def _is_users_own(function: Any) -> bool:
-    name = _dotted(function)
+    name = dotted_name(function)
     return "." in name and not name.startswith("xtuner.")
 
 
@@ -108,8 +93,8 @@ def resolve(function: Any) -> Callable[[Any], Any]:
 
 def _image_parts(dataset: Mapping[str, Any]) -> Iterator[Part]:
     """One part for each data file with its image folder."""
-    files = _words(dataset.get("data_path") or dataset.get("data_paths"))
-    folders = _words(dataset.get("image_folder") or dataset.get("image_folders"))
+    files = paths_in(dataset.get("data_path") or dataset.get("data_paths"))
+    folders = paths_in(dataset.get("image_folder") or dataset.get("image_folders"))
     folders = folders or [""]
     for index, file in enumerate(files):
         part = _file_part([file], layout="llava")
@@ -129,45 +114,22 @@ def _source(source: Any) -> tuple[str, Rows]:
     """The name and rows of what a builder reads: local files, a hub dataset, or any iterable."""
     if not isinstance(source, Mapping):
         return _iterable(type(source).__name__, lambda: source)
-    settings = {key: value for key, value in source.items() if key != "type"}
+    files = local_files(source)
+    if files is not None:
+        return _files(files.paths, files.field)
     loader = name_of(source.get("type", ""))
-    if loader in ("load_jsonl_dataset", "load_json_file"):
-        return _files(_words(settings.get("data_files") or settings.get("data_dir")))
     if loader != "load_dataset":
         return _iterable(loader, partial(_loaded, loader, partial(resolve, source)))
-    path = settings.get("path", "")
-    if path in FILE_LOADERS:
-        files = settings.get("data_files") or settings.get("data_dir")
-        if not files:
-            raise UserError(
-                tr("load_dataset(path={path!r}) has no data_files", path=path),
-                hint="data_files=dict(train='data.json')",
-            )
-        folder = settings.get("data_dir") if settings.get("data_files") else None
-        words = _words(files)
-        if any("://" in word for word in words):
-            return _iterable(path, partial(_hub_rows, settings))
-        return _files([str(Path(folder) / word) for word in words] if folder else words)
-    if Path(path).is_dir():
-        return _files(_words(settings.get("data_files") or path))
-    return _iterable(path, partial(_hub_rows, settings))
+    settings = {key: value for key, value in source.items() if key != "type"}
+    return _iterable(str(settings.get("path", "")), partial(_hub_rows, settings))
 
 
-def _words(value: Any) -> list[str]:
-    """Paths given as one text, a list, or a dict of splits (of which ``train`` is taken)."""
-    if isinstance(value, Mapping):
-        value = value.get("train") or [path for paths in value.values() for path in _words(paths)]
-    if value is None:
-        return []
-    return [str(word) for word in ([value] if isinstance(value, str | Path) else value)]
-
-
-def _files(paths: list[str]) -> tuple[str, Rows]:
+def _files(paths: list[str], field: str | None = None) -> tuple[str, Rows]:
     files = find_files(paths)
 
     def rows() -> Iterator[Row | Unreadable]:
         for file in files:
-            yield from read_rows(file)
+            yield from read_rows(file, field=field)
 
     return files[0] if len(files) == 1 else f"{files[0]} (+{len(files) - 1})", rows
 

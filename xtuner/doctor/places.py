@@ -7,9 +7,9 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
+from xtuner.dataset.reading import Row
 from xtuner.doctor.findings import Place
 from xtuner.doctor.parts import find_parts
-from xtuner.dataset.reading import Row
 from xtuner.doctor.scan import Part
 from xtuner.utils.errors import UserError
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xtuner.dataset.reading import Row, Unreadable
 from xtuner.doctor.checks import FIELD_CHECKS, SPEECH_CHECKS, images, roles, same_choice
 from xtuner.doctor.findings import Findings, Place
 from xtuner.doctor.layouts import LAYOUTS, Layout, named, recognise
-from xtuner.dataset.reading import Row, Unreadable
 from xtuner.doctor.turns import Said, speech
 from xtuner.utils.lang import tr
 

@@ -15,7 +15,8 @@ NAME_MARK = "{bot_name}"
 
 def read_rows() -> list[dict[str, Any]]:
     """Return the rows as they are in the file, the name still a mark."""
-    return [json.loads(line) for line in ROWS_FILE.read_text("utf-8").splitlines()]
+    with ROWS_FILE.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
 
 
 def load_rows(bot_name: str) -> Dataset:

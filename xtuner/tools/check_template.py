@@ -192,38 +192,21 @@ def read_conversations(file: Path) -> list[Conversation]:
     Raises:
         UserError: naming the row that cannot be read.
     """
-    try:
-        text = file.read_text("utf-8")
-    except OSError as error:
-        raise UserError(
-            tr("it cannot be read: {strerror}", strerror=error.strerror),
-            where=Where(str(file)),
-        ) from error
+    from xtuner.dataset.reading import require_rows
+
     found = []
-    for line, row in _rows(text, file):
+    for row in require_rows(str(file)):
         try:
-            found.append(_conversation(row))
+            found.append(_conversation(row.value))
         except (KeyError, TypeError, IndexError) as error:
             raise UserError(
                 tr(
                     "a row with 'messages' (role, content) or 'conversation' (input, output) "
                     "is expected."
                 ),
-                where=Where(str(file), line),
+                where=Where(row.file, row.line),
             ) from error
     return found
-
-
-def _rows(text: str, file: Path) -> list[tuple[int, Any]]:
-    try:
-        if text.lstrip().startswith("["):
-            return list(enumerate(json.loads(text), 1))
-        lines = enumerate(text.splitlines(), 1)
-        return [(number, json.loads(line)) for number, line in lines if line.strip()]
-    except ValueError as error:
-        raise UserError(
-            tr("this is not JSON: {error}", error=error), where=Where(str(file))
-        ) from error
 
 
 def _conversation(row: Any) -> Conversation:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from xtuner.dataset.reading import Unreadable, find_files, read_rows, unreadable
+from xtuner.dataset.sources import LocalFiles, local_files
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -28,16 +30,7 @@ def load_rows(dataset: Any, split: str | None) -> Dataset:
     from datasets import DatasetDict
 
     if isinstance(dataset, Mapping) and "type" in dataset:
-        try:
-            dataset = BUILDER.build(dict(dataset))
-        except (FileNotFoundError, ConnectionError, ValueError) as error:
-            raise UserError(
-                tr("the dataset cannot be loaded: {error}", error=error),
-                hint=tr(
-                    "your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')"
-                ),
-                where=Where(key="dataset"),
-            ) from error
+        dataset = _loaded(dataset)
     if not isinstance(dataset, DatasetDict):
         return dataset
     if split not in dataset:
@@ -47,6 +40,42 @@ def load_rows(dataset: Any, split: str | None) -> Dataset:
             where=Where(key="split"),
         )
     return dataset[split]
+
+
+def _loaded(source: Mapping[str, Any]) -> Any:
+    """What a loader gives; where it fails, the error names the file and line that it fails at."""
+    from datasets.exceptions import DatasetsError
+
+    files = local_files(source)
+    try:
+        return BUILDER.build(dict(source))
+    # StopIteration: how datasets says that a file is empty.
+    except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
+        if files is not None:
+            _name_the_line(files)
+        raise UserError(
+            tr("the dataset cannot be loaded: {error}", error=_first_line(error)),
+            hint=tr("your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')"),
+            where=Where(key="dataset"),
+        ) from error
+
+
+def _name_the_line(files: LocalFiles) -> None:
+    """Refuse files at the first row that cannot be read, if there is one."""
+    for file in find_files(files.paths):
+        is_empty = True
+        for row in read_rows(file, field=files.field):
+            if isinstance(row, Unreadable):
+                raise unreadable(row.why, file, row.line)
+            is_empty = False
+        if is_empty:
+            raise UserError(tr("the file has no rows"), where=Where(file))
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause of an error in one line: ``datasets`` wraps what the reader said in its own."""
+    cause = error.__cause__ or error
+    return str(cause).partition("\n")[0] or type(cause).__name__
 
 
 def row_function(function: Any) -> RowFunction | None:

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from xtuner.dataset.reading import Row, find_files, read_rows
+    from xtuner.dataset.reading import find_files, require_rows
     from xtuner.utils.files import written_aside
 
     start = _day(args.start_date)
@@ -44,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
     seen = kept = 0
     with written_aside(args.dst_file) as aside, aside.open("w", encoding="utf-8") as out:
         out.write("[")
-        for row in read_rows(source):
-            if not isinstance(row, Row):
-                raise UserError(row.why, where=Where(row.file, row.line))
+        for row in require_rows(source):
             seen += 1
             if _fits(row, wanted, start):
                 out.write(",\n" if kept else "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 ORDER_FILE = "data_order.txt"
@@ -30,17 +29,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
+    from xtuner.dataset.data_order import find_by_suffix
     from xtuner.utils.files import write_text
 
     folder = Path(args.data_folder)
-    files = sorted(folder.rglob(f"*{args.file_type}")) if folder.is_dir() else []
-    if not files:
-        raise UserError(
-            tr(
-                "there is no file *{file_type} in {folder}", file_type=args.file_type, folder=folder
-            ),
-            hint="--data-folder FOLDER --file-type .bin",
-        )
+    files = find_by_suffix(folder, args.file_type)
     target = Path(args.save_folder or folder) / ORDER_FILE
     write_text(target, "".join(f"{file.relative_to(folder).as_posix()}\n" for file in files))
     print(tr("{count:,} files -> {target}", count=len(files), target=target))

@@ -39,15 +39,17 @@ def run(args: argparse.Namespace) -> int:
     from datasets import load_dataset
 
     from xtuner.dataset import process_hf_dataset
+    from xtuner.dataset.data_order import files_in_order
     from xtuner.dataset.map_fns import template_map_fn_factory
     from xtuner.model.transformers_models.auto import AutoTokenizer
     from xtuner.tools.data_preprocess import prepared
 
     template = _template(args.prompt_template)
-    files = files_in_order(Path(args.data_folder), args.file_type, args.data_order_path)
+    files = files_in_order(args.data_folder, args.file_type, args.data_order_path)
+    paths = [str(file) for file in files]
     layout = FORMATS.get(args.dataset_format or "")
     dataset = process_hf_dataset(
-        dataset={"type": load_dataset, "path": _loader(args.file_type), "data_files": files},
+        dataset={"type": load_dataset, "path": _loader(args.file_type), "data_files": paths},
         tokenizer=AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True),
         max_length=args.max_length,
         dataset_map_fn=_map_fn(layout.map_fn) if layout else None,
@@ -91,27 +93,3 @@ def _map_fn(name: str) -> Any:
 def _loader(file_type: str) -> str:
     kind = file_type.removesuffix(".gz").lstrip(".")
     return kind if kind in ("csv", "parquet", "arrow") else "json"
-
-
-def files_in_order(folder: Path, file_type: str, order: str | None) -> list[str]:
-    """The files of a folder, sorted, or as a file lists them (a path relative to it a line).
-
-    Raises:
-        UserError: when there are none, or a listed one is missing.
-    """
-    if order:
-        names = Path(order).read_text("utf-8").split("\n")
-        files = [folder / name.strip() for name in names if name.strip()]
-    else:
-        files = sorted(folder.rglob(f"*{file_type}"))
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing or not files:
-        raise UserError(
-            tr(
-                "there is no {missing} in {folder}",
-                missing=", ".join(missing[:3]) or tr("file *{file_type}", file_type=file_type),
-                folder=folder,
-            ),
-            hint="--data-folder FOLDER --file-type .json",
-        )
-    return [str(file) for file in files]

@@ -47,13 +47,10 @@ def run(args: argparse.Namespace) -> int:
     """
     from xtuner.model.transformers_models.auto import AutoTokenizer
 
+    from xtuner.dataset.data_order import find_by_suffix
+
     source, target = Path(args.processed_dir), Path(args.tokenized_dir)
-    files = sorted(source.rglob("*.jsonl")) if source.is_dir() else []
-    if not files:
-        raise UserError(
-            tr("there is no *.jsonl in {source}", source=source),
-            hint="--processed-dir FOLDER",
-        )
+    files = find_by_suffix(source, ".jsonl")
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True)
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([word for word in SPECIAL if word not in known], special_tokens=True)
@@ -74,14 +71,12 @@ def tokenize_file(file: Path, out: Path, tokenizer: Any) -> tuple[int, int]:
     """
     import numpy as np
 
-    from xtuner.dataset.reading import Unreadable, read_rows
+    from xtuner.dataset.reading import require_rows
     from xtuner.utils.files import written_aside
 
     offsets: list[tuple[int, int]] = []
     with written_aside(out) as aside, aside.open("wb") as stream:
-        for row in read_rows(str(file)):
-            if isinstance(row, Unreadable):
-                raise UserError(row.why, where=Where(row.file, row.line))
+        for row in require_rows(str(file), lines=True):
             tokens = _tokens(row.value, tokenizer, Where(row.file, row.line))
             offsets.append((stream.tell(), len(tokens)))
             stream.write(json.dumps({"tokens": tokens}).encode() + b"\n")

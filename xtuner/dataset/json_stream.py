@@ -1,0 +1,271 @@
+"""The values of a JSON text one after the other, with their lines: lines, an array, or a sequence.
+
+A value that is broken is reported, and reading goes on with the next one. Memory is bounded by the
+longest value. Only ``\\n`` ends a line: JSON strings may hold U+2028, U+2029, U+0085 and the other
+characters at which ``str.splitlines`` splits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TextIO
+
+from xtuner.utils.lang import tr
+
+CHUNK = 1 << 18
+"""Characters that are read at a time."""
+LONGEST = 64 << 20
+"""Characters of a value, at most."""
+_SPACE = re.compile(r"[ \t\n\r]*")
+_BETWEEN = re.compile(r"[ \t\n\r,]*")
+_MARGIN = 64
+"""A mistake this far before the end of the window does not come from missing text."""
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_DECODER = json.JSONDecoder()
+
+
+class Found(NamedTuple):
+    """A value and the line on which it begins; or, with ``why``, the line of a mistake."""
+
+    line: int
+    value: Any
+    why: str = ""
+
+
+def read_values(
+    stream: TextIO, *, field: str | None = None, lines: bool | None = None, is_jsonl: bool = False
+) -> Iterator[Found]:
+    """Read the values of a JSON text.
+
+    Args:
+        stream: can be rewound. Bytes that are not UTF-8 are lone surrogates in it
+            (``errors="surrogateescape"``), and its lines end at ``\\n``.
+        field: the key that holds the array, where the text is one object.
+        lines: whether there is one value a line; None finds out.
+        is_jsonl: what the name of the file promises; decides where the text does not.
+    """
+    if lines is None:
+        lines = field is None and _has_lines(stream, is_jsonl)
+    if lines:
+        yield from _read_lines(stream)
+    else:
+        yield from _read_sequence(_Window(stream), field)
+
+
+def _has_lines(stream: TextIO, is_jsonl: bool) -> bool:
+    """Whether there is one value a line, by the beginning of the text."""
+    text = stream.read(CHUNK).lstrip(" \t\n\r")
+    stream.seek(0)
+    first, _, rest = text.partition("\n")
+    try:
+        _, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        if not text.startswith("{"):
+            return not text.startswith("[")
+        if is_jsonl:  # one broken line, or objects over several lines
+            return not rest.strip() or rest.lstrip().startswith("{")
+        return first.rstrip().endswith("}")
+    if text.startswith("["):
+        return end <= len(first) and text[end:].lstrip(" \t\n\r").startswith("[")
+    return end <= len(first)
+
+
+def _read_lines(stream: TextIO) -> Iterator[Found]:
+    number = 0
+    while line := stream.readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST and not line.endswith("\n"):
+            yield Found(number, None, _too_long())
+            while (rest := stream.readline(CHUNK)) and not rest.endswith("\n"):
+                pass
+        elif not line.isspace():
+            yield from _values_of_line(number, line)
+
+
+def _values_of_line(number: int, line: str) -> Iterator[Found]:
+    """The value of a line, or several that follow each other on it."""
+    why = encoding_problem(line)
+    if why:
+        yield Found(number, None, why)
+        return
+    end = 0
+    while end < len(line):
+        try:
+            value, end = _DECODER.raw_decode(line, _skipped(line, end))
+        except (ValueError, RecursionError) as error:
+            yield Found(number, None, _reason(error))
+            return
+        end = _skipped(line, end)
+        yield Found(number, value, _surrogate_problem(line, value))
+
+
+def _skipped(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    assert match is not None  # the pattern matches the empty text
+    return match.end()
+
+
+def encoding_problem(text: str) -> str:
+    """What is wrong with a text that was decoded with ``surrogateescape``; empty for nothing."""
+    if text.isascii() or not (match := _UNDECODED.search(text)):
+        return ""
+    raw = text.encode("utf-8", "surrogateescape")
+    try:
+        is_gbk = re.search("[\u4e00-\u9fff]", raw.decode("gb18030")) is not None
+    except UnicodeDecodeError:
+        is_gbk = False
+    if is_gbk:
+        return tr("this is not UTF-8 but GBK; convert the file: iconv -f GB18030 -t UTF-8")
+    return tr("byte 0x{byte:02x} is not UTF-8", byte=ord(match.group()) - 0xDC00)
+
+
+def _surrogate_problem(text: str, value: Any) -> str:
+    r"""Half of a surrogate pair, written ``\ud83d``, is no character: Arrow refuses it."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return ""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        return tr("\\u{code:04x} is half of a surrogate pair, not a character", code=code)
+    return ""
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return tr("{message} (column {column})", message=error.msg, column=error.colno)
+    return str(error)
+
+
+def _too_long() -> str:
+    return tr("this row is longer than {count:,} characters", count=LONGEST)
+
+
+class _Window:
+    """The part of a stream that is being decoded, from ``start`` on, and the line of its start."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.text, self.start = "", 0
+        self.line = 1
+        self.ended = False
+        self.indent = 0
+        """How far the row that is being read is indented."""
+        self.is_stuck = False
+        """Whether the last value could not be decoded, so that ``start`` is still before it."""
+
+    def more(self) -> bool:
+        """Read on; at least doubles the window, so that long values are not decoded too often."""
+        left = self.text[self.start :]
+        piece = self.stream.read(max(CHUNK, len(left)))
+        self.ended = not piece
+        self.text, self.start = left + piece, 0
+        return bool(piece)
+
+    def advance(self, end: int) -> None:
+        """Go on at another place of ``text``."""
+        self.line += self.text.count("\n", self.start, end)
+        self.start = end
+
+    def skip(self, pattern: re.Pattern[str]) -> str:
+        """Skip what matches at the start (never more than there is); gives what was skipped."""
+        skipped = ""
+        while True:
+            match = pattern.match(self.text, self.start)
+            assert match is not None  # the patterns match the empty text
+            skipped += match.group()
+            self.advance(match.end())
+            if self.start < len(self.text) or not self.more():
+                return skipped
+
+    def at(self, character: str) -> bool:
+        return self.text.startswith(character, self.start)
+
+    def decode(self) -> Found:
+        """The next value; stays in front of one that is broken."""
+        line = self.line
+        self.is_stuck = True
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.start)
+            except json.JSONDecodeError as error:
+                near_end = error.pos > len(self.text) - _MARGIN
+                if (near_end or error.msg.startswith("Unterminated")) and not self.ended:
+                    if len(self.text) - self.start >= LONGEST:
+                        return Found(line, None, _too_long())
+                    self.more()
+                    continue
+                wrong = line + self.text.count("\n", self.start, error.pos)
+                return Found(wrong, None, _reason(error))
+            except (ValueError, RecursionError) as error:
+                return Found(line, None, _reason(error))
+            if end == len(self.text) and self.more():
+                continue  # a number may go on
+            raw = self.text[self.start : end]
+            self.advance(end)
+            self.is_stuck = False
+            return Found(line, value, encoding_problem(raw) or _surrogate_problem(raw, value))
+
+    def skip_broken(self) -> None:
+        """Go to the next line that starts an object, ``{`` no deeper than the broken one."""
+        next_row = re.compile(rf"\n[ \t]{{0,{self.indent}}}(?=\{{)")
+        while not (match := next_row.search(self.text, self.start)):
+            # What may be the beginning of a match stays.
+            self.advance(max(self.start, len(self.text) - self.indent - 2))
+            if not self.more():
+                self.advance(len(self.text))
+                return
+        self.advance(match.end())
+
+
+def _read_sequence(window: _Window, field: str | None) -> Iterator[Found]:
+    """The elements of ``[...]``, or values one after the other."""
+    window.skip(_SPACE)
+    if field is not None and not _enter(window, field):
+        yield Found(window.line, None, tr("this is not an object with {field!r}", field=field))
+        return
+    inside = window.at("[")
+    if inside:
+        window.advance(window.start + 1)
+    needs_comma = False
+    while True:
+        line = window.line
+        between = window.skip(_BETWEEN)
+        if window.start == len(window.text) or (inside and window.at("]")):
+            break
+        if needs_comma and "," not in between:
+            yield Found(line, None, tr("a comma is missing before this row"))
+        window.indent = len(between) - between.rfind("\n") - 1 if "\n" in between else 0
+        yield window.decode()
+        needs_comma = inside and not window.is_stuck
+        if window.is_stuck:
+            window.skip_broken()
+    if inside and not window.at("]"):
+        if not window.is_stuck:
+            yield Found(window.line, None, tr("the list is not closed by ]"))
+    elif inside and field is None:
+        window.advance(window.start + 1)
+        window.skip(_SPACE)
+        if window.start < len(window.text):
+            yield Found(window.line, None, tr("there is more text after the end of the list"))
+
+
+def _enter(window: _Window, field: str) -> bool:
+    """Go to the value of a key of the object that the text is."""
+    if not window.at("{"):
+        return False
+    window.advance(window.start + 1)
+    while True:
+        window.skip(_BETWEEN)
+        key = window.decode()
+        window.skip(_SPACE)
+        if key.why or not isinstance(key.value, str) or not window.at(":"):
+            return False
+        window.advance(window.start + 1)
+        window.skip(_SPACE)
+        if key.value == field:
+            return True
+        if window.decode().why:
+            return False

@@ -1,0 +1,109 @@
+"""Which local files a config's dataset is read from, for all who look at them besides training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config.lazy import LazyAttr, LazyObject
+
+from xtuner.dataset.reading import kind_of
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {
+    "json": (".json", ".jsonl"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+    "text": (".txt",),
+}
+"""``load_dataset(path=...)`` values that read files, and the suffixes of these."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files of rows.
+
+    Attributes:
+        paths: files, folders and patterns, as the config gives them.
+        field: of a JSON file that is one object: the key that holds the rows.
+    """
+
+    paths: list[str]
+    field: str | None = None
+
+
+def name_of(kind: object) -> str:
+    """The last word of a builder's or function's name, given as an object, lazily or as text."""
+    return dotted_name(kind).rpartition(".")[2]
+
+
+def dotted_name(kind: object) -> str:
+    """The whole name of a builder or function, with its module where it is known."""
+    if isinstance(kind, LazyObject | LazyAttr):
+        return f"{kind.module}.{kind}"
+    if isinstance(kind, str):
+        return kind
+    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+
+
+def paths_in(value: Any) -> list[str]:
+    """Paths given as one text, a list, or a dict of splits (of which ``train`` is taken)."""
+    if isinstance(value, Mapping):
+        value = value.get("train") or [path for paths in value.values() for path in paths_in(paths)]
+    if value is None:
+        return []
+    return [str(path) for path in ([value] if isinstance(value, str | Path) else value)]
+
+
+def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
+    """The files behind a dataset's settings; None for a dataset of the hub or another builder.
+
+    Args:
+        source: ``dict(type=load_dataset, ...)`` or the settings of another loader.
+
+    Raises:
+        UserError: when a loader of files has none, or files of another format.
+    """
+    loader, path = name_of(source.get("type", "")), str(source.get("path", ""))
+    files = source.get("data_files") or source.get("data_dir")
+    if loader in ("load_jsonl_dataset", "load_json_file"):
+        return LocalFiles(paths_in(files))
+    if loader != "load_dataset":
+        return None
+    if path not in SUFFIXES_OF:
+        return (
+            LocalFiles(paths_in(source.get("data_files") or path)) if Path(path).is_dir() else None
+        )
+    if not files:
+        raise UserError(
+            tr("load_dataset(path={path!r}) has no data_files", path=path),
+            hint="data_files=dict(train='data.json')",
+        )
+    folder = source.get("data_dir") if source.get("data_files") else None
+    paths = paths_in(files)
+    if any("://" in each for each in paths):
+        return None
+    paths = [str(Path(folder) / each) for each in paths] if folder else paths
+    _check_format(path, paths)
+    return LocalFiles(paths, source.get("field"))
+
+
+def _check_format(path: str, files: list[str]) -> None:
+    """Refuse files whose suffix belongs to another loader: it would fail with a traceback."""
+    for file in files:
+        kind = kind_of(file)
+        right = next((name for name, kinds in SUFFIXES_OF.items() if kind in kinds), path)
+        if right != path:
+            raise UserError(
+                tr(
+                    "load_dataset(path={path!r}) cannot read a {suffix} file",
+                    path=path,
+                    suffix=kind,
+                ),
+                hint=tr("use path={path!r}.", path=right),
+                where=Where(file),
+            )
