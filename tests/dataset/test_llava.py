@@ -40,7 +40,7 @@ BROKEN = [
     ({**GOOD, "conversations": [{"value": "x"}, SAY]}, "it has no 'from'"),
     ({**GOOD, "conversations": [ASK, {"from": "robot", "value": "x"}]}, "'from' is 'robot'"),
     ({**GOOD, "conversations": [ASK, {"from": "gpt", "value": None}]}, "'value' is null"),
-    ({**GOOD, "conversations": [ASK, {"from": "gpt", "value": "\ud83d"}]}, "surrogates"),
+    ({**GOOD, "conversations": [ASK, {"from": "gpt", "value": "\ud83d"}]}, "surrogate pair"),
     ([1, 2], "it is a list"),
     ("text", "it is a str"),
     (None, "it is a NoneType"),
@@ -103,7 +103,7 @@ def test_broken_rows_end_the_run_where_asked(folder):
 def test_a_line_that_is_not_json_is_a_broken_row(folder, caplog):
     made = build(folder, [GOOD, b'{"image": ', GOOD])
     assert made.text_data["rows"][:] == [[0], [2]]
-    assert "row 1: line 2: this data cannot be read" in caplog.text
+    assert "row 1: line 2: Expecting value" in caplog.text
 
 
 def test_damaged_images_raise_os_errors_only(tmp_path):

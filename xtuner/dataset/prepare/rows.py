@@ -48,7 +48,10 @@ def _loaded(source: Mapping[str, Any]) -> Any:
 
     files = local_files(source)
     try:
-        return BUILDER.build(dict(source))
+        dataset = BUILDER.build(dict(source))
+        if files is not None:  # the JSON reader takes bytes that are not UTF-8 for text
+            _validate(dataset)
+        return dataset
     # StopIteration: how datasets says that a file is empty.
     except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
         if files is not None:
@@ -58,6 +61,13 @@ def _loaded(source: Mapping[str, Any]) -> Any:
             hint=tr("your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')"),
             where=Where(key="dataset"),
         ) from error
+
+
+def _validate(dataset: Any) -> None:
+    """Raise ``ValueError`` (Arrow's) where a column of text is not UTF-8."""
+    for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
+        if hasattr(part, "data"):
+            part.data.validate(full=True)
 
 
 def _name_the_line(files: LocalFiles) -> None:
