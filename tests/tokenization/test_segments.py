@@ -1,18 +1,15 @@
-"""However many texts are tokenised at once, and by words or not, the ids are the same."""
-
-import itertools
-import re
+"""However many texts are tokenised at once, the ids are those of the tokenizer itself."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import trainers as trainers_
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.tiny import TEXTS, make_tokenizer
+from xtuner.tokenization import segments
 from xtuner.tokenization.segments import SegmentEncoder, encode_segments
-from xtuner.tokenization.word_cache import cut
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
@@ -61,22 +58,16 @@ BUILT = {name: build() for name, build in TOKENIZERS.items()}
 WORDS = [*"ab 0.,-'\n\t é的 \u0301", "  ", " the", "The ", "word.", "don't", "12345", "<|im_end|>"]
 WORDS += ["</s>", "capital of", "x\ny", "a.\n\nb", "<|im_start|>user\n"]
 words = st.sampled_from(WORDS)
-segments = st.lists(words, min_size=1, max_size=12).map("".join)
-
-
-@pytest.mark.parametrize("name", BUILT)
-def test_who_goes_word_by_word(name):
-    encoder = SegmentEncoder(BUILT[name], many=True)
-    assert (encoder._words is not None) == (name != "metaspace")  # Unigram weighs whole texts
+pieces = st.lists(words, min_size=1, max_size=12).map("".join)
 
 
 @pytest.mark.parametrize("name", BUILT)
 @settings(max_examples=60, deadline=None)
-@given(texts=st.lists(st.lists(segments, min_size=1, max_size=4), min_size=1, max_size=4))
-def test_by_words_and_one_by_one_are_the_same(name, texts):
+@given(texts=st.lists(st.lists(pieces, min_size=1, max_size=4), min_size=1, max_size=4))
+def test_a_batch_and_one_by_one_are_the_same(name, texts):
     tokenizer = BUILT[name]
     alone = [encode_segments(tokenizer, text) for text in texts]
-    encoder = SegmentEncoder(tokenizer, many=True)
+    encoder = SegmentEncoder(tokenizer)
     assert encoder(texts) == alone
     assert encoder(texts) == alone  # from what it remembers
 
@@ -130,12 +121,12 @@ odd = st.lists(st.sampled_from(WORDS + ODD) | st.text(max_size=3), min_size=1, m
 @pytest.mark.parametrize("name", BUILT)
 @settings(max_examples=80, deadline=None)
 @given(texts=st.lists(st.lists(odd.map("".join), min_size=1, max_size=5), min_size=1, max_size=3))
-def test_odd_characters_special_tokens_and_images_by_words(name, texts):
+def test_odd_characters_special_tokens_and_images(name, texts):
     tokenizer = BUILT[name]
     alone = [one_by_one(tokenizer, text) for text in texts]
-    encoder = SegmentEncoder(tokenizer, with_image_token=True, many=True)
+    encoder = SegmentEncoder(tokenizer, with_image_token=True)
     assert encoder(texts) == alone
-    ids, sizes = encoder.joined(texts)
+    ids, sizes = encoder.encode(texts)
     assert ids.tolist() == [token for text in alone for piece in text for token in piece]
     assert sizes.tolist() == [len(piece) for text in alone for piece in text]
 
@@ -148,48 +139,34 @@ def test_a_special_token_that_pieces_make_together_is_what_stands_before(name):
         ["<|im_e", "n", "d|>", " word"],
         ["</s", ">the", " 1"],
     ]
-    encoder = SegmentEncoder(tokenizer, many=True)
+    encoder = SegmentEncoder(tokenizer)
     assert encoder(texts) == [one_by_one(tokenizer, text) for text in texts]
 
 
 def test_nothing_to_tokenise():
-    for many in (False, True):
-        encoder = SegmentEncoder(BUILT["byte_level"], many=many)
-        assert encoder([]) == []
-        assert encoder([[], ["", ""]]) == [[], [[], []]]
+    encoder = SegmentEncoder(BUILT["byte_level"], with_image_token=True)
+    assert encoder([]) == []
+    assert encoder([[], ["", ""]]) == [[], [[], []]]
 
 
-@settings(max_examples=200, deadline=None)
-@given(texts=st.lists(odd.map("".join).map("|".__add__), min_size=1, max_size=5))
-def test_texts_are_cut_where_the_pattern_says(texts):
-    seam = re.compile(r"(?<=[!-~])(?= [a-zA-Z0-9])")
-    words, numbers, starts = cut(texts)
-    assert len(set(words)) == len(words)
-    found = [words[number] for number in numbers]
-    assert [found[a:b] for a, b in itertools.pairwise(starts)] == [seam.split(t) for t in texts]
-
-
-@pytest.mark.parametrize(
-    "token", [AddedToken("<b>", rstrip=True), AddedToken("a b"), AddedToken("b", single_word=True)]
-)
-def test_tokens_that_take_spaces_are_not_gone_around(token):
+def test_an_image_is_one_token_also_where_its_mark_is_a_token_of_the_vocabulary():
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens([token])
-    assert SegmentEncoder(tokenizer, many=True)._words is None
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    text = ["a", "<image>", "", "b"]
+    (seen,) = SegmentEncoder(tokenizer, with_image_token=True)([text])
+    assert seen[1:3] == [[-200], []]
+    (plain,) = SegmentEncoder(tokenizer)([text])
+    assert plain[1:3] == [[tokenizer.convert_tokens_to_ids("<image>")], []]
 
 
-def test_a_vocabulary_with_entries_over_a_space_is_seen():
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trainer = trainers_.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    inner.train_from_iterator(["of the of the of the in the in the"] * 9, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
-    assert any("eĠ" in token or "nĠt" in token or "fĠt" in token for token in tokenizer.get_vocab())
-    encoder = SegmentEncoder(tokenizer, many=True)
-    assert encoder._words is None
-    assert encoder([["in the of the"]])[0][0] == tokenizer.encode("in the of the")
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(segments, "CACHED_SEGMENTS", 3)
+    tokenizer = BUILT["byte_level"]
+    encoder = SegmentEncoder(tokenizer, with_image_token=True)
+    for number in range(9):
+        text = [f"a{number}", "<image>", "b"]
+        assert encoder([text]) == [one_by_one(tokenizer, text)]
+        assert len(encoder._cache) <= 3 + 4
 
 
 def test_a_tokenizer_that_does_more_than_its_backend_is_asked_itself():

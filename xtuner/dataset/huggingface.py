@@ -23,7 +23,7 @@ from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_one
 from xtuner.dataset.prepare.token_stats import attach
 from xtuner.dataset.prepare.train_val_split import split_indices
 from xtuner.registry import BUILDER
-from xtuner.tokenization import encode, messages, segments, word_cache
+from xtuner.tokenization import encode, messages, segments
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -172,7 +172,7 @@ def _prepared_once(
         steps.tokenizer,
         [steps.map_row, steps.add_template],
         [plain, packing and asdict(packing), keep_columns],
-        [word_cache, segments, encode, messages, samples, arrow_writer, packs],
+        [segments, encode, messages, samples, arrow_writer, packs],
     )
     return cache.prepared_once(key, write)
 

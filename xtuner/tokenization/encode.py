@@ -1,9 +1,8 @@
 """From turns of text to token ids and labels.
 
-A sample is bos, then for each turn the question with its surroundings (no loss), the answer with
-its suffix and eos (loss), and the separator (no loss); bos comes again after a turn that ended in
-eos.
-Pieces are tokenised as ``utils.pieces`` does, so that chat, which builds the same pieces, sends the
+A sample is bos, then for each turn the question with its template (no loss), the answer with its
+suffix and eos (loss), and the separator (no loss); bos is repeated after a turn that ended in eos.
+Segments are tokenised as in ``segments``, so that chat, which builds the same segments, sends the
 very ids that training saw.
 """
 
@@ -17,13 +16,15 @@ import numpy.typing as npt
 
 from xtuner.tokenization.segments import SegmentEncoder, Tokens, split_images
 from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.types import Tokenizer
 
+Turn = Mapping[str, Any]
 Sample = dict[str, list[int]]
 
 
 def encode_conversation(
-    conversation: Sequence[Mapping[str, Any]],
-    tokenizer: Any,
+    conversation: Sequence[Turn],
+    tokenizer: Tokenizer,
     *,
     max_length: int | None = None,
     input_ids_with_output: bool = True,
@@ -33,9 +34,9 @@ def encode_conversation(
 
     Args:
         conversation: turns with ``input`` and ``output``; where given ``output_with_loss``,
-            ``need_eos_token`` (both true when absent) and ``sep``.
+            ``need_eos_token`` (both true when absent or None) and ``sep``.
         tokenizer: of transformers.
-        max_length: tokens after which the sample is cut; None: never.
+        max_length: the sample is truncated to so many tokens; None: never.
         input_ids_with_output: False leaves the answers out, for evaluation by generation.
         with_image_token: each ``<image>`` in a question becomes one ``IMAGE_TOKEN_INDEX``.
 
@@ -49,11 +50,11 @@ def encode_conversation(
 
 
 def encode_conversations(
-    conversations: Iterable[Sequence[Mapping[str, Any]]],
+    conversations: Iterable[Sequence[Turn]],
     encoder: SegmentEncoder,
     input_ids_with_output: bool = True,
 ) -> tuple[Tokens, Tokens, npt.NDArray[np.int64]]:
-    """Tokenise many conversations at once.
+    """Tokenise many conversations in one batch.
 
     Args:
         conversations: each as for ``encode_conversation``.
@@ -61,34 +62,44 @@ def encode_conversations(
         input_ids_with_output: as for ``encode_conversation``.
 
     Returns:
-        The token ids and the labels of all, one after the other, and how many tokens each has.
+        (tokens,) the ids and the labels of all, concatenated; (conversations,) the number of tokens
+        of each.
     """
-    taken = [_pieces(turns, encoder, input_ids_with_output) for turns in conversations]
-    ids, sizes = encoder.joined([[text for text, _ in segments] for segments in taken])
-    with_loss = np.array([loss for segments in taken for _, loss in segments], dtype=bool)
+    samples = [_segments(turns, encoder, input_ids_with_output) for turns in conversations]
+    ids, sizes = encoder.encode([[text for text, _ in segments] for segments in samples])
+    with_loss = np.array([loss for segments in samples for _, loss in segments], dtype=bool)
     labels = np.where(np.repeat(with_loss, sizes), ids, np.int32(IGNORE_INDEX))
     ends = np.concatenate([[0], np.cumsum(sizes)])
-    borders = np.cumsum([0, *map(len, taken)])
-    return ids, labels, np.diff(ends[borders])
+    offsets = np.cumsum([0, *map(len, samples)])
+    return ids, labels, np.diff(ends[offsets])
 
 
-def _pieces(
-    conversation: Sequence[Mapping[str, Any]], encoder: SegmentEncoder, with_output: bool
+def is_on(turn: Turn, name: str) -> bool:
+    """A switch of a turn, on by default.
+
+    Arrow gives None for a field that only other rows have, so None means that it is not given.
+    """
+    value = turn.get(name)
+    return True if value is None else bool(value)
+
+
+def _segments(
+    conversation: Sequence[Turn], encoder: SegmentEncoder, with_output: bool
 ) -> list[tuple[str, bool]]:
     """The texts of a sample in order, each with whether it is trained."""
-    bos, eos = encoder.bos, encoder.eos
     segments: list[tuple[str, bool]] = []
-    starts = True
+    needs_bos = True
     for turn in conversation:
-        if starts:
-            segments.append((bos, False))
+        if needs_bos:
+            segments.append((encoder.bos, False))
         question = str(turn["input"])
         parts = split_images(question) if encoder.with_image_token else [question]
         segments += [(part, False) for part in parts]
-        ends = bool(turn.get("need_eos_token", True))
+        ends_in_eos = is_on(turn, "need_eos_token")
         if with_output:
-            with_loss = bool(turn.get("output_with_loss", True))
-            segments += [(str(turn["output"]), with_loss), (eos if ends else "", with_loss)]
-            segments.append((str(turn.get("sep", "")), False))
-        starts = ends
-    return [piece for piece in segments if piece[0]]
+            with_loss = is_on(turn, "output_with_loss")
+            eos = encoder.eos if ends_in_eos else ""
+            segments += [(str(turn["output"]), with_loss), (eos, with_loss)]
+            segments.append((str(turn.get("sep") or ""), False))
+        needs_bos = ends_in_eos
+    return [segment for segment in segments if segment[0]]

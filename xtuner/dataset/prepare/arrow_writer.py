@@ -15,7 +15,7 @@ import pyarrow as pa
 from xtuner.dataset.prepare.packing import Packs
 from xtuner.dataset.prepare.samples import Samples
 from xtuner.dataset.prepare.token_stats import attach
-from xtuner.tokenization.segments import ITEM, Tokens
+from xtuner.tokenization.segments import ID_BYTES, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,7 +138,7 @@ def _joined(
 
 def _by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
     """The tokens as the bytes of each sample: what Arrow gathers at the speed of memory."""
-    borders = np.concatenate([[0], np.cumsum(lengths)]) * ITEM
+    borders = np.concatenate([[0], np.cumsum(lengths)]) * ID_BYTES
     buffers = [None, pa.py_buffer(borders), pa.py_buffer(tokens)]
     return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
 

@@ -16,7 +16,7 @@ from xtuner.dataset.prepare.rows import RowFunction
 from xtuner.dataset.prepare.token_stats import TokenStats
 from xtuner.tokenization.encode import encode_conversations
 from xtuner.tokenization.messages import encode_messages, messages_of
-from xtuner.tokenization.segments import ITEM, SegmentEncoder, Tokens, ids_of, packed_ids
+from xtuner.tokenization.segments import ID_BYTES, SegmentEncoder, Tokens, pack_ids, unpack_ids
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -25,9 +25,7 @@ from xtuner.utils.templates import AUTO_TEMPLATE
 Row = Mapping[str, Any]
 
 CHUNK, BYTES_A_CHUNK = 4000, 2**21
-"""Rows that are tokenised together at most, and what they hold about; a hundred whatever that is.
-
-Words that come again in a chunk are looked up once; but what is held at a time grows with it."""
+"""Rows that are tokenised together at most, and about how many bytes; never fewer than 100 rows."""
 ROWS_A_PROCESS = 4000
 """Fewer are not worth a process of their own."""
 
@@ -80,11 +78,11 @@ class Samples:
     @classmethod
     def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], account: TokenStats) -> Samples:
         """Make the arrays of samples that are lists, each given by the number of its row."""
-        ids = [packed_ids(sample["input_ids"]) for sample in encoded.values()]
+        ids = [pack_ids(sample["input_ids"]) for sample in encoded.values()]
         return cls(
-            ids_of(b"".join(ids)),
-            ids_of(b"".join(packed_ids(sample["labels"]) for sample in encoded.values())),
-            np.array([len(each) // ITEM for each in ids], dtype=np.int64),
+            unpack_ids(b"".join(ids)),
+            unpack_ids(b"".join(pack_ids(sample["labels"]) for sample in encoded.values())),
+            np.array([len(each) // ID_BYTES for each in ids], dtype=np.int64),
             np.array(list(encoded), dtype=np.int64),
             account,
         )
@@ -156,8 +154,7 @@ def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int)
     table = rows.data
     chunk = min(CHUNK, max(100, BYTES_A_CHUNK * table.num_rows // max(1, table.nbytes)))
     starts = range(0, len(rows), chunk)
-    many = len(rows) >= ROWS_A_PROCESS
-    encoder = SegmentEncoder(steps.tokenizer, steps.with_image_token, many=many)
+    encoder = SegmentEncoder(steps.tokenizer, steps.with_image_token)
 
     def work(number: int) -> Samples:
         chosen = slice(starts[number], starts[number] + chunk)

@@ -45,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from xtuner.model.transformers_models.auto import AutoTokenizer
-
     from xtuner.dataset.data_order import find_by_suffix
+    from xtuner.model.transformers_models.auto import AutoTokenizer
 
     source, target = Path(args.processed_dir), Path(args.tokenized_dir)
     files = find_by_suffix(source, ".jsonl")
