@@ -82,7 +82,7 @@ def test_many_texts_at_once_have_the_ids_of_one(family):
     texts = [[one.bos, text, other, one.eos, "\n"] for text in SENTENCES for other in SENTENCES]
     texts = [[piece for piece in segments if piece] for segments in texts]
     texts += [[" ".join(SENTENCES) * 20]]
-    many = SegmentEncoder(tokenizer, many=True)
+    many = SegmentEncoder(tokenizer)
     assert many(texts) == [one([segments])[0] for segments in texts]
     assert many(texts) == [SegmentEncoder(tokenizer)([segments])[0] for segments in texts]
 
