@@ -32,8 +32,8 @@ COMPARED = 16
 """Texts on which the batch interface of a tokenizer's backend is compared with the tokenizer."""
 _IMAGE = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)})")
 _NO_TEXT = "\0token"
-"""The context of a segment that is no text: an image, or a special token that the tokenizer does not
-find in a text. Other contexts are one character or an added token."""
+"""The context of a segment that is no text: an image, or a special token that the tokenizer does
+not find in a text. Other contexts are one character or an added token."""
 
 
 def split_images(text: str) -> list[str]:
