@@ -107,7 +107,7 @@ def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, place):
     for read in (load_checkpoint, load_state_dict):
         with pytest.raises(UserError, match=r"asks to run .*system.* nothing from it was run"):
             read(tmp_path / "iter_4.pth")
-    assert find_latest(tmp_path, complain=lambda line: None) is None
+    assert find_latest(tmp_path, report=lambda line: None) is None
     assert not trace.exists()
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm, with_
     if not with_manifest:
         (tmp_path / "iter_8.pth.json").unlink()
     said: list[str] = []
-    assert find_latest(tmp_path, complain=said.append) == tmp_path / "iter_4.pth"
+    assert find_latest(tmp_path, report=said.append) == tmp_path / "iter_4.pth"
     assert len(said) == 1 and "iter_8.pth is damaged" in said[0]
     with pytest.raises(UserError, match="cannot be used"):
         load_checkpoint(tmp_path / "iter_8.pth")

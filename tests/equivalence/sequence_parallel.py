@@ -13,8 +13,8 @@ IGNORED = -100
 class Rows(Dataset):
     """Rows of 9 to 31 tokens whose last few are trained: often those of one rank's stretch."""
 
-    def __init__(self, count: int = 44) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, count: int = 44, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
         self.lengths = torch.randint(9, 32, (count,), generator=generator).tolist()
         self.ids = [
             torch.randint(10, 500, (n,), generator=generator).tolist() for n in self.lengths
@@ -30,8 +30,8 @@ class Rows(Dataset):
 class Pairs(Rows):
     """Two rows each; the reward's labels, if asked for, are at their last tokens."""
 
-    def __init__(self, count: int = 44, reward: bool = False) -> None:
-        super().__init__(2 * count)
+    def __init__(self, count: int = 44, reward: bool = False, seed: int = 0) -> None:
+        super().__init__(2 * count, seed)
         self.reward = reward
 
     def __len__(self) -> int:

@@ -49,7 +49,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=batch_size,
     num_workers=0,
-    dataset=dict(rows, count=7),
+    dataset=dict(rows, count=7, seed=1),  # not rows of the training
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=collate, use_varlen_attn=packed),
 )

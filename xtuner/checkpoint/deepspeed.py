@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from xtuner.checkpoint.checkpoint import read_torch_file
+from xtuner.checkpoint.io import read_torch_file
 from xtuner.checkpoint.lazy import LazyWeights, Make
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr

@@ -30,14 +30,14 @@ def manifest_path(checkpoint: Path) -> Path:
 
 def write_manifest(
     checkpoint: Path,
-    facts: Mapping[str, Any],
+    meta: Mapping[str, Any],
     digests: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the manifest of a checkpoint that is in its place.
+    """Write the manifest beside a checkpoint.
 
     Args:
         checkpoint: the file or folder.
-        facts: what else to note, such as ``iter`` and ``epoch``.
+        meta: what else to note, such as ``iter`` and ``epoch``.
         digests: the SHA-256 of each file, where known already (path relative to the checkpoint's
             parent); the others are read and hashed.
     """
@@ -50,7 +50,7 @@ def write_manifest(
         "format": FORMAT,
         "xtuner": __version__,
         "saved_at": time.time(),
-        **facts,
+        **meta,
         "files": files,
     }
     write_text(manifest_path(checkpoint), json.dumps(manifest, indent=1) + "\n")
@@ -71,9 +71,23 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def find_mismatch(checkpoint: Path, manifest: Mapping[str, Any]) -> str | None:
-    """Compare a checkpoint with its manifest: None when they agree, else what is wrong."""
-    for name, expected in manifest["files"].items():
+def find_mismatch(
+    checkpoint: Path, manifest: Mapping[str, Any], *, rank: int = 0, world_size: int = 1
+) -> str | None:
+    """Compare a checkpoint with its manifest.
+
+    Args:
+        checkpoint: the file or folder.
+        manifest: from ``read_manifest``.
+        rank: of ``world_size`` processes that share the work, this one's number. Each looks at the
+            sizes of all files and hashes its share of them.
+        world_size: how many processes share the work.
+
+    Returns:
+        None when they agree, else what is wrong.
+    """
+    files: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    for name, expected in files.items():
         file = checkpoint.parent / name
         if not file.is_file():
             return tr("the file {name} is missing", name=name)
@@ -85,7 +99,9 @@ def find_mismatch(checkpoint: Path, manifest: Mapping[str, Any]) -> str | None:
                 size=size,
                 expected_size=expected["size"],
             )
-        if sha256(file) != expected["sha256"]:
+    by_size = sorted(files, key=lambda name: files[name]["size"], reverse=True)
+    for name in by_size[rank::world_size]:
+        if sha256(checkpoint.parent / name) != files[name]["sha256"]:
             return tr(
                 "the content of {name} has changed (its checksum is not the manifest's)", name=name
             )

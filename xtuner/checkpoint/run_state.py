@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.model import is_model_wrapper
 
+from xtuner.checkpoint.hyper_parameters import Position, Restored, initial_groups
 from xtuner.checkpoint.rng import random_state, set_random_state
 from xtuner.checkpoint.serialize import mmengine_hub, to_serializable
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import N_, tr, translate
 from xtuner.version import __version__
-
-SCHEDULE_ENDS = ("begin", "end", "T_max", "total_iters")
 
 
 def collect(
@@ -43,8 +41,8 @@ def collect(
         ``meta, message_hub, random_states, data_position, loop``, as asked ``param_schedulers``,
         and, unless the strategy writes them by itself, ``state_dict`` and ``optimizer``.
     """
-    facts = _progress(runner, by_epoch) | dict(meta or {})
-    facts |= {
+    described = _progress(runner, by_epoch) | dict(meta or {})
+    described |= {
         "cfg": runner.cfg.pretty_text,
         "seed": runner.seed,
         "experiment_name": runner.experiment_name,
@@ -55,13 +53,15 @@ def collect(
         "fingerprints": getattr(runner, "fingerprints", {}),
     }
     state: dict[str, Any] = {
-        "meta": facts,
-        **runner.strategy.parts(runner.model, runner.optim_wrapper, save_optimizer),
+        "meta": described,
+        **runner.strategy.state_dict(runner.model, runner.optim_wrapper, save_optimizer),
         "message_hub": _plain_hub(runner.message_hub.state_dict()),
         "random_states": all_gather_object(random_state()),
-        "data_position": _data_position(runner, facts["iter"]),
+        "data_position": _data_position(runner, described["iter"]),
         "loop": runner.train_loop.state_dict(),
     }
+    if save_optimizer:
+        state["hyper_parameters"] = runner.initial_groups or initial_groups(runner.optim_wrapper)
     if save_param_scheduler and runner.param_schedulers is not None:
         state["param_schedulers"] = [each.state_dict() for each in runner.param_schedulers]
     runner.call_hook("before_save_checkpoint", checkpoint=state)
@@ -82,21 +82,23 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
         UserError: when the weights or the optimizer are not those of this config.
     """
     runner.call_hook("after_load_checkpoint", checkpoint=state)
-    if not runner.strategy.restore(state, runner.model, runner.optim_wrapper):
+    scale = _scale(runner, state)
+    done = round(state["meta"]["iter"] * scale)
+    length = runner.train_loop.epoch_length
+    hyper_parameters = Restored(runner.optim_wrapper, runner.param_schedulers or [])
+    has_optimizer = runner.strategy.restore(state, runner.model, runner.optim_wrapper)
+    if not has_optimizer:
         runner.logger.warning(
             tr("the checkpoint has no optimizer state (save_optimizer=False): it starts anew.")
         )
-    scale = _scale(runner, state)
-    for scheduler, saved in zip(
-        runner.param_schedulers or [], state.get("param_schedulers", []), strict=False
-    ):
-        scheduler.load_state_dict(_progress_of(saved, scale))
+    hyper_parameters.apply(
+        state, Position(done, length, moved=scale != 1), has_optimizer=has_optimizer
+    )
     runner.message_hub.load_state_dict(mmengine_hub(state.get("message_hub", {})))
     if "loop" in state:
         runner.train_loop.load_state_dict(state["loop"])
-    done = round(state["meta"]["iter"] * scale)
     runner.train_loop._iter = done
-    runner.train_loop._epoch = done // (runner.train_loop.epoch_length or done + 1)
+    runner.train_loop._epoch = done // (length or done + 1)
     runner.saved_random_states = state.get("random_states")
 
 
@@ -148,11 +150,6 @@ def load_weights(
     return "; ".join(lines)
 
 
-def bare(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without the wrapper that distributes it."""
-    return cast(torch.nn.Module, model.module) if is_model_wrapper(model) else model
-
-
 def _progress(runner: Any, by_epoch: bool) -> dict[str, int]:
     """What is done, seen from a hook after an epoch or an iteration (not yet counted then)."""
     if by_epoch:
@@ -179,15 +176,6 @@ def _scale(runner: Any, state: Mapping[str, Any]) -> float:
     before = state.get("data_position", {}).get("batches_per_epoch")
     now = runner.train_loop.epoch_length
     return now / before if before and now else 1.0
-
-
-def _progress_of(saved: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """How far a schedule is; where it begins and ends is up to the config (it may train longer)."""
-    state = {key: value for key, value in saved.items() if key not in SCHEDULE_ENDS}
-    if not state["by_epoch"]:
-        for key in ("last_step", "_global_step"):
-            state[key] = round(state[key] * scale)
-    return state
 
 
 def _plain_hub(hub: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader, filesystem, load, metadata
@@ -23,32 +23,36 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 MODEL = ("state_dict.", "model.")  # where a checkpoint with more than weights keeps them
-KNOWN = {
-    ("torch.distributed.checkpoint.metadata", name): getattr(metadata, name)
-    for name in (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    )
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): filesystem._StorageInfo,
-    ("pathlib", "PosixPath"): PurePath,
-    ("pathlib", "WindowsPath"): PurePath,
-    ("pathlib._local", "PosixPath"): PurePath,
-    ("pathlib._local", "WindowsPath"): PurePath,
-    ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-}
+METADATA = "torch.distributed.checkpoint.metadata"
+METADATA_NAMES = (
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "Metadata",
+    "MetadataIndex",
+    "StorageMeta",
+    "TensorProperties",
+    "TensorStorageMetadata",
+    "_MEM_FORMAT_ENCODING",
+)
 
 
-def is_sharded_folder(folder: Path) -> bool:
-    """Whether a folder was written by ``torch.distributed.checkpoint``."""
-    return (folder / ".metadata").is_file()
+def _known() -> dict[tuple[str, str], Any]:
+    """All that a ``.metadata`` consists of; private names of torch, as far as this torch has them.
+
+    A file that needs one that is missing is refused by its name when it is read.
+    """
+    known: dict[tuple[str, str], Any] = {("torch", "Size"): torch.Size}
+    for path in ("pathlib", "pathlib._local"):
+        known |= {(path, "PosixPath"): PurePath, (path, "WindowsPath"): PurePath}
+    private = [
+        *((METADATA, metadata, name) for name in METADATA_NAMES),
+        ("torch.distributed.checkpoint.filesystem", filesystem, "_StorageInfo"),
+        ("torch.serialization", torch.serialization, "_get_layout"),
+    ]
+    for module, place, name in private:
+        if hasattr(place, name):
+            known[module, name] = getattr(place, name)
+    return known
 
 
 def load_sharded(folder: Path) -> LazyWeights:
@@ -128,12 +132,16 @@ class DataReader(FileSystemReader):
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Builds only the dataclasses of ``KNOWN`` and torch's dtypes; anything else is refused."""
+    """Builds only the dataclasses of ``_known`` and torch's dtypes; anything else is refused."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
+        self._known = _known()
 
     def find_class(self, module: str, name: str) -> Any:
         """Look a name up in the list."""
-        if (module, name) in KNOWN:
-            return KNOWN[module, name]
+        if (module, name) in self._known:
+            return self._known[module, name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"it asks to run {module}.{name}")

@@ -17,7 +17,7 @@ from xtuner.dataset.prepare import cache, packing
 from xtuner.dataset.prepare.rows import load_rows, row_function
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.registry import BUILDER
-from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Message = Mapping[str, Any]
-SIDES = ("chosen", "rejected")
-"""The label of a reward token is the place in here of the answer before it: 0 or 1."""
 
 
 def build_preference_dataset(
@@ -183,7 +181,7 @@ def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any
     account.tokens_supervised = sum(
         label != IGNORE_INDEX
         for pair in pairs
-        for side in SIDES
+        for side in PREFERENCE_SIDES
         for label in pair[f"{side}_labels"]
     )
     made = Dataset.from_list(_packed(pairs, settings) if settings["packed"] else pairs)
@@ -193,7 +191,7 @@ def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any
 
 def _messages(row: Mapping[str, Any]) -> tuple[list[Message], list[Message], list[Message]]:
     """Prompt, chosen and rejected of a row as message lists, whichever way they are written."""
-    chosen, rejected = (_as_messages(row[side], "assistant") for side in SIDES)
+    chosen, rejected = (_as_messages(row[side], "assistant") for side in PREFERENCE_SIDES)
     if row.get("prompt") is not None:
         prompt = _as_messages(row["prompt"], "user")
         begins = len(prompt) < len(chosen) and chosen[: len(prompt)] == prompt
@@ -244,7 +242,7 @@ def _fitted(
         account.rows_cut.append(number)
         account.tokens_cut += sum(max(0, len(ids) - limit) for ids, _ in sides)
     pair: dict[str, Any] = {}
-    for side, (ids, labels) in zip(SIDES, sides, strict=True):
+    for side, (ids, labels) in zip(PREFERENCE_SIDES, sides, strict=True):
         ids, labels = ids[:limit], labels[:limit]
         if all(label == IGNORE_INDEX for label in labels):
             account.rows_cut = [row for row in account.rows_cut if row != number]
@@ -253,7 +251,7 @@ def _fitted(
             return None
         if token is not None:
             ids = [*ids, token]
-            labels = [IGNORE_INDEX] * (len(ids) - 1) + [SIDES.index(side)]
+            labels = [IGNORE_INDEX] * (len(ids) - 1) + [PREFERENCE_SIDES.index(side)]
         pair |= {f"{side}_ids": ids, f"{side}_labels": labels}
     length = len(pair["chosen_ids"]) + len(pair["rejected_ids"])
     return {**pair, "length": length, "rows": [number]}
@@ -267,7 +265,7 @@ def _packed(pairs: list[dict[str, Any]], settings: Mapping[str, Any]) -> list[di
     for parts in packing.pack_whole([pair["length"] for pair in pairs], settings["packed"]):
         members = [pairs[number] for number, _, _ in parts]
         ids, labels = (
-            [pair[f"{side}_{kind}"] for pair in members for side in SIDES]
+            [pair[f"{side}_{kind}"] for pair in members for side in PREFERENCE_SIDES]
             for kind in ("ids", "labels")
         )
         whole = [(number, 0, len(sample)) for number, sample in enumerate(ids)]

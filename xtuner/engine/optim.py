@@ -108,7 +108,7 @@ class FinetuneOptimWrapper(OptimWrapper):
         self.scaler.step(self.optimizer, **kwargs)
         self.scaler.update()
 
-    def forget(self) -> None:
+    def skip_step(self) -> None:
         """Drop the gradients without a step, ready for the next one."""
         if self.scaler is not None:
             self.scaler.update()  # ends the step that ``unscale_`` began

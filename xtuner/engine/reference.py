@@ -1,83 +1,205 @@
-"""The reference's log-probabilities of all pairs, computed once before a DPO run and kept."""
+"""The reference of DPO: set once the initial weights are loaded, its values computed where asked.
+
+The values become columns of the data (``ref_chosen_logps``, ``ref_rejected_logps``) and are kept in
+the work dir, in a file whose name is a checksum of all that they depend on: the rows, the weights
+of the reference, the model's settings and the versions of the libraries.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.dist import all_gather_object, get_rank
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank
+from mmengine.runner.base_loop import BaseLoop
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from xtuner.parallel.sequence.groups import get_data_parallel_rank, get_data_parallel_world_size
+from xtuner.checkpoint.data_fingerprint import DataFingerprint
+from xtuner.checkpoint.fingerprint import flat_config, package_versions
+from xtuner.engine.sharded_batches import ShardedBatches
+from xtuner.parallel.unwrap import unwrap_model
+from xtuner.utils.constants import REFERENCE_COLUMNS
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 
-FILE = "reference.safetensors"
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+
+FILE = "reference_{key}.safetensors"
+NOT_OF_THE_REFERENCE = ("beta", "label_smoothing", "precompute_reference")
+"""Settings of the model that the values do not depend on."""
+
+Columns = dict[str, list[list[float]]]
+"""Name of a column -> for each row of a dataset the values of its pairs."""
 
 
-def look_ahead(runner: Any) -> None:
-    """Fill ``model.ahead`` where a model wants that: from the work dir's file, or anew.
+def has_reference(model: nn.Module) -> bool:
+    """Whether a model (not wrapped) is trained against a reference."""
+    return hasattr(model, "sync_reference")
 
-    Must be called while the weights are those before training.
+
+def prepare_reference(runner: FinetuneRunner) -> None:
+    """Add the reference's values to the data, where the model wants them precomputed.
+
+    To be called on every rank, while the weights are those before training.
+
+    Args:
+        runner: its loops are built; all their datasets get the columns.
     """
-    from xtuner.checkpoint.run_state import bare
-
-    model: Any = bare(runner.model)
+    model: Any = unwrap_model(runner.model)
     if not getattr(model, "precompute_reference", False):
         return
-    file = Path(runner.work_dir) / FILE
-    key = _key(runner)
-    model.ahead = _read(file, key)
-    if model.ahead:
-        return
-    if get_rank() == 0:
-        print(tr("computing the reference's log-probabilities"))
-    with runner.autocast():
-        mine = model.look_ahead(_batches(runner))
-    for part in all_gather_object(mine):
-        model.ahead.update(part)
-    if get_rank() == 0:
-        _write(file, key, model.ahead)
+    weights = _digest_of_weights(model.reference_weights())
+    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+        if isinstance(loop, BaseLoop):
+            loader = loop.dataloader
+            extended = _with_reference(runner, loader.dataset, loader, weights)
+            # A loader does not let its dataset be set, but looks it up for each epoch.
+            object.__setattr__(loader, "dataset", extended)
 
 
-def _batches(runner: Any) -> Iterator[Mapping[str, Any]]:
-    """Every row of the data once, this group's share of them."""
+class WithColumns(Dataset[Any]):
+    """A dataset with further columns.
+
+    Args:
+        dataset: its rows are mappings.
+        columns: name -> a value for each row.
+    """
+
+    def __init__(self, dataset: Any, columns: Mapping[str, Sequence[Any]]) -> None:
+        self._dataset, self._columns = dataset, columns
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A row by its number, or a column by its name."""
+        if isinstance(key, str):
+            return self._columns[key] if key in self._columns else self._dataset[key]
+        added = {name: values[key] for name, values in self._columns.items()}
+        return {**self._dataset[key], **added}
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is asked of the dataset."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+
+def _with_reference(
+    runner: FinetuneRunner, dataset: Any, loader: DataLoader[Any], weights: str
+) -> Any:
+    """A dataset with the reference's columns; each part of a concatenation has its own."""
+    parts = getattr(dataset, "datasets", None)
+    if parts is not None:
+        joined = copy.copy(dataset)
+        joined.datasets = [_with_reference(runner, part, loader, weights) for part in parts]
+        return joined
+    key, columns = _look_up(runner, dataset, weights)
+    if columns is None:
+        if get_rank() == 0:
+            print(tr("computing the reference's log-probabilities"))
+        columns = _compute(runner, dataset, loader)
+        if get_rank() == 0:
+            _write(Path(runner.work_dir) / FILE.format(key=key), columns)
+    return WithColumns(dataset, columns)
+
+
+def _look_up(runner: FinetuneRunner, dataset: Any, weights: str) -> tuple[str, Columns | None]:
+    """The key of a dataset's values, and the values where they are kept; the same on every rank."""
+    found: list[Any] = [None]
+    if get_rank() == 0:
+        key = _key(runner, dataset, weights)
+        found = [(key, _read(Path(runner.work_dir) / FILE.format(key=key)))]
+    broadcast_object_list(found)
+    key, columns = found[0]
+    return key, columns
+
+
+def _key(runner: FinetuneRunner, dataset: Any, weights: str) -> str:
+    described = {
+        "rows": asdict(DataFingerprint.of(dataset, sampled=None)),
+        "weights": weights,
+        "model": {
+            name: value
+            for name, value in flat_config(runner.cfg).items()
+            if name.startswith("model.") and name.split(".")[1] not in NOT_OF_THE_REFERENCE
+        },
+        "dtype": str(getattr(runner.optim_wrapper, "dtype", None)),
+        "packages": package_versions(),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _compute(runner: FinetuneRunner, dataset: Any, loader: DataLoader[Any]) -> Columns:
+    """The values of all rows, computed by the ranks together."""
     from xtuner.engine.runner.loops import to_device
 
-    loader = runner.train_dataloader
-    rows = range(get_data_parallel_rank(), len(loader.dataset), get_data_parallel_world_size())
-    for index in rows:
-        yield to_device(loader.collate_fn([loader.dataset[index]])["data"], runner.device)
+    packed = len(dataset) > 0 and "input_ids" in dataset[0]  # several pairs in a row
+    batches = ShardedBatches(dataset, loader, batch_size=1 if packed else None)
+
+    def logps(model: nn.Module, batch: Mapping[str, Any]) -> list[float]:
+        with runner.autocast():
+            values = model(**to_device(batch, runner.device), mode="reference")
+        return values.float().tolist()
+
+    by_batch = batches.gather(runner.strategy.map_batches(runner.model, batches, logps))
+    if not packed:  # a row is a pair: its chosen and its rejected answer
+        by_batch = [values[i : i + 2] for values in by_batch for i in range(0, len(values), 2)]
+    return {
+        name: [values[side::2] for values in by_batch]
+        for side, name in enumerate(REFERENCE_COLUMNS)
+    }
 
 
-def _key(runner: Any) -> str:
-    """What the numbers depend on: data and model."""
-    rows = getattr(runner.train_dataloader.dataset, "_fingerprint", "")
-    text = f"{rows}{runner.fingerprints['data']}{runner.cfg.get('model')}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest_of_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of names and values; of sharded weights that of all shards."""
+    digest = hashlib.sha256()
+    for name, value in weights:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    shards = dict.fromkeys(all_gather_object(digest.hexdigest()))  # full copies are alike
+    return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 
 
-def _read(file: Path, key: str) -> dict[tuple[int, int], tuple[float, float]]:
-    from safetensors import safe_open
+def _read(file: Path) -> Columns | None:
+    from safetensors import SafetensorError, safe_open
 
     if not file.exists():
-        return {}
-    with safe_open(str(file), "pt") as opened:
-        if (opened.metadata() or {}).get("key") != key:
-            return {}
-        pairs, values = opened.get_tensor("pairs"), opened.get_tensor("log_probs")
-    keys = [(int(part), int(row)) for part, row in pairs.tolist()]
-    return dict(zip(keys, [(a, b) for a, b in values.tolist()], strict=True))
+        return None
+    try:
+        with safe_open(str(file), "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in ("pairs", *REFERENCE_COLUMNS)}
+    except SafetensorError:  # damaged: computed again
+        return None
+    counts = tensors.pop("pairs").tolist()
+    return {name: list(_split(values.tolist(), counts)) for name, values in tensors.items()}
 
 
-def _write(file: Path, key: str, ahead: Mapping[tuple[int, int], tuple[float, float]]) -> None:
+def _split(values: Sequence[float], counts: Iterable[int]) -> Iterator[list[float]]:
+    rest = iter(values)
+    for count in counts:
+        yield list(islice(rest, count))
+
+
+def _write(file: Path, columns: Columns) -> None:
+    """``pairs`` (rows,) is how many pairs each row has; each column (pairs of all rows,)."""
     from safetensors.torch import save_file
 
     tensors = {
-        "pairs": torch.tensor(list(ahead), dtype=torch.int64),
-        "log_probs": torch.tensor(list(ahead.values()), dtype=torch.float32),
+        name: torch.tensor([value for row in rows for value in row], dtype=torch.float32)
+        for name, rows in columns.items()
     }
+    counts = [len(row) for row in columns[REFERENCE_COLUMNS[0]]]
+    tensors["pairs"] = torch.tensor(counts, dtype=torch.int64)
     with written_aside(file) as aside:
-        save_file(tensors, str(aside), metadata={"key": key})
+        save_file(tensors, str(aside))

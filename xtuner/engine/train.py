@@ -119,6 +119,7 @@ def test(
         from xtuner.config.adapt.machine import adapt_loops
 
         adapt_loops(cfg)
+    cfg.initial_weights = cfg.get("load_from")  # the reference of DPO is the model before training
     cfg.load_from = checkpoint
     cfg.resume = False
     if _is_first():

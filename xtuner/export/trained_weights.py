@@ -78,7 +78,7 @@ class TrainedWeights:
             )
 
     def _map_again(self) -> None:
-        from xtuner.checkpoint.checkpoint import read_torch_file
+        from xtuner.checkpoint.io import read_torch_file
 
         self.tensors = {}
         state = read_torch_file(self.path, mapped=True)

@@ -1,10 +1,10 @@
-"""DPO and its kin: the chosen answer made more likely than the rejected one, beside a reference."""
+"""DPO and related losses: the chosen answer becomes more likely, measured against a reference."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,19 +13,26 @@ from torch import Tensor
 from xtuner.model.base import Data
 from xtuner.model.loading import build_llm, is_zero3_init_enabled, resize_token_embeddings
 from xtuner.model.modules.preference_losses import DPO_LOSSES, MEAN_OVER_TOKENS, Ratios
-from xtuner.model.preference import CompletionLogps, PreferenceModel, count_pairs, reward_metrics
+from xtuner.model.preference import (
+    CompletionLogps,
+    PreferenceModel,
+    count_pairs,
+    reward_metrics,
+)
+from xtuner.utils.constants import REFERENCE_COLUMNS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
-PairValues = dict[tuple[int, int], tuple[float, float]]
-"""(part of the dataset, row) → log-probabilities of its chosen and its rejected answer."""
+REFERENCE_ADAPTER = "reference"
 
 
 class DPO(PreferenceModel):
-    """Direct preference optimization.
+    """Direct preference optimization (Rafailov et al. 2023).
 
-    The reference is the model before training: with an adapter the same model with the adapter
-    off; in full training ``ref_llm``, a frozen copy, or what was computed ahead.
+    The reference is the model before training: the same model without its adapter, or with a frozen
+    copy of the adapter where that does something before the first step (``peft_model``,
+    ``load_from``, PiSSA); in full training ``ref_llm``, a frozen copy, or values that were
+    precomputed.
 
     Args:
         llm: as ``FinetuneModel``.
@@ -35,8 +42,8 @@ class DPO(PreferenceModel):
             ``nca_pair``.
         label_smoothing: the share of preferences that may be the wrong way round (``sigmoid``,
             ``robust``).
-        precompute_reference: compute the reference's log-probabilities of all pairs before the
-            first step, and keep no reference in memory.
+        precompute_reference: take the reference's log-probabilities from the batch, where
+            ``engine.reference`` puts them before the first step; no reference is kept in memory.
         **kwargs: as ``FinetuneModel``.
 
     Raises:
@@ -60,8 +67,11 @@ class DPO(PreferenceModel):
         self.loss_type = loss_type
         self.label_smoothing = label_smoothing
         self.precompute_reference = precompute_reference
-        self.ahead: PairValues = {}
         self.ref_llm = self._reference(ref_llm, llm)
+        self._ref_is_copy = self.ref_llm is not None and ref_llm is None
+        trained_before = kwargs.get("peft_model") is not None
+        if self.has_adapter and (trained_before or not _is_identity(self.llm)):
+            self.keep_initial_adapter()
         if checkpointing:  # not in the copy: it has no backward pass
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -108,67 +118,160 @@ class DPO(PreferenceModel):
         Args:
             data: a batch of ``preference_collate_fn``.
             data_samples: unused.
-            mode: ``loss``; ``tensor`` for the output of the transformers model.
+            mode: ``loss``; ``tensor`` for the output of the transformers model; ``reference`` for
+                ``reference_logps``.
             totals: denominators of the means; the micro-batch's own when None.
         """
+        if mode == "reference":
+            return self.reference_logps(data)
         if mode != "loss":
             return self.llm(**self.inputs(data))
-        pairs = max(
-            1,
-            (num_items_in_batch if num_items_in_batch is not None else self.num_items(data))[
-                "pairs"
-            ],
+        num_items = num_items_in_batch if num_items_in_batch is not None else self.num_items(data)
+        pairs = max(1, num_items["pairs"])
+        reference = (
+            self._precomputed(data) if self.precompute_reference else self.reference_logps(data)
         )
-        reference = self.reference_log_probs(data)
-        ratios = self._values(self.answers(data)) - reference
+        ratios = self._values(self.completion_logps(data)) - reference
         chosen_and_rejected = Ratios(ratios[::2], ratios[1::2])
         loss = DPO_LOSSES[self.loss_type](chosen_and_rejected, self.beta, self.label_smoothing)
         rewards = self.beta * ratios
-        facts = reward_metrics(rewards[::2], rewards[1::2], pairs)
-        return self.share(data).divided({"loss": loss.sum() / pairs, **facts})
+        metrics = reward_metrics(rewards[::2], rewards[1::2], pairs)
+        return self.share(data).divided({"loss": loss.sum() / pairs, **metrics})
 
-    def _values(self, answers: CompletionLogps) -> Tensor:
-        return answers.means if self.loss_type in MEAN_OVER_TOKENS else answers.log_probs
+    def _values(self, logps: CompletionLogps) -> Tensor:
+        return logps.means if self.loss_type in MEAN_OVER_TOKENS else logps.log_probs
+
+    def _precomputed(self, data: Data) -> Tensor:
+        """(2 P,) float32, chosen and rejected in turns.
+
+        The batch has lists, not tensors, which FSDP would cast to the dtype of the computation.
+
+        Raises:
+            RuntimeError: when the batch has none: the model itself is trained and no reference.
+        """
+        columns = [data.get(name) for name in REFERENCE_COLUMNS]
+        if None in columns:
+            raise RuntimeError(
+                f"precompute_reference=True, but the batch has no {', '.join(REFERENCE_COLUMNS)}"
+            )
+        return torch.tensor(columns, device=data["input_ids"].device).T.flatten()
 
     @torch.no_grad()
-    def reference_log_probs(self, data: Data) -> Tensor:
-        """(2 P,) of a batch: looked up, or computed with the reference."""
-        if self.ahead:
-            parts = data.get("parts") or [0] * len(data["rows"])
-            pairs = [self.ahead[key] for key in zip(parts, data["rows"], strict=True)]
-            return torch.tensor(pairs, device=data["input_ids"].device).flatten()
+    def reference_logps(self, data: Data) -> Tensor:
+        """Compute log-probabilities with the reference.
+
+        Args:
+            data: a batch of ``preference_collate_fn``.
+
+        Returns:
+            (2 P,) sums over the labelled tokens, or means where the loss takes these.
+        """
         if self.ref_llm is not None:
-            return self._values(self.answers(data, self.ref_llm))
-        with self._without_adapter():
-            return self._values(self.answers(data))
+            return self._values(self.completion_logps(data, self.ref_llm))
+        with self._as_reference():
+            return self._values(self.completion_logps(data))
 
     @contextlib.contextmanager
-    def _without_adapter(self) -> Iterator[None]:
-        """The model before training: its adapter off (if it has one), and no dropout."""
+    def _as_reference(self) -> Iterator[None]:
+        """The model before training: without its adapter or with the initial one, no dropout."""
         training = self.training
         self.eval()
         try:
-            with self.llm.disable_adapter() if self.has_adapter else contextlib.nullcontext():
+            if not self.has_adapter:
                 yield
+            elif REFERENCE_ADAPTER not in self.llm.peft_config:
+                with self.llm.disable_adapter():
+                    yield
+            else:
+                trained = self.llm.active_adapter
+                self.llm.set_adapter(REFERENCE_ADAPTER)
+                try:
+                    yield
+                finally:
+                    self.llm.set_adapter(trained)
         finally:
             self.train(training)
 
-    def look_ahead(self, batches: Iterable[Mapping[str, Any]]) -> PairValues:
-        """Compute the reference's log-probabilities of pairs, before the first step.
+    def keep_initial_adapter(self) -> None:
+        """Add a frozen copy of the adapter, which is the reference from now on.
 
-        Args:
-            batches: the data of micro-batches, with the ``rows`` they were made of.
+        To be called before the model is distributed, when the adapter will not be that of a new
+        LoRA, which does nothing before the first step.
 
-        Returns:
-            For each pair what ``ahead`` is to hold.
+        Raises:
+            UserError: when peft has no second adapter of this kind.
         """
-        found: PairValues = {}
-        for data in batches:
-            values = self.reference_log_probs(dict(data)).tolist()
-            parts = data.get("parts") or [0] * len(data["rows"])
-            keys = zip(parts, data["rows"], strict=True)
-            found.update(zip(keys, zip(values[::2], values[1::2], strict=True), strict=True))
-        return found
+        has_reference = self.ref_llm is not None or not self.has_adapter
+        if has_reference or REFERENCE_ADAPTER in self.llm.peft_config:
+            return
+        trained = self.llm.active_adapter
+        config = copy.deepcopy(self.llm.peft_config[trained])
+        if hasattr(config, "init_lora_weights"):
+            config.init_lora_weights = True  # PiSSA and others change the base a second time
+        try:
+            self.llm.add_adapter(REFERENCE_ADAPTER, config)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(
+                tr("the reference of DPO needs a second adapter: {error}", error=error),
+                hint=tr(
+                    "merge the adapter into the base model ('xtuner convert merge') and "
+                    "train a new one on it."
+                ),
+                where=Where(key="model.peft_model"),
+            ) from error
+        self.llm.set_adapter(trained)
+        self.sync_reference()
+
+    @torch.no_grad()
+    def sync_reference(self) -> None:
+        """Set the reference to the model as it is now; to be called when new weights are loaded.
+
+        A ``ref_llm`` that the config names stays as it is. Works on weights that FSDP or ZeRO have
+        distributed.
+        """
+        if self._ref_is_copy:
+            source = dict(self.llm.named_parameters())
+            for name, weight in self.ref_llm.named_parameters():
+                _local(weight).copy_(_local(source[name]))
+        if self.has_adapter and REFERENCE_ADAPTER in self.llm.peft_config:
+            trained = f".{self.llm.active_adapter}"
+            weights = dict(self.llm.named_parameters())
+            for name, weight in weights.items():
+                if f".{REFERENCE_ADAPTER}" in name:
+                    source_name = name.replace(f".{REFERENCE_ADAPTER}", trained)
+                    _local(weight).copy_(_local(weights[source_name]))
+
+    def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and this rank's shards of the weights that the reference consists of."""
+        model = self.llm if self.ref_llm is None else self.ref_llm
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        for name, value in torch.nn.Module.state_dict(model, keep_vars=True).items():
+            if isinstance(value, Tensor) and not (self.has_adapter and name in trained):
+                yield name, _local(value)
+
+
+def _local(weight: Tensor) -> Tensor:
+    """This rank's shard of a weight of FSDP or ZeRO-3; others as they are."""
+    if hasattr(weight, "ds_tensor"):
+        shard: Tensor = weight.ds_tensor
+        return shard
+    if hasattr(weight, "to_local"):
+        local: Tensor = weight.to_local()
+        return local
+    return weight.detach()
+
+
+def _is_identity(llm: Any) -> bool:
+    """Whether an adapter leaves the model's outputs as they are: a LoRA whose B are all zero.
+
+    Kinds of adapters that have no such weights are taken as switched off where they are new.
+    """
+    products = [
+        weight
+        for name, weight in llm.named_parameters()
+        if "lora_B." in name or "lora_embedding_B." in name
+    ]
+    return all(weight.is_meta or not weight.any() for weight in products)
 
 
 def _check(loss_type: str, label_smoothing: float) -> None:

@@ -50,16 +50,16 @@ class ORPO(PreferenceModel):
             num_items_in_batch if num_items_in_batch is not None else self.num_items(data)
         )
         pairs, tokens = max(1, num_items_in_batch["pairs"]), max(1, num_items_in_batch["tokens"])
-        answers = self.answers(data)
-        chosen, rejected = answers.means[::2], answers.means[1::2]
-        likelihood = -answers.log_probs[::2].sum() / tokens
+        logps = self.completion_logps(data)
+        chosen, rejected = logps.means[::2], logps.means[1::2]
+        likelihood = -logps.log_probs[::2].sum() / tokens
         odds = log_odds_ratio(chosen, rejected).sum() / pairs
-        facts = reward_metrics(self.beta * chosen, self.beta * rejected, pairs)
+        metrics = reward_metrics(self.beta * chosen, self.beta * rejected, pairs)
         outputs = {
             "loss": likelihood - self.beta * odds,
             "nll_loss": likelihood.detach(),
             "log_odds": odds.detach(),
-            **facts,
+            **metrics,
         }
         return self.share(data).divided(outputs)
 

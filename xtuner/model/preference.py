@@ -31,7 +31,7 @@ class CompletionLogps(NamedTuple):
 class PreferenceModel(FinetuneModel):
     """A model trained on batches of ``preference_collate_fn``; arguments as ``FinetuneModel``."""
 
-    def answers(self, data: Data, llm: Any = None) -> CompletionLogps:
+    def completion_logps(self, data: Data, llm: Any = None) -> CompletionLogps:
         """Log-probabilities of the answers of a batch, never with all logits at once.
 
         Args:
@@ -44,13 +44,13 @@ class PreferenceModel(FinetuneModel):
         borders, share = packed_cu_seqlens(data), self.share(data)
         targets = shift_labels(data["labels"], borders, data.get("attention_mask"))
         targets = share.cut(targets, IGNORE_INDEX).flatten()
-        places = (targets != IGNORE_INDEX).nonzero().flatten()
+        positions = (targets != IGNORE_INDEX).nonzero().flatten()
         if borders is None:
-            samples = places // share.tokens
+            samples = positions // share.tokens
         else:
-            ends = borders[1:].to(places.dtype)
-            samples = torch.bucketize(places + share.start, ends, right=True)
-        log_probs = self._token_log_probs(data, share, places, targets[places], llm)
+            ends = borders[1:].to(positions.dtype)
+            samples = torch.bucketize(positions + share.start, ends, right=True)
+        log_probs = self._token_log_probs(data, share, positions, targets[positions], llm)
         empty = log_probs.new_zeros(2 * count_pairs(data))
         ones = torch.ones_like(log_probs)
         return CompletionLogps(
@@ -59,7 +59,7 @@ class PreferenceModel(FinetuneModel):
         )
 
     def _token_log_probs(
-        self, data: Data, share: SequenceShard, places: Tensor, targets: Tensor, llm: Any
+        self, data: Data, share: SequenceShard, positions: Tensor, targets: Tensor, llm: Any
     ) -> Tensor:
         """(N,) of the labelled tokens of this rank."""
         causal_lm = self.causal_lm if llm is None else llm
@@ -69,12 +69,12 @@ class PreferenceModel(FinetuneModel):
             )
             head: Any = torch.nn.Identity()
             head.out_features = logits.shape[-1]
-            return token_log_probs(logits[places], head, targets, LogitTransform())
+            return token_log_probs(logits[positions], head, targets, LogitTransform())
         hidden = forward_sequence_parallel(
             causal_lm.base_model, self.inputs(data), share
         ).last_hidden_state
         head = causal_lm.get_output_embeddings()
-        return token_log_probs(hidden.flatten(0, 1)[places], head, targets, self.rule)
+        return token_log_probs(hidden.flatten(0, 1)[positions], head, targets, self.rule)
 
 
 def count_pairs(data: Mapping[str, Any]) -> int:
@@ -87,10 +87,10 @@ def count_pairs(data: Mapping[str, Any]) -> int:
 def reward_metrics(chosen: Tensor, rejected: Tensor, pairs: int) -> dict[str, Tensor]:
     """What is logged of rewards (P,): shares of means over ``pairs``, which add up."""
     chosen, rejected = chosen.detach().float(), rejected.detach().float()
-    facts = {
+    metrics = {
         "chosen_rewards": chosen,
         "rejected_rewards": rejected,
         "reward_acc": (chosen > rejected).float(),
         "reward_margin": chosen - rejected,
     }
-    return {name: values.sum() / max(1, pairs) for name, values in facts.items()}
+    return {name: values.sum() / max(1, pairs) for name, values in metrics.items()}

@@ -13,11 +13,10 @@ from xtuner.model.base import Data, FinetuneModel
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
 from xtuner.model.preference import reward_metrics
 from xtuner.parallel.sequence.shard import SequenceShard
+from xtuner.utils.constants import CHOSEN, REJECTED
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
-
-CHOSEN, REJECTED = 0, 1
 
 
 class RewardModel(FinetuneModel):
@@ -119,8 +118,8 @@ class RewardModel(FinetuneModel):
             marks = data["labels"] == side
             own = share.cut(marks, False)
             rewards = self.v_head(hidden[own]).squeeze(-1).float()
-            places = share.cut(_numbered(marks))[own]
-            sides.append(rewards.new_zeros(int(marks.sum())).index_add(0, places, rewards))
+            positions = share.cut(_numbered(marks))[own]
+            sides.append(rewards.new_zeros(int(marks.sum())).index_add(0, positions, rewards))
         chosen, rejected = share.add(torch.cat(sides)).split([len(side) for side in sides])
         return chosen, rejected
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from xtuner.checkpoint.run_state import bare
 from xtuner.dataset.prepare.token_stats import accounts_of
 from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_world_size,
     get_sequence_parallel_world_size,
 )
+from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -26,9 +26,9 @@ from xtuner.utils.templates import PROMPT_TEMPLATE
 def facts(runner: Any) -> list[tuple[str, str]]:
     """What will be trained on what and where it goes, as (label, value)."""
     loop = runner.train_loop
-    trained, total = count_parameters(bare(runner.model))
+    trained, total = count_parameters(unwrap_model(runner.model))
     lines = [
-        (tr("model"), base_model(runner) or type(bare(runner.model)).__name__),
+        (tr("model"), base_model(runner) or type(unwrap_model(runner.model)).__name__),
         (
             tr("parameters"),
             tr(

@@ -14,3 +14,9 @@ DEFAULT_IMAGE_TOKEN = "<image>"
 
 REWARD_FILE = "xtuner_reward.json"
 """Beside a reward model: which token ends the texts that it judges."""
+
+# Preferences: the label of a reward token is the place of its answer in here, 0 or 1.
+PREFERENCE_SIDES = ("chosen", "rejected")
+CHOSEN, REJECTED = 0, 1
+# Columns with the answers' log-probabilities under the reference of DPO, by TRL's names.
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")

@@ -27,16 +27,33 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         flush(aside)
         if aside.is_dir() and target.exists():
-            target.rename(aside.parent / "replaced")
-        aside.replace(target)
+            _replace_folder(aside, target)
+        else:
+            aside.replace(target)
         _fsync(target.parent)
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
 
 
-def flush(path: Path) -> None:
-    """Make the operating system put a file, or a folder with all its files, on disk now."""
-    if path.is_dir():
+def _replace_folder(aside: Path, target: Path) -> None:
+    """Two renames, as a folder cannot replace another; the old one is put back when one fails."""
+    replaced = aside.parent / "replaced"
+    target.rename(replaced)
+    try:
+        aside.rename(target)
+    except BaseException:
+        replaced.rename(target)
+        raise
+
+
+def flush(path: Path, *, recursive: bool = True) -> None:
+    """Make the operating system put a file or a folder on disk now.
+
+    Args:
+        path: the file or folder.
+        recursive: with all files in a folder; else only its list of names.
+    """
+    if recursive and path.is_dir():
         for child in path.rglob("*"):
             if child.is_file():
                 _fsync(child)

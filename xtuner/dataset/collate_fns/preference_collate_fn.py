@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.dataset.collate_fns.default_collate_fn import default_collate_fn
-from xtuner.utils.constants import DEFAULT_PAD_TOKEN_INDEX
-
-SIDES = ("chosen", "rejected")
+from xtuner.utils.constants import (
+    DEFAULT_PAD_TOKEN_INDEX,
+    PREFERENCE_SIDES,
+    REFERENCE_COLUMNS,
+)
 
 
 def preference_collate_fn(
@@ -27,10 +29,21 @@ def preference_collate_fn(
 
     Returns:
         As ``default_collate_fn``; of 2 B rows (or packed samples) every second one is a rejected
-        answer.
+        answer. Where rows have ``REFERENCE_COLUMNS`` (a value, of a packed
+        row one for each pair), the data have them as lists of P floats.
     """
     samples = [sample for row in instances for sample in _samples(row)]
-    return default_collate_fn(samples, pad_index, return_hf_format, use_varlen_attn)
+    batch = default_collate_fn(samples, pad_index, return_hf_format, use_varlen_attn)
+    data = batch if return_hf_format else batch["data"]
+    for name in REFERENCE_COLUMNS:
+        if all(name in row for row in instances):
+            data[name] = [float(value) for row in instances for value in _as_list(row[name])]
+    return batch
+
+
+def _as_list(values: float | Sequence[float]) -> Sequence[float]:
+    """The values of a row; of a single pair it may be one number, as TRL writes it."""
+    return values if isinstance(values, Sequence) else [values]
 
 
 def _samples(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -38,7 +51,8 @@ def _samples(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     if "input_ids" in row:
         return [row]
     samples: list[dict[str, Any]] = [
-        {"input_ids": row[f"{side}_ids"], "labels": row[f"{side}_labels"]} for side in SIDES
+        {"input_ids": row[f"{side}_ids"], "labels": row[f"{side}_labels"]}
+        for side in PREFERENCE_SIDES
     ]
     samples[0] |= {key: row[key] for key in ("rows", "part") if key in row}
     return samples

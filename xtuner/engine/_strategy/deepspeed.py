@@ -20,6 +20,7 @@ from xtuner.checkpoint.folder import save_folder
 from xtuner.engine._strategy.strategy import Context, Strategy
 from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.parallel.processes import init_single_process
+from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 
@@ -69,7 +70,7 @@ class DeepSpeedStrategy(Strategy):
         """Nothing yet: DeepSpeed takes the model together with the optimizer."""
         return model
 
-    def bind(self, model: Any, optim: Any) -> tuple[Any, Any]:
+    def setup(self, model: Any, optim: Any) -> tuple[Any, Any]:
         """Hand model and optimizer to DeepSpeed."""
         import deepspeed
 
@@ -88,7 +89,7 @@ class DeepSpeedStrategy(Strategy):
         model.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
-    def whole(self, model: Any) -> Context:
+    def full_params(self, model: Any) -> Context:
         """In stage 3 gather all weights on every rank, which takes as much memory as the model."""
         if self.stage < 3:
             return contextlib.nullcontext()
@@ -102,18 +103,18 @@ class DeepSpeedStrategy(Strategy):
         """Give the model whole weights, and the optimizer its fp32 copies of them."""
         import deepspeed
 
-        bare = run_state.bare(model)
+        inner = unwrap_model(model)
         gathered = (
-            deepspeed.zero.GatheredParameters(list(bare.parameters()), modifier_rank=0)
+            deepspeed.zero.GatheredParameters(list(inner.parameters()), modifier_rank=0)
             if self.stage == 3
             else contextlib.nullcontext()
         )
         with gathered:
-            misfits = run_state.load_weights(bare, weights, partly=partly)
+            misfits = run_state.load_weights(inner, weights, partly=partly)
         model.optimizer.refresh_fp32_params()
         return misfits
 
-    def parts(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
+    def state_dict(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
         """Nothing: DeepSpeed writes weights and optimizer itself."""
         return {}
 
@@ -217,7 +218,7 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
     def zero_grad(self, **kwargs: Any) -> None:
         """Nothing: the engine has done so."""
 
-    def forget(self) -> None:
+    def skip_step(self) -> None:
         """Nothing: only an fp16 step that overflowed comes here, and the engine left it out."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class FSDPStrategy(Strategy):
             register_fsdp_forward_method(model, "generate")
         return model
 
-    def bind(self, model: Any, optim: Any) -> tuple[Any, Any]:
+    def setup(self, model: Any, optim: Any) -> tuple[Any, Any]:
         """Refuse optimizers that do not work on cut weights."""
         if type(optim.optimizer).__module__.startswith("bitsandbytes"):
             name = type(optim.optimizer).__name__
@@ -107,7 +107,7 @@ class FSDPStrategy(Strategy):
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def whole(self, model: Any) -> Iterator[None]:
+    def full_params(self, model: Any) -> Iterator[None]:
         """Put whole weights in the first process's main memory into the model, for a while."""
         for module in model.modules():
             if isinstance(module, FSDPModule):
@@ -139,7 +139,7 @@ class FSDPStrategy(Strategy):
         cut = {name: _like(weight, targets.get(name)) for name, weight in weights.items()}
         return run_state.load_weights(model, cut, partly=partly)
 
-    def parts(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
+    def state_dict(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
         """The optimizer's settings; weights and state are written by all processes together."""
         if not save_optimizer:
             return {}

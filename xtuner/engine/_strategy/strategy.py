@@ -1,17 +1,18 @@
-"""The plain strategy, a whole copy of the model in each process, and what any strategy answers.
+"""The plain strategy, a full copy of the model in each process, and the interface of all of them.
 
-The runner asks its strategy, in this order: ``prepare`` (nothing is built), ``wrap`` (the model is
-built), ``bind`` (the optimizer is built), then for each micro-batch ``micro_batch``, for
-checkpoints ``parts``, ``save``, ``restore`` and ``load_weights``, and for exports ``whole``.
+The runner calls its strategy in this order: ``prepare`` (nothing is built), ``wrap`` (the model is
+built), ``setup`` (the optimizer is built), then for each micro-batch ``micro_batch``, for passes
+over data without gradients ``map_batches``, for checkpoints ``state_dict``, ``save``, ``restore``
+and ``load_weights``, and for exports ``full_params``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from mmengine.dist import get_rank, get_world_size
@@ -19,10 +20,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xtuner.checkpoint import checkpoint, run_state
+from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 Context = contextlib.AbstractContextManager[None]
+B = TypeVar("B")
+T = TypeVar("T")
 
 
 class Strategy:
@@ -31,7 +35,7 @@ class Strategy:
     name = "ddp"
 
     def __str__(self) -> str:
-        """What people are told of it."""
+        """The name shown to users."""
         return {"ddp": "DDP", "fsdp": "FSDP"}.get(self.name, self.name)
 
     def prepare(self) -> None:
@@ -56,8 +60,16 @@ class Strategy:
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(model, device_ids=devices, **settings)
 
-    def bind(self, model: Any, optim: Any) -> tuple[Any, Any]:
-        """Take up the optimizer; give the model and the optimizer wrapper to go on with."""
+    def setup(self, model: Any, optim: Any) -> tuple[Any, Any]:
+        """Take over the optimizer.
+
+        Args:
+            model: from ``wrap``.
+            optim: the optimizer wrapper of the config.
+
+        Returns:
+            The model and the optimizer wrapper that the loop uses from now on.
+        """
         return model, optim
 
     def micro_batch(self, model: Any, *, last: bool) -> Context:
@@ -71,22 +83,50 @@ class Strategy:
             return contextlib.nullcontext()
         return model.no_sync()
 
-    def whole(self, model: Any) -> Context:
-        """A context in which the first process finds whole weights in the model, to export them."""
+    @torch.no_grad()
+    def map_batches(
+        self,
+        model: nn.Module,
+        batches: Iterable[tuple[B, bool]],
+        fn: Callable[[nn.Module, B], T],
+    ) -> list[T]:
+        """Apply a function to the batches of a dataset, without gradients and without dropout.
+
+        FSDP and ZeRO gather weights in every forward, so every rank must run as many: each is given
+        the same number of batches, some of which do not count (``ShardedBatches``).
+
+        Args:
+            model: as the loop calls it, with its wrapper.
+            batches: pairs of a batch and whether its result counts.
+            fn: calls the model (not what is inside its wrapper) once with a batch.
+
+        Returns:
+            The results that count, in the order of this rank's batches.
+        """
+        training = model.training
+        model.eval()
+        try:
+            results = [(fn(model, batch), counts) for batch, counts in batches]
+        finally:
+            model.train(training)
+        return [result for result, counts in results if counts]
+
+    def full_params(self, model: Any) -> Context:
+        """A context in which the model has full weights on the first process, to export them."""
         return contextlib.nullcontext()
 
     def load_weights(
         self, model: Any, optim: Any, weights: Mapping[str, torch.Tensor], *, partly: bool
     ) -> str:
-        """Give the model whole weights; see ``run_state.load_weights``."""
-        return run_state.load_weights(run_state.bare(model), weights, partly=partly)
+        """Load full weights into the model; see ``run_state.load_weights``."""
+        return run_state.load_weights(unwrap_model(model), weights, partly=partly)
 
-    def parts(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
+    def state_dict(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
         """Weights and optimizer, as far as they go into one file."""
-        parts = {"state_dict": run_state.bare(model).state_dict()}
+        state = {"state_dict": unwrap_model(model).state_dict()}
         if save_optimizer:
-            parts["optimizer"] = optim.state_dict()
-        return parts
+            state["optimizer"] = optim.state_dict()
+        return state
 
     def save(
         self, path: Path, state: dict[str, Any], model: Any, optim: Any, save_optimizer: bool
@@ -95,7 +135,7 @@ class Strategy:
 
         Args:
             path: ``iter_N.pth``.
-            state: from ``run_state.collect``, with ``parts`` in it.
+            state: from ``run_state.collect``, with ``state_dict`` in it.
             model: the model.
             optim: the optimizer wrapper.
             save_optimizer: with the optimizer's state.
@@ -118,7 +158,7 @@ class Strategy:
             UserError: when they are of another config, or written by another strategy.
         """
         self.require_own(state)
-        run_state.load_weights(run_state.bare(model), state["state_dict"])
+        run_state.load_weights(unwrap_model(model), state["state_dict"])
         if "optimizer" not in state:
             return False
         try:
@@ -129,7 +169,7 @@ class Strategy:
         return True
 
     def require_own(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint of another strategy, whose parts this one cannot put together."""
+        """Refuse a checkpoint of another strategy, whose files this one cannot read."""
         written_by = state["meta"].get("strategy", Strategy.name)
         if written_by != self.name:
             raise UserError(

@@ -9,8 +9,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from xtuner.checkpoint.run_state import bare
 from xtuner.export import sidecar_files, trained_template
+from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -64,11 +64,11 @@ class HFCheckpointHook(Hook):
         return Path(self.out_dir or Path(runner.work_dir) / "hf_model")
 
     def _export(self, runner: Any, folder: Path) -> None:
-        with runner.strategy.whole(runner.model):
+        with runner.strategy.full_params(runner.model):
             if not is_main_process():
                 return
             with written_aside(folder) as aside:
-                model: Any = bare(runner.model)
+                model: Any = unwrap_model(runner.model)
                 model.to_hf(str(aside))
                 self._write_beside(runner.cfg, aside)
                 if (aside / "adapter_config.json").is_file():

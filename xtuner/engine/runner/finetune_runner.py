@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import get_world_size
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import (
     CheckpointHook,
     DistSamplerSeedHook,
     Hook,
+    IterTimerHook,
+    LoggerHook,
     ParamSchedulerHook,
     RuntimeInfoHook,
 )
@@ -28,6 +30,8 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
 from xtuner.checkpoint import checkpoint, resume, run_state
+from xtuner.checkpoint.hyper_parameters import initial_groups
+from xtuner.checkpoint.verify import find_corruption_together, require_intact
 from xtuner.doctor.places import Tracer
 from xtuner.engine import reference
 from xtuner.engine._strategy.strategy import Strategy
@@ -41,6 +45,7 @@ from xtuner.parallel.sequence.groups import (
     get_sequence_parallel_world_size,
     init_sequence_parallel,
 )
+from xtuner.parallel.unwrap import unwrap_model
 from xtuner.registry import BUILDER
 from xtuner.utils.cpu import bound_known_products
 from xtuner.utils.errors import UserError, Where
@@ -48,6 +53,8 @@ from xtuner.utils.lang import tr
 
 # Without these the training is not the one that was asked for, so their failure ends it.
 ESSENTIAL_HOOKS = (CheckpointHook, ParamSchedulerHook, DistSamplerSeedHook, RuntimeInfoHook)
+# These do not exchange anything between processes: one that fails keeps no other waiting.
+LOCAL_HOOKS = (MetricsHook, ProgressHook, LoggerHook, IterTimerHook)
 _RUNS = itertools.count()
 
 
@@ -63,6 +70,7 @@ class FinetuneRunner(Runner):
     strategy = Strategy()
     model: Any
     fingerprints: Mapping[str, Any] = {}
+    initial_groups: Sequence[Mapping[str, Any]] = ()
     resume_from: Path | None = None
     _tracer: Tracer | None = None
     resume_allow: Sequence[str] = ()
@@ -162,6 +170,8 @@ class FinetuneRunner(Runner):
         settings.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
         settings.setdefault("broadcast_buffers", False)
         settings.setdefault("gradient_as_bucket_view", True)
+        if reference.has_reference(model) and self._initial_weights() is not None:
+            model.keep_initial_adapter()  # the loaded one: there is no other way to tell it later
         return self.strategy.wrap(model, self.device, settings)
 
     def _init_model_weights(self) -> None:
@@ -188,7 +198,7 @@ class FinetuneRunner(Runner):
             )
         built = OPTIMIZERS.build({**optimizer, "params": groups})
         wrapper = settings.pop("type", FinetuneOptimWrapper)
-        self.model, bound = self.strategy.bind(self.model, wrapper(optimizer=built, **settings))
+        self.model, bound = self.strategy.setup(self.model, wrapper(optimizer=built, **settings))
         return bound
 
     def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list[Any]:
@@ -226,7 +236,40 @@ class FinetuneRunner(Runner):
             except Exception as error:
                 if isinstance(hook, ESSENTIAL_HOOKS) or getattr(hook, "essential", False):
                     raise
-                _report_failure(self.logger, hook, fn_name, error)
+                self._report_failed_hook(hook, fn_name, error)
+
+    def _report_failed_hook(self, hook: Hook, fn_name: str, error: Exception) -> None:
+        """Say that a hook failed; the log file gets the details.
+
+        Raises:
+            UserError: with several processes, unless the hook is ``local``: the others may be
+                waiting for this one within the hook.
+        """
+        if isinstance(error, BrokenPipeError):  # `xtuner train ... | head`: nobody reads any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        name = type(hook).__name__
+        self.logger.info("%s.%s failed", name, fn_name, exc_info=error)
+        failed = f"{name}.{fn_name}", f"{type(error).__name__}: {error}"
+        if get_world_size() > 1 and not getattr(hook, "local", isinstance(hook, LOCAL_HOOKS)):
+            raise UserError(
+                tr(
+                    "{hook} failed on rank {rank} ({error}); the training ends, as the "
+                    "other processes may be waiting for this one.",
+                    hook=failed[0],
+                    rank=get_rank(),
+                    error=failed[1],
+                ),
+                hint=tr("The log file has the details. Take the hook out of the config."),
+            ) from error
+        self.logger.warning(
+            tr(
+                "{hook} failed ({error}); training goes on without it. The log file has the "
+                "details.",
+                hook=failed[0],
+                error=failed[1],
+            )
+        )
 
     def dump_config(self) -> None:
         """Nothing to do: the start of the run has written the config."""
@@ -254,21 +297,36 @@ class FinetuneRunner(Runner):
         self.strategy.save(path, state, self.model, self.optim_wrapper, save_optimizer)
 
     def load_or_resume(self) -> None:
-        """Go on from a checkpoint, where asked; else load weights, where the config says so.
+        """Load initial weights, set the reference of DPO to them, then resume where asked.
 
-        Asked for by ``resume_from`` (the command line) or by the config's ``resume = True``, with
-        ``load_from`` for a path.
+        Resuming is asked for by ``resume_from`` (the command line) or by the config's
+        ``resume = True``, with ``load_from`` for a path. ``load_from`` alone names the initial
+        weights; in a test it names what is tested, and ``initial_weights`` those.
         """
-        if isinstance(self._train_loop, TrainLoop):  # a test does not load the training's data
-            self.fingerprints = resume.of_run(self)
-            reference.look_ahead(self)
+        training = isinstance(self._train_loop, TrainLoop)
         wanted = self.resume_from
         if wanted is None and self._resume:
             wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
+        initial = self._initial_weights()
+        with_reference = reference.has_reference(unwrap_model(self.model))
+        if initial is not None and (wanted is None or with_reference):
+            self.load_checkpoint(initial)
+            if with_reference:
+                unwrap_model(self.model).sync_reference()
+        if training:  # a test does not load the training's data
+            self.fingerprints = resume.of_run(self)
+            self.initial_groups = initial_groups(self.optim_wrapper)
+        reference.prepare_reference(self)
         if wanted is not None:
             resume.resume_run(self, wanted, self.resume_allow)
-        elif self._load_from is not None and not self._resume:
+        elif not training and self._load_from is not None:
             self.load_checkpoint(self._load_from)
+
+    def _initial_weights(self) -> str | None:
+        """The checkpoint whose weights the training begins with; None for those of the model."""
+        if "initial_weights" in self.cfg:
+            return self.cfg.initial_weights
+        return None if self._resume else self._load_from
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """Register mmengine's default hooks and ours for watching."""
@@ -292,13 +350,14 @@ class FinetuneRunner(Runner):
                     hook.close()
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Put back the state that a checkpoint holds."""
+        """Restore the state that a checkpoint holds."""
         run_state.restore(self, checkpoint.load_checkpoint(filename))
         self._has_loaded = True
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load only the weights of a checkpoint."""
-        state = {"state_dict": checkpoint.load_state_dict(filename)}
+        require_intact(Path(filename), find_corruption_together)
+        state = {"state_dict": checkpoint.load_state_dict(filename, verify=False)}
         self.call_hook("after_load_checkpoint", checkpoint=state)
         misfits = self.strategy.load_weights(
             self.model, self.optim_wrapper, state["state_dict"], partly=True
@@ -350,22 +409,3 @@ def _is_too_short(scheduler: Mapping[str, Any], epoch_length: int | None) -> boo
     if by_epoch and scheduler.get("convert_to_iter_based") and epoch_length:
         begin, end = int(begin * epoch_length), int(end * epoch_length)
     return end - begin < 2
-
-
-def _report_failure(logger: logging.Logger, hook: Hook, fn_name: str, error: Exception) -> None:
-    """Say that a hook failed; the log file gets the details."""
-    if isinstance(error, BrokenPipeError):  # `xtuner train ... | head`: nobody reads any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    name = type(hook).__name__
-    logger.warning(
-        tr(
-            "{name}.{fn_name} failed ({error_type}: {error}); training goes on "
-            "without it. The log file has the details.",
-            name=name,
-            fn_name=fn_name,
-            error_type=type(error).__name__,
-            error=error,
-        )
-    )
-    logger.info("%s.%s failed", name, fn_name, exc_info=error)

@@ -18,7 +18,7 @@ import torch
 from mmengine.dist import get_world_size
 from mmengine.runner.base_loop import BaseLoop
 
-from xtuner.checkpoint.run_state import bare, restore_random
+from xtuner.checkpoint.run_state import restore_random
 from xtuner.engine.data_position import from_batch
 from xtuner.engine.runner import loss_monitor
 from xtuner.engine.runner.loss_monitor import Action, LossMonitor
@@ -27,6 +27,7 @@ from xtuner.parallel.sequence.groups import (
     get_data_parallel_rank,
     get_sequence_parallel_world_size,
 )
+from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.cpu import trim_heap
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -71,7 +72,7 @@ class TrainLoop(BaseLoop):
         self.step_finished = False
         self._step_began = time.perf_counter()
         self._validated = 0
-        self.watch = LossMonitor(on_bad_loss, on_spike)
+        self.loss_monitor = LossMonitor(on_bad_loss, on_spike)
 
     @property
     def max_epochs(self) -> int:
@@ -165,11 +166,11 @@ class TrainLoop(BaseLoop):
         optim = self.runner.optim_wrapper
         grad_norm = float(optim.clip())
         logged = _added_up(shares)
-        bad = self.watch.judge(logged["loss"], grad_norm, scaled=optim.scaler is not None)
+        bad = self.loss_monitor.check(logged["loss"], grad_norm, scaled=optim.scaler is not None)
         if bad is not None:
             losses = [float(share["loss"]) for share in shares]
             traced = [self.runner.trace(batch) for batch in batches]
-            loss_monitor.complain(
+            loss_monitor.report(
                 *bad,
                 rows=loss_monitor.rows_of_step(traced, losses),
                 iteration=self._iter + 1,
@@ -177,7 +178,7 @@ class TrainLoop(BaseLoop):
                 warn=self.runner.logger.warning,
             )
         if bad is not None and bad[1] == "skip":
-            optim.forget()
+            optim.skip_step()
         else:
             optim.step()
             optim.zero_grad()
@@ -220,7 +221,7 @@ class TrainLoop(BaseLoop):
 
     def _totals(self, batches: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], int]:
         """What the step's loss is divided by, and its input tokens, over all groups of ranks."""
-        model: Any = bare(self.runner.model)
+        model: Any = unwrap_model(self.runner.model)
         counts: dict[str, int] = {}
         for batch in batches:
             for name, count in model.num_items(batch["data"]).items():
@@ -234,11 +235,11 @@ class TrainLoop(BaseLoop):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to judge its losses as this one would."""
-        return {"recent_losses": list(self.watch.recent)}
+        return {"recent_losses": list(self.loss_monitor.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
-        self.watch.recent.extend(state["recent_losses"])
+        self.loss_monitor.recent.extend(state["recent_losses"])
 
     def validation_follows(self) -> bool:
         """Whether a validation is due right after the micro-batch that is being worked on."""

@@ -47,7 +47,7 @@ class LossMonitor:
         self._on_spike = on_spike
         self.recent: deque[float] = deque(maxlen=REMEMBERED)
 
-    def judge(self, loss: float, grad_norm: float, *, scaled: bool) -> tuple[str, Action] | None:
+    def check(self, loss: float, grad_norm: float, *, scaled: bool) -> tuple[str, Action] | None:
         """Judge one step.
 
         Args:
@@ -102,7 +102,7 @@ def rows_of_step(traced: Sequence[Sequence[Any]], losses: Sequence[float]) -> li
     return [row for row in everywhere if not math.isfinite(row["loss_share"])] or everywhere
 
 
-def complain(
+def report(
     what: str,
     action: Action,
     *,

@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from mmengine.runner.loops import TestLoop as _MetricTestLoop
 from mmengine.runner.loops import ValLoop as _MetricValLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
-from xtuner.checkpoint.run_state import bare
 from xtuner.engine.runner.loops import add_over_ranks, to_device
-from xtuner.parallel.sequence.groups import (
-    get_data_parallel_rank,
-    get_data_parallel_world_size,
-    get_sequence_parallel_world_size,
-)
-
-Part = tuple[DataLoader, list[bool]]
+from xtuner.engine.sharded_batches import ShardedBatches
+from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
+from xtuner.parallel.unwrap import unwrap_model
 
 
-class ValLoop(_MetricValLoop):
+class _EvaluationLoop:
+    """What ``ValLoop`` and ``TestLoop`` share; the methods of hooks have ``kind`` in their names."""
+
+    kind: Literal["val", "test"]
+    runner: Any
+    dataloader: Any
+    evaluator: Any
+    _losses: LossByDataset | None = None
+
+    def run(self) -> dict[str, float]:
+        """Evaluate once and return the metrics."""
+        runner = self.runner
+        runner.call_hook(f"before_{self.kind}")
+        runner.call_hook(f"before_{self.kind}_epoch")
+        if self.evaluator.metrics:
+            metrics = self._evaluate()
+        else:
+            # The dataset may have got further columns since this loop was built.
+            self._losses = self._losses or LossByDataset(self.dataloader)
+            metrics = self._losses.measure(runner)
+        runner.call_hook(f"after_{self.kind}_epoch", metrics=metrics)
+        runner.call_hook(f"after_{self.kind}")
+        return metrics
+
+    def _evaluate(self) -> dict[str, float]:
+        """Give predictions to the evaluator; the sampler gives every rank as many batches."""
+        batches = zip(enumerate(self.dataloader), itertools.repeat(True))
+        self.runner.strategy.map_batches(self.runner.model, batches, self._predict)
+        metrics: dict[str, float] = self.evaluator.evaluate(len(self.dataloader.dataset))
+        return metrics
+
+    def _predict(self, model: nn.Module, numbered: tuple[int, Mapping[str, Any]]) -> None:
+        number, batch = numbered
+        runner, called = self.runner, {"batch_idx": number, "data_batch": batch}
+        runner.call_hook(f"before_{self.kind}_iter", **called)
+        with runner.autocast():
+            outputs = model(**to_device(batch, runner.device), mode="predict")
+        self.evaluator.process(data_samples=outputs, data_batch=batch)
+        runner.call_hook(f"after_{self.kind}_iter", **called, outputs=outputs)
+
+
+class ValLoop(_EvaluationLoop, _MetricValLoop):
     """Validate. Without an evaluator: loss and perplexity, weighted by tokens.
 
     The metrics are ``loss`` and ``perplexity``; when the data is a concatenation of several
@@ -35,92 +72,44 @@ class ValLoop(_MetricValLoop):
         fp16: as mmengine's, for metrics only.
     """
 
+    kind = "val"
+
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any = (), fp16: bool = False):
         super().__init__(runner, dataloader, evaluator or [], fp16)
-        self._parts = LossParts(self.dataloader)
-
-    def run(self) -> dict[str, float]:
-        """Validate once and return the metrics."""
-        if self.evaluator.metrics:
-            return super().run()
-        runner = self.runner
-        runner.call_hook("before_val")
-        runner.call_hook("before_val_epoch")
-        metrics = self._parts.measure(runner)
-        runner.call_hook("after_val_epoch", metrics=metrics)
-        runner.call_hook("after_val")
-        return metrics
-
-    @torch.no_grad()
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Give a batch to the model and what it says to the metrics."""
-        _measure_batch(self, "val", idx, data_batch)
 
 
-class TestLoop(_MetricTestLoop):
-    """Test, as ``ValLoop`` validates."""
+class TestLoop(_EvaluationLoop, _MetricTestLoop):
+    """Test, as ``ValLoop`` validates; the same arguments."""
 
     __test__ = False  # pytest: this is not a test
+    kind = "test"
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any = (), fp16: bool = False):
         super().__init__(runner, dataloader, evaluator or [], fp16)
-        self._parts = LossParts(self.dataloader)
-
-    def run(self) -> dict[str, float]:
-        """Test once and return the metrics."""
-        if self.evaluator.metrics:
-            return super().run()
-        runner = self.runner
-        runner.call_hook("before_test")
-        runner.call_hook("before_test_epoch")
-        metrics = self._parts.measure(runner)
-        runner.call_hook("after_test_epoch", metrics=metrics)
-        runner.call_hook("after_test")
-        return metrics
-
-    @torch.no_grad()
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Give a batch to the model and what it says to the metrics."""
-        _measure_batch(self, "test", idx, data_batch)
 
 
-def _measure_batch(loop: Any, kind: str, idx: int, data_batch: Any) -> None:
-    """mmengine's step of a metric loop, for a model in any wrapper and on any device."""
-    runner = loop.runner
-    runner.call_hook(f"before_{kind}_iter", batch_idx=idx, data_batch=data_batch)
-    with runner.autocast():
-        outputs = bare(runner.model)(**to_device(data_batch, runner.device), mode="predict")
-    loop.evaluator.process(data_samples=outputs, data_batch=data_batch)
-    runner.call_hook(f"after_{kind}_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+class LossByDataset:
+    """The mean loss over a dataset, and over each one of a concatenation.
 
-
-class LossParts:
-    """The mean loss over each part of a dataset.
-
-    Batches are cut from the data in order and dealt out to the ranks (ranks that share rows get the
-    same), so that the result does not depend on how many there are. A rank without a batch of its
-    own computes one that does not count, as some ways to distribute a model need every rank in
-    every forward.
+    Args:
+        dataloader: of the dataset.
     """
 
-    def __init__(self, dataloader: DataLoader) -> None:
-        whole: Any = dataloader.dataset
-        parts = list(getattr(whole, "datasets", [])) or [whole]
-        self._parts = [_dealt(part, dataloader) for part in parts]
-        self._totals: list[dict[str, float]] | None = None
+    def __init__(self, dataloader: DataLoader[Any]) -> None:
+        dataset: Any = dataloader.dataset
+        datasets = list(getattr(dataset, "datasets", [])) or [dataset]
+        self._batches = [ShardedBatches(each, dataloader) for each in datasets]
+        self._num_items: list[dict[str, float]] | None = None
 
-    @torch.no_grad()
     def measure(self, runner: Any) -> dict[str, float]:
-        """Compute loss and perplexity of all parts with the model as it is now."""
-        model: Any = bare(runner.model)
-        runner.model.eval()
-        if self._totals is None:
-            self._totals = [self._count(model, part, runner) for part in self._parts]
+        """Compute loss and perplexity with the model as it is now."""
+        if self._num_items is None:
+            self._num_items = [self._count(batches, runner) for batches in self._batches]
         losses = [
-            self._loss(model, part, num_items_in_batch, runner)
-            for part, num_items_in_batch in zip(self._parts, self._totals, strict=True)
+            self._loss(batches, num_items, runner)
+            for batches, num_items in zip(self._batches, self._num_items, strict=True)
         ]
-        weights = [max(num_items_in_batch.values()) for num_items_in_batch in self._totals]
+        weights = [max(num_items.values()) for num_items in self._num_items]
         mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
         metrics = _named("", mean / sum(weights))
         if len(losses) > 1:
@@ -128,9 +117,10 @@ class LossParts:
                 metrics |= _named(f"{number}/", loss)
         return metrics
 
-    def _count(self, model: Any, part: Part, runner: Any) -> dict[str, float]:
+    def _count(self, batches: ShardedBatches, runner: Any) -> dict[str, float]:
+        model: Any = unwrap_model(runner.model)
         counts: dict[str, float] = {}
-        for batch, counted in zip(*part, strict=True):
+        for batch, counted in batches:
             for name, count in model.num_items(batch["data"]).items():
                 counts[name] = counts.get(name, 0) + int(count) * counted
         names = sorted(counts)
@@ -138,37 +128,16 @@ class LossParts:
         size = get_sequence_parallel_world_size()
         return {name: max(1, int(count / size)) for name, count in zip(names, added, strict=True)}
 
-    def _loss(
-        self, model: Any, part: Part, num_items_in_batch: Mapping[str, float], runner: Any
-    ) -> float:
-        share = 0.0
-        for batch, counted in zip(*part, strict=True):
+    def _loss(self, batches: ShardedBatches, num_items: Mapping[str, float], runner: Any) -> float:
+        def loss(model: nn.Module, batch: Mapping[str, Any]) -> float:
             with runner.autocast():
                 outputs = model(
-                    **to_device(batch, runner.device),
-                    mode="loss",
-                    num_items_in_batch=num_items_in_batch,
+                    **to_device(batch, runner.device), mode="loss", num_items_in_batch=num_items
                 )
-            share += float(outputs["loss"]) * counted
-        return add_over_ranks([share], runner.device)[0]
+            return float(outputs["loss"])
 
-
-def _dealt(dataset: Any, like: DataLoader) -> tuple[DataLoader, list[bool]]:
-    """A loader of this group's batches of ``dataset``, in order, and which of them count."""
-    size = like.batch_size or 1
-    starts = range(0, len(dataset), size)
-    batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
-    ranks = get_data_parallel_world_size()
-    rounds = math.ceil(len(batches) / ranks)
-    mine = [get_data_parallel_rank() + turn * ranks for turn in range(rounds)]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=[batches[number] if number < len(batches) else batches[0] for number in mine],
-        collate_fn=like.collate_fn,
-        num_workers=like.num_workers,
-        generator=torch.Generator(),  # so that validating leaves the global random state alone
-    )
-    return loader, [number < len(batches) for number in mine]
+        shares = runner.strategy.map_batches(runner.model, batches, loss)
+        return add_over_ranks([sum(shares)], runner.device)[0]
 
 
 def _named(prefix: str, loss: float) -> dict[str, float]:

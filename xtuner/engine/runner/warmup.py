@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from xtuner.checkpoint.run_state import bare
 from xtuner.model.backends.cpu.kernels import Kernel, compile_kernels
+from xtuner.parallel.unwrap import unwrap_model
 from xtuner.reporting.summary import count_parameters, lengths
 from xtuner.utils.cpu import keep_freed_memory
 from xtuner.utils.lang import tr
@@ -42,7 +42,7 @@ def _compiles(runner: Any) -> bool:
     How long it takes is not looked at, but how much there is to compute, so that the same run is
     always computed in the same way.
     """
-    wanted = getattr(bare(runner.model), "compiles", False)
+    wanted = getattr(unwrap_model(runner.model), "compiles", False)
     if wanted != "auto":
         return bool(wanted)
     loop = runner.train_loop
@@ -50,5 +50,5 @@ def _compiles(runner: Any) -> bool:
     if not rows:
         return False
     tokens = sum(rows) / len(rows) * (loop.dataloader.batch_size or 1) * loop.max_iters
-    _, parameters = count_parameters(bare(runner.model))
+    _, parameters = count_parameters(unwrap_model(runner.model))
     return 6 * parameters * tokens >= WORTH_COMPILING

@@ -1,0 +1,106 @@
+"""The reference of DPO: precomputed equals live, on all data and however the model is sharded."""
+
+import math
+
+import pytest
+
+from tests.equivalence.runs import metrics, start, train
+from tests.helpers.tiny import save_tiny
+
+CONFIG = "tests/engine/dpo_config.py"
+LIVE, PRECOMPUTED = "precomputed=False", "precomputed=True"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("reference") / "base")
+
+
+def run(base, work_dir, *options, words=()):
+    status, printed = train(CONFIG, work_dir, *words, "--cfg-options", f"base={base}", *options)
+    assert status == 0, printed
+    return printed
+
+
+def assert_same(one, other):
+    assert len(metrics(one)) == len(metrics(other)) > 0
+    for a, b in zip(metrics(one), metrics(other), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_precomputed_equals_live_on_training_and_validation_data(base, tmp_path, adapter):
+    """Validation pairs are not those of the training, and there are more of them."""
+    options = [f"adapter={adapter}"]
+    run(base, tmp_path / "live", LIVE, *options)
+    run(base, tmp_path / "ahead", PRECOMPUTED, *options)
+    assert_same(tmp_path / "live", tmp_path / "ahead")
+    assert "val/loss" in metrics(tmp_path / "ahead")[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", [(), ("--fsdp",), ("--deepspeed", "deepspeed_zero2"), ("--deepspeed", "deepspeed_zero3")]
+)
+@pytest.mark.parametrize("adapter", [False, True])
+def test_precomputed_equals_live_on_two_processes(base, tmp_path, way, adapter):
+    """Eleven pairs on two ranks: one of them has a batch less."""
+    common = ["--cfg-options", f"base={base}", f"adapter={adapter}"]
+    for name, option in (("live", LIVE), ("ahead", PRECOMPUTED)):
+        started = start(CONFIG, tmp_path / name, *way, *common, option, processes=2)
+        printed, _ = started.communicate(timeout=240)
+        assert started.returncode == 0, printed[-3000:]
+    assert_same(tmp_path / "live", tmp_path / "ahead")
+
+
+def test_values_of_other_pairs_are_not_taken(base, tmp_path):
+    run(base, tmp_path / "run", PRECOMPUTED)
+    printed = run(base, tmp_path / "run", PRECOMPUTED, "seed_of_pairs=5")
+    assert "computing the reference" in printed
+    run(base, tmp_path / "live", LIVE, "seed_of_pairs=5")
+    assert_same(tmp_path / "live", tmp_path / "run")
+
+
+def test_values_of_the_same_pairs_are_computed_once(base, tmp_path):
+    run(base, tmp_path / "run", PRECOMPUTED)
+    assert "computing the reference" not in run(base, tmp_path / "run", PRECOMPUTED)
+
+
+def test_values_of_another_base_at_the_same_path_are_not_taken(base, tmp_path):
+    save_tiny(tmp_path / "base")
+    run(tmp_path / "base", tmp_path / "run", PRECOMPUTED)
+    save_tiny(tmp_path / "base", initializer_range=0.04)
+    assert "computing the reference" in run(tmp_path / "base", tmp_path / "run", PRECOMPUTED)
+
+
+def test_changed_pairs_are_noticed_when_resuming(base, tmp_path):
+    run(base, tmp_path / "run", LIVE)
+    words = ["--resume", "--cfg-options", f"base={base}", "train_dataloader.dataset.seed=5"]
+    status, printed = train(CONFIG, tmp_path / "run", "--resume-allow", "config", *words)
+    assert status == 1 and "data: rows have another content" in printed
+
+
+@pytest.mark.parametrize("precomputed", [LIVE, PRECOMPUTED])
+@pytest.mark.parametrize("start_from", ["load_from, full", "load_from, adapter", "peft_model"])
+def test_the_reference_is_the_model_before_training(base, tmp_path, start_from, precomputed):
+    """At the first step the policy is the reference, so the loss is ln 2 and rewards are 0."""
+    options = [f"adapter={start_from != 'load_from, full'}"]
+    run(base, tmp_path / "first", LIVE, "steps=4", *options)
+    checkpoint = tmp_path / "first" / "iter_4.pth"
+    if start_from == "peft_model":
+        from xtuner.entry_point import main
+
+        config = str(tmp_path / "first" / "dpo_config.py")
+        typed = ["convert", "pth_to_hf", config, str(checkpoint), str(tmp_path / "hf")]
+        assert main(typed) == 0
+        options = [f"peft_model={tmp_path / 'hf'}"]
+    else:
+        options.append(f"load_from={checkpoint}")
+    run(base, tmp_path / "second", precomputed, *options)
+    first = metrics(tmp_path / "second")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["reward_margin"] == pytest.approx(0, abs=1e-5)
+    assert metrics(tmp_path / "second")[2]["loss"] != pytest.approx(math.log(2), abs=1e-5)
+    resume = ["--resume", str(tmp_path / "second" / "iter_2.pth")]
+    run(base, tmp_path / "resumed", precomputed, *options, words=resume)
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "second")[2:]
