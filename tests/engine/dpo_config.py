@@ -19,6 +19,7 @@ seed_of_pairs = 0
 train_pairs = 11
 val_pairs = 13
 steps = 4
+accumulative_counts = 1
 lr = 1e-3
 
 model = dict(
@@ -48,14 +49,14 @@ val_evaluator = []
 optim_wrapper = dict(
     type=AmpOptimWrapper,
     optimizer=dict(type=AdamW, lr=lr, eps=1e-4),
-    accumulative_counts=1,
+    accumulative_counts=accumulative_counts,
     dtype="float32",
 )
 param_scheduler = []
-train_cfg = dict(type=TrainLoop, max_iters=steps)
+train_cfg = dict(type=TrainLoop, max_iters=steps * accumulative_counts)
 default_hooks = dict(
     param_scheduler=dict(type=ParamSchedulerHook),
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=2),
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=2 * accumulative_counts),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
 env_cfg = dict(dist_cfg=dict(backend="gloo"))

@@ -90,6 +90,70 @@ def test_state_comes_back():
     )
 
 
+def scaled_wrapper(net: nn.Module, loss_scale="dynamic", **settings) -> FinetuneOptimWrapper:
+    """A wrapper with the loss scaler that fp16 on a GPU has; torch has one for CPUs as well."""
+    optim = wrapper(net, loss_scale=loss_scale, **settings)
+    optim.set_scaler(loss_scale, "cpu")
+    return optim
+
+
+def test_the_loss_scale_is_taken_out_before_clipping():
+    net = model()
+    loss = net(torch.ones(1, 4)).sum()
+    plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+    optim = scaled_wrapper(net, clip_grad=dict(max_norm=0.5))
+    optim.backward(net(torch.ones(1, 4)).sum())
+    assert float(optim.clip()) == pytest.approx(float(plain.norm()), rel=1e-5)
+    after = torch.cat([p.grad.flatten() for p in net.parameters()])
+    torch.testing.assert_close(after, plain * 0.5 / plain.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_overflowed_is_left_out_and_the_scale_falls():
+    net = model()
+    optim = scaled_wrapper(net, clip_grad=dict(max_norm=1, error_if_nonfinite=True))
+    start = net[0].weight.detach().clone()
+    optim.backward(net(torch.ones(1, 4)).sum() * 1e37)
+    assert not torch.isfinite(optim.clip())
+    optim.step()
+    optim.zero_grad()
+    assert torch.equal(net[0].weight, start)
+    assert optim.state_dict()["loss_scaler"]["scale"] == 2**15
+    optim.backward(net(torch.ones(1, 4)).sum())
+    optim.clip()
+    optim.skip_step()  # and the scaler is ready for the next one
+    optim.backward(net(torch.ones(1, 4)).sum())
+    assert torch.isfinite(optim.clip())
+    optim.step()
+    assert not torch.equal(net[0].weight, start)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ("dynamic", "dynamic", 2**15),  # as far as it had come
+        (512.0, 512.0, 256),
+        (512.0, 1024.0, 1024),  # changed in the config
+        (512.0, "dynamic", 2**16),
+        ("dynamic", dict(init_scale=8.0), 8),
+    ],
+)
+def test_a_loss_scale_that_the_config_changes_takes_effect(before, now, expected):
+    optim = scaled_wrapper(model(), before, clip_grad=dict(max_norm=1))
+    optim.backward(optim.param_groups[0]["params"][0].sum() * 1e38)
+    optim.clip()
+    optim.step()
+    other = scaled_wrapper(model(), now)
+    other.load_state_dict(optim.state_dict())
+    assert other.scaler.get_scale() == expected
+
+
+def test_how_the_loss_scale_grows_is_up_to_the_config():
+    optim = scaled_wrapper(model(), dict(growth_interval=7))
+    other = scaled_wrapper(model(), dict(growth_interval=3))
+    other.load_state_dict(optim.state_dict())
+    assert other.scaler.get_growth_interval() == 3
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_fp16_on_a_gpu_scales_the_loss_and_leaves_out_overflows():
     net = model().cuda()

@@ -134,6 +134,31 @@ def test_a_changed_run_is_refused_unless_allowed(undisturbed, tmp_path, option, 
     assert status == 0, printed
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["lr=0.5", "param_scheduler.1.eta_min=0.002", "optim_wrapper.optimizer.weight_decay=0.3"],
+)
+def test_an_allowed_change_takes_effect(undisturbed, tmp_path, option):
+    """Rates are those of a run that had the new setting from its start; the weights show it."""
+    whole = undisturbed("steps that cross epochs")
+    other, folder = tmp_path / "other", interrupted(whole, "iter_8.pth", tmp_path / "run")
+    status, printed = train(TOY, other, "--cfg-options", option)
+    assert status == 0, printed
+    words = ["--resume", "--resume-allow", "config", "--cfg-options", option]
+    status, printed = train(TOY, folder, *words)
+    assert status == 0, printed
+    assert "changed since the checkpoint" in (next(folder.glob("*/*.log"))).read_text()
+    rates, expected = (
+        {line["iter"]: line["lr"] for line in metrics(run) if line.get("lr") and line["iter"] > 8}
+        for run in (folder, other)
+    )
+    assert rates == expected and len(rates) > 10
+    states = [load_checkpoint(run / "iter_33.pth") for run in (whole, folder, other)]
+    for group, wanted in zip(*(s["optimizer"]["param_groups"] for s in states[1:]), strict=True):
+        assert group == wanted
+    assert list(differences(states[0]["state_dict"], states[1]["state_dict"]))
+
+
 def test_training_longer_follows_the_longer_schedule(undisturbed, tmp_path):
     whole = undisturbed("steps that cross epochs")
     folder = interrupted(whole, "iter_8.pth", tmp_path / "run")

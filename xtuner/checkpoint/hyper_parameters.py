@@ -7,7 +7,7 @@ sets otherwise is the config's, and the schedules are then computed anew up to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,9 +98,12 @@ class Restored:
             UserError: when a schedule that depends on metrics would have to be computed anew.
         """
         saved = state.get("param_schedulers", [])
-        before = state.get("hyper_parameters") or _presumed(self.optim, self._initial)
+        by_metrics = {each.param_name for each in self.schedulers if _depends_on_metrics(each)}
+        before = state.get("hyper_parameters") or _presumed(self.optim, self._initial, by_metrics)
         for group, now, then in zip(self.optim.param_groups, self._initial, before, strict=True):
             changed = [name for name in now if not _same(now[name], then.get(name))]
+            if by_metrics.intersection(changed):
+                raise _cannot_compute()
             group.update({name: now[name] for name in changed})
         if has_optimizer and not position.moved and self._schedules_are(saved):
             for scheduler, progress in zip(self.schedulers, saved, strict=True):
@@ -115,17 +118,8 @@ class Restored:
 
     def _compute_schedules(self, position: Position) -> None:
         """Step the schedules from their first step to the position, as a run would have."""
-        if any("num_bad_epochs" in each.state_dict() for each in self.schedulers):
-            raise UserError(
-                tr(
-                    "the learning rate or its schedules have changed, and what a "
-                    "ReduceOnPlateau schedule does depends on past metrics."
-                ),
-                hint=tr(
-                    "undo the change, or begin anew from the weights: "
-                    "--cfg-options load_from=CHECKPOINT"
-                ),
-            )
+        if any(map(_depends_on_metrics, self.schedulers)):
+            raise _cannot_compute()
         for group, built in zip(self.optim.param_groups, self._built, strict=True):
             for mark in [key for key in {**group, **built} if key.startswith("initial_")]:
                 group.pop(mark, None)
@@ -140,6 +134,24 @@ class Restored:
                 _step(by_epoch)
 
 
+def _depends_on_metrics(scheduler: Scheduler) -> bool:
+    """Whether this is a ReduceOnPlateau schedule."""
+    return "num_bad_epochs" in scheduler.state_dict()
+
+
+def _cannot_compute() -> UserError:
+    return UserError(
+        tr(
+            "the learning rate or its schedules have changed, and what a ReduceOnPlateau schedule "
+            "does depends on past metrics."
+        ),
+        hint=tr(
+            "undo the change, or start a new run from the weights: "
+            "--cfg-options load_from=CHECKPOINT"
+        ),
+    )
+
+
 def _step(schedulers: Iterable[Scheduler]) -> None:
     for scheduler in schedulers:
         scheduler.step()
@@ -149,10 +161,13 @@ def _without_parameters(group: Group) -> Group:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _presumed(optim: HasGroups, initial: Sequence[Group]) -> list[Group]:
+def _presumed(
+    optim: HasGroups, initial: Sequence[Group], by_metrics: Collection[str]
+) -> list[Group]:
     """The settings of a checkpoint that does not name them: those of its parameter groups."""
+    known = [name for name in STANDARD if name not in by_metrics]
     return [
-        {**now, **{name: then[name] for name in STANDARD if name in then}}
+        {**now, **{name: then[name] for name in known if name in then}}
         for now, then in zip(initial, initial_groups(optim), strict=True)
     ]
 

@@ -49,8 +49,15 @@ class FinetuneOptimWrapper(OptimWrapper):
         super().__init__(optimizer, accumulative_counts, dict(clip_grad) if clip_grad else None)
         self.dtype = DTYPES[dtype] if dtype else torch.float32
         self.device = device
-        scaled = self.dtype is torch.float16 and device == "cuda"
-        self.scaler = _scaler(loss_scale, device) if scaled else None
+        self.scaler: torch.amp.GradScaler | None = None
+        self._initial_scale = 1.0
+        if self.dtype is torch.float16 and device == "cuda":
+            self.set_scaler(loss_scale, device)
+
+    def set_scaler(self, loss_scale: str | float | Mapping[str, Any], device: str) -> None:
+        """Scale the loss from now on; arguments as for the class."""
+        self.scaler = _scaler(loss_scale, device)
+        self._initial_scale = self.scaler.get_scale()
 
     @property
     def accumulative_counts(self) -> int:
@@ -118,15 +125,24 @@ class FinetuneOptimWrapper(OptimWrapper):
         """The optimizer's state and, under ``loss_scaler``, the loss scale."""
         state = super().state_dict()
         if self.scaler is not None:
-            state["loss_scaler"] = self.scaler.state_dict()
+            state["loss_scaler"] = {
+                **self.scaler.state_dict(),
+                "initial_scale": self._initial_scale,
+            }
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave.
+
+        How the loss scale moves is the config's; the scale itself is restored, unless the config
+        starts from another one than it did.
+        """
         state = dict(state_dict)
-        scale = state.pop("loss_scaler", None)
-        if self.scaler is not None and scale:
-            self.scaler.load_state_dict(scale)
+        saved = state.pop("loss_scaler", None)
+        before = (saved or {}).get("initial_scale", self._initial_scale)
+        if self.scaler is not None and saved and before == self._initial_scale:
+            progress = {name: saved[name] for name in ("scale", "_growth_tracker")}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **progress})
         super().load_state_dict(state)
 
 

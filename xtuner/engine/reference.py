@@ -166,7 +166,7 @@ def _digest_of_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
     for name, value in weights:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
     shards = dict.fromkeys(all_gather_object(digest.hexdigest()))  # full copies are alike
     return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 

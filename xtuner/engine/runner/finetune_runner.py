@@ -152,9 +152,7 @@ class FinetuneRunner(Runner):
         )
         self.logger.info("Config:\n%s", self.cfg.pretty_text)
 
-    def wrap_model(
-        self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module
-    ) -> torch.nn.Module:
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: Any) -> torch.nn.Module:
         """Move the model to its device and, with several processes, make them share gradients."""
         if get_sequence_parallel_world_size() > 1 and not hasattr(model, "share"):
             raise UserError(
@@ -308,11 +306,12 @@ class FinetuneRunner(Runner):
         if wanted is None and self._resume:
             wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
         initial = self._initial_weights()
-        with_reference = reference.has_reference(unwrap_model(self.model))
+        model: Any = unwrap_model(self.model)
+        with_reference = reference.has_reference(model)
         if initial is not None and (wanted is None or with_reference):
             self.load_checkpoint(initial)
             if with_reference:
-                unwrap_model(self.model).sync_reference()
+                model.sync_reference()
         if training:  # a test does not load the training's data
             self.fingerprints = resume.of_run(self)
             self.initial_groups = initial_groups(self.optim_wrapper)

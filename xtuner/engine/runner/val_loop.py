@@ -19,7 +19,7 @@ from xtuner.parallel.unwrap import unwrap_model
 
 
 class _EvaluationLoop:
-    """What ``ValLoop`` and ``TestLoop`` share; the methods of hooks have ``kind`` in their names."""
+    """What ``ValLoop`` and ``TestLoop`` share; hooks have ``kind`` in the names of methods."""
 
     kind: Literal["val", "test"]
     runner: Any

@@ -1,0 +1,90 @@
+"""Files and folders are complete or not there, on disk too."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from xtuner.utils.files import written_aside
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Which files are flushed and renamed, in order."""
+    made: list[tuple[str, str]] = []
+    opened: dict[int, str] = {}
+    original_open, original_fsync = os.open, os.fsync
+
+    def open_(path, *args, **kwargs):
+        descriptor = original_open(path, *args, **kwargs)
+        opened[descriptor] = Path(path).name
+        return descriptor
+
+    def fsync(descriptor):
+        made.append(("fsync", opened[descriptor]))
+        original_fsync(descriptor)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("replace", "rename"):
+        original = getattr(Path, name)
+
+        def move(self, target, original=original):
+            made.append(("rename", Path(target).name))
+            return original(self, target)
+
+        monkeypatch.setattr(Path, name, move)
+    return made
+
+
+def test_a_file_is_on_disk_before_its_name_and_its_name_before_the_end(tmp_path, calls):
+    folder = tmp_path / "folder"
+    with written_aside(folder / "a.txt") as aside:
+        aside.write_text("new")
+    assert calls == [("fsync", "a.txt"), ("rename", "a.txt"), ("fsync", "folder")]
+
+
+def test_all_files_of_a_folder_are_on_disk_before_its_name(tmp_path, calls):
+    with written_aside(tmp_path / "model") as aside:
+        (aside / "inner").mkdir(parents=True)
+        for name in ("a", "inner/b"):
+            (aside / name).write_text(name)
+    renamed = calls.index(("rename", "model"))
+    assert {("fsync", "a"), ("fsync", "b"), ("fsync", "model")} <= set(calls[:renamed])
+    assert calls[renamed + 1 :] == [("fsync", tmp_path.name)]
+
+
+def write_folder(target: Path, text: str) -> None:
+    with written_aside(target) as aside:
+        aside.mkdir()
+        (aside / "a").write_text(text)
+
+
+def test_a_folder_is_replaced(tmp_path):
+    write_folder(tmp_path / "model", "old")
+    write_folder(tmp_path / "model", "new")
+    assert (tmp_path / "model" / "a").read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    write_folder(tmp_path / "model", "old")
+    original = Path.rename
+
+    def rename(self, target):
+        if self.name == "model" and Path(target) == tmp_path / "model":
+            raise OSError("no")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="no"):
+        write_folder(tmp_path / "model", "new")
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_is_left_of_a_block_that_raises(tmp_path):
+    with pytest.raises(RuntimeError), written_aside(tmp_path / "a") as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
