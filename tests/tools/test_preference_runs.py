@@ -103,8 +103,10 @@ def test_a_precomputed_reference_trains_the_same_and_is_kept(folder, capsys):
     ahead = train(folder, name, *options, "model.precompute_reference=True")
     assert last_metrics(ahead)["loss"] == pytest.approx(last_metrics(live)["loss"], rel=1e-4)
     assert last_metrics(live)["reward_margin"] != 0
-    with safe_open(str(ahead / "reference.safetensors"), "pt") as kept:
-        assert kept.get_tensor("log_probs").shape == (6, 2)
+    (file,) = ahead.glob("reference_*.safetensors")
+    with safe_open(str(file), "pt") as kept:
+        assert kept.get_tensor("ref_chosen_logps").shape == (6,)
+        assert int(kept.get_tensor("pairs").sum()) == 6
     capsys.readouterr()
     train(folder, name, *options, "model.precompute_reference=True")
     assert "computing the reference" not in capsys.readouterr().out

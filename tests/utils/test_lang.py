@@ -31,7 +31,6 @@ FORMAT = re.compile(r"\{\w+[!:}]")
 CHINESE = re.compile(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 CHINESE_DATA = {
     "apis/datasets.py": "names of published files",
-    "checkpoint/checkpoint.py": "a full stop that is stripped",
     "configs/datasets.py": "evaluation inputs, system texts and names of published files",
     "configs/llava.py": "evaluation inputs",
     "configs/settings.py": "evaluation inputs",

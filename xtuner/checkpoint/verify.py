@@ -89,7 +89,7 @@ def _try_to_load(file: Path) -> str | None:
                 return tr("its part {broken} is damaged", broken=broken)
         read_torch_file(file, mapped=True)
     except UserError as error:
-        return error.message.rstrip(".。")
+        return error.message.rstrip(".\u3002")
     except READ_ERRORS as error:
         return first_line(error)
     return None

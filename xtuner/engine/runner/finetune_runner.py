@@ -168,7 +168,7 @@ class FinetuneRunner(Runner):
         settings.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
         settings.setdefault("broadcast_buffers", False)
         settings.setdefault("gradient_as_bucket_view", True)
-        if reference.has_reference(model) and self._initial_weights() is not None:
+        if reference.has_reference(model) and _initial_weights(self) is not None:
             model.keep_initial_adapter()  # the loaded one: there is no other way to tell it later
         return self.strategy.wrap(model, self.device, settings)
 
@@ -234,40 +234,7 @@ class FinetuneRunner(Runner):
             except Exception as error:
                 if isinstance(hook, ESSENTIAL_HOOKS) or getattr(hook, "essential", False):
                     raise
-                self._report_failed_hook(hook, fn_name, error)
-
-    def _report_failed_hook(self, hook: Hook, fn_name: str, error: Exception) -> None:
-        """Say that a hook failed; the log file gets the details.
-
-        Raises:
-            UserError: with several processes, unless the hook is ``local``: the others may be
-                waiting for this one within the hook.
-        """
-        if isinstance(error, BrokenPipeError):  # `xtuner train ... | head`: nobody reads any more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
-        name = type(hook).__name__
-        self.logger.info("%s.%s failed", name, fn_name, exc_info=error)
-        failed = f"{name}.{fn_name}", f"{type(error).__name__}: {error}"
-        if get_world_size() > 1 and not getattr(hook, "local", isinstance(hook, LOCAL_HOOKS)):
-            raise UserError(
-                tr(
-                    "{hook} failed on rank {rank} ({error}); the training ends, as the "
-                    "other processes may be waiting for this one.",
-                    hook=failed[0],
-                    rank=get_rank(),
-                    error=failed[1],
-                ),
-                hint=tr("The log file has the details. Take the hook out of the config."),
-            ) from error
-        self.logger.warning(
-            tr(
-                "{hook} failed ({error}); training goes on without it. The log file has the "
-                "details.",
-                hook=failed[0],
-                error=failed[1],
-            )
-        )
+                _report_failed_hook(self.logger, hook, fn_name, error)
 
     def dump_config(self) -> None:
         """Nothing to do: the start of the run has written the config."""
@@ -305,7 +272,7 @@ class FinetuneRunner(Runner):
         wanted = self.resume_from
         if wanted is None and self._resume:
             wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
-        initial = self._initial_weights()
+        initial = _initial_weights(self)
         model: Any = unwrap_model(self.model)
         with_reference = reference.has_reference(model)
         if initial is not None and (wanted is None or with_reference):
@@ -320,12 +287,6 @@ class FinetuneRunner(Runner):
             resume.resume_run(self, wanted, self.resume_allow)
         elif not training and self._load_from is not None:
             self.load_checkpoint(self._load_from)
-
-    def _initial_weights(self) -> str | None:
-        """The checkpoint whose weights the training begins with; None for those of the model."""
-        if "initial_weights" in self.cfg:
-            return self.cfg.initial_weights
-        return None if self._resume else self._load_from
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """Register mmengine's default hooks and ours for watching."""
@@ -408,3 +369,43 @@ def _is_too_short(scheduler: Mapping[str, Any], epoch_length: int | None) -> boo
     if by_epoch and scheduler.get("convert_to_iter_based") and epoch_length:
         begin, end = int(begin * epoch_length), int(end * epoch_length)
     return end - begin < 2
+
+
+def _initial_weights(runner: FinetuneRunner) -> str | None:
+    """The checkpoint whose weights the training begins with; None for those of the model."""
+    if "initial_weights" in runner.cfg:
+        return runner.cfg.initial_weights
+    return None if runner._resume else runner._load_from
+
+
+def _report_failed_hook(logger: logging.Logger, hook: Hook, fn_name: str, error: Exception) -> None:
+    """Say that a hook failed; the log file gets the details.
+
+    Raises:
+        UserError: with several processes, unless the hook is ``local``: the others may be
+            waiting for this one within the hook.
+    """
+    if isinstance(error, BrokenPipeError):  # `xtuner train ... | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    name = type(hook).__name__
+    logger.info("%s.%s failed", name, fn_name, exc_info=error)
+    failed = f"{name}.{fn_name}", f"{type(error).__name__}: {error}"
+    if get_world_size() > 1 and not getattr(hook, "local", isinstance(hook, LOCAL_HOOKS)):
+        raise UserError(
+            tr(
+                "{hook} failed on rank {rank} ({error}); the training ends, as the "
+                "other processes may be waiting for this one.",
+                hook=failed[0],
+                rank=get_rank(),
+                error=failed[1],
+            ),
+            hint=tr("The log file has the details. Take the hook out of the config."),
+        ) from error
+    logger.warning(
+        tr(
+            "{hook} failed ({error}); training goes on without it. The log file has the details.",
+            hook=failed[0],
+            error=failed[1],
+        )
+    )
