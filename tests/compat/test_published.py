@@ -18,8 +18,9 @@ from xtuner import configs
 from xtuner.config.check import Problem, check
 from xtuner.config.check.calls import OPTIONAL_PACKAGES
 from xtuner.config.compat import adapt_published
-from xtuner.config.dump import own_values
-from xtuner.config.load import load_config, load_source, override, read_source
+from xtuner.config.load import load
+from xtuner.config.override import load_config, override
+from xtuner.config.values import own_values
 
 COUNT = 578
 SETTINGS = {
@@ -83,11 +84,10 @@ def test_published_spellings_are_adapted(published):
 
 def overridden(name: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a config that it has, and the config with all of them overridden."""
-    source = read_source(name)
-    cfg = load_source(source)
-    plain = own_values(cfg)
+    document = load(name)
+    plain = document.values
     words = [f"{key}={value}" for key, value in SETTINGS.items() if key in plain]
-    return plain, own_values(override(source, cfg, words)[1])
+    return plain, override(document, words).values
 
 
 def lengths(value: Any) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Published spellings become today's before a run."""
 
+from xtuner.config import load_config
 from xtuner.config.compat import adapt_published
-from xtuner.config.load import load_config
 
 CONFIG = """\
 import torch

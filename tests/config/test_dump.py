@@ -5,15 +5,17 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner import configs
 from xtuner.config import dump_config, load_config
-from xtuner.config.dump import Writer, own_values, same_config, spelled_out
+from xtuner.config.dump import same_config, spelled_out
 from xtuner.config.load import load_source
-from xtuner.config.source import Source
+from xtuner.config.source import ConfigSource
+from xtuner.config.values import own_values
+from xtuner.config.writer import Writer
 
 NAME = "internlm2_chat_7b_qlora_alpaca_e3"
 
 
 def again(text):
-    return load_source(Source(text, "again.py"))
+    return load_source(ConfigSource(text, "again.py"))
 
 
 def test_every_name_comes_back():

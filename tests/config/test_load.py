@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from xtuner.config.dump import own_values, spelled_out
-from xtuner.config.load import load_config
+from xtuner.config import load_config
+from xtuner.config.dump import spelled_out
+from xtuner.config.values import own_values
 from xtuner.utils.errors import UserError
 
 CONFIG = """\
@@ -123,7 +124,7 @@ def test_loading_needs_no_torch():
     ],
 )
 def test_override_reaches(config, option, key, value):
-    from xtuner.config.source import value_at
+    from xtuner.config.values import value_at
 
     cfg = load_config(config, [option])
     if value is not None:

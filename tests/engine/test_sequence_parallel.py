@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 
 from xtuner.checkpoint.resume import changes, fingerprints
-from xtuner.config.adapt.machine import adapt
+from xtuner.config.adapt.machine import adapt_to_machine
 from xtuner.engine.hooks.throughput_hook import ThroughputHook
 from xtuner.engine.runner import finetune_runner, loops
 from xtuner.entry_point import main
@@ -33,22 +33,22 @@ def config(**settings):
 
 def test_the_plain_sampler_is_replaced_and_that_is_said():
     cfg = config(sequence_parallel_size=2)
-    assert any("SequenceParallelSampler is used" in line for line in adapt(cfg))
+    assert any("SequenceParallelSampler is used" in line for line in adapt_to_machine(cfg))
     assert cfg.train_dataloader.sampler.type is SequenceParallelSampler
     alone = config()
-    adapt(alone)
+    adapt_to_machine(alone)
     assert alone.train_dataloader.sampler.type is DefaultSampler
 
 
 def test_the_size_beside_deepspeeds_settings_counts():
     cfg = config(strategy=dict(type="DeepSpeedStrategy", sequence_parallel_size=4))
-    adapt(cfg)
+    adapt_to_machine(cfg)
     assert cfg.sequence_parallel_size == 4
 
 
 def test_transformers_trainer_cannot():
     with pytest.raises(UserError, match="Trainer cannot share rows"):
-        adapt(config(sequence_parallel_size=2, framework="huggingface"))
+        adapt_to_machine(config(sequence_parallel_size=2, framework="huggingface"))
 
 
 @pytest.mark.parametrize(

@@ -3,5 +3,11 @@
 from xtuner.utils.lazy import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"dump": ("dump_config",), "load": ("load_config",)}
+    __name__,
+    {
+        "document": ("ConfigDocument",),
+        "load": ("load",),
+        "override": ("load_config", "override"),
+        "dump": ("dump", "dump_config"),
+    },
 )

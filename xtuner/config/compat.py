@@ -1,7 +1,7 @@
-"""Published spellings that today's libraries no longer take, and what they became.
+"""Published arguments that today's libraries no longer take, and what replaces them.
 
-Configs written for v0.1.23 keep loading unchanged; ``adapt_published`` turns these spellings into
-today's before a run. The table is the whole of it: one row a spelling.
+Configs written for v0.1.23 keep loading unchanged; ``adapt_published`` replaces these arguments
+before a run. The table is complete: one row for each argument.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
 
-from xtuner.config.dump import dotted_name, own_values
+from xtuner.config.values import iter_dicts, last_name, own_values
 from xtuner.utils.lang import tr
 
 
@@ -22,103 +22,84 @@ class DeprecatedArgument:
     """A keyword that callables of one name no longer take.
 
     Attributes:
-        callee: the end of the callable's name, for example ``load_dataset``.
+        callee: the last part of the callable's name, for example ``load_dataset``.
         old: the published keyword.
-        new: given the old value, the keywords of today.
-        why: for people: what changed; '' where only the keyword has another name.
+        new: given the old value, the keywords that replace it.
+        since: the release without it; '' where only the keyword has another name.
     """
 
     callee: str
     old: str
     new: Callable[[Any], dict[str, Any]]
-    why: str
+    since: str
 
 
-def _verification(ignored: Any) -> dict[str, Any]:
+def _verification(ignored: object) -> dict[str, Any]:
     return {"verification_mode": "no_checks" if ignored else "basic_checks"}
 
 
-def _eight_bits(wanted: Any) -> dict[str, Any]:
-    if not wanted:
-        return {}
-    kind = LazyObject("transformers", "BitsAndBytesConfig")
-    return {"quantization_config": {"type": kind, "load_in_8bit": True}}
+def _quantization(argument: str) -> Callable[[object], dict[str, Any]]:
+    def replacement(wanted: object) -> dict[str, Any]:
+        if not wanted:
+            return {}
+        kind = LazyObject("transformers", "BitsAndBytesConfig")
+        return {"quantization_config": {"type": kind, argument: True}}
+
+    return replacement
 
 
-def _four_bits(wanted: Any) -> dict[str, Any]:
-    if not wanted:
-        return {}
-    kind = LazyObject("transformers", "BitsAndBytesConfig")
-    return {"quantization_config": {"type": kind, "load_in_4bit": True}}
-
-
-SPELLINGS = (
+DEPRECATED = (
     DeprecatedArgument("from_pretrained", "torch_dtype", lambda dtype: {"dtype": dtype}, ""),
-    DeprecatedArgument("from_pretrained", "load_in_8bit", _eight_bits, "transformers 5"),
-    DeprecatedArgument("from_pretrained", "load_in_4bit", _four_bits, "transformers 5"),
+    *(
+        DeprecatedArgument("from_pretrained", name, _quantization(name), "transformers 5")
+        for name in ("load_in_8bit", "load_in_4bit")
+    ),
     DeprecatedArgument("load_dataset", "ignore_verifications", _verification, "datasets 3"),
     DeprecatedArgument("load_dataset", "trust_remote_code", lambda _: {}, "datasets 4"),
 )
 
 
-def _spellings(kind: Any) -> Iterator[DeprecatedArgument]:
-    named = dotted_name(kind) if kind is not None else None
-    if named:
-        last = ".".join(part for part in named if part).rpartition(".")[2]
-        yield from (spelling for spelling in SPELLINGS if spelling.callee == last)
+def _deprecated(kind: object) -> Iterator[DeprecatedArgument]:
+    name = "" if isinstance(kind, str) else last_name(kind)
+    yield from (argument for argument in DEPRECATED if argument.callee == name)
 
 
-def adapted_keys(kind: Any) -> set[str]:
-    """The published keywords of a callable that are turned into others before it is called."""
-    return {spelling.old for spelling in _spellings(kind)}
+def adapted_keys(kind: object) -> set[str]:
+    """The published keywords of a callable that are replaced before it is called."""
+    return {argument.old for argument in _deprecated(kind)}
 
 
-def adapt_published(cfg: Config) -> list[str]:
-    """Turn published spellings into today's, in place.
+def adapt_published(config: Config) -> list[str]:
+    """Replace published arguments by today's, in place.
 
     Returns:
         What was changed, a sentence each.
     """
-    seen: set[int] = set()
-    holders = [holder for value in own_values(cfg).values() for holder in _dicts(value, seen)]
     found = [
-        (holder, spelling)
-        for holder in holders
-        for spelling in _spellings(dict.get(holder, "type"))
-        if spelling.old in holder
+        (holder, argument)
+        for key, value in own_values(config).items()
+        for _, holder in iter_dicts(value, key)
+        for argument in _deprecated(dict.get(holder, "type"))
+        if argument.old in holder
     ]
-    for holder, spelling in found:
-        _replace(holder, spelling)
-    return list(dict.fromkeys(_sentence(spelling) for _, spelling in found if spelling.why))
+    for holder, argument in found:
+        _replace(holder, argument)
+    return list(dict.fromkeys(_note(argument) for _, argument in found if argument.since))
 
 
-def _replace(holder: dict[str, Any], spelling: DeprecatedArgument) -> None:
-    old = dict.pop(holder, spelling.old)
-    for key, value in spelling.new(old).items():
+def _replace(holder: dict[str, Any], argument: DeprecatedArgument) -> None:
+    if argument.old not in holder:  # the same dict at two keys
+        return
+    old = dict.pop(holder, argument.old)
+    for key, value in argument.new(old).items():
         if key not in holder:
             holder[key] = value
 
 
-def _sentence(spelling: DeprecatedArgument) -> str:
-    callee, old = spelling.callee, spelling.old
+def _note(argument: DeprecatedArgument) -> str:
     return tr(
         "{callee}({old}=...) was replaced by its form of today ({why})",
-        callee=callee,
-        old=old,
-        why=spelling.why,
+        callee=argument.callee,
+        old=argument.old,
+        why=argument.since,
     )
-
-
-def _dicts(value: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict | list | tuple):
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-    if isinstance(value, dict):
-        yield value
-        for key in list(dict.keys(value)):
-            if key in value:
-                yield from _dicts(dict.__getitem__(value, key), seen)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _dicts(item, seen)

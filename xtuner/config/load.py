@@ -1,58 +1,55 @@
-"""Reading a config by name or path, and overriding it so that the override reaches.
+"""Loading a config by path or by name: its text is read, then run with imported names lazy.
 
-Imported names stay lazy: neither torch nor transformers is needed. Overrides are put into the
-source text (see ``source.py``), so whatever is computed from them follows.
+Neither torch nor transformers is imported for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import yaml
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.fileio.handlers import YamlHandler, file_handlers
 
 from xtuner import configs
-from xtuner.config.check.names import undefined_names
-from xtuner.config.options import Option, parse_options
-from xtuner.config.source import Source, value_at
+from xtuner.config.document import ConfigDocument
+from xtuner.config.source import ConfigSource
+from xtuner.config.undefined import undefined_names
+from xtuner.config.values import raw_dict
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr, translate
 
-OTHER_FORMATS = (".yaml", ".yml", ".json")
+DATA_FORMATS = (".yaml", ".yml", ".json")
 
 
-def load_config(name_or_path: str | os.PathLike[str], options: Sequence[str] = ()) -> Config:
-    """Load a config and apply overrides.
+def load(name_or_path: str | os.PathLike[str]) -> ConfigDocument:
+    """Load a config.
 
     Args:
-        name_or_path: a file, or a name of the catalogue.
-        options: ``key=value`` words as of ``--cfg-options``.
-
-    Returns:
-        The config; imported names in it are lazy. ``filename`` is the file, or ``<name>.py``.
+        name_or_path: a file (Python, YAML or JSON), or a name of the catalogue.
 
     Raises:
-        UserError: when there is no such config, it is not Python, it fails while loading, or an
-            override names no key of it.
+        UserError: when there is no such config, it cannot be parsed, or it fails while loading.
     """
-    if str(name_or_path).endswith(OTHER_FORMATS):
-        return _load_plain(str(name_or_path), options)
-    source = read_source(name_or_path)
-    cfg = load_source(source)
-    if options:
-        _, cfg = override(source, cfg, options)
-    return cfg
+    if str(name_or_path).endswith(DATA_FORMATS):
+        source, config = ConfigSource("", str(name_or_path)), _load_data(Path(name_or_path))
+    else:
+        source = read_source(name_or_path)
+        config = load_source(source)
+    return ConfigDocument(source, config, original=source, loaded=config)
 
 
-def read_source(name_or_path: str | os.PathLike[str]) -> Source:
-    """The text of a config, by path or by name of the catalogue.
+def read_source(name_or_path: str | os.PathLike[str]) -> ConfigSource:
+    """Read the text of a config in Python, by path or by name of the catalogue.
 
     Raises:
         UserError: when there is neither, with the nearest names; or when it is not Python.
@@ -61,13 +58,13 @@ def read_source(name_or_path: str | os.PathLike[str]) -> Source:
     path = Path(name)
     if path.is_file():
         try:
-            return Source(path.read_text("utf-8"), name)
+            return ConfigSource(path.read_text("utf-8"), name)
         except UnicodeDecodeError as error:
             raise UserError(tr("this file is not UTF-8 text"), where=Where(name)) from error
     if path.suffix == ".py" or path.name != name:
         raise _no_file(path)
     try:
-        return Source(configs.render(name), f"{name}.py")
+        return ConfigSource(configs.render(name), f"{name}.py")
     except configs.UnknownConfig as error:
         raise UserError(
             tr(
@@ -79,45 +76,7 @@ def read_source(name_or_path: str | os.PathLike[str]) -> Source:
         ) from error
 
 
-def override(source: Source, cfg: Config, options: Sequence[str]) -> tuple[Source, Config]:
-    """Put overrides into the text of a loaded config and load it again."""
-    parsed = parse_options(options, source, raw_dict(cfg))
-    edits = [(path, option) for option in parsed for path in option.paths]
-    for path, option in edits:  # settings first, so that a dotted key has the last word
-        if len(path) == 1:
-            source = source.with_value(path, option.code, None)
-    cfg = load_source(source)
-    for path, option in edits:
-        if len(path) > 1:
-            source, cfg = _override_inside(source, raw_dict(cfg), path, option)
-    return source, cfg
-
-
-def _override_inside(
-    source: Source, raw: dict[str, Any], path: tuple[str, ...], option: Option
-) -> tuple[Source, Config]:
-    current = dict.get(raw, path[0])
-    edited = source.with_value(path, option.code, current)
-    cfg = load_source(edited)
-    if not _reached(raw_dict(cfg), path, option):  # set anew further down the file
-        edited = source.appended(path, option.code, current)
-        cfg = load_source(edited)
-    return edited, cfg
-
-
-def _reached(loaded: dict[str, Any], path: tuple[str, ...], option: Option) -> bool:
-    with contextlib.suppress(KeyError):
-        return option.is_code or value_at(loaded, path) == option.value
-    return False
-
-
-def raw_dict(cfg: Config) -> dict[str, Any]:
-    """The config's own dict, in which lazy objects stay lazy."""
-    raw: dict[str, Any] = cfg._cfg_dict
-    return raw
-
-
-def load_source(source: Source) -> Config:
+def load_source(source: ConfigSource) -> Config:
     """Run the text of a config, imported names staying lazy.
 
     Raises:
@@ -125,16 +84,16 @@ def load_source(source: Source) -> Config:
     """
     with _as_file(source) as path:
         try:
-            cfg = Config.fromfile(path, format_python_code=False)
+            config = Config.fromfile(path, format_python_code=False)
         except (Exception, SystemExit) as error:
             raise _failed(error, source, path) from error
-        _relocate(raw_dict(cfg), path, source.file)
-    object.__setattr__(cfg, "_filename", source.file)
-    object.__setattr__(cfg, "_text", source.text)
-    return cfg
+        _relocate(raw_dict(config), path, source.file)
+    object.__setattr__(config, "_filename", source.file)
+    object.__setattr__(config, "_text", source.text)
+    return config
 
 
-def _relocate(value: Any, path: str, file: str) -> None:
+def _relocate(value: object, path: str, file: str) -> None:
     """Let imported names say that they come from the config, not from a copy of it."""
     if isinstance(value, LazyObject | LazyAttr):
         if value.location:
@@ -148,7 +107,7 @@ def _relocate(value: Any, path: str, file: str) -> None:
 
 
 @contextlib.contextmanager
-def _as_file(source: Source) -> Iterator[str]:
+def _as_file(source: ConfigSource) -> Iterator[str]:
     """A file with the text, for mmengine: the one it came from if that is unchanged."""
     original = Path(source.file)
     if original.is_file() and original.read_text("utf-8") == source.text:
@@ -168,12 +127,12 @@ def _as_file(source: Source) -> Iterator[str]:
             path.unlink(missing_ok=True)
 
 
-def _failed(error: BaseException, source: Source, path: str) -> UserError:
-    """What to tell when a config raises while it is loaded."""
+def _failed(error: BaseException, source: ConfigSource, path: str) -> UserError:
+    """The message for a config that raises while it is loaded."""
     frames = traceback.extract_tb(error.__traceback__)
     line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
-    lines = source.text.splitlines()
-    shown = f"\n    {lines[line - 1].strip()}" if line and line <= len(lines) else ""
+    in_text = line is not None and line <= len(source.lines)
+    shown = f"\n    {source.lines[line - 1].strip()}" if line and in_text else ""
     what = f"{type(error).__name__}: {error}".replace(path, source.file)
     return UserError(
         tr("this config fails while loading: {what}{shown}", what=what, shown=shown),
@@ -182,28 +141,50 @@ def _failed(error: BaseException, source: Source, path: str) -> UserError:
     )
 
 
-def _meant(error: BaseException, source: Source) -> str | None:
-    """The name that was meant where one is not defined."""
+def _meant(error: BaseException, source: ConfigSource) -> str | None:
+    """The name that was probably meant where one is not defined."""
     if not isinstance(error, NameError):
         return None
     meant = [use.meant for use in undefined_names(source) if use.node.id == error.name]
     return _did_you_mean([meant[0]]) if meant and meant[0] else None
 
 
-def _load_plain(path: str, options: Sequence[str]) -> Config:
-    """A config in YAML or JSON: data only, so nothing is computed from anything."""
-    if not Path(path).is_file():
-        raise _no_file(Path(path))
+class _SafeYaml(YamlHandler):
+    """YAML as data: a tag such as ``!!python/object/apply`` is refused, nothing is run."""
+
+    def load_from_fileobj(self, file: TextIO, **_: object) -> Any:
+        return yaml.safe_load(file)
+
+
+def _load_data(path: Path) -> Config:
+    """Load a config in YAML or JSON, and the base files that it names.
+
+    Raises:
+        UserError: when it is no data, with the line.
+    """
+    if not path.is_file():
+        raise _no_file(path)
+    given = {name: file_handlers[name] for name in ("yaml", "yml")}
+    file_handlers.update(dict.fromkeys(given, _SafeYaml()))  # mmengine's would build any object
     try:
-        cfg = Config.fromfile(path)
+        return Config.fromfile(str(path))
     except Exception as error:
         raise UserError(
             tr("this file cannot be read: {error}", error=error),
-            where=Where(path),
+            hint=tr("a config in YAML or JSON holds plain data; only a .py config can name code.")
+            if isinstance(error, yaml.constructor.ConstructorError)
+            else None,
+            where=Where(str(path), _line_of(error)),
         ) from error
-    for option in parse_options(options, Source("", path), raw_dict(cfg)):
-        cfg.merge_from_dict({".".join(keys): option.value for keys in option.paths})
-    return cfg
+    finally:
+        file_handlers.update(given)
+
+
+def _line_of(error: Exception) -> int | None:
+    if isinstance(error, json.JSONDecodeError):
+        return error.lineno
+    mark = getattr(error, "problem_mark", None)
+    return mark.line + 1 if mark else None
 
 
 def _no_file(path: Path) -> UserError:

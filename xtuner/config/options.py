@@ -1,20 +1,22 @@
-"""The words of ``--cfg-options``: keys (long or short) and values; nothing in them is run."""
+"""Reading ``--cfg-options``: keys (full or short) and values; nothing in them is run."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xtuner.config.document import ConfigDocument
 from xtuner.config.sections import SECTIONS, known_keys
-from xtuner.config.source import Source, value_at
+from xtuner.config.signatures import parameters_of
+from xtuner.config.values import has_key, is_number, item_of, iter_keys, value_at
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
-# Names that other tools use for our settings: only ever suggested, never accepted.
-ELSEWHERE = {
+# Names of other tools for the same settings: only suggested, never accepted.
+OTHER_NAMES = {
     "learning_rate": "lr",
     "num_train_epochs": "max_epochs",
     "num_epochs": "max_epochs",
@@ -41,17 +43,25 @@ WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 @dataclass(frozen=True)
 class Option:
-    """One override: the key as typed, the keys it stands for, and the value as Python."""
+    """One override.
+
+    Attributes:
+        typed: the key as it was typed.
+        paths: the full keys that it stands for, split at their dots.
+        code: the value as Python.
+        value: the value; None where ``is_code``, since names are known only in the loaded config.
+        is_code: whether ``code`` has names in it.
+    """
 
     typed: str
     paths: tuple[tuple[str, ...], ...]
     code: str
-    value: Any  # None together with is_code: known only once the config is loaded
+    value: Any
     is_code: bool
 
 
-def parse_options(words: Sequence[str], source: Source, config: dict[str, Any]) -> list[Option]:
-    """Read ``key=value`` words against a loaded config.
+def parse_options(words: Sequence[str], document: ConfigDocument) -> list[Option]:
+    """Read ``key=value`` words for a loaded config.
 
     Raises:
         UserError: with all words that are malformed or name no key of the config.
@@ -59,7 +69,7 @@ def parse_options(words: Sequence[str], source: Source, config: dict[str, Any]) 
     options, wrong = [], []
     for word in words:
         try:
-            options.append(_parse(word, source, config))
+            options.append(_parse(word, document))
         except UserError as error:
             wrong.append(error)
     if len(wrong) == 1:
@@ -69,7 +79,7 @@ def parse_options(words: Sequence[str], source: Source, config: dict[str, Any]) 
     return options
 
 
-def _parse(word: str, source: Source, config: dict[str, Any]) -> Option:
+def _parse(word: str, document: ConfigDocument) -> Option:
     key, equals, text = word.partition("=")
     key = key.strip()
     if not equals or not key or any(not part for part in key.split(".")):
@@ -77,68 +87,48 @@ def _parse(word: str, source: Source, config: dict[str, Any]) -> Option:
             tr("--cfg-options: {word!r} is not KEY=VALUE", word=word),
             hint="--cfg-options lr=1e-5 optim_wrapper.optimizer.weight_decay=0.1",
         )
-    paths = _long_keys(key, source, config)
+    paths = _full_keys(key, document)
     for path in paths:
-        _refuse_unknown(key, path, source, config)
-        _refuse_setting_of_base(key, path, source, config)
-    code, value, is_code = read_value(text, source.imported())
-    if _is_number(value) and all(isinstance(_current(config, path), str) for path in paths):
+        _refuse_unknown(key, path, document)
+        _refuse_setting_of_base(key, path, document)
+    code, value, is_code = read_value(text, document.source.imported())
+    current = [value_at(document.raw, path) for path in paths if has_key(document.raw, path)]
+    is_text = len(current) == len(paths) and all(isinstance(each, str) for each in current)
+    if is_number(value) and is_text:
         code, value = repr(text), text  # a name made of digits stays a name
-    for path in paths:
-        _refuse_wrong_kind(key, path, value, is_code, config, source)
+    if isinstance(value, str) and not is_code:
+        for path in paths:
+            _refuse_text_for_number(key, path, value, document)
     return Option(key, tuple(paths), code, value, is_code)
 
 
-def _long_keys(key: str, source: Source, config: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What a key stands for: itself, or the places that a short key means."""
+def _full_keys(key: str, document: ConfigDocument) -> list[tuple[str, ...]]:
+    """The keys that a key stands for: itself, or those of a short key."""
     path = tuple(key.split("."))
     if key == "model.pretrained":
-        names = [name for name in BASE_MODEL_NAMES if _is_path_setting(config, name)]
-        if names:
-            return [(names[0],)]
-        return [tuple(k.split(".")) for k in BASE_MODEL_KEYS if _has(config, k.split("."))] or [
-            ("model", "llm", "pretrained_model_name_or_path")
-        ]
-    if path[0] == "optimizer" and len(path) > 1 and "optimizer" not in config:
+        settings = [n for n in BASE_MODEL_NAMES if isinstance(item_of(document.raw, n), str)]
+        if settings:
+            return [(settings[0],)]
+        keys = [tuple(each.split(".")) for each in BASE_MODEL_KEYS]
+        return [each for each in keys if has_key(document.raw, each)] or keys[:1]
+    if path[0] == "optimizer" and len(path) > 1 and "optimizer" not in document.raw:
         path = ("optim_wrapper", "optimizer", *path[1:])
-        site = source.find(path)
-        if site and not site.rest and isinstance(site.node, ast.Name):
-            name = site.node.id
-            return [(name,)] if source.assignments(name) else [path]
+        span = document.source.find(path)
+        if span and not span.rest and isinstance(span.node, ast.Name):
+            name = span.node.id
+            return [(name,)] if document.source.assignments(name) else [path]
     return [path]
 
 
-def _is_path_setting(config: dict[str, Any], name: str) -> bool:
-    return isinstance(dict.get(config, name), str)
-
-
-def _has(config: dict[str, Any], path: Sequence[str]) -> bool:
-    try:
-        value_at(config, path)
-    except KeyError:
-        return False
-    return True
-
-
-def _current(config: dict[str, Any], path: Sequence[str]) -> Any:
-    return value_at(config, path) if _has(config, path) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _refuse_unknown(
-    key: str, path: tuple[str, ...], source: Source, config: dict[str, Any]
-) -> None:
-    """Raise unless the key is there or whatever reads the dict around it takes it."""
-    holder: Any = config
+def _refuse_unknown(key: str, path: tuple[str, ...], document: ConfigDocument) -> None:
+    """Raise unless the config has the key, or what reads the dict around it takes it."""
+    holder: Any = document.raw
     for depth, part in enumerate(path):
-        inner = value_at(holder, [part]) if _has(holder, [part]) else None
-        if not _has(holder, [part]):
+        if not has_key(holder, [part]):
             if _may_be_new(path[: depth + 1], holder):
                 return
-            raise _unknown(key, path[: depth + 1], holder, source, config)
+            raise _unknown(key, path[: depth + 1], holder, document)
+        inner = item_of(holder, part)
         if depth + 1 < len(path) and not isinstance(inner, dict | list | tuple):
             if inner is None:  # `lora = None` may become a dict
                 return
@@ -149,19 +139,17 @@ def _refuse_unknown(
                     path_key=".".join(path[: depth + 1]),
                     inner=inner,
                 ),
-                where=Where(source.file, key=key),
+                where=Where(document.file, key=key),
             )
         holder = inner
 
 
-def _refuse_setting_of_base(
-    key: str, path: tuple[str, ...], source: Source, config: dict[str, Any]
-) -> None:
-    """What a base config has computed from its settings is fixed when this file begins."""
-    from_base = source.text and not source.assignments(path[0]) and path[0] in config
-    if len(path) > 1 or not from_base or path[0] in SECTIONS:
+def _refuse_setting_of_base(key: str, path: tuple[str, ...], document: ConfigDocument) -> None:
+    """Refuse a setting of a base config: what the base computed from it would not change."""
+    in_file = document.source.assignments(path[0]) or not document.source.text
+    if len(path) > 1 or in_file or path[0] not in document.raw or path[0] in SECTIONS:
         return
-    ends = [name for name in all_keys(config) if name.endswith(f".{path[0]}")]
+    ends = [name for name in iter_keys(document.raw) if name.endswith(f".{path[0]}")]
     listed = " / ".join(f"'{name}'" for name in ends[:3])
     raise UserError(
         tr(
@@ -170,11 +158,12 @@ def _refuse_setting_of_base(
             key=key,
         ),
         hint=tr("override {listed}.", listed=listed or tr("the final key")),
-        where=Where(source.file),
+        where=Where(document.file),
     )
 
 
-def _may_be_new(path: tuple[str, ...], holder: Any) -> bool:
+def _may_be_new(path: tuple[str, ...], holder: object) -> bool:
+    """Whether a dict may get a key that it does not have."""
     if len(path) == 1:
         return path[0] in SECTIONS
     if not isinstance(holder, dict):
@@ -186,72 +175,63 @@ def _may_be_new(path: tuple[str, ...], holder: Any) -> bool:
             return path[-1] in known
         near = difflib.get_close_matches(path[-1], map(str, holder), n=1, cutoff=0.8)
         return path[0] in SECTIONS and not near
-    from xtuner.config.signatures import parameters_of
-
     parameters = parameters_of(kind)
     return parameters is None or parameters.takes(path[-1])
 
 
 def _unknown(
-    key: str, path: tuple[str, ...], holder: Any, source: Source, config: dict[str, Any]
+    key: str, path: tuple[str, ...], holder: object, document: ConfigDocument
 ) -> UserError:
-    nearest = suggest(key, path, holder, config)
+    nearest = suggest(key, path, holder, document.raw)
     return UserError(
         tr("--cfg-options: there is no key '{key}' in this config", key=key),
         hint=tr("did you mean {nearest}?", nearest=nearest)
         if nearest
-        else tr("'xtuner print-cfg {file}' shows all keys.", file=source.file),
-        where=Where(source.file),
+        else tr("'xtuner print-cfg {file}' shows all keys.", file=document.file),
+        where=Where(document.file),
     )
 
 
-def suggest(key: str, path: tuple[str, ...], holder: Any, config: dict[str, Any]) -> str:
-    """The nearest real key or keys to an unknown one, '' when nothing is near."""
-    elsewhere = ELSEWHERE.get(path[-1])
-    if elsewhere and _has(config, elsewhere.split(".")[:1]):
-        return f"'{elsewhere}'"
+def suggest(key: str, path: tuple[str, ...], holder: object, config: dict[str, Any]) -> str:
+    """The existing key or keys that are nearest to an unknown one.
+
+    Args:
+        key: the key as it was typed.
+        path: its parts up to the first one that does not exist.
+        holder: the dict or list that lacks ``path[-1]``.
+        config: the whole config.
+
+    Returns:
+        The keys in quotes; '' when nothing is near.
+    """
+    other = OTHER_NAMES.get(path[-1])
+    if other and has_key(config, other.split(".")[:1]):
+        return f"'{other}'"
     if isinstance(holder, list | tuple):
         return f"'{'.'.join(path[:-1])}.0' ... '{'.'.join(path[:-1])}.{len(holder) - 1}'"
-    beside = [name for name in holder if isinstance(name, str) and name not in ("type",)]
+    names = list(dict.keys(holder)) if isinstance(holder, dict) else []
+    beside = [name for name in names if isinstance(name, str) and name != "type"]
     near = difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.6)
     if near:
         return f"'{'.'.join([*path[:-1], near[0], *key.split('.')[len(path) :]])}'"
-    ends = [name for name in all_keys(config) if name.rpartition(".")[2] == path[-1]]
+    ends = [name for name in iter_keys(config) if name.rpartition(".")[2] == path[-1]]
     return " / ".join(f"'{name}'" for name in ends[:2])
 
 
-def all_keys(value: Any, prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a config."""
-    if isinstance(value, dict):
-        items = [(str(key), dict.__getitem__(value, key)) for key in dict.keys(value)]
-    elif isinstance(value, list | tuple):
-        items = [(str(number), item) for number, item in enumerate(value)]
-    else:
-        return
-    for key, item in items:
-        yield f"{prefix}{key}"
-        yield from all_keys(item, f"{prefix}{key}.")
-
-
-def _refuse_wrong_kind(
-    key: str,
-    path: tuple[str, ...],
-    value: Any,
-    is_code: bool,
-    config: dict[str, Any],
-    source: Source,
+def _refuse_text_for_number(
+    key: str, path: tuple[str, ...], text: str, document: ConfigDocument
 ) -> None:
-    """A word where a number stands is a slip: ``lr=le-5``."""
-    current = _current(config, path)
-    if _is_number(current) and isinstance(value, str) and not is_code:
+    """Refuse text where the config has a number: a typing error such as ``lr=le-5``."""
+    current = value_at(document.raw, path) if has_key(document.raw, path) else None
+    if is_number(current):
         raise UserError(
             tr(
                 "--cfg-options {key}: expected a number like {current!r}, got {value!r}",
                 key=key,
                 current=current,
-                value=value,
+                value=text,
             ),
-            where=Where(source.file, key=".".join(path)),
+            where=Where(document.file, key=".".join(path)),
         )
 
 
@@ -264,7 +244,7 @@ def read_value(text: str, imported: set[str]) -> tuple[str, Any, bool]:
         imported: the names that the config imports.
 
     Returns:
-        The value as Python; the value itself (None where names stand in it); whether they do.
+        The value as Python; the value itself (None where it has names in it); whether it has.
     """
     if text.lower() in WORDS:
         value = WORDS[text.lower()]
@@ -281,9 +261,13 @@ def read_value(text: str, imported: set[str]) -> tuple[str, Any, bool]:
 
 
 def _safe(node: ast.expr, imported: set[str]) -> str:
-    """The expression as Python again, with nothing in it but literals and imported names."""
+    """The expression as Python again; it may hold literals and imported names only.
+
+    Raises:
+        ValueError: when it holds anything else.
+    """
     if isinstance(node, ast.Constant):
-        return repr(node.value)
+        return ast.unparse(node)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         return ast.unparse(node) if isinstance(node.operand, ast.Constant) else _refuse()
     if isinstance(node, ast.List | ast.Tuple | ast.Set):

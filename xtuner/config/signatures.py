@@ -7,15 +7,12 @@ import functools
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mmengine.config.lazy import LazyAttr, LazyObject
-
-from xtuner.config.dump import dotted_name
 from xtuner.config.names import Found, NotThere, find, module_exists, module_file
+from xtuner.config.values import dotted_name, is_imported
 
 INSTANCE = ("__init__", "__new__")
 
@@ -36,7 +33,7 @@ class Parameters:
         return (*self.required, *self.optional)
 
 
-def parameters_of(kind: Any) -> Parameters | None:
+def parameters_of(kind: object) -> Parameters | None:
     """The parameters of what ``type=`` names; None when they cannot be known.
 
     Args:
@@ -44,7 +41,7 @@ def parameters_of(kind: Any) -> Parameters | None:
 
     Raises nothing: a name that does not exist has no known parameters (see ``missing``).
     """
-    if isinstance(kind, LazyObject | LazyAttr):
+    if is_imported(kind):
         named = dotted_name(kind)
         if named is None:
             return None
@@ -55,7 +52,7 @@ def parameters_of(kind: Any) -> Parameters | None:
     return _of_callable(kind) if callable(kind) else None
 
 
-def missing(kind: Any) -> NotThere | None:
+def missing(kind: object) -> NotThere | None:
     """Why an imported name does not exist, or None when it does or that cannot be told."""
     named = dotted_name(kind)
     if named is None:
@@ -235,7 +232,7 @@ def _ancestry(found: Found, depth: int = 8) -> Iterator[Found | None]:
             yield from _ancestry(inner, depth - 1)
 
 
-def _of_callable(target: Any) -> Parameters | None:
+def _of_callable(target: Callable[..., object]) -> Parameters | None:
     """By the signature itself: for objects that are imported already."""
     try:
         signature = inspect.signature(target)

@@ -1,28 +1,32 @@
-"""The text of a config: where in it a key has its value, and new values put there.
+"""The source text of a config as a syntax tree: which expression gives a key its value, and where.
 
-Edits replace expressions by their position in the syntax tree and never change the number of
-lines, so whatever is computed from a setting follows it and line numbers stay those of the file.
+Read-only; ``edit.py`` makes changed copies.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
-Path = Sequence[str]
 Assignment = ast.Assign | ast.AnnAssign | ast.AugAssign
-_MISSING = object()
+MAX_STEPS = 20
+"""Names that ``trace`` follows, one after the other, before it stops."""
 
 
 @dataclass(frozen=True)
 class SourceSpan:
-    """Where a key was found: an expression, and the keys that lie inside what it evaluates to."""
+    """The expression that a key's value comes from.
+
+    Attributes:
+        node: the expression.
+        rest: the keys that are not written out in it: they are inside what it evaluates to.
+    """
 
     node: ast.expr
     rest: tuple[str, ...] = ()
@@ -30,7 +34,7 @@ class SourceSpan:
 
 @dataclass(frozen=True)
 class Step:
-    """One step from a key to its value: ``key = <node>`` at a line and column (from 1)."""
+    """One step from a key to its value: ``key = <node>`` at a line and column, both from 1."""
 
     line: int
     column: int
@@ -38,11 +42,11 @@ class Step:
     node: ast.expr
 
 
-class Source:
-    """The text of a config in Python.
+class ConfigSource:
+    """The source text of a config in Python, parsed.
 
     Args:
-        text: the text.
+        text: the text; empty for a config that is plain data (YAML, JSON).
         file: the file's name, as messages show it.
 
     Raises:
@@ -90,13 +94,18 @@ class Source:
                 for alias in statement.names:
                     yield alias.asname or alias.name, alias.name, None
 
-    def find(self, path: Path) -> SourceSpan | None:
-        """Where the key has its value: follow literal dicts and lists from the last assignment.
+    @functools.cached_property
+    def lines(self) -> list[str]:
+        """The lines as ``ast`` counts them, without their ends."""
+        return split_lines(self.text)
+
+    def find(self, path: Sequence[str]) -> SourceSpan | None:
+        """The expression of a key: follow literal dicts and lists from its last assignment.
 
         Returns:
             None when the file itself does not assign the first name of the path.
         """
-        values = self._values(path[0])
+        values = self.values_of(path[0])
         if not values:
             return None
         node = values[-1]
@@ -107,54 +116,56 @@ class Source:
             node = child
         return SourceSpan(node)
 
-    def trace(self, path: Path) -> list[Step]:
-        """From the key to where its value is written: each step follows a name to its assignment.
+    def trace(self, path: Sequence[str]) -> list[Step]:
+        """The way from a key to where its value is written: each step follows a name.
 
         Returns:
             The steps, the key itself first; empty when the file does not assign it.
         """
         steps: list[Step] = []
-        while site := self.find(path):
-            line, column = site.node.lineno, site.node.col_offset + 1
-            key = ".".join(path[: len(path) - len(site.rest)])
-            steps.append(Step(line, column, key, site.node))
-            node: ast.expr = site.node
-            if isinstance(node, ast.Call) and is_dict_call(node) and node.args and site.rest:
+        while span := self.find(path):
+            line, column = span.node.lineno, span.node.col_offset + 1
+            key = ".".join(path[: len(path) - len(span.rest)])
+            steps.append(Step(line, column, key, span.node))
+            node: ast.expr = span.node
+            if isinstance(node, ast.Call) and is_dict_call(node) and node.args and span.rest:
                 node = node.args[0]
             following = isinstance(node, ast.Name) and self.assignments(node.id)
-            if not isinstance(node, ast.Name) or not following or len(steps) > 20:
+            if not isinstance(node, ast.Name) or not following or len(steps) > MAX_STEPS:
                 break
-            path = (node.id, *site.rest)
+            path = (node.id, *span.rest)
         return steps
 
-    def place(self, path: Path) -> tuple[int, int] | None:
-        """Line and column (both from 1) of where a key's value is written, or of what is around.
+    def place(self, path: Sequence[str]) -> tuple[int, int] | None:
+        """Line and column (both from 1) of where a key's value is written.
 
-        Of a value that is computed it is the first setting that it is computed from.
+        For a computed value, those of the first setting that it is computed from; for a value
+        inside an expression, those of the expression.
         """
-        steps = self.trace(path)
-        if steps:
+        seen: set[str] = set()
+        while steps := self.trace(path):
             last = steps[-1]
+            seen.add(path[0])
             inner = ast.walk(last.node) if isinstance(last.node, ast.BinOp) else ()
             names = [node.id for node in inner if isinstance(node, ast.Name)]
             settings = [name for name in names if self.assignments(name)]
-            if settings and settings[0] != path[0]:
-                return self.place([settings[0]])
-            return last.line, last.column
+            if not settings or settings[0] in seen:
+                return last.line, last.column
+            path = [settings[0]]
         return self._statement_place(path)
 
-    def key_place(self, path: Path) -> tuple[int, int] | None:
+    def key_place(self, path: Sequence[str]) -> tuple[int, int] | None:
         """Line and column of the key itself: ``key=...`` in a dict or call."""
         for step in self.trace(path):
             name = step.key.rpartition(".")[2]
             if name == path[-1]:
-                line = self.text.splitlines()[step.line - 1].encode()[: step.column - 1]
+                line = self.lines[step.line - 1].encode()[: step.column - 1]
                 before = len(name) + 1 if line.endswith(f"{name}=".encode()) else 0
                 return step.line, step.column - before
         return self.place(path)
 
-    def _statement_place(self, path: Path) -> tuple[int, int] | None:
-        """Of the assignment or import of the key's first name."""
+    def _statement_place(self, path: Sequence[str]) -> tuple[int, int] | None:
+        """The place of the assignment, definition or import of the key's first name."""
         found: list[ast.stmt | ast.alias] = [*self.assignments(path[0])]
         found = found or [
             node
@@ -170,66 +181,23 @@ class Source:
         ]
         return (found[-1].lineno, found[-1].col_offset + 1) if found else None
 
-    def with_value(self, path: Path, code: str, current: Any) -> Source:
-        """A copy in which the key has another value.
-
-        Args:
-            path: the key, split at its dots.
-            code: the new value, as Python.
-            current: the value of ``path[0]`` now (None if there is none), to see lists and gaps.
-        """
-        edited = self._with_name(path[0], code) if len(path) == 1 else None
-        if len(path) > 1:
-            site = self.find(path)
-            new = _expression(self.segment(site.node), site, path, code, current) if site else None
-            if site and new:
-                edited = self._replaced([(site.node, new)])
-        return edited or self.appended(path, code, current)
-
-    def appended(self, path: Path, code: str, current: Any) -> Source:
-        """A copy with a statement at its end that sets the key."""
-        target, depth = path[0], 1
-        while depth < len(path):
-            inner = _item(current, path[depth])
-            target += f"[{_subscript(path[depth], current)}]"
-            depth += 1
-            if inner is _MISSING:
-                break
-            current = inner
-        value = _nested(path[depth:], code)
-        return Source(f"{self.text.rstrip()}\n{target} = {value}\n", self.file)
-
     def segment(self, node: ast.AST) -> str:
         """The text of an expression."""
         return ast.get_source_segment(self.text, node) or ast.unparse(node)
 
-    def _values(self, name: str) -> list[ast.expr]:
+    def values_of(self, name: str) -> list[ast.expr]:
         """The expressions that are assigned to a name alone."""
         values = [_value_for(statement, name) for statement in self.assignments(name)]
         return [value for value in values if value is not None]
 
-    def _with_name(self, name: str, code: str) -> Source | None:
-        nodes = self._values(name)
-        if nodes:
-            return self._replaced([(node, code) for node in nodes])
-        shared = [s for s in self.assignments(name) if not isinstance(s, ast.AugAssign)]
-        if not shared or shared[-1].value is None:  # one value for several names: set it after
-            return None
-        whole = shared[-1].value
-        return self._replaced([(whole, f"{self.segment(whole)}; {name} = {code}")])
 
-    def _replaced(self, edits: list[tuple[ast.expr, str]]) -> Source:
-        """A copy with new text for expressions; the new text is one line, newlines are kept."""
-        data = self.text.encode()
-        starts = [0]
-        for line in data.splitlines(keepends=True):
-            starts.append(starts[-1] + len(line))
-        for node, code in reversed(edits):
-            begin = starts[node.lineno - 1] + node.col_offset
-            end = starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
-            padding = "\n" * (data[begin:end].count(b"\n") - code.count("\n"))
-            data = data[:begin] + (code + padding).encode() + data[end:]
-        return Source(data.decode(), self.file)
+def split_lines(text: str) -> list[str]:
+    """The lines of Python source as ``ast`` counts them, without their ends.
+
+    ``str.splitlines`` also splits at form feeds, U+2028 and the like, which may be part of a string
+    or comment; after one of them its line numbers are not those of the syntax tree.
+    """
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -289,82 +257,13 @@ def _child(node: ast.expr, key: str) -> ast.expr | None:
     return None
 
 
-def _expression(text: str, site: SourceSpan, path: Path, code: str, current: Any) -> str | None:
-    """What to write in place of a site's expression, on as many lines as it had at most."""
-    if not site.rest:
-        return code
-    for key in path[1 : len(path) - len(site.rest)]:
-        current = _item(current, key)
-    key, rest = site.rest[0], site.rest[1:]
-    if not isinstance(current, dict) or not key.isidentifier():
-        return None
-    node = site.node
-    if isinstance(node, ast.Call) and is_dict_call(node) and not node.args:
-        spread = any(word.arg is None for word in node.keywords)
-        return None if spread else _with_keyword(text, f"{key}={_nested(rest, code)}")
-    return _overlay(text, site.rest, code, current) if isinstance(node, ast.Name) else None
-
-
-def _with_keyword(call: str, word: str) -> str:
-    """``dict(...)`` with one more keyword in front, on the line of the first one."""
-    inside = call.partition("(")[2].rpartition(")")[0]
-    first = inside.lstrip()
-    space = inside[: len(inside) - len(first)]
-    return f"dict({space}{word}{', ' if first else ''}{first})"
-
-
-def _overlay(base: str, keys: Path, code: str, current: Any) -> str | None:
-    """``dict(base, key=...)``: a changed copy of a dict that other places may share."""
-    key, rest = keys[0], keys[1:]
-    if not isinstance(current, dict) or not key.isidentifier():
-        return None
-    inner = _item(current, key)
-    if not rest or inner is _MISSING:
-        return f"dict({base}, {key}={_nested(rest, code)})"
-    deeper = _overlay(f'{base}["{key}"]', rest, code, inner)
-    return deeper and f"dict({base}, {key}={deeper})"
-
-
-def _nested(keys: Path, code: str) -> str:
-    """``code`` inside a new dict for each key."""
-    for key in reversed(keys):
-        code = f"{{{key!r}: {code}}}"
-    return code
-
-
-def _item(value: Any, key: str) -> Any:
-    """A direct item of a dict or list, lazy objects left alone."""
-    if isinstance(value, dict):
-        return dict.get(value, key, _MISSING)
-    if isinstance(value, list | tuple) and key.isdigit() and int(key) < len(value):
-        return value[int(key)]
-    return _MISSING
-
-
-def _subscript(key: str, holder: Any) -> str:
-    return key if isinstance(holder, list | tuple) else repr(key)
-
-
-def value_at(value: Any, path: Path) -> Any:
-    """The value at a path, lazy objects left alone.
-
-    Raises:
-        KeyError: when there is none.
-    """
-    for key in path:
-        value = _item(value, key)
-        if value is _MISSING:
-            raise KeyError(key)
-    return value
-
-
 def _not_python(error: SyntaxError | ValueError, text: str, file: str) -> UserError:
     line = error.lineno if isinstance(error, SyntaxError) else None
     what = error.msg if isinstance(error, SyntaxError) else str(error)
-    lines = text.splitlines()
+    lines = split_lines(text)
     shown = f"\n    {lines[line - 1].strip()}" if line and line <= len(lines) else ""
     return UserError(
         tr("this is not valid Python: {what}{shown}", what=what, shown=shown),
-        hint=tr("mend that line; a missing comma or bracket is often in the line before it."),
+        hint=tr("fix this line; a missing comma or bracket is often on the line before it."),
         where=Where(file, line),
     )

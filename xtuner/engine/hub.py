@@ -1,29 +1,27 @@
-"""Names on the Hugging Face hub: whether they are here or can be fetched, found out in seconds."""
+"""Models on the Hugging Face hub: cached, can be downloaded, or neither; known in seconds."""
 
 from __future__ import annotations
 
 import os
-import socket
-import urllib.parse
 from pathlib import Path
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 TIMEOUT = 3.0
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Seconds to wait for the hub's answer; a download itself may take longer."""
 
 
-def require_reachable(name: str, where: Where) -> None:
-    """See that a model can be loaded, before anything takes long.
+def require_available(name: str, where: Where) -> None:
+    """Check that a model can be loaded, before anything takes long.
 
     Args:
         name: a folder, or a name on the hub.
         where: the place in the config that names it.
 
     Raises:
-        UserError: when it looks like a folder and is none, or is a name on the hub that is
-            neither in the local cache nor can be fetched.
+        UserError: when it looks like a folder that does not exist, or is a name on the hub that is
+            neither in the local cache nor can be downloaded.
     """
     if Path(name).is_dir():
         return
@@ -33,7 +31,48 @@ def require_reachable(name: str, where: Where) -> None:
             hint=tr("give the path of a Hugging Face model folder, or a name on the hub."),
             where=where,
         )
-    if not _is_cached(name) and not _hub_answers():
+    if not _is_cached(name):
+        _require_on_hub(name, where)
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_file()
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:  # no name of the hub looks like this
+        return False
+
+
+def _require_on_hub(name: str, where: Where) -> None:
+    """Ask the hub (or the mirror of ``HF_ENDPOINT``) for the model's config.json, without it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        url = hf_hub_url(name, "config.json", endpoint=os.environ.get("HF_ENDPOINT") or None)
+        get_hf_file_metadata(url, timeout=TIMEOUT)
+    except (RepositoryNotFoundError, HFValidationError) as error:  # gated ones too
+        raise UserError(
+            tr("the Hugging Face hub has no model {name} that you may read.", name=name),
+            hint=tr("check the name; for a private or gated model log in with 'hf auth login'."),
+            where=where,
+        ) from error
+    except HfHubHTTPError:
+        return  # the hub answers: whatever else is wrong, loading says it
+    except (HTTPError, OSError) as error:  # no network, or HF_HUB_OFFLINE
         raise UserError(
             tr(
                 "the model {name} is not on this machine, and the Hugging Face hub cannot be "
@@ -45,29 +84,4 @@ def require_reachable(name: str, where: Where) -> None:
                 "set HF_ENDPOINT to a mirror."
             ),
             where=where,
-        )
-
-
-def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_file()
-
-
-def _is_cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
-
-
-def _hub_answers() -> bool:
-    """Whether a connection to the hub can be made, within three seconds."""
-    if any(os.environ.get(name, "").upper() in ("1", "TRUE", "ON", "YES") for name in OFFLINE):
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True  # only the proxy can tell
-    url = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    port = url.port or (80 if url.scheme == "http" else 443)
-    try:
-        socket.create_connection((url.hostname or "", port), TIMEOUT).close()
-    except OSError:
-        return False
-    return True
+        ) from error

@@ -1,4 +1,4 @@
-"""The start of a training run: from the words of the command line to a runner that trains."""
+"""The start of a run: from the words of the command line to a runner that trains or tests."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from mmengine.config import Config
 
-from xtuner.config import dump_config, load_config
+from xtuner.config.adapt.adapter import RunOptions, adapt, work_dir_of
+from xtuner.config.adapt.machine import adapt_loops
+from xtuner.config.check.checker import check_or_raise
+from xtuner.config.document import ConfigDocument
+from xtuner.config.dump import dump
+from xtuner.config.load import load
+from xtuner.config.override import override
+from xtuner.config.values import iter_dicts, value_at
 from xtuner.engine.startup import import_runner
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 
 def train(
@@ -49,19 +59,11 @@ def train(
         The exit status.
 
     Raises:
-        UserError: for everything a user can mend.
+        UserError: for everything that a user can fix.
     """
-    cfg = prepare(
-        config,
-        work_dir=work_dir,
-        options=options,
-        launcher=launcher,
-        seed=seed,
-        deepspeed=deepspeed,
-        fsdp=fsdp or fsdp_offload,
-        fsdp_offload=fsdp_offload,
-    )
-    if cfg.get("framework", "mmengine").lower() == "huggingface":
+    run = RunOptions(work_dir, launcher, seed, deepspeed, fsdp, fsdp_offload)
+    cfg = prepare(config, options, run).config
+    if _uses_trainer(cfg):
         from xtuner.engine.huggingface import train as train_with_trainer
 
         return train_with_trainer(cfg, resume=resume)
@@ -73,14 +75,8 @@ def train(
         runner.resume_from = _find_checkpoint(cfg, resume)
         runner.resume_allow = resume_allow
     runner.train()
-    _leave()
+    _shut_down()
     return 0
-
-
-def _find_checkpoint(cfg: Config, resume: str | bool) -> Path | None:
-    from xtuner.checkpoint.resume import checkpoint_to_resume
-
-    return checkpoint_to_resume(cfg.work_dir, resume)
 
 
 def test(
@@ -102,80 +98,88 @@ def test(
 
     Returns:
         The exit status.
+
+    Raises:
+        UserError: for everything that a user can fix.
     """
     if checkpoint is not None and not Path(checkpoint).exists():
         raise UserError(tr("there is no such checkpoint."), where=Where(checkpoint))
     folder = work_dir or f"./work_dirs/{Path(config).stem}/test"
-    cfg = prepare(config, work_dir=folder, options=options, launcher=launcher)
-    cfg.pop("strategy", None)  # there is no optimizer to be cut
-    split = next(
-        name for name in ("test", "val", "train") if cfg.get(f"{name}_dataloader") is not None
-    )
-    if split != "test":
-        for key in ("dataloader", "evaluator"):
-            cfg[f"test_{key}"] = cfg.get(f"{split}_{key}")
-        cfg.test_evaluator = cfg.test_evaluator or []
-        cfg.test_cfg = {}
-        from xtuner.config.adapt.machine import adapt_loops
-
-        adapt_loops(cfg)
+    cfg = prepare(config, options, RunOptions(folder, launcher)).config
+    split = _use_test_loop(cfg)
     cfg.initial_weights = cfg.get("load_from")  # the reference of DPO is the model before training
     cfg.load_from = checkpoint
     cfg.resume = False
-    if _is_first():
+    if is_first(launcher):
         what = checkpoint or tr("the base model (no --checkpoint)")
         print(tr("measuring {what} on the {split} data", what=what, split=split))
     metrics = build_runner(cfg).test()
-    if _is_first():
+    if is_first(launcher):
         write_text(Path(cfg.work_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
-    _leave()
+    _shut_down()
     return 0
 
 
-def prepare(
-    config: str,
-    *,
-    work_dir: str | None,
-    options: Sequence[str],
-    launcher: str,
-    seed: int | None = None,
-    deepspeed: str | None = None,
-    fsdp: bool = False,
-    fsdp_offload: bool = False,
-) -> Config:
-    """Load a config, make it fit this machine, and write it into its work dir.
+def prepare(config: str, options: Sequence[str], run: RunOptions) -> ConfigDocument:
+    """The stages of a config before a run: load, override, check, adapt, write.
 
     Its ``before_run`` functions are called on the way, by one process of each machine at a time.
+
+    Args:
+        config: name or path of the config.
+        options: ``key=value`` words that change it.
+        run: what else the command line says.
+
+    Returns:
+        The config as the run uses it; it has been written into its work dir.
+
+    Raises:
+        UserError: for everything that a user can fix.
     """
-    cfg = load_config(config, options)
-    name = Path(cfg.filename or config).stem
-    cfg.work_dir = work_dir or cfg.get("work_dir") or f"./work_dirs/{name}"
-    cfg.launcher = launcher
-    if seed is not None:
-        cfg.randomness = {**(cfg.get("randomness") or {}), "seed": seed}
-    _require_settings(cfg)
-    _claim(Path(cfg.work_dir))
-    import_runner(_named_optimizer(cfg))
-    from xtuner.config.adapt.machine import adapt
-    from xtuner.config.adapt.strategy import adapt_strategy
-    from xtuner.config.check import check_or_raise
-
-    check_or_raise(cfg)
-    said = adapt(cfg, launcher=launcher)
-    said += adapt_strategy(cfg, deepspeed=deepspeed, fsdp=fsdp, offload=fsdp_offload)
-    _call_before_run(cfg)
-    _check_models(cfg)
-    if _is_first():
-        for line in said:
-            print(line)
-        write_text(Path(cfg.work_dir) / f"{name}.py", dump_config(cfg))
-    return cfg
+    document = load(config)
+    document = override(document, options)
+    _require_sections(document)
+    work_dir = _writable(Path(work_dir_of(document, run)))
+    check_or_raise(document)
+    import_runner(_optimizer_name(document))
+    document = adapt(document, run)
+    _call_before_run(document)
+    _require_models(document)
+    if is_first(run.launcher):
+        for note in document.notes:
+            print(note)
+        write_text(work_dir / f"{document.name}.py", dump(document))
+    return document
 
 
-def _leave() -> None:
+def is_first(launcher: str) -> bool:
+    """Whether this is the first of all processes, known before there is a process group.
+
+    Args:
+        launcher: who started the processes; each sets its own variables.
+    """
+    from xtuner.parallel.processes import LAUNCHER_ENV
+
+    return launcher == "none" or os.environ.get(LAUNCHER_ENV[launcher][0], "0") == "0"
+
+
+def build_runner(cfg: Config) -> FinetuneRunner:
+    """Build the model and everything around it, as mmengine's runner does."""
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+
+    return FinetuneRunner.from_cfg(cfg)
+
+
+def _shut_down() -> None:
     from xtuner.parallel.processes import shutdown_distributed
 
     shutdown_distributed()
+
+
+def _find_checkpoint(cfg: Config, resume: str | bool) -> Path | None:
+    from xtuner.checkpoint.resume import checkpoint_to_resume
+
+    return checkpoint_to_resume(cfg.work_dir, resume)
 
 
 def _prepare_data(cfg: Config) -> None:
@@ -197,30 +201,46 @@ def _prepare_data(cfg: Config) -> None:
             BUILDER.build(dataset)
 
 
-def build_runner(cfg: Config) -> Any:
-    """Build the model and everything around it, as mmengine's runner does."""
-    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+def _use_test_loop(cfg: Config) -> str:
+    """Let the test loop read the config's test data, else its validation or training data.
 
-    return FinetuneRunner.from_cfg(cfg)
+    Returns:
+        Which: ``test``, ``val`` or ``train``.
+    """
+    cfg.pop("strategy", None)  # no optimizer is sharded
+    splits = ("test", "val", "train")
+    split = next(name for name in splits if cfg.get(f"{name}_dataloader") is not None)
+    if split != "test":
+        for key in ("dataloader", "evaluator"):
+            cfg[f"test_{key}"] = cfg.get(f"{split}_{key}")
+        cfg.test_evaluator = cfg.test_evaluator or []
+        cfg.test_cfg = {}
+        adapt_loops(cfg)
+    return split
 
 
-def _require_settings(cfg: Config) -> None:
-    """Complain about everything at once that no run can do without."""
-    if cfg.get("framework", "mmengine").lower() == "huggingface":
+def _uses_trainer(cfg: Config) -> bool:
+    """Whether transformers' Trainer trains, and not our runner."""
+    return bool(cfg.get("framework", "mmengine").lower() == "huggingface")
+
+
+def _require_sections(document: ConfigDocument) -> None:
+    """Refuse a config without the sections that every run needs, all at once."""
+    if _uses_trainer(document.config):
         needed = ("model", "train_dataset", "trainer", "training_args")
     else:
         needed = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
-    missing = [key for key in needed if cfg.get(key) is None]
+    missing = [key for key in needed if document.values.get(key) is None]
     if missing:
         raise UserError(
             tr("this config sets no {missing}.", missing=", ".join(missing)),
             hint=tr("'xtuner list-cfg' shows whole configs; 'xtuner copy-cfg NAME .' copies one."),
-            where=Where(cfg.filename),
+            where=Where(document.file),
         )
 
 
-def _claim(folder: Path) -> None:
-    """Make the work dir and see that it can be written to, before anything takes long."""
+def _writable(folder: Path) -> Path:
+    """Make the work dir and write to it once, before anything takes long."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write_test_{os.getpid()}"
@@ -232,48 +252,35 @@ def _claim(folder: Path) -> None:
             hint=tr("choose another with '--work-dir'."),
             where=Where(str(folder)),
         ) from error
+    return folder
 
 
-def _named_optimizer(cfg: Config) -> str | None:
-    kind = (cfg.get("optim_wrapper") or {}).get("optimizer", {}).get("type")
+def _optimizer_name(document: ConfigDocument) -> str | None:
+    """The optimizer's name, where the config gives a name and not a class."""
+    try:
+        kind = value_at(document.values, ["optim_wrapper", "optimizer", "type"])
+    except KeyError:
+        return None
     return kind if isinstance(kind, str) else None
 
 
-def _call_before_run(cfg: Config) -> None:
+def _call_before_run(document: ConfigDocument) -> None:
     """Call the config's own functions, in order; processes of one machine take turns."""
+    cfg = document.config
     with FileLock(Path(cfg.work_dir).resolve() / ".before_run.lock"):
         for step in cfg.get("before_run") or []:
             arguments = {key: value for key, value in step.items() if key != "type"}
             step.type(**arguments)
 
 
-def _check_models(cfg: Config) -> None:
-    """See that the models and tokenizers a config names are there or can be fetched."""
-    from xtuner.engine.hub import require_reachable
+def _require_models(document: ConfigDocument) -> None:
+    """Check that the models that a config names exist or can be downloaded."""
+    from xtuner.engine.hub import require_available
 
-    names = {
-        value: key
-        for key, value in _names_of_models(cfg.get("model"), "model")
-        if isinstance(value, str)
-    }
-    for name, key in names.items():
-        require_reachable(name, Where(cfg.filename, key=key))
-
-
-def _names_of_models(value: Any, path: str) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        found = [
-            (f"{path}.{key}", value[key])
-            for key in ("pretrained_model_name_or_path",)
-            if value.get(key)
-        ]
-        for key in value:
-            found += _names_of_models(value[key], f"{path}.{key}")
-        return found
-    return []
-
-
-def _is_first() -> bool:
-    """Whether this is the first of all processes, asked before there is a process group."""
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    return rank == "0" or os.environ.get("OMPI_COMM_WORLD_RANK") == "0"
+    keys: dict[str, str] = {}
+    for path, part in iter_dicts(document.values.get("model"), "model"):
+        name = dict.get(part, "pretrained_model_name_or_path")
+        if name and isinstance(name, str):
+            keys[name] = f"{path}.pretrained_model_name_or_path"
+    for name, key in keys.items():
+        require_available(name, Where(document.file, key=key))

@@ -23,11 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the config with every value spelled out, or the way to one value."""
     from xtuner.config.dump import spelled_out
-    from xtuner.config.load import load_config
+    from xtuner.config.load import load
+    from xtuner.config.override import override
     from xtuner.config.provenance import provenance_of
 
+    document = override(load(args.config), args.cfg_options)
+
     if args.why:
-        print("\n".join(map(str, provenance_of(args.config, args.why, args.cfg_options))))
+        print("\n".join(map(str, provenance_of(document, args.why))))
         return 0
-    print(spelled_out(load_config(args.config, args.cfg_options)), end="")
+    print(spelled_out(document.config), end="")
     return 0

@@ -8,7 +8,8 @@ import torch
 from tests.engine.toy import write_config
 from xtuner.config import dump_config, load_config
 from xtuner.config.adapt import machine
-from xtuner.config.adapt.machine import adapt, supported
+from xtuner.config.adapt.machine import adapt_to_machine, supported_dtype
+from xtuner.config.compat import adapt_published
 from xtuner.engine.hooks import CheckpointHook
 from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.engine.runner import TrainLoop, ValLoop
@@ -39,7 +40,8 @@ def on_a_cpu(monkeypatch):
 
 def test_on_a_cpu(tmp_path, on_a_cpu):
     cfg = load_config(str(write_config(tmp_path, MODEL)))
-    said = adapt(cfg, launcher="pytorch")
+    adapt_published(cfg)
+    said = adapt_to_machine(cfg, launcher="pytorch")
     assert cfg.optim_wrapper.type is FinetuneOptimWrapper
     assert cfg.optim_wrapper.dtype == "bfloat16"
     assert cfg.optim_wrapper.device == "cpu"
@@ -58,11 +60,12 @@ def test_on_a_cpu(tmp_path, on_a_cpu):
 
 def test_the_adapted_config_loads_again_and_needs_nothing_more(tmp_path, on_a_cpu):
     cfg = load_config(str(write_config(tmp_path, MODEL)))
-    adapt(cfg)
+    adapt_published(cfg)
+    adapt_to_machine(cfg)
     again_path = tmp_path / "again.py"
     again_path.write_text(dump_config(cfg))
     again = load_config(str(again_path))
-    assert adapt(again) == []
+    assert adapt_to_machine(again) == []
     assert again.optim_wrapper.dtype == "bfloat16"
     assert again.model.llm.dtype is torch.bfloat16
 
@@ -70,11 +73,11 @@ def test_the_adapted_config_loads_again_and_needs_nothing_more(tmp_path, on_a_cp
 def test_on_a_gpu_fp16_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert supported("float16") == "float16"
-    assert supported("bfloat16") == "float16"
-    assert supported("float32") == "float32"
+    assert supported_dtype("float16") == "float16"
+    assert supported_dtype("bfloat16") == "float16"
+    assert supported_dtype("float32") == "float32"
     cfg = load_config(str(write_config(tmp_path)))
-    assert adapt(cfg) == []
+    assert adapt_to_machine(cfg) == []
     assert cfg.optim_wrapper.dtype == "float16"
     assert cfg.optim_wrapper.device == "cuda"
     assert cfg.env_cfg.dist_cfg.backend == "nccl"
@@ -83,4 +86,4 @@ def test_on_a_gpu_fp16_stays(tmp_path, monkeypatch):
 def test_a_cpu_without_bf16_computes_in_float32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: False)
-    assert supported("float16") == supported("bfloat16") == "float32"
+    assert supported_dtype("float16") == supported_dtype("bfloat16") == "float32"

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from xtuner.config import load_config
 from xtuner.config.check import check, check_or_raise
-from xtuner.config.load import load_config
+from xtuner.config.load import load
+from xtuner.config.override import override
 from xtuner.utils.errors import UserError
 
 NAME = "internlm2_chat_7b_qlora_alpaca_e3"
@@ -61,13 +63,13 @@ def test_loaded_config_is_checked_too():
 
 def test_errors_stop_a_run():
     with pytest.raises(UserError) as error:
-        check_or_raise(load_config(NAME, ["batch_size=4", "accumulative_counts=0"]))
+        check_or_raise(override(load(NAME), ["batch_size=4", "accumulative_counts=0"]))
     assert "XT0310" in str(error.value)
     assert f"{NAME}.py:" in str(error.value)
 
 
 def test_warnings_do_not(capsys):
-    check_or_raise(load_config(NAME, ["lr=1e-6"]))
+    check_or_raise(override(load(NAME), ["lr=1e-6"]))
     assert "XT0331" in capsys.readouterr().err
 
 

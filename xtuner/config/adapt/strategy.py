@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 
-from xtuner.config.adapt.machine import name_of, supported
+from xtuner.config.adapt.engine_types import DEEPSPEED_STRATEGY, FSDP_STRATEGY
+from xtuner.config.adapt.machine import has_gpu, supported_dtype
+from xtuner.config.values import last_name
 from xtuner.configs import UnknownConfig, deepspeed_path
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -29,12 +30,12 @@ OF_THE_CONFIG = {
 
 
 def adapt_strategy(
-    cfg: Config, *, deepspeed: str | None = None, fsdp: bool = False, offload: bool = False
+    config: Config, *, deepspeed: str | None = None, fsdp: bool = False, offload: bool = False
 ) -> list[str]:
-    """Complete ``cfg.strategy`` in place, from the command line or from the config itself.
+    """Complete ``config.strategy`` in place, from the command line or from the config itself.
 
     Args:
-        cfg: adapted to the machine already (``engine.adapt``).
+        config: adapted to the machine already.
         deepspeed: name or path of DeepSpeed settings.
         fsdp: shard with FSDP.
         offload: with FSDP keep shards in the main memory.
@@ -48,47 +49,43 @@ def adapt_strategy(
     if deepspeed and fsdp:
         raise UserError(tr("--deepspeed and --fsdp exclude each other."))
     if deepspeed:
-        cfg.strategy = dict(type="DeepSpeedStrategy", config=deepspeed)
+        config.strategy = dict(type="DeepSpeedStrategy", config=deepspeed)
     elif fsdp:
-        cfg.strategy = dict(type="FSDPStrategy", cpu_offload=offload)
-    strategy = cfg.get("strategy")
+        config.strategy = dict(type="FSDPStrategy", cpu_offload=offload)
+    strategy = config.get("strategy")
     if not strategy:
         return []
-    if cfg.get("framework", "mmengine").lower() == "huggingface":
+    if config.get("framework", "mmengine").lower() == "huggingface":
         raise UserError(
             tr(
                 "transformers' Trainer spreads the model in its own way: --deepspeed, --fsdp and "
                 "strategy are not for it."
             ),
             hint="training_args = dict(..., deepspeed='ds.json')",
-            where=Where(cfg.filename, key="framework"),
+            where=Where(config.filename, key="framework"),
         )
-    kind = name_of(strategy.get("type"))
+    kind = last_name(dict.get(strategy, "type"))
     if kind == "DeepSpeedStrategy":
-        return _adapt_deepspeed(cfg)
+        return _adapt_deepspeed(config)
     if kind == "FSDPStrategy":
-        return _adapt_fsdp(cfg)
+        return _adapt_fsdp(config)
     raise UserError(
         tr("there is no strategy {kind!r}.", kind=kind),
         hint="strategy = dict(type=DeepSpeedStrategy, config='deepspeed_zero2')",
-        where=Where(cfg.filename, key="strategy.type"),
+        where=Where(config.filename, key="strategy.type"),
     )
 
 
-def _adapt_fsdp(cfg: Config) -> list[str]:
-    from xtuner.engine._strategy.fsdp import FSDPStrategy
-
-    cfg.strategy.type = FSDPStrategy
-    cfg.strategy.setdefault("dtype", cfg.optim_wrapper.get("dtype") or "float32")
+def _adapt_fsdp(config: Config) -> list[str]:
+    config.strategy.type = FSDP_STRATEGY
+    config.strategy.setdefault("dtype", config.optim_wrapper.get("dtype") or "float32")
     return []
 
 
-def _adapt_deepspeed(cfg: Config) -> list[str]:
-    from xtuner.engine._strategy.deepspeed import DeepSpeedStrategy
-
-    _refuse_skipped_steps(cfg)
-    said: list[str] = []
-    strategy = dict(cfg.strategy)
+def _adapt_deepspeed(config: Config) -> list[str]:
+    _refuse_skipped_steps(config)
+    notes: list[str] = []
+    strategy = dict(config.strategy)
     given = _read(strategy.pop("config", {}))
     kept = {"exclude_frozen_parameters"} & strategy.keys()
     # v0.1 wrote the config's numbers beside ``config``, and mmengine takes whole sections there.
@@ -103,16 +100,16 @@ def _adapt_deepspeed(cfg: Config) -> list[str]:
     settings.setdefault("steps_per_print", 10**13)
     for key, ours in OF_THE_CONFIG.items():
         if settings.pop(key, AUTO) != AUTO:
-            said.append(
+            notes.append(
                 tr(
                     "DeepSpeed's '{key}' is left out: {ours} of the config counts.",
                     key=key,
                     ours=ours,
                 )
             )
-    for key, value, ours in _numbers(cfg, said):
+    for key, value, ours in _numbers(config, notes):
         if settings.get(key, AUTO) not in (AUTO, value):
-            said.append(
+            notes.append(
                 tr(
                     "DeepSpeed's {key}={file_value} is not {ours}={value} of the config: "
                     "{value} is used.",
@@ -123,29 +120,29 @@ def _adapt_deepspeed(cfg: Config) -> list[str]:
                 )
             )
         settings[key] = value
-    _set_dtype(settings, cfg.optim_wrapper.get("dtype") or "float32", said)
-    if not torch.cuda.is_available():
+    _set_dtype(settings, config.optim_wrapper.get("dtype") or "float32", notes)
+    if not has_gpu():
         _unpin(settings)
-    cfg.strategy = dict(
-        type=DeepSpeedStrategy,
+    config.strategy = dict(
+        type=DEEPSPEED_STRATEGY,
         config=_without_auto(settings),
         **{key: strategy[key] for key in kept},
     )
-    return said
+    return notes
 
 
-def _refuse_skipped_steps(cfg: Config) -> None:
+def _refuse_skipped_steps(config: Config) -> None:
     """DeepSpeed has stepped by the time a loss is judged, unless fp16 overflowed."""
     for key in ("on_bad_loss", "on_spike"):
-        if (cfg.get("train_cfg") or {}).get(key) == "skip":
+        if (config.get("train_cfg") or {}).get(key) == "skip":
             raise UserError(
                 tr("DeepSpeed clips and steps at once: a step cannot be left out for its loss."),
                 hint=tr("set {key} to 'stop' or 'continue', or train with --fsdp.", key=key),
-                where=Where(cfg.filename, key=f"train_cfg.{key}"),
+                where=Where(config.filename, key=f"train_cfg.{key}"),
             )
 
 
-def _read(config: Any) -> dict[str, Any]:
+def _read(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """DeepSpeed settings: given as a dict, as a path, or by a published name."""
     if isinstance(config, Mapping):
         return dict(config)
@@ -176,15 +173,15 @@ def _read(config: Any) -> dict[str, Any]:
     return settings
 
 
-def _numbers(cfg: Config, said: list[str]) -> list[tuple[str, Any, str]]:
+def _numbers(config: Config, notes: list[str]) -> list[tuple[str, Any, str]]:
     """What the config decides: DeepSpeed's key, the value, and where the config has it."""
-    wrapper, loader = cfg.optim_wrapper, cfg.train_dataloader
+    wrapper, loader = config.optim_wrapper, config.train_dataloader
     sampler = loader.get("batch_sampler") or {}
     batch = loader.get("batch_size") or sampler.get("batch_size") or 1
     clip = dict(wrapper.get("clip_grad") or {})
     by_norm = clip.get("type", "norm") == "norm" and clip.get("norm_type", 2) == 2
     if not by_norm:
-        said.append(
+        notes.append(
             tr("DeepSpeed clips by the 2-norm only: clip_grad={clip} is left out.", clip=clip)
         )
     return [
@@ -202,14 +199,14 @@ def _numbers(cfg: Config, said: list[str]) -> list[tuple[str, Any, str]]:
     ]
 
 
-def _set_dtype(settings: dict[str, Any], wanted: str, said: list[str]) -> None:
+def _set_dtype(settings: dict[str, Any], wanted: str, notes: list[str]) -> None:
     """Switch DeepSpeed's fp16 or bf16 on: its own choice, else the config's, as the device can."""
     for section, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
         if dict(settings.get(section) or {}).get("enabled") is True:
             wanted = dtype
-    used = supported(wanted)
+    used = supported_dtype(wanted)
     if used != wanted:
-        said.append(
+        notes.append(
             tr(
                 "DeepSpeed's {wanted} does not run on this machine: {used} is used.",
                 wanted=wanted,
@@ -229,7 +226,7 @@ def _unpin(settings: dict[str, Any]) -> None:
     settings["zero_optimization"] = zero
 
 
-def _without_auto(value: Any) -> Any:
+def _without_auto(value: object) -> Any:
     """Leave out what is still ``auto``: DeepSpeed has a default for it."""
     if isinstance(value, Mapping):
         return {name: _without_auto(item) for name, item in value.items() if item != AUTO}

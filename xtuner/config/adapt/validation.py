@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler
 
+from xtuner.config.adapt.engine_types import DEFAULT_SAMPLER
+from xtuner.config.values import last_name
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -16,27 +17,29 @@ from xtuner.utils.lang import tr
 SPLIT_BY = ("process_hf_dataset", "process_ms_dataset")
 
 
-def adapt_validation_split(cfg: Config, said: list[str]) -> None:
+def adapt_validation_split(config: Config) -> list[str]:
     """Give a config with ``val_size`` a validation dataloader.
 
     Args:
-        cfg: a loaded config; changed in place.
-        said: what people should know of is added.
+        config: a loaded config; changed in place.
+
+    Returns:
+        One line that says so; none without ``val_size``.
 
     Raises:
         UserError: where there is validation data already, or the training data cannot be split.
     """
-    size = cfg.pop("val_size", 0)
+    size = config.pop("val_size", 0)
     if not size:
-        return
-    if cfg.get("val_dataloader") is not None:
+        return []
+    if config.get("val_dataloader") is not None:
         raise _refused(
             tr("there is a val_dataloader already."),
             tr("set val_size=0, or leave the val_dataloader out."),
         )
-    training = cfg.get("train_dataloader") or {}
+    training = config.get("train_dataloader") or {}
     datasets = list(_leaves(training.get("dataset")))
-    others = sorted({_name(dataset) for dataset in datasets} - {*SPLIT_BY})
+    others = sorted({last_name(dict.get(dataset, "type")) for dataset in datasets} - {*SPLIT_BY})
     if others or not datasets:
         raise _refused(
             tr(
@@ -52,23 +55,18 @@ def adapt_validation_split(cfg: Config, said: list[str]) -> None:
     for dataset in _leaves(validation["dataset"]):
         dataset["part"] = "val"
     validation.pop("batch_sampler", None)
-    validation["sampler"] = dict(type=DefaultSampler, shuffle=False)
-    cfg.val_dataloader = validation
-    said.append(tr("val_size={size}: of each dataset so much is kept for validation.", size=size))
+    validation["sampler"] = dict(type=DEFAULT_SAMPLER, shuffle=False)
+    config.val_dataloader = validation
+    return [tr("val_size={size}: of each dataset so much is kept for validation.", size=size)]
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
+def _leaves(dataset: object) -> Iterator[dict[str, Any]]:
     """The datasets that are read, within those that only join others."""
     if isinstance(dataset, dict) and "datasets" in dataset:
         for each in dataset["datasets"]:
             yield from _leaves(each)
     elif isinstance(dataset, dict):
         yield dataset
-
-
-def _name(dataset: Any) -> str:
-    kind = dataset.get("type")
-    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _refused(text: str, hint: str) -> UserError:

@@ -9,18 +9,18 @@ from typing import Any
 
 from mmengine.config.lazy import LazyObject
 
-from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, imported_at, name_of, rule
+from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
 from xtuner.config.compat import adapted_keys
-from xtuner.config.dump import dotted_name
 from xtuner.config.names import NotThere
 from xtuner.config.signatures import Parameters, missing, parameters_of
+from xtuner.config.values import dotted_name, is_imported, name_of
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 # Packages that published configs name but that only some users install.
 OPTIONAL_PACKAGES = frozenset({"modelscope", "deepspeed", "flash_attn", "lagent"})
 
-# What the one who builds a dict adds to it, by the key it stands under.
+# Arguments that the builder of a dict adds, by the key of the dict.
 SUPPLIED = {
     "optimizer": {"params"},
     "param_scheduler": {"optimizer", "param_name"},
@@ -31,7 +31,7 @@ SUPPLIED = {
     "val_cfg": {"runner", "dataloader", "evaluator"},
     "test_cfg": {"runner", "dataloader", "evaluator"},
 }
-# What the one who builds a dict takes out of it before the call.
+# Keys that the builder of a dict takes out of it before the call.
 CONSUMED = {
     "param_scheduler": {"convert_to_iter_based"},
     "optim_wrapper": {"constructor", "paramwise_cfg"},
@@ -111,7 +111,7 @@ def missing_argument(context: Context) -> Iterator[Finding]:
 
 @rule("XT0104", WARNING)
 def likely_misspelt_argument(context: Context) -> Iterator[Finding]:
-    """A callee that takes any keyword swallows a misspelt one."""
+    """A callee with ``**kwargs`` accepts a misspelt argument too."""
     for key, value, parameters in _calls(context):
         if not parameters.any_keyword:
             continue
@@ -167,14 +167,14 @@ def function_uses_lazy_import(context: Context) -> Iterator[Finding]:
 
 
 def _imported_values(context: Context) -> Iterator[tuple[str, Any]]:
-    """Everything imported that stands in a section, with its key."""
+    """All imported names in sections, each with its key."""
     for key, value in context.values.items():
-        if imported_at(value):
+        if is_imported(value):
             yield key, value
     for key, holder in context.dicts():
         for name in dict.keys(holder):
             value = dict.__getitem__(holder, name)
-            if imported_at(value):
+            if is_imported(value):
                 yield f"{key}.{name}", value
 
 
@@ -189,8 +189,8 @@ def _calls(context: Context) -> Iterator[tuple[str, dict[str, Any], Parameters]]
 
 def _arguments(key: str, value: dict[str, Any]) -> Iterator[str]:
     """The keyword arguments of a call that its callee will see."""
-    passed_over = {*ALWAYS, *_by_place(CONSUMED, key), *adapted_keys(dict.get(value, "type"))}
-    return (name for name in dict.keys(value) if name not in passed_over)
+    ignored = {*ALWAYS, *_by_place(CONSUMED, key), *adapted_keys(dict.get(value, "type"))}
+    return (name for name in dict.keys(value) if name not in ignored)
 
 
 def _by_place(table: dict[str, set[str]], key: str) -> set[str]:

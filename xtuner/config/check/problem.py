@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.config.lazy import LazyAttr, LazyObject
-
-from xtuner.config.dump import dotted_name, own_values
-from xtuner.config.source import Source, value_at
+from xtuner.config.document import ConfigDocument
+from xtuner.config.values import has_key, iter_dicts, name_of, value_at
 from xtuner.utils.errors import Where
 from xtuner.utils.lang import tr
 
@@ -64,20 +61,20 @@ class Finding:
 class Context:
     """A config as rules see it: values by dotted key, imported names by what they are called."""
 
-    def __init__(self, cfg: Config, source: Source) -> None:
-        self.source = source
-        self.values = own_values(cfg)
-        self._dicts = [pair for key, value in self.values.items() for pair in _dicts(key, value)]
+    def __init__(self, document: ConfigDocument) -> None:
+        self.source = document.source
+        self.values = document.values
+        self._dicts = [
+            pair for key, value in self.values.items() for pair in iter_dicts(value, key)
+        ]
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         """The value of a dotted key; imported names stay lazy."""
-        try:
-            return value_at(self.values, key.split("."))
-        except KeyError:
-            return default
+        path = key.split(".")
+        return value_at(self.values, path) if has_key(self.values, path) else default
 
     def kind(self, key: str) -> str:
-        """The last word of what ``type`` names at a key, '' if there is none."""
+        """The name that ``type`` has at a key, '' if there is none."""
         return name_of(self.get(f"{key}.type"))
 
     def typed(self, *kinds: str) -> Iterator[str]:
@@ -98,29 +95,6 @@ class Context:
         """Line and column of where a key's value is written, or of the key itself."""
         path = key.split(".")
         return self.source.key_place(path) if at_key else self.source.place(path)
-
-
-def _dicts(key: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(value, dict):
-        yield key, value
-        for name in dict.keys(value):
-            yield from _dicts(f"{key}.{name}", dict.__getitem__(value, name))
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from _dicts(f"{key}.{number}", item)
-
-
-def name_of(kind: Any) -> str:
-    """What an imported name, a class or a registered name is called, without its module."""
-    if isinstance(kind, str):
-        return kind.rpartition(".")[2]
-    named = dotted_name(kind) if kind is not None else None
-    return ".".join(part for part in named[1:] if part) if named else ""
-
-
-def imported_at(value: Any) -> bool:
-    """Whether a value is an imported name."""
-    return isinstance(value, LazyAttr | LazyObject)
 
 
 RuleFunction = Callable[[Context], Iterator[Finding]]

@@ -1,4 +1,4 @@
-"""XT03xx: settings that are each fine but do not fit together."""
+"""XT03xx: settings that are each valid but do not fit together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, name_of, rule
-from xtuner.config.check.values import is_number, looks_local
+from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
+from xtuner.config.check.values import looks_local
+from xtuner.config.values import is_number, name_of
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
 

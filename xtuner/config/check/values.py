@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
-from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, name_of, rule
+from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
+from xtuner.config.values import is_number, name_of
 from xtuner.utils.lang import tr
 
 POSITIVE = (
@@ -26,10 +27,6 @@ POSITIVE = (
 )
 SHARES = ("model.lora.lora_dropout", "model.label_smoothing")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @rule("XT0310", ERROR)
@@ -110,7 +107,7 @@ def work_dir_not_writable(context: Context) -> Iterator[Finding]:
         )
 
 
-def looks_local(path: Any) -> bool:
+def looks_local(path: object) -> TypeGuard[str]:
     """Whether a model or data path can only be a local one."""
     return isinstance(path, str) and path.startswith(("/", "./", "../", "~"))
 

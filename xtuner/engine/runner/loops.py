@@ -43,6 +43,7 @@ class TrainLoop(BaseLoop):
         max_iters: how many micro-batches to take (not optimizer steps).
         val_begin: the first micro-batch after which to validate.
         val_interval: validate each so many micro-batches, at the end of the optimizer step.
+        val_by_epoch: ``val_begin`` and ``val_interval`` count epochs instead.
         on_bad_loss: ``stop``, ``skip`` (leave the step out) or ``continue`` when the loss or the
             gradients are not finite.
         on_spike: the same for a loss that is far above the usual one.
@@ -56,6 +57,7 @@ class TrainLoop(BaseLoop):
         max_iters: int | None = None,
         val_begin: int = 1,
         val_interval: int = 1000,
+        val_by_epoch: bool = False,
         on_bad_loss: Action = "stop",
         on_spike: Action = "continue",
     ) -> None:
@@ -66,8 +68,9 @@ class TrainLoop(BaseLoop):
         self._max_epochs = math.ceil(self._max_iters / (self.epoch_length or self._max_iters))
         self._epoch = 0
         self._iter = 0
-        self.val_begin = val_begin
-        self.val_interval = val_interval
+        unit = self.epoch_length or 1 if val_by_epoch else 1
+        self.val_begin = val_begin * unit
+        self.val_interval = val_interval * unit
         self.stop_training = False
         self.step_finished = False
         self._step_began = time.perf_counter()

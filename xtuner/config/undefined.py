@@ -1,4 +1,4 @@
-"""Names that a config uses and nowhere defines, all at once, each with the name that was meant."""
+"""Names that a config uses but does not define, each with the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import symtable
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xtuner.config.source import Source
+from xtuner.config.edit import with_expressions
+from xtuner.config.source import ConfigSource
 
 
 @dataclass(frozen=True)
 class Undefined:
-    """A use of a name that nothing defines, and the defined name that is most like it."""
+    """A use of a name that nothing defines, and the defined name that is most similar."""
 
     node: ast.Name
     meant: str | None
 
 
-def undefined_names(source: Source) -> list[Undefined]:
+def undefined_names(source: ConfigSource) -> list[Undefined]:
     """Every use of a name that the file neither assigns nor imports, by line.
 
     A file that imports ``*`` may have any name: nothing is found there.
@@ -41,17 +42,15 @@ def undefined_names(source: Source) -> list[Undefined]:
     ]
 
 
-def with_meant_names(source: Source, found: list[Undefined]) -> Source | None:
-    """The text with the names that were meant, lines kept; None if one of them is not known."""
-    lines = source.text.splitlines(keepends=True)
-    for use in reversed(found):
-        if use.meant is None:
+def with_meant_names(source: ConfigSource, found: list[Undefined]) -> ConfigSource | None:
+    """The text with the names that were probably meant; None if one of them is not known."""
+    edits: list[tuple[ast.expr, str]] = []
+    for use in found:
+        # Python 3.11 has no right positions for names inside f-strings.
+        if use.meant is None or source.segment(use.node) != use.node.id:
             return None
-        row, start = use.node.lineno - 1, use.node.col_offset
-        line = lines[row].encode()  # the tree counts columns in bytes
-        end = start + len(use.node.id.encode())
-        lines[row] = (line[:start] + use.meant.encode() + line[end:]).decode()
-    return Source("".join(lines), source.file)
+        edits.append((use.node, use.meant))
+    return with_expressions(source, edits)
 
 
 def _globals_read(table: symtable.SymbolTable) -> Iterator[str]:
@@ -64,7 +63,7 @@ def _globals_read(table: symtable.SymbolTable) -> Iterator[str]:
         yield from _globals_read(child)
 
 
-def _nearest(node: ast.Name, source: Source, defined: set[str]) -> str | None:
+def _nearest(node: ast.Name, source: ConfigSource, defined: set[str]) -> str | None:
     """The most similar name that has a value where this one is used."""
     before = {
         name
