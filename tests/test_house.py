@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "evaluation": LEAVES | {"parallel"},
     "checkpoint": LEAVES | {"parallel"},
     "export": LEAVES | {"tokenization", "model", "checkpoint"},
-    "config": LEAVES | {"configs", "parallel", "engine"},
+    "config": LEAVES | {"configs"},
     "reporting": LEAVES | {"parallel", "dataset", "checkpoint", "engine"},
     "engine": BELOW_ENGINE | {"configs", "config", "checkpoint", "export", "reporting"},
     "chat": LEAVES | {"parallel", "tokenization", "dataset", "model"},
