@@ -12,14 +12,7 @@ from typing import Any
 import torch
 from mmengine.optim.optimizer.optimizer_wrapper import OptimWrapper
 
-DTYPES = {
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-}
+from xtuner.utils.dtypes import torch_dtype
 
 
 class FinetuneOptimWrapper(OptimWrapper):
@@ -47,7 +40,7 @@ class FinetuneOptimWrapper(OptimWrapper):
         device: str = "cpu",
     ) -> None:
         super().__init__(optimizer, accumulative_counts, dict(clip_grad) if clip_grad else None)
-        self.dtype = DTYPES[dtype] if dtype else torch.float32
+        self.dtype = torch_dtype(dtype) if dtype else torch.float32
         self.device = device
         self.scaler: torch.amp.GradScaler | None = None
         self._initial_scale = 1.0

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtuner.tools.arguments import add_dtype
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
@@ -31,12 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=tr("the layer whose features LLaVA takes"),
     )
     parser.add_argument("--image", help=tr("the image to talk about"))
-    parser.add_argument(
-        "--torch-dtype",
-        choices=("fp16", "bf16", "fp32", "auto"),
-        default="auto",
-        help=tr("default: the model's own"),
-    )
+    add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
     templates = sorted(name for name in PROMPT_TEMPLATE if name != "auto")
     parser.add_argument(
         "--prompt-template",

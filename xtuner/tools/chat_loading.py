@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from xtuner.export.model_folder import find_model, read_json
+from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
-
-DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "auto": "auto"}
 
 
 def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | None]:
@@ -69,7 +68,7 @@ def load_for_chat(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     settings: dict[str, Any] = {
-        "dtype": dtype if dtype == "auto" else getattr(torch, DTYPES[dtype]),
+        "dtype": dtype if dtype == "auto" else torch_dtype(dtype),
         "device_map": "auto" if torch.cuda.is_available() else "cpu",
         "trust_remote_code": True,
     }

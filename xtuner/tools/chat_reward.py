@@ -78,7 +78,7 @@ def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
         AutoModelForSequenceClassification,
         AutoTokenizer,
     )
-    from xtuner.tools.chat_loading import DTYPES
+    from xtuner.utils.dtypes import torch_dtype
 
     loader: Any = AutoModelForSequenceClassification
     try:
@@ -86,7 +86,7 @@ def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
             model = loader.from_pretrained(
                 folder,
                 num_labels=1,
-                dtype=dtype if dtype == "auto" else getattr(torch, DTYPES[dtype]),
+                dtype=dtype if dtype == "auto" else torch_dtype(dtype),
                 device_map="auto" if torch.cuda.is_available() else "cpu",
                 trust_remote_code=True,
             )

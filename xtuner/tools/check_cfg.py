@@ -5,19 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
+from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("config", nargs="+", help=tr("paths or names"))
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help=tr("overrides, as for train"),
-    )
+    add_config_options(parser)
     parser.add_argument("--json", action="store_true", help=tr("for editors and CI"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr
 
 
@@ -17,13 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=tr("write the report as one HTML file"),
     )
     parser.add_argument("--json", action="store_true", help=tr("print the report as JSON"))
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help=tr("change settings of the config"),
-    )
+    add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xtuner.tools.arguments import add_config_options
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -30,13 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=tr("text: trained tokens coloured; masked_text: the others as [-100]; ids; or all"),
     )
     parser.add_argument("--html", metavar="FILE", help=tr("write an HTML file as well"))
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help=tr("change settings of the config"),
-    )
+    add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("config", help=tr("a path or a name"))
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help=tr("overrides, as for train"),
-    )
+    add_config_options(parser)
     parser.add_argument("--why", metavar="KEY", help=tr("where the value of a key comes from"))
 
 

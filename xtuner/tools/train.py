@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr
 
 
@@ -52,14 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``train`` and ``test`` have in common."""
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        action="extend",
-        metavar="KEY=VALUE",
-        help=tr("change settings of the config"),
-    )
+    add_config_options(parser)
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from xtuner.tools.arguments import add_dtype
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -29,7 +30,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help=tr("the one of the training"),
     )
     parser.add_argument("--stop-words", nargs="+", default=[])
-    parser.add_argument("--torch-dtype", choices=("fp16", "bf16", "fp32", "auto"), default="auto")
+    add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
     parser.add_argument("--bits", type=int, choices=(4, 8))
     parser.add_argument("--bot-name", default="BOT")
     parser.add_argument("--offload-folder")

@@ -9,6 +9,7 @@ from typing import TypeGuard
 
 from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
 from xtuner.config.values import is_number, name_of
+from xtuner.utils.dtypes import DTYPE_NAMES
 from xtuner.utils.lang import tr
 
 POSITIVE = (
@@ -26,7 +27,6 @@ POSITIVE = (
     "model.lora.lora_alpha",
 )
 SHARES = ("model.lora.lora_dropout", "model.label_smoothing")
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @rule("XT0310", ERROR)
@@ -72,11 +72,11 @@ def unknown_dtype(context: Context) -> Iterator[Finding]:
     keys.append("model.llm.quantization_config.bnb_4bit_compute_dtype")
     for key in keys:
         value = context.get(key)
-        if isinstance(value, str) and value not in (*DTYPES, "auto"):
+        if isinstance(value, str) and value not in (*DTYPE_NAMES, "auto"):
             yield Finding(
                 key,
                 tr("there is no dtype {value!r}", value=value),
-                tr("there are: {dtypes}", dtypes=", ".join(DTYPES)),
+                tr("there are: {dtypes}", dtypes=", ".join(DTYPE_NAMES)),
             )
 
 

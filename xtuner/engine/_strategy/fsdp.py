@@ -32,8 +32,8 @@ from xtuner.checkpoint import run_state
 from xtuner.checkpoint.folder import save_folder
 from xtuner.checkpoint.sharded import DataReader
 from xtuner.engine._strategy.strategy import Context, Strategy
-from xtuner.engine.optim import DTYPES
 from xtuner.parallel.processes import init_single_process
+from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -55,7 +55,7 @@ class FSDPStrategy(Strategy):
     def __init__(
         self, dtype: str = "float32", cpu_offload: bool = False, reshard_after_forward: bool = True
     ) -> None:
-        self.dtype = DTYPES[dtype]
+        self.dtype = torch_dtype(dtype)
         self.cpu_offload = cpu_offload
         self.reshard_after_forward = reshard_after_forward
         if self.dtype is torch.float16:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from xtuner.tools.arguments import add_config_options
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -17,13 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=tr("name or path of a config"))
     parser.add_argument("out", nargs="?", help=tr("folder to write"))
     parser.add_argument("--save-folder", help=tr("the same as OUT"), metavar="OUT", default=None)
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help=tr("change settings of the config"),
-    )
+    add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from xtuner.tools.arguments import add_dtype, add_max_shard_size
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -35,13 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=tr("the visual encoder, likewise"),
     )
     parser.add_argument("--visual-select-layer", type=int, default=-2, help=tr("default: -2"))
-    parser.add_argument(
-        "--torch-dtype",
-        choices=("fp16", "bf16", "fp32", "auto"),
-        default="auto",
-        help=tr("default: the model's own"),
-    )
-    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
+    add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
+    add_max_shard_size(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,14 +90,13 @@ def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def _read_whole(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor of Hugging Face's form."""
-    import torch
     from transformers import AutoImageProcessor
 
     from xtuner.model.modules.llava_reading import read_huggingface
     from xtuner.model.transformers_models.auto import AutoTokenizer
-    from xtuner.tools.chat_loading import DTYPES
+    from xtuner.utils.dtypes import torch_dtype
 
-    name = DTYPES[args.torch_dtype]
-    model = read_huggingface(args.source, name if name == "auto" else getattr(torch, name))
+    name = args.torch_dtype
+    model = read_huggingface(args.source, name if name == "auto" else torch_dtype(name))
     tokenizer = AutoTokenizer.from_pretrained(args.source)
     return model, tokenizer, AutoImageProcessor.from_pretrained(args.source)

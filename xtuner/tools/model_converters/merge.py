@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xtuner.tools.arguments import add_dtype, add_max_shard_size, add_safe_serialization
+from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
@@ -17,34 +19,22 @@ if TYPE_CHECKING:
     from xtuner.export.streaming_merge import LayerMerge
     from xtuner.export.weights import Weights
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("model_name_or_path", help=tr("the base model"))
     parser.add_argument("adapter_name_or_path", help=tr("the adapter's folder"))
     parser.add_argument("save_dir", help=tr("the folder to write"))
-    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
+    add_max_shard_size(parser)
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda", "auto"),
         default="auto",
         help=tr("where layers are merged (default: a GPU if there is one)"),
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help=tr("dtype to write (default: the base's)"),
-    )
+    add_dtype(parser, tr("dtype to write (default: the base's)"))
     parser.add_argument("--is-clip", action="store_true", help=tr("the base is a CLIP model"))
-    parser.add_argument(
-        "--safe-serialization",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help=tr("write safetensors (default) or .bin"),
-    )
+    add_safe_serialization(parser)
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
@@ -60,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge; see ``layer_merge`` for how."""
-    import torch
 
     from xtuner.export import model_folder
     from xtuner.export.fingerprint import check_fingerprint
@@ -76,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     adapter = model_folder.find_model(args.adapter_name_or_path, "adapter_config.json")
     out = Path(args.save_dir)
     model_folder.check_output(out, [base, adapter])
-    dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype != "auto" else None
+    dtype = None if args.dtype == "auto" else torch_dtype(args.dtype)
     args.device = _device(args.device)
     weights = Weights(base)
     if args.force:

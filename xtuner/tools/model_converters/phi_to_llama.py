@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtuner.tools.arguments import add_max_shard_size
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("source", help=tr("a Phi-3 model"))
     parser.add_argument("out", help=tr("the folder to write"))
-    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
+    add_max_shard_size(parser)
 
 
 def run(args: argparse.Namespace) -> int:

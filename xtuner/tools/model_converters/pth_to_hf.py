@@ -7,6 +7,13 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtuner.tools.arguments import (
+    add_config_options,
+    add_dtype,
+    add_max_shard_size,
+    add_safe_serialization,
+)
+from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -14,8 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from xtuner.export.trained_weights import TrainedWeights
-
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,26 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     dtype = parser.add_mutually_exclusive_group()
     dtype.add_argument("--fp32", action="store_true", help=tr("write fp32"))
-    dtype.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help=tr("dtype to write (default: as trained)"),
-    )
-    parser.add_argument("--max-shard-size", default="2GB", help=tr("default: 2GB"))
-    parser.add_argument(
-        "--safe-serialization",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help=tr("write safetensors (default) or .bin"),
-    )
+    add_dtype(dtype, tr("dtype to write (default: as trained)"))
+    add_max_shard_size(parser)
+    add_safe_serialization(parser)
     parser.add_argument(
         "--save-format",
         choices=("xtuner", "official", "huggingface"),
         default="xtuner",
         help=tr("layout of LLaVA models"),
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], help=tr("key=value ..."))
+    add_config_options(parser)
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
@@ -67,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; nothing is left behind unless all of it went well."""
-    import torch
 
     from xtuner.config import load_config
     from xtuner.export import llava as whole_llava
@@ -84,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     shard_size = parse_size(args.max_shard_size)
     model_folder.check_output(out, [checkpoint])
     name = "fp32" if args.fp32 else args.dtype
-    dtype = getattr(torch, DTYPES[name]) if name != "auto" else None
+    dtype = None if name == "auto" else torch_dtype(name)
     cfg = load_config(config, args.cfg_options)
     if "model" not in cfg:
         raise UserError(tr("the config has no model."), where=Where(config))

@@ -1,0 +1,52 @@
+"""Command-line arguments that several commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+
+from xtuner.utils.dtypes import SHORT_NAMES
+from xtuner.utils.lang import tr
+
+MAX_SHARD_SIZE = "2GB"
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--cfg-options``; it may be given several times."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="KEY=VALUE",
+        help=tr("change settings of the config"),
+    )
+
+
+def add_dtype(parser: argparse._ActionsContainer, help_text: str, flag: str = "--dtype") -> None:
+    """Declare an argument for a dtype: ``auto`` or a short name.
+
+    Args:
+        parser: a parser or a group of its arguments.
+        help_text: what the dtype is for and what ``auto`` means.
+        flag: the argument's name.
+    """
+    parser.add_argument(flag, choices=("auto", *SHORT_NAMES), default="auto", help=help_text)
+
+
+def add_max_shard_size(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--max-shard-size``, of the files that weights are written to."""
+    parser.add_argument(
+        "--max-shard-size",
+        default=MAX_SHARD_SIZE,
+        help=tr("largest size of a weight file (default: 2GB)"),
+    )
+
+
+def add_safe_serialization(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--safe-serialization`` and ``--no-safe-serialization``."""
+    parser.add_argument(
+        "--safe-serialization",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=tr("write safetensors (default) or .bin"),
+    )
