@@ -109,10 +109,10 @@ def _edited_text(document: ConfigDocument) -> str | None:
         return None
     try:
         edited = _with_changes(document)
-        same = same_config(load_source(edited), document.config)
+        values = own_values(load_source(edited))
     except (UserError, ValueError):
         return None
-    return edited.text if same else None
+    return edited.text if _canonical(values) == _canonical(document.values) else None
 
 
 def _with_changes(document: ConfigDocument) -> ConfigSource:

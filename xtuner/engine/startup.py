@@ -1,8 +1,8 @@
-"""A quicker import of mmengine's runner: without the packages it looks for optimizers in.
+"""A faster import of mmengine's runner: without the packages that it searches for optimizers.
 
 ``mmengine.optim`` imports every package that has optimizers, to register their names. With
 bitsandbytes, DeepSpeed and transformers that takes seconds, for names that a config hardly ever
-uses (configs hand over the class itself, or name one of torch's).
+uses (configs give the class itself, or the name of one of torch's).
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+
+from xtuner.config.document import ConfigDocument
+from xtuner.config.values import has_key, value_at
 
 # What mmengine.optim and mmengine.runner try to import in order to register optimizers by name.
 OPTIONAL = (
@@ -26,7 +29,7 @@ OPTIONAL = (
 
 @contextlib.contextmanager
 def without_optional_optimizers() -> Iterator[None]:
-    """Let imports of the optional packages fail quickly; afterwards all is as it was.
+    """Let imports of the optional packages fail at once; afterwards they work again.
 
     Packages that are loaded already stay as they are.
     """
@@ -38,6 +41,13 @@ def without_optional_optimizers() -> Iterator[None]:
     finally:
         for name in blocked:
             del sys.modules[name]
+
+
+def optimizer_name(document: ConfigDocument) -> str | None:
+    """The optimizer's name, where the config gives a name and not a class."""
+    path = ["optim_wrapper", "optimizer", "type"]
+    kind = value_at(document.values, path) if has_key(document.values, path) else None
+    return kind if isinstance(kind, str) else None
 
 
 def import_runner(named_optimizer: str | None) -> None:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from mmengine.config import Config
 
-from xtuner.config.adapt.adapter import RunOptions, adapt, work_dir_of
+from xtuner.config.adapt.adapter import RunOptions, adapt
 from xtuner.config.adapt.machine import adapt_loops
 from xtuner.config.check.checker import check_or_raise
 from xtuner.config.document import ConfigDocument
 from xtuner.config.dump import dump
 from xtuner.config.load import load
 from xtuner.config.override import override
-from xtuner.config.values import iter_dicts, value_at
-from xtuner.engine.startup import import_runner
+from xtuner.config.values import iter_dicts
+from xtuner.engine.startup import import_runner, optimizer_name
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
@@ -138,11 +138,10 @@ def prepare(config: str, options: Sequence[str], run: RunOptions) -> ConfigDocum
     """
     document = load(config)
     document = override(document, options)
-    _require_sections(document)
-    work_dir = _writable(Path(work_dir_of(document, run)))
     check_or_raise(document)
-    import_runner(_optimizer_name(document))
+    import_runner(optimizer_name(document))
     document = adapt(document, run)
+    work_dir = _writable(Path(document.config.work_dir))
     _call_before_run(document)
     _require_models(document)
     if is_first(run.launcher):
@@ -224,21 +223,6 @@ def _uses_trainer(cfg: Config) -> bool:
     return bool(cfg.get("framework", "mmengine").lower() == "huggingface")
 
 
-def _require_sections(document: ConfigDocument) -> None:
-    """Refuse a config without the sections that every run needs, all at once."""
-    if _uses_trainer(document.config):
-        needed = ("model", "train_dataset", "trainer", "training_args")
-    else:
-        needed = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
-    missing = [key for key in needed if document.values.get(key) is None]
-    if missing:
-        raise UserError(
-            tr("this config sets no {missing}.", missing=", ".join(missing)),
-            hint=tr("'xtuner list-cfg' shows whole configs; 'xtuner copy-cfg NAME .' copies one."),
-            where=Where(document.file),
-        )
-
-
 def _writable(folder: Path) -> Path:
     """Make the work dir and write to it once, before anything takes long."""
     try:
@@ -253,15 +237,6 @@ def _writable(folder: Path) -> Path:
             where=Where(str(folder)),
         ) from error
     return folder
-
-
-def _optimizer_name(document: ConfigDocument) -> str | None:
-    """The optimizer's name, where the config gives a name and not a class."""
-    try:
-        kind = value_at(document.values, ["optim_wrapper", "optimizer", "type"])
-    except KeyError:
-        return None
-    return kind if isinstance(kind, str) else None
 
 
 def _call_before_run(document: ConfigDocument) -> None:

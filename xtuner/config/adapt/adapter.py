@@ -36,12 +36,6 @@ class RunOptions:
     fsdp_offload: bool = False
 
 
-def work_dir_of(document: ConfigDocument, run: RunOptions) -> str:
-    """The work dir of a run."""
-    configured = document.values.get("work_dir")
-    return run.work_dir or configured or f"./work_dirs/{document.name}"
-
-
 def adapt(document: ConfigDocument, run: RunOptions) -> ConfigDocument:
     """Adapt a checked config to a run.
 
@@ -55,10 +49,9 @@ def adapt(document: ConfigDocument, run: RunOptions) -> ConfigDocument:
     Raises:
         UserError: for settings that contradict each other.
     """
-    work_dir = work_dir_of(document, run)
     document = document.editable()
     config = document.config
-    config.work_dir = work_dir
+    config.work_dir = run.work_dir or config.get("work_dir") or f"./work_dirs/{document.name}"
     config.launcher = run.launcher
     if run.seed is not None:
         config.randomness = {**(config.get("randomness") or {}), "seed": run.seed}

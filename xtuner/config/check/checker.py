@@ -71,8 +71,9 @@ def check_or_raise(document: ConfigDocument) -> None:
     """Check a loaded config before a run: warnings are printed, errors stop it.
 
     Raises:
-        UserError: listing every error.
+        UserError: when sections are missing without which there is no run, or listing every error.
     """
+    _require_sections(document)
     problems = check_document(document)
     for problem in problems:
         if problem.severity == WARNING:
@@ -83,6 +84,21 @@ def check_or_raise(document: ConfigDocument) -> None:
         raise UserError(
             tr("the config has {count} error(s):\n{listed}", count=len(errors), listed=listed),
             hint=tr("fix these lines and start again."),
+        )
+
+
+def _require_sections(document: ConfigDocument) -> None:
+    """Refuse a config without the sections that every run needs, all at once."""
+    if document.values.get("framework") == "huggingface":
+        needed = ("model", "train_dataset", "trainer", "training_args")
+    else:
+        needed = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
+    missing = [key for key in needed if document.values.get(key) is None]
+    if missing:
+        raise UserError(
+            tr("this config sets no {missing}.", missing=", ".join(missing)),
+            hint=tr("'xtuner list-cfg' shows whole configs; 'xtuner copy-cfg NAME .' copies one."),
+            where=Where(document.file),
         )
 
 
