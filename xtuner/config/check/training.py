@@ -300,8 +300,7 @@ def groups_of_another_batch_size(context: Context) -> Iterator[Finding]:
 
 
 @rule("XT0337", ERROR)
-def quantized_and_half_loaded(context: Context) -> Iterator[Finding]:
-    """DeepSpeed or FSDP aside, loss scaling needs fp16."""
+def unknown_loss_scale(context: Context) -> Iterator[Finding]:
     scale, dtype = context.get("optim_wrapper.loss_scale"), context.get("optim_wrapper.dtype")
     if isinstance(scale, str) and scale != "dynamic":
         yield Finding(
