@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.helpers.hub_models import save_hub_model
 from tests.helpers.tiny import save_tiny
 from xtuner import configs
 from xtuner.config import load_config
@@ -32,7 +33,8 @@ def stand_in(tmp_path_factory):
     rows = [{"prompt": row["chosen"][:1], **row} for row in rows]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return str(save_tiny(folder / "base")), str(data)
+    bases = {"internlm": save_hub_model(folder / "internlm2", "internlm2_5")}
+    return bases, str(save_tiny(folder / "base")), str(data)
 
 
 def test_the_published_ones_are_among_them():
@@ -41,7 +43,8 @@ def test_the_published_ones_are_among_them():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_takes_a_step(name, stand_in):
-    base, data = stand_in
+    bases, other, data = stand_in
+    base = next((folder for kind, folder in bases.items() if name.startswith(kind)), other)
     options = [f"pretrained_model_name_or_path={base}", "max_length=128"]
     if "_reward_" in name:
         options.append("reward_token_id=2")

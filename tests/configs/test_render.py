@@ -157,9 +157,10 @@ def test_the_lines_that_guides_edit() -> None:
     assert "dataset_map_fn=alpaca_map_fn," in lines
 
 
-def test_remote_code_only_where_transformers_has_no_class() -> None:
-    assert "trust_remote_code" not in render("qwen2_5_7b_instruct_qlora_alpaca_e3")
-    assert "trust_remote_code=True" in render("internlm2_chat_7b_qlora_alpaca_e3")
+def test_remote_code_only_where_there_is_no_class() -> None:
+    for name in ("qwen2_5_7b_instruct_qlora_alpaca_e3", "internlm2_chat_7b_qlora_alpaca_e3"):
+        assert "trust_remote_code" not in render(name)
+    assert "trust_remote_code=True" in render("internlm3_8b_instruct_qlora_alpaca_e3")
 
 
 VALUES = st.recursive(

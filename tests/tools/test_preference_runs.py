@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from tests.helpers.hub_models import save_hub_model
 from tests.helpers.tiny import save_tiny
 from xtuner.entry_point import main
 from xtuner.tools.chat_reward import score
@@ -18,6 +19,7 @@ from xtuner.tools.chat_reward import score
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preference_runs")
     save_tiny(folder / "base")
+    save_hub_model(folder / "internlm2", "internlm2_5")
     rows = []
     for n in range(6):
         ask = {"role": "user", "content": f"question {n}"}
@@ -93,6 +95,26 @@ def test_a_full_reward_model_loads_in_stock_transformers(folder, capsys):
     trained = torch.load(checkpoint, weights_only=True)["state_dict"]
     torch.testing.assert_close(model.score.weight, trained["v_head.weight"])
     yes, no = (score(model, tokenizer, "question 2", text, 2) for text in ("yes", "no, never"))
+    assert yes > no
+
+
+def test_a_reward_model_of_internlm2_is_the_hubs(folder, capsys, monkeypatch):
+    name = "internlm2_chat_1_8b_reward_full_varlenattn_ultrafeedback"
+    base = f"pretrained_model_name_or_path={folder / 'internlm2'}"
+    out = train(folder, name, "reward_token_id=5", "lr=1e-3", base)
+    (checkpoint,) = out.glob("iter_*.pth")
+    assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
+    config = json.loads((out / "hf/config.json").read_text("utf-8"))
+    assert config["architectures"] == ["InternLM2ForRewardModel"]
+    assert config["auto_map"]["AutoModel"] == "modeling_internlm2.InternLM2ForRewardModel"
+    assert config["reward_token_id"] == 5
+    model = AutoModel.from_pretrained(out / "hf", dtype=torch.float32)
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    torch.testing.assert_close(model.v_head.weight, trained["v_head.weight"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("question 2\nyes\nquestion 2\nno, never\nexit\n"))
+    capsys.readouterr()
+    assert main(["chat", str(out / "hf")]) == 0
+    yes, no = rewards(capsys)
     assert yes > no
 
 

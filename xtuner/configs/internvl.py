@@ -127,7 +127,7 @@ def _values(card: InternVLCard, method: str) -> dict[str, Any]:
 
 
 def _tokenizer(card: InternVLCard, values: Mapping[str, Any]) -> Fragment:
-    model = ModelCard(card.name, card.path, card.billions, remote_code=True)
+    model = ModelCard(card.name, card.path, card.billions)
     return tokenizer(model, "path", values)
 
 

@@ -51,6 +51,9 @@ def _content(token: Any) -> Any:
 def write_reward_token(folder: Path, token: int) -> None:
     """Write which token ends the texts that a reward model judges."""
     (folder / REWARD_FILE).write_text(json.dumps({"reward_token_id": token}) + "\n", "utf-8")
+    config = folder / "config.json"
+    if "reward_token_id" in read_json(config):  # a class that looks for the token by itself
+        update_json(config, reward_token_id=token)
 
 
 def write_base(folder: Path, base_name: str) -> None:

@@ -44,8 +44,10 @@ def rewards_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     model.eval()
     device = next(parameter for parameter in model.parameters() if not parameter.is_meta).device
     ids = ids.to(device)
-    if hasattr(model, "v_head"):
+    if hasattr(model, "llm"):
         return model({"input_ids": ids}, mode="tensor")[:, -1:].float().cpu()
+    if getattr(model.config, "reward_token_id", None) is not None:
+        model.config.reward_token_id = None  # the probe has none: its last token counts
     return model(input_ids=ids, use_cache=False).logits.float().cpu()
 
 

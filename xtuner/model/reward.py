@@ -18,6 +18,16 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 
+ARCHITECTURES = {"internlm2": "InternLM2ForRewardModel"}
+"""Reward models that the hub has a class of its own for, by ``model_type``."""
+AUTO_MAPS = {
+    "InternLM2ForRewardModel": {
+        "AutoConfig": "configuration_internlm2.InternLM2Config",
+        "AutoModel": "modeling_internlm2.InternLM2ForRewardModel",
+    }
+}
+"""Their classes in the code of the hub's folders."""
+
 
 class RewardModel(FinetuneModel):
     """A language model whose last hidden state at the reward token becomes a number.
@@ -137,6 +147,8 @@ class RewardModel(FinetuneModel):
     ) -> None:
         """Write a model, or an adapter, for ``AutoModelForSequenceClassification``, head included.
 
+        A whole InternLM2 is written as the hub's ``InternLM2ForRewardModel``.
+
         Args:
             save_dir: the folder.
             dtype: number format of the weights; as they are when None.
@@ -185,12 +197,18 @@ class RewardModel(FinetuneModel):
         config.num_labels = 1
         if self.tokenizer is not None and config.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
+        architecture = ARCHITECTURES.get(config.model_type)
+        if architecture is not None:
+            config.architectures = [architecture]
+            config.auto_map = AUTO_MAPS[architecture]
+            config.reward_token_id = self.reward_token_id
         with torch.device("meta"):
             classifier: Any = AutoModelForSequenceClassification.from_config(config)
         prefix = f"{classifier.base_model_prefix}."
         inner = self.llm.base_model.state_dict()
         weights = {f"{prefix}{name}": _plain(value, dtype) for name, value in inner.items()}
-        weights["score.weight"] = _plain(self.v_head.weight, dtype)
+        head = "score" if architecture is None else "v_head"
+        weights[f"{head}.weight"] = _plain(self.v_head.weight, dtype)
         classifier.load_state_dict(weights, assign=True)
         classifier.save_pretrained(aside, max_shard_size=max_shard_size)
 

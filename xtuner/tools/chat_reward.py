@@ -17,7 +17,7 @@ def is_reward_model(folder: Path, adapter: Path | None) -> bool:
     if adapter is not None:
         return read_json(adapter / "adapter_config.json").get("task_type") == "SEQ_CLS"
     names = read_json(folder / "config.json").get("architectures") or [""]
-    return str(names[0]).endswith("ForSequenceClassification")
+    return str(names[0]).endswith(("ForSequenceClassification", "ForRewardModel"))
 
 
 def talk_to_judge(folder: Path, adapter: Path | None, dtype: str = "auto") -> None:

@@ -28,7 +28,6 @@ CARDS = (
         name="internlm_7b",
         path="internlm/internlm-7b",
         billions=7.3,
-        remote_code=True,
         settings={"bot_name": "InternLM"},
         recipes=(
             "full_alpaca_e3",
@@ -49,14 +48,12 @@ CARDS = (
         billions=7.3,
         template="internlm_chat",
         chat=True,
-        remote_code=True,
         recipes=CLASSIC,
     ),
     ModelCard(
         name="internlm_20b",
         path="internlm/internlm-20b",
         billions=20.1,
-        remote_code=True,
         recipes=(*ALPACAS, *OASST1, *TASKS, *PLATYPUS, *REACT),
     ),
     ModelCard(
@@ -65,21 +62,18 @@ CARDS = (
         billions=20.1,
         template="internlm_chat",
         chat=True,
-        remote_code=True,
         recipes=(*ALPACAS, *OASST1, *PLATYPUS, *qlora("code_alpaca_e3", "lawyer_e3")),
     ),
     ModelCard(
         name="internlm2_1_8b",
         path="internlm/internlm2-1_8b",
         billions=1.9,
-        remote_code=True,
         recipes=(*FULL_AND_QLORA, *PRETRAIN),
     ),
     ModelCard(
         name="internlm2_7b",
         path="internlm/internlm2-7b",
         billions=7.7,
-        remote_code=True,
         recipes=(
             *PRETRAIN,
             *LONG,
@@ -98,7 +92,6 @@ CARDS = (
         name="internlm2_20b",
         path="internlm/internlm2-20b",
         billions=19.9,
-        remote_code=True,
         recipes=(*PRETRAIN, *LONG, "qlora_alpaca_e3", *OASST1, *TASKS, *REACT),
     ),
     ModelCard(
@@ -107,7 +100,6 @@ CARDS = (
         billions=1.9,
         template="internlm2_chat",
         chat=True,
-        remote_code=True,
         settings={"reward_token_id": 92527},
         recipes=(
             *FULL_AND_QLORA,
@@ -130,7 +122,6 @@ CARDS = (
         billions=7.7,
         template="internlm2_chat",
         chat=True,
-        remote_code=True,
         settings={"reward_token_id": 92527},
         recipes=(
             *LONG,
@@ -148,7 +139,6 @@ CARDS = (
         billions=19.9,
         template="internlm2_chat",
         chat=True,
-        remote_code=True,
         settings={"reward_token_id": 92527},
         recipes=(
             *LONG,
@@ -162,21 +152,18 @@ CARDS = (
         name="internlm2_5_1_8b",
         path="internlm/internlm2_5-1_8b",
         billions=1.9,
-        remote_code=True,
         recipes=BASE,
     ),
     ModelCard(
         name="internlm2_5_7b",
         path="internlm/internlm2_5-7b",
         billions=7.7,
-        remote_code=True,
         recipes=BASE,
     ),
     ModelCard(
         name="internlm2_5_20b",
         path="internlm/internlm2_5-20b",
         billions=19.9,
-        remote_code=True,
         recipes=BASE,
     ),
     ModelCard(
@@ -185,7 +172,6 @@ CARDS = (
         billions=1.9,
         template="internlm2_chat",
         chat=True,
-        remote_code=True,
         settings={"reward_token_id": 92527},
         recipes=CHAT,
     ),
@@ -195,7 +181,6 @@ CARDS = (
         billions=7.7,
         template="internlm2_chat",
         chat=True,
-        remote_code=True,
         settings={"reward_token_id": 92527},
         recipes=(*CHAT_PREFERENCE, *LONG, "qlora_oasst1_e3"),
     ),
@@ -205,7 +190,6 @@ CARDS = (
         billions=19.9,
         template="internlm2_chat",
         chat=True,
-        remote_code=True,
         settings={"reward_token_id": 92527},
         recipes=LARGE_CHAT,
     ),
@@ -215,6 +199,7 @@ CARDS = (
         billions=8.8,
         template="auto",
         chat=True,
+        remote_code=True,
         recipes=CHAT_PREFERENCE,
     ),
 )

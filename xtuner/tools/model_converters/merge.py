@@ -145,12 +145,10 @@ def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -
             writer.write(name, tensor)
     copy_side_files(merge.base.path, aside)
     main = next(info.dtype for info in merge.plan if info.dtype.is_floating_point)
-    model_folder.update_json(
-        aside / "config.json",
-        dtype=str(main).removeprefix("torch."),
-        torch_dtype=None,
-        **merge.config_changes,
-    )
+    # under the name that the base's config.json has: other programs may know that one alone
+    named = {"dtype", "torch_dtype"} & model_folder.read_json(aside / "config.json").keys()
+    dtypes = dict.fromkeys(named or {"dtype"}, str(main).removeprefix("torch."))
+    model_folder.update_json(aside / "config.json", **dtypes, **merge.config_changes)
 
 
 def _write_whole(
@@ -188,5 +186,6 @@ def _verify(base: Path, adapter: Path, merged: Path) -> None:
             model = verify.load_stock(base, classifier=classifier, num_labels=labels)
         grow_embeddings(model, read_adapter(adapter))
         expected = verify.logits_of(PeftModel.from_pretrained(model, str(adapter)), ids)
-    dtype = getattr(torch, read_json(merged / "config.json").get("dtype", "float32"))
+    settings = read_json(merged / "config.json")
+    dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
     verify.judge(verify.compare(expected, found), dtype, tr("base + adapter"))

@@ -298,14 +298,13 @@ class InternLM2ForRewardModel(InternLM2PreTrainedModel):
     ) -> SequenceClassifierOutputWithPast:
         """Compute rewards (B, 1), each at the last reward token of its row.
 
+        Where the configuration names no reward token, the last token counts.
+
         Raises:
             ValueError: when a row has no reward token.
         """
-        marks = input_ids == self.config.reward_token_id
-        if not bool(marks.any(dim=1).all()):
-            raise ValueError(f"a row lacks the reward token {self.config.reward_token_id}")
+        places = self._places(input_ids, attention_mask)
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        places = input_ids.shape[1] - 1 - marks.flip(1).int().argmax(1)
         rewards = self.v_head(outputs.last_hidden_state)
         return SequenceClassifierOutputWithPast(
             logits=rewards[torch.arange(len(places), device=places.device), places],
@@ -313,3 +312,13 @@ class InternLM2ForRewardModel(InternLM2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _places(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(B,): where each row's reward is read."""
+        token = getattr(self.config, "reward_token_id", None)
+        marks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if token is not None:
+            marks = torch.eq(input_ids, token)
+        if not bool(marks.any(dim=1).all()):
+            raise ValueError(f"a row lacks the reward token {token}")
+        return input_ids.shape[1] - 1 - marks.flip(1).int().argmax(1)
