@@ -128,7 +128,7 @@ def test_every_architecture_here_skips_the_logits():
     for arch in ARCHITECTURES:
         model = SupervisedFinetune(build(arch))
         model(packed(samples()))
-        assert model._knows_head, arch
+        assert model._separate_head, arch
 
 
 def test_totals_make_shares_that_add_up():
@@ -169,7 +169,7 @@ def test_smoothed_labels_are_the_same_with_all_logits():
     values = []
     for skips in (True, False):
         model = SupervisedFinetune(build("llama"), label_smoothing=0.1, z_loss=1e-2)
-        model._knows_head = skips
+        model._separate_head = skips
         values.append(gradient(model, packed(samples())))
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
     assert values[0][0] > gradient(SupervisedFinetune(build("llama")), packed(samples()))[0]

@@ -1,8 +1,8 @@
-"""What every trainable model shares: its body and head, its trained weights, its way out.
+"""The base class of all trainable models: body and head, forward, trained weights, export.
 
-The contract with the loop is in ``docs/architecture.md`` ("Model"): ``num_items`` gives the
-denominators of a micro-batch's loss without computing it, and ``forward(mode='loss', totals=...)``
-gives the micro-batch's share of the mean over ``totals``.
+The contract with the training loop is in ``docs/architecture.md`` ("Model"): ``num_items`` counts
+the denominators of a micro-batch's loss without computing it, and ``forward(mode='loss')`` returns
+the micro-batch's share of the mean over ``num_items_in_batch``.
 """
 
 from __future__ import annotations
@@ -10,24 +10,33 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from xtuner.model.backends.cpu import fused_layers, linear
-from xtuner.model.backends.gpu import compiled, liger
-from xtuner.model.loading import build_llm, require_varlen_support, resize_token_embeddings
-from xtuner.model.lora import experts, fast_lora
+from xtuner.model.backends.layers import Installed, install
+from xtuner.model.backends.report import report
+from xtuner.model.loading import (
+    build_llm,
+    enable_activation_checkpointing,
+    require_varlen_support,
+    resize_token_embeddings,
+)
+from xtuner.model.lora import experts
 from xtuner.model.lora.targets import set_default_targets
 from xtuner.model.modules.loss import LogitTransform
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
+from xtuner.utils.types import Batch, Tokenizer
 
-Data = dict[str, Any]
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers.utils.generic import ModelOutput
+
 PROBE_TOKENS = 8
 logger = logging.getLogger(__name__)
 
@@ -39,27 +48,29 @@ class FinetuneModel(BaseModel):
         llm: ``dict(type=AutoModelForCausalLM.from_pretrained, ...)`` or a built model.
         lora: ``dict(type=LoraConfig, ...)`` or a built peft config: trains an adapter only. Without
             ``target_modules`` every linear layer but the output layer gets one.
-        peft_model: folder of an adapter to go on training, instead of ``lora``'s fresh one.
-        use_activation_checkpointing: compute activations twice instead of keeping them.
+        peft_model: folder of an adapter to continue training, instead of a new one from ``lora``.
+        use_activation_checkpointing: recompute activations in the backward pass instead of storing
+            them.
         use_varlen_attn: rows are packed; their samples do not see each other.
-        tokenizer: the tokenizer; the model grows rows for tokens that it lacks.
-        max_position_embeddings: length to stretch the model to.
-        compile: use torch.compile: on a CPU for the steps between the products, on a GPU for whole
-            layers. It needs a C++ compiler and takes 10 to 40 seconds at the first step. ``auto``
-            compiles on a CPU if the run is long enough for it to pay.
+        tokenizer: the tokenizer; embeddings are resized for tokens that the model lacks.
+        max_position_embeddings: extend the context to this length.
+        compile: use torch.compile: on a CPU for element-wise kernels, on a GPU for whole layers. It
+            needs a C++ compiler and takes 10 to 40 seconds at the first step. ``auto`` compiles on
+            a CPU if the run is long enough for it to pay.
     """
 
-    _knows_head: bool | None = None
-    _shares_rows = False
+    _separate_head: bool | None = None
+    """Whether body and head can be called apart; None until the first batch."""
+    _agrees_across_ranks = False
 
     def __init__(
         self,
-        llm: Any,
-        lora: Any = None,
+        llm: Mapping[str, Any] | nn.Module,
+        lora: Mapping[str, Any] | PeftConfig | None = None,
         peft_model: str | None = None,
         use_activation_checkpointing: bool = True,
         use_varlen_attn: bool = False,
-        tokenizer: Any = None,
+        tokenizer: Mapping[str, Any] | Tokenizer | None = None,
         max_position_embeddings: int | None = None,
         compile: bool | Literal["auto"] = "auto",
     ) -> None:
@@ -71,41 +82,38 @@ class FinetuneModel(BaseModel):
         if use_varlen_attn:
             require_varlen_support(self.llm)
         self.llm.config.use_cache = False
-        grown = self.tokenizer is not None and resize_token_embeddings(self.llm, self.tokenizer)
+        resized = self.tokenizer is not None and resize_token_embeddings(self.llm, self.tokenizer)
         if not full:
-            self._add_adapter(lora, peft_model, grown)
+            self._add_adapter(lora, peft_model, resized)
             experts.quantize_experts(
                 self.llm, getattr(self.llm.config, "quantization_config", None)
             )
         self.compiles = compile  # read when the run's length is known
-        if compile is True and torch.cuda.is_available():
-            # which joins the steps of plain modules better than ours can be
-            compiled.compile_layers(self.causal_lm)
-        else:
-            fused_layers.apply_fused_layers(self.llm)
-            linear.apply_fused_linear(self.llm)
-            liger.speed_up(self.causal_lm)
-            if not full:
-                fast_lora.speed_up(self.llm)
+        self.backends: list[Installed] = install(self.causal_lm, compiled=compile is True)
         if use_activation_checkpointing:
-            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_activation_checkpointing(self.causal_lm)
         self.rule = LogitTransform.of(self.llm.config)
 
-    def _add_adapter(self, lora: Any, peft_model: str | None, grown: bool) -> None:
+    def _add_adapter(
+        self,
+        lora: Mapping[str, Any] | PeftConfig | None,
+        peft_model: str | None,
+        resized: bool,
+    ) -> None:
         from peft import PeftModel, get_peft_model
 
         if peft_model is not None:
             self.llm = PeftModel.from_pretrained(self.llm, peft_model, is_trainable=True)
             return
-        config = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
+        config: Any = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
         set_default_targets(config, self.llm)
-        if grown:
-            self._train_new_rows(config)
+        if resized:
+            self._train_embeddings(config)
         experts.disable_expert_lora_dropout(config, self.llm)
         self.llm = get_peft_model(self.llm, config)
 
-    def _train_new_rows(self, config: Any) -> None:
-        """New tokens can only be learnt, and kept, if the layers that hold them are trained."""
+    def _train_embeddings(self, config: Any) -> None:
+        """Train and save embeddings and head with the adapter: new tokens are learned there."""
         layers = [self.llm.get_input_embeddings(), self.llm.get_output_embeddings()]
         names = [name for name, module in self.llm.named_modules() if module in layers]
         leaves = {name.rpartition(".")[2] for name in names}
@@ -125,64 +133,121 @@ class FinetuneModel(BaseModel):
         """The layer from hidden states to logits."""
         return self.causal_lm.get_output_embeddings()
 
-    def hidden_states(self, data: Mapping[str, Any], share: SequenceShard | None = None) -> Any:
-        """Run the body, without the head.
+    def forward(
+        self,
+        data: Batch,
+        data_samples: object = None,
+        mode: str = "loss",
+        num_items_in_batch: Mapping[str, int] | None = None,
+    ) -> Any:
+        """Compute the loss, or the outputs.
+
+        Args:
+            data: a batch of the dataset's collate function, on the model's device: ``input_ids``
+                and ``labels`` (B, S).
+            data_samples: unused; mmengine passes it.
+            mode: ``loss``; ``tensor`` for the output of the transformers model; ``predict`` for
+                one dict of outputs in a list, ``[{'logits': (B, S, V)}]``.
+            num_items_in_batch: denominators of the means, as ``num_items`` names them, of all
+                micro-batches of a step; those of this micro-batch when None.
+
+        Returns:
+            With ``loss`` ``{'loss': scalar, ...}``: this micro-batch's share of the mean, and of
+            what is logged beside it. Shares of all micro-batches and ranks add up.
+
+        Raises:
+            NotImplementedError: for another mode.
+        """
+        if mode == "loss":
+            if num_items_in_batch is None:
+                num_items_in_batch = self.num_items(data)
+            return self.compute_loss(data, num_items_in_batch)
+        if mode == "tensor":
+            return self.compute_outputs(data)
+        if mode == "predict":
+            return [self.predict(data)]
+        raise NotImplementedError(f"mode {mode!r}; there are: loss, predict, tensor")
+
+    def num_items(self, data: Batch) -> dict[str, int]:
+        """Count the denominators of a micro-batch's loss, without computing it."""
+        raise NotImplementedError
+
+    def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
+        """Compute ``{'loss': scalar, ...}``; arguments and result as those of ``forward``."""
+        raise NotImplementedError
+
+    def compute_outputs(self, data: Batch) -> ModelOutput | Tensor:
+        """Call the transformers model."""
+        outputs: ModelOutput = self.llm(**self.inputs(data))
+        return outputs
+
+    def predict(self, data: Batch) -> dict[str, Tensor]:
+        """Compute ``{'logits': (B, S, V)}``."""
+        outputs: Any = self.compute_outputs(data)
+        return {"logits": outputs.logits}
+
+    def hidden_states(self, data: Batch, shard: SequenceShard | None = None) -> Tensor:
+        """Call the body, without the head, for its last hidden states.
 
         Args:
             data: a batch as ``default_collate_fn`` makes it, on the model's device.
-            share: this rank's stretch of the rows, of which the rest is left to other ranks.
+            shard: this rank's shard of the rows; the rest is computed by other ranks.
 
         Returns:
-            The body's output; ``last_hidden_state`` is (B, S, H), S/N tokens with a ``share``.
+            (B, S, H), S/N tokens with a ``shard``.
         """
-        inputs = self.inputs(data)
-        if share is None:
-            return self.causal_lm.base_model(**inputs, use_cache=False)
-        return forward_sequence_parallel(self.causal_lm.base_model, inputs, share)
+        body, inputs = self.causal_lm.base_model, self.inputs(data)
+        if shard is None:
+            outputs: Any = body(**inputs, use_cache=False)
+        else:
+            outputs = forward_sequence_parallel(body, inputs, shard)
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
 
-    def share(self, data: Mapping[str, Any]) -> SequenceShard:
-        """What this rank computes of a batch for the loss: everything, unless ranks share rows.
+    def share(self, data: Batch) -> SequenceShard:
+        """The part of a batch that this rank computes: all of it, unless ranks share rows.
 
         Raises:
             UserError: when ranks share rows, and this model cannot be computed so.
         """
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
-        counts_all = getattr(self.llm.config, "output_router_logits", False)  # padding, too
-        rounds = rows.is_cpu and packed_cu_seqlens(data) is not None and not counts_all
-        share = SequenceShard(rows.shape[1], rounds=rounds)
-        if share.size > 1 and not self._shares_rows:
+        counts_padding = getattr(self.llm.config, "output_router_logits", False)
+        bucketed = rows.is_cpu and packed_cu_seqlens(data) is not None and not counts_padding
+        shard = SequenceShard(rows.shape[1], rounds=bucketed)
+        if shard.size > 1 and not self._agrees_across_ranks:
             training = self.training
             self.eval()
             try:
                 require_agreement(self.causal_lm, self.causal_lm.base_model, rows)
             finally:
                 self.train(training)
-            self._shares_rows = True
-        return share
+            self._agrees_across_ranks = True
+        return shard
 
     def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
-        """Go on with a text; arguments and result as ``generate`` of transformers."""
+        """Continue a text; arguments and result as ``generate`` of transformers."""
         answer: Tensor = self.llm.generate(input_ids=input_ids, **settings)
         return answer
 
-    def can_skip_logits(self, data: Data) -> bool:
-        """Whether head and body can be called apart: asked once, by comparing the logits."""
+    def can_skip_logits(self, data: Batch) -> bool:
+        """Whether body and head can be called apart: found out once, by comparing the logits."""
         if getattr(self.llm.config, "output_router_logits", False):
             return False
-        if self._knows_head is None:
-            self._knows_head = self._head_agrees(data)
-            if not self._knows_head:
+        if self._separate_head is None:
+            self._separate_head = self._head_agrees(data)
+            if not self._separate_head:
                 logger.warning(
-                    "%s makes its logits in its own way: the loss is computed from all of them, "
-                    "which takes more memory.",
+                    "%s computes its logits by code of its own: the loss is computed from all of "
+                    "them, which takes more memory.",
                     type(self.causal_lm).__name__,
                 )
-        return self._knows_head
+        return self._separate_head
 
     @torch.no_grad()
-    def _head_agrees(self, data: Data) -> bool:
+    def _head_agrees(self, data: Batch) -> bool:
         if self.head is None or self.causal_lm.base_model is self.causal_lm:
             return False
+        name: Literal["inputs_embeds", "input_ids"]
         name = "inputs_embeds" if "inputs_embeds" in data else "input_ids"
         probe = {name: data[name][:1, :PROBE_TOKENS]}
         training = self.training
@@ -196,28 +261,53 @@ class FinetuneModel(BaseModel):
         return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
 
     @staticmethod
-    def inputs(data: Mapping[str, Any]) -> dict[str, Any]:
-        """What the transformers model is called with; packed rows bring their borders."""
+    def inputs(data: Batch) -> dict[str, Any]:
+        """The arguments of the transformers model; ``cu_seq_lens_q`` etc. for packed rows."""
         names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-        inputs = {name: data[name] for name in names if data.get(name) is not None}
-        borders = packed_cu_seqlens(data)
-        if borders is not None:
-            inputs.pop("attention_mask", None)  # the borders say it all
+        inputs: dict[str, Any] = {
+            name: value for name, value in data.items() if name in names and value is not None
+        }
+        cu_seqlens = packed_cu_seqlens(data)
+        if cu_seqlens is not None:
+            inputs.pop("attention_mask", None)
             longest = int(data["max_seqlen"])
-            inputs |= {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
+            inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
             inputs |= {"max_length_q": longest, "max_length_k": longest}
         return inputs
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The weights that are trained: the adapter's where there is one, otherwise all."""
-        state = super().state_dict(*args, **kwargs)
+        state: dict[str, Tensor] = super().state_dict(*args, **kwargs)
         if not self.has_adapter:
             return state
+        return self.trained_weights(state, prefix=str(kwargs.get("prefix", "")))
+
+    def trained_weights(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Those of a state dict, with ``prefix`` before their names, that have a gradient."""
         trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
-        prefix = str(kwargs.get("prefix", ""))
         return {
             name: value for name, value in state.items() if name.removeprefix(prefix) in trained
         }
+
+    def backends_report(self, dtype: torch.dtype | None = None) -> list[tuple[str, str, str]]:
+        """Which implementation computes what.
+
+        Args:
+            dtype: of autocast; that of the weights when None.
+
+        Returns:
+            (what is computed, the implementation, why it is not a faster one) of each; the reason
+            is empty for the fastest.
+        """
+        if dtype is None:
+            dtype = next(self.causal_lm.parameters()).dtype
+        return report(
+            self.causal_lm,
+            self.backends,
+            dtype,
+            packed=self.use_varlen_attn,
+            separate_head=self._separate_head is not False,
+        )
 
     def to_hf(
         self,
@@ -230,7 +320,7 @@ class FinetuneModel(BaseModel):
 
         Args:
             save_dir: the folder.
-            dtype: number format of the weights; as they are when None.
+            dtype: of the weights; as they are when None.
             safe_serialization: kept from v0.1; transformers 5 and peft write safetensors only.
             max_shard_size: of a file of a whole model.
         """
@@ -258,11 +348,10 @@ class FinetuneModel(BaseModel):
                 self.tokenizer.save_pretrained(aside)
 
 
-def packed_cu_seqlens(data: Mapping[str, Any]) -> Tensor | None:
-    """(samples + 1,) int32 borders of a packed row, or None for an ordinary batch."""
-    borders = data.get("cumulative_len")
-    if borders is None:
-        return None
-    if isinstance(borders, list | tuple):
-        (borders,) = borders  # a batch of packed rows has one row
-    return borders
+def packed_cu_seqlens(data: Batch) -> Tensor | None:
+    """(samples + 1,) int32 cumulative lengths of a packed row; None for an ordinary batch."""
+    cu_seqlens = data.get("cumulative_len")
+    if isinstance(cu_seqlens, list | tuple):
+        (only,) = cu_seqlens  # a batch of packed rows has one row
+        return only
+    return cu_seqlens

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtuner.model.base import Data
-from xtuner.model.loading import build_llm, is_zero3_init_enabled, resize_token_embeddings
+from xtuner.model.loading import (
+    build_llm,
+    enable_activation_checkpointing,
+    is_zero3_init_enabled,
+    resize_token_embeddings,
+)
 from xtuner.model.modules.preference_losses import DPO_LOSSES, MEAN_OVER_TOKENS, Ratios
 from xtuner.model.preference import (
     CompletionLogps,
@@ -22,6 +26,7 @@ from xtuner.model.preference import (
 from xtuner.utils.constants import REFERENCE_COLUMNS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Batch
 
 REFERENCE_ADAPTER = "reference"
 
@@ -73,7 +78,7 @@ class DPO(PreferenceModel):
         if self.has_adapter and (trained_before or not _is_identity(self.llm)):
             self.keep_initial_adapter()
         if checkpointing:  # not in the copy: it has no backward pass
-            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_activation_checkpointing(self.causal_lm)
 
     def _reference(self, ref_llm: Any, llm: Any) -> Any:
         if ref_llm is not None:
@@ -102,32 +107,25 @@ class DPO(PreferenceModel):
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
-    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Batch) -> dict[str, int]:
         """``{'pairs': P}``."""
         return {"pairs": count_pairs(data)}
 
     def forward(
         self,
-        data: Data,
-        data_samples: Any = None,
+        data: Batch,
+        data_samples: object = None,
         mode: str = "loss",
         num_items_in_batch: Mapping[str, int] | None = None,
     ) -> Any:
-        """The loss and what is logged beside it; see ``docs/architecture.md``, "Model".
-
-        Args:
-            data: a batch of ``preference_collate_fn``.
-            data_samples: unused.
-            mode: ``loss``; ``tensor`` for the output of the transformers model; ``reference`` for
-                ``reference_logps``.
-            totals: denominators of the means; the micro-batch's own when None.
-        """
+        """As ``FinetuneModel``; with ``mode='reference'`` compute ``reference_logps``."""
         if mode == "reference":
             return self.reference_logps(data)
-        if mode != "loss":
-            return self.llm(**self.inputs(data))
-        num_items = num_items_in_batch if num_items_in_batch is not None else self.num_items(data)
-        pairs = max(1, num_items["pairs"])
+        return super().forward(data, data_samples, mode, num_items_in_batch)
+
+    def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
+        """Compute the loss and what is logged beside it."""
+        pairs = max(1, num_items_in_batch["pairs"])
         reference = (
             self._precomputed(data) if self.precompute_reference else self.reference_logps(data)
         )
@@ -141,7 +139,7 @@ class DPO(PreferenceModel):
     def _values(self, logps: CompletionLogps) -> Tensor:
         return logps.means if self.loss_type in MEAN_OVER_TOKENS else logps.log_probs
 
-    def _precomputed(self, data: Data) -> Tensor:
+    def _precomputed(self, data: Batch) -> Tensor:
         """(2 P,) float32, chosen and rejected in turns.
 
         The batch has lists, not tensors, which FSDP would cast to the dtype of the computation.
@@ -157,7 +155,7 @@ class DPO(PreferenceModel):
         return torch.tensor(columns, device=data["input_ids"].device).T.flatten()
 
     @torch.no_grad()
-    def reference_logps(self, data: Data) -> Tensor:
+    def reference_logps(self, data: Batch) -> Tensor:
         """Compute log-probabilities with the reference.
 
         Args:

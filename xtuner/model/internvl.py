@@ -5,29 +5,36 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xtuner.model.base import Data
-from xtuner.model.llava import built, with_adapter
-from xtuner.model.loading import init_from_checkpoint, keep_4bit_layout
+from xtuner.model.loading import (
+    enable_activation_checkpointing,
+    init_from_checkpoint,
+    keep_4bit_layout,
+)
 from xtuner.model.lora.merge import merged_copy
 from xtuner.model.modules import attention
-from xtuner.model.sft import SupervisedFinetune
+from xtuner.model.vision_language import (
+    VisionLanguageModel,
+    build,
+    with_adapter,
+    with_zero_gradient,
+)
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import copy_side_files, write_text, written_aside
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Batch
 
 MODEL_TYPE = "internvl_chat"
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
 """The token whose places image features take."""
 
 
-class InternVL_V1_5(SupervisedFinetune):
+class InternVL_V1_5(VisionLanguageModel):
     """Fine-tunes a model of the InternVL family.
 
     Args:
@@ -39,8 +46,9 @@ class InternVL_V1_5(SupervisedFinetune):
         visual_encoder_lora: adapter of the visual encoder.
         quantization_vit: load the visual encoder in 4 bits (with an adapter only).
         quantization_llm: load the language model in 4 bits (with an adapter only).
-        pretrained_pth: a checkpoint to begin with.
-        use_activation_checkpointing: compute activations twice instead of keeping them.
+        pretrained_pth: a checkpoint to start from.
+        use_activation_checkpointing: recompute activations in the backward pass instead of storing
+            them.
 
     Raises:
         UserError: when all weights of a quantised part are to be trained, or ``model_path`` is a
@@ -93,48 +101,22 @@ class InternVL_V1_5(SupervisedFinetune):
         parts = [(self.causal_lm, False), (self.visual_encoder, self.freeze_visual_encoder)]
         for part, frozen in parts:
             if not frozen and getattr(part, "supports_gradient_checkpointing", False):
-                part.gradient_checkpointing_enable({"use_reentrant": False})
+                enable_activation_checkpointing(part)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The weights that are trained."""
-        state = nn.Module.state_dict(self, *args, **kwargs)
-        prefix = str(kwargs.get("prefix", ""))
-        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
-        return {
-            name: value for name, value in state.items() if name.removeprefix(prefix) in trained
-        }
+    def with_images(self, data: Batch) -> Batch:
+        """Merge the features of tiles, one for each context token; see ``VisionLanguageModel``."""
+        ids, tiles = data["input_ids"], data.get("pixel_values")
+        merged: Batch = {**data}
+        del merged["input_ids"]
+        merged.pop("pixel_values", None)
+        if tiles is not None and len(tiles):
+            merged["inputs_embeds"] = self.whole.embed(ids, self._features(tiles))
+            return merged
+        features = self._features(self._blank_tile(ids.device))
+        merged["inputs_embeds"] = with_zero_gradient(self.whole.embed(ids, None), features)
+        return merged
 
-    def forward(
-        self,
-        data: Data,
-        data_samples: Any = None,
-        mode: str = "loss",
-        num_items_in_batch: Mapping[str, int] | None = None,
-    ) -> Any:
-        """As ``SupervisedFinetune``, images included.
-
-        Args:
-            data: a batch of ``InternVL_V1_5_Dataset``; ``pixel_values`` (T, 3, H, W) are the tiles
-                of all its images.
-            data_samples: unused.
-            mode: ``loss``, ``predict`` or ``tensor``.
-            totals: denominators of the mean; the micro-batch's own when None.
-        """
-        return super().forward(self.with_images(data), data_samples, mode, num_items_in_batch)
-
-    def with_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with the features of its tiles in the places of the context tokens."""
-        ids = data["input_ids"]
-        given = data.get("pixel_values")
-        blank = given is None or not len(given)
-        features = self._features(self._blank_tile(ids.device) if blank else given)
-        embedded: Tensor = self.whole.embed(ids, None if blank else features)
-        if blank:  # every trained weight gets a gradient, if of zeros: other processes wait for it
-            embedded = embedded + features.sum() * 0.0
-        merged = {key: value for key, value in data.items() if key not in _REPLACED}
-        return merged | {"inputs_embeds": embedded}
-
-    def _features(self, tiles: Any) -> Tensor:
+    def _features(self, tiles: Tensor) -> Tensor:
         """(T, P, H) of (T, 3, H, W)."""
         dtype = next(self.projector.parameters()).dtype
         features: Tensor = self.whole.extract_feature(tiles.to(dtype))
@@ -155,7 +137,7 @@ class InternVL_V1_5(SupervisedFinetune):
 
         Args:
             save_dir: the folder.
-            dtype: number format of the weights; as they are when None.
+            dtype: of the weights; as they are when None.
             safe_serialization: kept from v0.1; transformers 5 writes safetensors only.
             max_shard_size: of a file.
         """
@@ -179,9 +161,6 @@ class InternVL_V1_5(SupervisedFinetune):
             copy_side_files(source, aside, replace=False)
 
 
-_REPLACED = ("input_ids", "pixel_values")
-
-
 def image_size(config: Any) -> int:
     """The side of a tile in pixels, by the config of the whole model."""
     return int(getattr(config, "force_image_size", None) or config.vision_config.image_size)
@@ -197,7 +176,7 @@ def _check(quantised: bool, frozen: bool, lora: Any, part: str) -> None:
 
 
 def _targets(lora: Any) -> Any:
-    return None if lora is None else built(lora)
+    return None if lora is None else build(lora)
 
 
 def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any, Any]:

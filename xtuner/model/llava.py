@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xtuner.model.base import Data
-from xtuner.model.loading import build_llm, init_from_checkpoint
+from xtuner.model.loading import build_llm, enable_activation_checkpointing, init_from_checkpoint
 from xtuner.model.modules.images import (
     freeze_unseen_layers,
     has_class_token,
@@ -19,11 +17,16 @@ from xtuner.model.modules.images import (
     visual_features,
 )
 from xtuner.model.modules.projector import ProjectorConfig, ProjectorModel
-from xtuner.model.sft import SupervisedFinetune
-from xtuner.registry import BUILDER
+from xtuner.model.vision_language import (
+    VisionLanguageModel,
+    build,
+    with_adapter,
+    with_zero_gradient,
+)
+from xtuner.utils.types import Batch
 
 
-class LLaVAModel(SupervisedFinetune):
+class LLaVAModel(VisionLanguageModel):
     """Trains a projector, and where asked the language model and the visual encoder, or adapters.
 
     Args:
@@ -37,8 +40,9 @@ class LLaVAModel(SupervisedFinetune):
         projector_depth: linear layers of the projector.
         llm_lora: adapter of the language model.
         visual_encoder_lora: adapter of the visual encoder.
-        use_activation_checkpointing: compute activations twice instead of keeping them.
-        max_position_embeddings: length to stretch the language model to.
+        use_activation_checkpointing: recompute activations in the backward pass instead of storing
+            them.
+        max_position_embeddings: extend the context of the language model to this length.
         use_varlen_attn: rows are packed; their samples do not see each other.
         tokenizer: saved with the converted model.
 
@@ -75,7 +79,7 @@ class LLaVAModel(SupervisedFinetune):
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
         if freeze_llm and llm_lora is None:
             self.llm.requires_grad_(False)
-        self.visual_encoder = built(visual_encoder)
+        self.visual_encoder = build(visual_encoder)
         self.visual_select_layer = visual_select_layer
         if freeze_visual_encoder or visual_encoder_lora is not None:
             self.visual_encoder.requires_grad_(False)
@@ -84,7 +88,7 @@ class LLaVAModel(SupervisedFinetune):
         freeze_unseen_layers(self.visual_encoder, visual_select_layer)
         trained = any(weight.requires_grad for weight in self.visual_encoder.parameters())
         if use_activation_checkpointing and trained:
-            self.visual_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_activation_checkpointing(self.visual_encoder)
         self.projector = ProjectorModel(
             ProjectorConfig(
                 visual_hidden_size=_vision_config(self.visual_encoder).hidden_size,
@@ -95,45 +99,15 @@ class LLaVAModel(SupervisedFinetune):
         if pretrained_pth is not None:
             init_from_checkpoint(self, pretrained_pth)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The weights that are trained."""
-        state = nn.Module.state_dict(self, *args, **kwargs)
-        prefix = str(kwargs.get("prefix", ""))
-        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
-        return {
-            name: value for name, value in state.items() if name.removeprefix(prefix) in trained
-        }
-
-    def forward(
-        self,
-        data: Data,
-        data_samples: Any = None,
-        mode: str = "loss",
-        num_items_in_batch: Mapping[str, int] | None = None,
-    ) -> Any:
-        """As ``SupervisedFinetune``, images included.
-
-        Args:
-            data: a batch with ``IMAGE_TOKEN_INDEX`` in ``input_ids`` and ``pixel_values``
-                (N, 3, H, W): N images in the order of their tokens.
-            data_samples: unused.
-            mode: ``loss``, ``predict`` or ``tensor``.
-            totals: denominators of the mean; the micro-batch's own when None.
-        """
-        if mode == "loss" and num_items_in_batch is None:
-            num_items_in_batch = self.num_items(data)
-        return super().forward(self.with_images(data), data_samples, mode, num_items_in_batch)
-
-    def with_images(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with the features of its images in the places of their tokens."""
-        given = data.get("pixel_values")
-        blank = given is None or not len(given)
-        pixel_values: Tensor = self._blank_image() if blank else given  # type: ignore[assignment]
-        features = self._features(pixel_values)
-        embeddings = self.llm.get_input_embeddings()
-        merged = merge_images(data, features[:0] if blank else features, embeddings)
-        if blank:  # every trained weight gets a gradient, if of zeros: other processes wait for it
-            merged["inputs_embeds"] = merged["inputs_embeds"] + features.sum() * 0.0
+    def with_images(self, data: Batch) -> Batch:
+        """Merge the features of images; see ``VisionLanguageModel``."""
+        images = data.get("pixel_values")
+        if images is not None and len(images):
+            features = self._features(images)
+            return merge_images(data, features, self.llm.get_input_embeddings())
+        features = self._features(self._blank_image())
+        merged = merge_images(data, features[:0], self.llm.get_input_embeddings())
+        merged["inputs_embeds"] = with_zero_gradient(merged["inputs_embeds"], features)
         return merged
 
     def _features(self, pixel_values: Tensor) -> Tensor:
@@ -161,7 +135,10 @@ class LLaVAModel(SupervisedFinetune):
             (1, T) the ids of the answer alone.
         """
         settings.pop("attention_mask", None)
-        merged = self.with_images({"input_ids": input_ids, "pixel_values": pixel_values})
+        data: Batch = {"input_ids": input_ids}
+        if pixel_values is not None:
+            data["pixel_values"] = pixel_values
+        merged = self.with_images(data)
         mask = torch.ones(merged["inputs_embeds"].shape[:2], device=input_ids.device)
         answer: Tensor = self.llm.generate(
             inputs_embeds=merged["inputs_embeds"], attention_mask=mask.long(), **settings
@@ -180,7 +157,7 @@ class LLaVAModel(SupervisedFinetune):
 
         Args:
             save_dir: the folder.
-            dtype: number format of the weights; as they are when None.
+            dtype: of the weights; as they are when None.
             safe_serialization: kept from v0.1; transformers 5 writes safetensors only.
             max_shard_size: of a file.
             save_format: ``xtuner`` (``projector/``, ``llm_adapter/``, ``visual_encoder_adapter/``,
@@ -197,25 +174,6 @@ class LLaVAModel(SupervisedFinetune):
         return has_class_token(self.visual_encoder)
 
 
-def built(value: Any) -> Any:
-    return BUILDER.build(value) if isinstance(value, Mapping) else value
-
-
 def _vision_config(visual_encoder: Any) -> Any:
     config = visual_encoder.config
     return getattr(config, "vision_config", config)
-
-
-def with_adapter(visual_encoder: Any, lora: Any) -> Any:
-    from peft import get_peft_model
-
-    config = built(lora)
-    if config.target_modules is None:
-        config.target_modules = sorted(
-            {
-                name.rpartition(".")[2]
-                for name, module in visual_encoder.named_modules()
-                if isinstance(module, nn.Linear)
-            }
-        )
-    return get_peft_model(visual_encoder, config)

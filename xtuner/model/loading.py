@@ -36,7 +36,7 @@ def build_llm(
         llm: ``dict(type=AutoModelForCausalLM.from_pretrained, ...)``, or a model already built.
         full: all weights are trained. They are then kept in float32 unless the config says
             otherwise: in bfloat16 most updates would be rounded away.
-        max_position_embeddings: length to stretch the model to, by linear scaling of its rotary
+        max_position_embeddings: extend the context to this length by linear scaling of the rotary
             embedding.
 
     Returns:
@@ -66,7 +66,7 @@ def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | No
     if full and not {"dtype", "torch_dtype", "quantization_config"} & settings.keys():
         settings["dtype"] = torch.float32
     if max_position_embeddings:
-        settings["config"] = _stretched(settings, max_position_embeddings)
+        settings["config"] = _with_longer_context(settings, max_position_embeddings)
     built = BUILDER.build(settings)
     if source is not None and source.is_remote:
         restored = restore_buffers(built)
@@ -102,7 +102,16 @@ def keep_4bit_layout(llm: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def _stretched(settings: Mapping[str, Any], length: int) -> Any:
+def enable_activation_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass of a transformers model, from now on."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(settings)
+    else:  # its name before transformers 5.2x, and in code of model folders
+        model.gradient_checkpointing_enable(settings)
+
+
+def _with_longer_context(settings: Mapping[str, Any], length: int) -> Any:
     """The model's config with linear scaling of its rotary embedding, where ``length`` needs it."""
     import math
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xtuner.model.base import Data, packed_cu_seqlens
+from torch import Tensor
+
+from xtuner.model.base import packed_cu_seqlens
 from xtuner.model.modules.loss import shift_labels
 from xtuner.model.modules.preference_losses import log_odds_ratio
 from xtuner.model.preference import PreferenceModel, count_pairs, reward_metrics
 from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.types import Batch
 
 
 class ORPO(PreferenceModel):
@@ -25,30 +28,12 @@ class ORPO(PreferenceModel):
         super().__init__(*args, **kwargs)
         self.beta = beta
 
-    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Batch) -> dict[str, int]:
         """``{'pairs': P, 'tokens': labelled tokens of the chosen answers}``."""
         return {"pairs": count_pairs(data), "tokens": _chosen_tokens(data)}
 
-    def forward(
-        self,
-        data: Data,
-        data_samples: Any = None,
-        mode: str = "loss",
-        num_items_in_batch: Mapping[str, int] | None = None,
-    ) -> Any:
-        """The loss and what is logged beside it; see ``docs/architecture.md``, "Model".
-
-        Args:
-            data: a batch of ``preference_collate_fn``.
-            data_samples: unused.
-            mode: ``loss``; ``tensor`` for the output of the transformers model.
-            totals: denominators of the means; the micro-batch's own when None.
-        """
-        if mode != "loss":
-            return self.llm(**self.inputs(data))
-        num_items_in_batch = (
-            num_items_in_batch if num_items_in_batch is not None else self.num_items(data)
-        )
+    def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
+        """Compute the loss and what is logged beside it."""
         pairs, tokens = max(1, num_items_in_batch["pairs"]), max(1, num_items_in_batch["tokens"])
         logps = self.completion_logps(data)
         chosen, rejected = logps.means[::2], logps.means[1::2]
@@ -64,7 +49,7 @@ class ORPO(PreferenceModel):
         return self.share(data).divided(outputs)
 
 
-def _chosen_tokens(data: Mapping[str, Any]) -> int:
+def _chosen_tokens(data: Batch) -> int:
     """Labelled tokens of every second sample, as many as the loss has."""
     borders = packed_cu_seqlens(data)
     trained = shift_labels(data["labels"], borders, data.get("attention_mask")) != IGNORE_INDEX

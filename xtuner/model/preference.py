@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from xtuner.model.base import Data, FinetuneModel, packed_cu_seqlens
+from xtuner.model.base import FinetuneModel, packed_cu_seqlens
 from xtuner.model.modules.loss import LogitTransform, shift_labels, token_log_probs
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.types import Batch
 
 
 class CompletionLogps(NamedTuple):
@@ -31,7 +31,7 @@ class CompletionLogps(NamedTuple):
 class PreferenceModel(FinetuneModel):
     """A model trained on batches of ``preference_collate_fn``; arguments as ``FinetuneModel``."""
 
-    def completion_logps(self, data: Data, llm: Any = None) -> CompletionLogps:
+    def completion_logps(self, data: Batch, llm: Any = None) -> CompletionLogps:
         """Log-probabilities of the answers of a batch, never with all logits at once.
 
         Args:
@@ -59,7 +59,7 @@ class PreferenceModel(FinetuneModel):
         )
 
     def _token_log_probs(
-        self, data: Data, share: SequenceShard, positions: Tensor, targets: Tensor, llm: Any
+        self, data: Batch, share: SequenceShard, positions: Tensor, targets: Tensor, llm: Any
     ) -> Tensor:
         """(N,) of the labelled tokens of this rank."""
         causal_lm = self.causal_lm if llm is None else llm
@@ -77,7 +77,7 @@ class PreferenceModel(FinetuneModel):
         return token_log_probs(hidden.flatten(0, 1)[positions], head, targets, self.rule)
 
 
-def count_pairs(data: Mapping[str, Any]) -> int:
+def count_pairs(data: Batch) -> int:
     """P: the pairs of a micro-batch."""
     borders = packed_cu_seqlens(data)
     samples = len(data["input_ids"]) if borders is None else len(borders) - 1

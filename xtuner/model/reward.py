@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xtuner.model.base import Data, FinetuneModel
+from xtuner.model.base import FinetuneModel
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
 from xtuner.model.preference import reward_metrics
 from xtuner.parallel.sequence.shard import SequenceShard
@@ -17,6 +17,7 @@ from xtuner.utils.constants import CHOSEN, REJECTED
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Batch
 
 ARCHITECTURES = {"internlm2": "InternLM2ForRewardModel"}
 """Reward models that the hub has a class of its own for, by ``model_type``."""
@@ -80,36 +81,19 @@ class RewardModel(FinetuneModel):
         if head is not None and head.weight is not self.causal_lm.get_input_embeddings().weight:
             head.requires_grad_(False)
 
-    def num_items(self, data: Mapping[str, Any]) -> dict[str, int]:
+    def num_items(self, data: Batch) -> dict[str, int]:
         """``{'pairs': P}``."""
         return {"pairs": int((data["labels"] == CHOSEN).sum())}
 
-    def forward(
-        self,
-        data: Data,
-        data_samples: Any = None,
-        mode: str = "loss",
-        num_items_in_batch: Mapping[str, int] | None = None,
-    ) -> Any:
-        """The loss and what is logged beside it, or rewards.
+    def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
+        """Compute the loss and what is logged beside it.
 
         Args:
             data: a batch of ``preference_collate_fn``: labels are 0 (chosen) and 1 (rejected) at
                 reward tokens, ``IGNORE_INDEX`` elsewhere.
-            data_samples: unused.
-            mode: ``loss``; ``tensor`` for the rewards (B, S) of all positions, ``predict`` for
-                ``[{'rewards': (B, S)}]``.
-            totals: denominators of the means; the micro-batch's own when None.
+            num_items_in_batch: denominators of the means.
         """
-        if mode != "loss":
-            rewards = self.v_head(self._hidden(data)).squeeze(-1)
-            return [{"rewards": rewards}] if mode == "predict" else rewards
-        pairs = max(
-            1,
-            (num_items_in_batch if num_items_in_batch is not None else self.num_items(data))[
-                "pairs"
-            ],
-        )
+        pairs = max(1, num_items_in_batch["pairs"])
         chosen, rejected = self._rewards(data)
         loss = REWARD_LOSSES[self.loss_type](chosen, rejected).sum() / pairs
         walls = PENALTIES[self.penalty_type](torch.cat([chosen, rejected])).sum() / (2 * pairs)
@@ -119,7 +103,16 @@ class RewardModel(FinetuneModel):
         }
         return self.share(data).divided(outputs)
 
-    def _rewards(self, data: Data) -> tuple[Tensor, Tensor]:
+    def compute_outputs(self, data: Batch) -> Tensor:
+        """The rewards (B, S) of all positions."""
+        rewards: Tensor = self.v_head(self._hidden(data)).squeeze(-1)
+        return rewards
+
+    def predict(self, data: Batch) -> dict[str, Tensor]:
+        """Compute ``{'rewards': (B, S)}``."""
+        return {"rewards": self.compute_outputs(data)}
+
+    def _rewards(self, data: Batch) -> tuple[Tensor, Tensor]:
         """Those of all chosen and of all rejected answers, in the order of their tokens."""
         share = self.share(data)
         hidden = self._hidden(data, share)
@@ -133,9 +126,9 @@ class RewardModel(FinetuneModel):
         chosen, rejected = share.add(torch.cat(sides)).split([len(side) for side in sides])
         return chosen, rejected
 
-    def _hidden(self, data: Data, share: SequenceShard | None = None) -> Tensor:
+    def _hidden(self, data: Batch, share: SequenceShard | None = None) -> Tensor:
         """(B, S, H) in the head's number format."""
-        hidden: Tensor = self.hidden_states(data, share).last_hidden_state
+        hidden: Tensor = self.hidden_states(data, share)
         return hidden.to(self.v_head.weight.dtype)
 
     def to_hf(

@@ -21,7 +21,7 @@ def adapted(base, quick, **settings):
         if "lora_B" in name:
             nn.init.normal_(weight, std=0.3)  # zero at first: nothing could be seen
     if quick:
-        assert fast_lora.speed_up(model) == 2
+        assert fast_lora.apply_fused_lora(model) == 2
     return model
 
 
@@ -160,7 +160,7 @@ def attentions(calls=("q", "k", "v"), **settings):
             if "lora_B" in name:
                 nn.init.normal_(weight, std=0.3)
         if quick:
-            fast_lora.speed_up(model)
+            fast_lora.apply_fused_lora(model)
         made.append(model)
     return made
 
@@ -206,7 +206,7 @@ def test_layers_with_one_input_are_computed_together(calls, settings, groups, mo
 def test_a_whole_model_keeps_its_names():
     model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear"))
     names = list(model.state_dict())
-    assert fast_lora.speed_up(model) > 4
+    assert fast_lora.apply_fused_lora(model) > 4
     assert list(model.state_dict()) == names
 
 
@@ -219,7 +219,7 @@ def test_layers_stay_together_where_activations_are_computed_twice():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(weight, std=0.3)
-        fast_lora.speed_up(model)
+        fast_lora.apply_fused_lora(model)
         model.train()
         if twice:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

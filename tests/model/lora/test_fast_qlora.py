@@ -88,14 +88,14 @@ def test_the_bound_is_one_that_a_broken_path_passes_not(monkeypatch):
     plain, quick = both()
     x = torch.randn(ODD)
     theirs = outcome(plain, x)
-    original = fast_lora._whole
+    original = fast_lora._dequantized
 
     def coarse(weight, state, dtype):  # the doubly quantised scales are taken without their mean
         broken = copy.copy(state)
         broken.offset = state.offset * 0.99
         return original(weight, broken, dtype)
 
-    monkeypatch.setattr(fast_lora, "_whole", coarse)
+    monkeypatch.setattr(fast_lora, "_dequantized", coarse)
     with pytest.raises(AssertionError):
         assert_near(theirs, outcome(quick, x), 1e-6)
 
@@ -104,13 +104,13 @@ def test_only_the_backward_is_broken(monkeypatch):
     plain, quick = both()
     x, calls = torch.randn(ODD), itertools.count()
     theirs = outcome(plain, x)
-    original = fast_lora._whole
+    original = fast_lora._dequantized
 
     def late(weight, state, dtype):
         whole = original(weight, state, dtype)
         return whole if next(calls) < 2 else whole * 1.001
 
-    monkeypatch.setattr(fast_lora, "_whole", late)
+    monkeypatch.setattr(fast_lora, "_dequantized", late)
     with pytest.raises(AssertionError):
         assert_near(theirs, outcome(quick, x), 1e-6)
     assert next(calls) == 4, "each weight is made whole once a direction"

@@ -69,6 +69,8 @@ class Case:
         sinks: the softmax has one more column, a learned score that no value belongs to.
         dropout: some attention weights are dropped at random.
         scaled: the factor on the scores is another than 1 / sqrt(qk_width).
+        plain_head: the output layer is linear, without bias or adapter.
+        separate_head: body and output layer can be called apart.
     """
 
     device: str = "cpu"
@@ -90,6 +92,8 @@ class Case:
     sinks: bool = False
     dropout: bool = False
     scaled: bool = False
+    plain_head: bool = True
+    separate_head: bool = True
 
     @property
     def is_half(self) -> bool:

@@ -2,13 +2,13 @@
 
 peft adds ``scaling * B(A(dropout(x)))`` to the frozen layer's output in steps of its own: casts, a
 product, a multiplication and a sum (of a copy, over 4-bit layers), each over the whole width. Here
-the second product is added into the frozen layer's output as it is made (one ``addmm``), and the
-frozen weight has no gradient to be computed. Layers with one input (query, key and value; gate and
-up) are computed together: their A in one product, the gradient of their input in one tensor.
+the second product is added to the frozen layer's output in place (one ``addmm``), and no gradient
+of the frozen weight is computed. Layers with one input (query, key and value; gate and up) are
+computed together: their A in one product, the gradient of their input in one tensor.
 
-A weight in 4 bits is made whole once a direction, in the number format of the product; a weight
-that autocast casts is cast once a direction. Neither is kept between them. Everything else peft
-can do (DoRA, merged or switched-off adapters, several at once, 8-bit layers) is left to peft.
+A 4-bit weight is dequantized once in forward and once in backward, to the dtype of the product; a
+weight that autocast casts is cast once in each. Neither is kept in between. Everything else that
+peft can do (DoRA, merged or disabled adapters, several at once, 8-bit layers) is left to peft.
 
 Shapes: N tokens, I and O widths of input and output, R rank.
 """
@@ -26,19 +26,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from xtuner.utils.types import AutogradContext
+
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that are called with the same input, by the names that transformers gives
-them: their low-rank products are made in one."""
+them: their products with A are one."""
 
 
-def speed_up(model: nn.Module) -> int:
-    """Let the LoRA layers of a model compute in the quick way.
+def apply_fused_lora(model: nn.Module) -> int:
+    """Replace the forward of a model's LoRA layers.
 
     Args:
-        model: a ``PeftModel``; its layers keep peft's classes, names and weights.
+        model: a transformers model with peft's layers, which keep classes, names and weights.
 
     Returns:
-        How many layers do.
+        How many layers were replaced.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -61,17 +63,17 @@ def speed_up(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a layer computes with; W and bias are frozen.
+    """The tensors and settings of a layer; W and bias are frozen.
 
     Args:
         dtype: of the products.
         weight: W (O, I) as it is stored.
-        state: what makes W whole, where it is in 4 bits.
+        state: the ``QuantState`` of W, where it is in 4 bits.
         bias: (O,) in ``dtype``, or None.
         lora_a: A (R, I).
         lora_b: B (O, R).
         scaling: factor of the low-rank product.
-        dropout: what drops a part of the input before the low-rank product; None: nothing does.
+        dropout: the dropout of the input of the low-rank product; None without one.
     """
 
     dtype: torch.dtype
@@ -85,7 +87,7 @@ class _Part:
 
 
 class _Siblings:
-    """Layers with one input: the first that is called computes for all; the others find it here."""
+    """Layers with one input: the first that is called computes the outputs of all of them."""
 
     def __init__(self, members: list[_Forward]) -> None:
         self.members = members
@@ -95,14 +97,14 @@ class _Siblings:
             each.siblings = self
 
     def parts(self, first: _Forward, part: _Part, x: Tensor) -> list[tuple[_Forward, _Part]]:
-        """Those that compute with ``first``, itself the first of them, and what with."""
+        """The layers computed together with ``first``, and first among them, with their parts."""
         if self._ready:  # a layer that has weights but is not called: never again
             self.members = []
         self._input, self._ready = None, {}
         found = [(first, part)]
         for each in self.members:
             other = part if each is first else each.part(x)
-            # what peft would compute in another way, and what drops its own part of the input
+            # computed by peft, in another dtype, or with its own dropout of the input
             if other is None or other.dtype != part.dtype or other.dropout is not None:
                 return [(first, part)]
             if each is not first:
@@ -110,12 +112,12 @@ class _Siblings:
         return found
 
     def keep(self, x: Tensor, outputs: dict[int, Tensor]) -> None:
-        """Keep what was computed for the others until they are called."""
+        """Keep the outputs of the other layers until they are called."""
         if outputs:
             self._input, self._ready = x, outputs
 
     def take(self, layer: _Forward, x: Tensor) -> Tensor | None:
-        """What was computed for a layer with this very input."""
+        """The output of a layer for this very input, if it was computed before."""
         if self._input is not x:
             return None
         found = self._ready.pop(id(layer), None)
@@ -125,7 +127,7 @@ class _Siblings:
 
 
 class _Forward:
-    """The forward of one layer; peft's own where ours does not apply."""
+    """The forward of a layer, or peft's where that does not apply."""
 
     def __init__(self, layer: Any, of_peft: Callable[..., Tensor]) -> None:
         self.layer, self.of_peft = layer, of_peft
@@ -151,7 +153,7 @@ class _Forward:
                 tensors = [(p.weight, p.bias, p.lora_a, p.lora_b) for _, p in group]
                 rules = [(p.state, p.scaling) for _, p in group]
                 outs = _LowRank.apply(narrow, rules, *itertools.chain(*tensors))
-        # bitsandbytes answers in the input's format, other layers in that of the product
+        # bitsandbytes returns the dtype of the input, other layers that of the product
         made = {
             id(each): out if p.state is None else out.to(x.dtype)
             for (each, p), out in zip(group, outs, strict=True)
@@ -162,7 +164,7 @@ class _Forward:
         return own
 
     def part(self, x: Tensor) -> _Part | None:
-        """What this layer computes ``x`` with; None where that is left to peft."""
+        """The tensors and settings for ``x``; None where peft computes it."""
         name = self._adapter()
         dtype = None if name is None else self._compute_dtype(x, name)
         if name is None or dtype is None:
@@ -181,7 +183,7 @@ class _Forward:
         )
 
     def _adapter(self) -> str | None:
-        """The one adapter that is to be applied plainly; None where there is none."""
+        """The one active, unmerged, plain adapter; None where there is no such one."""
         layer = self.layer
         if layer.merged or layer.disable_adapters or len(layer.active_adapters) != 1:
             return None
@@ -190,12 +192,12 @@ class _Forward:
             return None
         base = layer.get_base_layer()
         plain = not (layer.fan_in_fan_out or layer.lora_bias.get(name, False))
-        whole = base.weight.ndim == 2  # ZeRO-3 leaves nothing of it here until the layer is called
+        gathered = base.weight.ndim == 2  # ZeRO-3 gathers it only when the layer is called
         frozen = not any(each.requires_grad for each in base.parameters(recurse=False))
-        return str(name) if plain and whole and frozen else None
+        return str(name) if plain and gathered and frozen else None
 
     def _compute_dtype(self, x: Tensor, name: str) -> torch.dtype | None:
-        """What the products are computed in; None where peft computes in another way."""
+        """The dtype of the products; None where peft computes them in another way."""
         base, device = self.layer.get_base_layer(), x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
@@ -214,21 +216,21 @@ class _Forward:
 
 
 def _state_of_4bits(base: Any) -> Any:
-    """The ``QuantState`` of a layer in 4 bits; None for other layers, and what has no backward."""
+    """The ``QuantState`` of a 4-bit layer; None for other layers, and layouts without backward."""
     state = getattr(base.weight, "quant_state", None)
     return None if getattr(state, "packing_format_for_cpu", False) else state
 
 
-def _whole(weight: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
-    """(O, I) in the format of a product, of a weight as it is stored."""
+def _dequantized(weight: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
+    """A weight as it is stored -> (O, I) in the dtype of a product."""
     if state is None:
         return weight.to(dtype)
     from bitsandbytes.functional import dequantize_4bit
 
     wanted = copy.copy(state)
     wanted.dtype = dtype  # by its own it would be that of the weight before it was quantised
-    whole: Tensor = dequantize_4bit(weight, wanted)
-    return whole
+    dequantized: Tensor = dequantize_4bit(weight, wanted)
+    return dequantized
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -236,7 +238,7 @@ class _AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AutogradContext,
         x: Tensor,
         weight: Tensor,
         state: Any,
@@ -246,7 +248,7 @@ class _AddLowRank(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         """Compute (..., O) from ``x`` (..., I), ``weight`` (O, I), ``low`` (..., R), B (O, R)."""
-        out = linear(x, _whole(weight, state, x.dtype), bias)
+        out = linear(x, _dequantized(weight, state, x.dtype), bias)
         flat = out.view(-1, out.shape[-1])
         flat.addmm_(low.reshape(-1, low.shape[-1]), lora_b.to(low.dtype).T, alpha=scaling)
         ctx.save_for_backward(weight, low, lora_b)
@@ -254,14 +256,14 @@ class _AddLowRank(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Any) -> Any:
         """Gradients of ``x``, ``low`` and B."""
         (grad,) = grads
         weight, low, lora_b = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ _whole(weight, ctx.state, grad.dtype)
+            grad_x = grad @ _dequantized(weight, ctx.state, grad.dtype)
         grad_low = (flat @ lora_b.to(grad.dtype)).mul_(ctx.scaling).view(low.shape)
         grad_b = None
         if ctx.needs_input_grad[5]:
@@ -278,14 +280,14 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rules: list[tuple[Any, float]], *parts: Any
+        ctx: AutogradContext, x: Tensor, rules: list[tuple[Any, float]], *parts: Any
     ) -> tuple[Tensor, ...]:
         """Compute (..., O) of each layer.
 
         Args:
             ctx: of autograd.
             x: (..., I).
-            rules: of each layer what makes W whole, if it is in 4 bits, and the scaling.
+            rules: of each layer the ``QuantState`` of W, if it is in 4 bits, and the scaling.
             *parts: of each layer W (O, I), bias (O,) or None, A (R, I) and B (O, R).
         """
         weights, biases, every_a, every_b = (parts[kind::4] for kind in range(4))
@@ -297,7 +299,7 @@ class _LowRank(torch.autograd.Function):
         for weight, bias, b, low, (state, scaling) in zip(
             weights, biases, narrow, lows, rules, strict=True
         ):
-            out = linear(x, _whole(weight, state, x.dtype), bias)
+            out = linear(x, _dequantized(weight, state, x.dtype), bias)
             out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scaling)
             outs.append(out)
         ctx.save_for_backward(x, joined, *weights, *narrow, *lows)
@@ -307,7 +309,7 @@ class _LowRank(torch.autograd.Function):
         return tuple(outs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Any) -> Any:
         """Gradients of ``x``, and of each layer's A and B."""
         x, joined, *saved = ctx.saved_tensors
         count = len(ctx.rules)
@@ -331,5 +333,5 @@ class _LowRank(torch.autograd.Function):
                 continue
             found[4 * place + 2] = grads_a[place].to(ctx.dtypes[place][0])
             if grad_x is not None:
-                grad_x.addmm_(grad, _whole(weight, ctx.rules[place][0], grad.dtype))
+                grad_x.addmm_(grad, _dequantized(weight, ctx.rules[place][0], grad.dtype))
         return None if grad_x is None else grad_x.view(x.shape), None, *found

@@ -1,15 +1,16 @@
-"""Images in a sequence of tokens: their features take the places of the image tokens."""
+"""Images in a sequence of tokens: features replace the image tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from xtuner.utils.types import Batch
 
 
 def has_class_token(visual_encoder: Any) -> bool:
@@ -50,9 +51,7 @@ def freeze_unseen_layers(visual_encoder: Any, layer: int) -> None:
             module.requires_grad_(False)
 
 
-def merge_images(
-    data: Mapping[str, Any], features: Tensor, embeddings: nn.Module
-) -> dict[str, Any]:
+def merge_images(data: Batch, features: Tensor, embeddings: nn.Module) -> Batch:
     """Put the features of images in the places of their tokens.
 
     Args:
@@ -63,7 +62,7 @@ def merge_images(
 
     Returns:
         The same with ``inputs_embeds`` instead of ``input_ids``; image positions have no label.
-        What follows an image moves by P - 1, borders of packed samples too.
+        What follows an image moves by P - 1, and cumulative lengths of packed samples with it.
 
     Raises:
         ValueError: when there are not as many images as image tokens.
@@ -77,16 +76,18 @@ def merge_images(
     spans = torch.where(is_image, features.shape[1], 1)
     mask = data.get("attention_mask")
     lengths = [int(n) for n in mask.sum(1)] if mask is not None else [ids.shape[1]] * len(ids)
-    waiting = iter(features.to(embedded.dtype))
+    images = iter(features.to(embedded.dtype))
     rows, labels = [], []
     for row, length in enumerate(lengths):
         # A row's real tokens: first in rows padded on the right, last when padded on the left.
         real = slice(0, length) if mask is None or bool(mask[row, 0]) else slice(-length, None)
-        rows.append(_merged_row(embedded[row, real], is_image[row, real], waiting))
+        rows.append(_merged_row(embedded[row, real], is_image[row, real], images))
         if data.get("labels") is not None:
             label = data["labels"][row, real].masked_fill(is_image[row, real], IGNORE_INDEX)
             labels.append(label.repeat_interleave(spans[row, real]))
-    merged = {key: value for key, value in data.items() if key not in _REPLACED}
+    merged: Batch = {**data}
+    for name in _REPLACED:
+        merged.pop(name, None)
     merged["inputs_embeds"] = pad_sequence(rows, batch_first=True)
     if labels:
         merged["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
@@ -96,28 +97,32 @@ def merge_images(
         merged["attention_mask"] = (places < sizes[:, None]).long()
         merged["position_ids"] = places
         return merged
-    return merged | _moved_borders(data["cumulative_len"], spans[0])
+    merged["cumulative_len"], sizes_of_samples = _moved_cu_seqlens(data["cumulative_len"], spans[0])
+    merged["max_seqlen"] = max(sizes_of_samples)
+    merged["position_ids"] = torch.cat(
+        [torch.arange(n, device=ids.device) for n in sizes_of_samples]
+    )[None]
+    return merged
 
 
-_REPLACED = ("input_ids", "attention_mask", "position_ids", "pixel_values", "labels")
+_REPLACED: tuple[
+    Literal["input_ids", "attention_mask", "position_ids", "pixel_values", "labels"], ...
+] = ("input_ids", "attention_mask", "position_ids", "pixel_values", "labels")
 
 
-def _merged_row(embedded: Tensor, is_image: Tensor, waiting: Any) -> Tensor:
+def _merged_row(embedded: Tensor, is_image: Tensor, images: Iterator[Tensor]) -> Tensor:
     segments, start = [], 0
     for place in is_image.nonzero().flatten().tolist():
-        segments += [embedded[start:place], next(waiting)]
+        segments += [embedded[start:place], next(images)]
         start = place + 1
     return torch.cat([*segments, embedded[start:]])
 
 
-def _moved_borders(borders: Any, spans: Tensor) -> dict[str, Any]:
-    """Borders, longest sample and restarting positions of a packed row with its images."""
-    (old,) = borders if isinstance(borders, list | tuple) else [borders]
+def _moved_cu_seqlens(
+    cumulative_len: list[Tensor] | Tensor, spans: Tensor
+) -> tuple[list[Tensor], list[int]]:
+    """Cumulative lengths of a packed row with its images, and the lengths of its samples."""
+    (old,) = cumulative_len if isinstance(cumulative_len, list | tuple) else [cumulative_len]
     ends = torch.cat([spans.new_zeros(1), spans.cumsum(0)])
     new = ends[old.long()].to(torch.int32)
-    sizes = new.diff().tolist()
-    return {
-        "cumulative_len": [new],
-        "max_seqlen": max(sizes),
-        "position_ids": torch.cat([torch.arange(n, device=spans.device) for n in sizes])[None],
-    }
+    return [new], [int(size) for size in new.diff()]

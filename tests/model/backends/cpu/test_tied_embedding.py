@@ -7,7 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from xtuner.model.backends.cpu import tied_embedding
-from xtuner.model.modules.loss import _FusedCrossEntropy, linear_cross_entropy
+from xtuner.model.backends.cross_entropy import FusedCrossEntropy
+from xtuner.model.modules.loss import linear_cross_entropy
 
 VOCABULARY, WIDTH = 3000, 16
 
@@ -37,7 +38,7 @@ def test_gradients_are_those_of_torch(steps):
     grads = []
     for quick in (False, True):
         model = build()
-        assert not quick or tied_embedding.speed_up(model)
+        assert not quick or tied_embedding.apply_tied_embedding(model)
         for _ in range(steps):
             backward(model, ids)
         grads.append({name: each.grad for name, each in model.named_parameters()})
@@ -48,16 +49,16 @@ def test_gradients_are_those_of_torch(steps):
 
 def test_no_second_weight_is_made(monkeypatch):
     """The head's gradient becomes the weight's, in its place."""
-    made, of_head = [], _FusedCrossEntropy.backward
+    made, of_head = [], FusedCrossEntropy.backward
 
     def watched(ctx, *grads):
         found = of_head(ctx, *grads)
         made.append(found[1].data_ptr())
         return found
 
-    monkeypatch.setattr(_FusedCrossEntropy, "backward", staticmethod(watched))
+    monkeypatch.setattr(FusedCrossEntropy, "backward", staticmethod(watched))
     model = build()
-    tied_embedding.speed_up(model)
+    tied_embedding.apply_tied_embedding(model)
     sizes = []
 
     class Watch(TorchDispatchMode):
@@ -76,7 +77,7 @@ def test_no_second_weight_is_made(monkeypatch):
 
 def test_a_head_without_a_gradient_is_no_silent_loss():
     model = build()
-    tied_embedding.speed_up(model)
+    tied_embedding.apply_tied_embedding(model)
     ids = torch.arange(12)[None]
     hidden = model.model(input_ids=ids).last_hidden_state
     with pytest.raises(RuntimeError, match="head"):
@@ -86,7 +87,7 @@ def test_a_head_without_a_gradient_is_no_silent_loss():
 def test_a_forward_without_a_backward_changes_nothing():
     ids = torch.arange(12)[None]
     model, other = build(), build()
-    tied_embedding.speed_up(model)
+    tied_embedding.apply_tied_embedding(model)
     model.model(input_ids=ids[:, :5])
     for each in (model, other):
         backward(each, ids)
@@ -94,14 +95,14 @@ def test_a_forward_without_a_backward_changes_nothing():
 
 
 def test_others_stay_as_they_are():
-    assert not tied_embedding.speed_up(build(is_tied=False))
+    assert not tied_embedding.apply_tied_embedding(build(is_tied=False))
     model = build()
     model.model.embed_tokens.max_norm = 1.0
-    assert not tied_embedding.speed_up(model)
+    assert not tied_embedding.apply_tied_embedding(model)
 
 
 def test_a_frozen_embedding_needs_no_gradient():
     model = build().requires_grad_(False)
-    tied_embedding.speed_up(model)
+    tied_embedding.apply_tied_embedding(model)
     assert not model.model.embed_tokens(torch.tensor([[1]])).requires_grad
     assert isinstance(model.model.embed_tokens, nn.Embedding)

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import sys
+from dataclasses import replace
 from types import MethodType, ModuleType
 
 import pytest
@@ -18,7 +19,9 @@ from transformers.models.llama import modeling_llama
 
 from tests.helpers.tiny import make_model
 from xtuner.model import SupervisedFinetune
+from xtuner.model.backends import environment, layers
 from xtuner.model.backends.gpu import liger
+from xtuner.model.backends.registry import Case, Libraries, LibraryFunction
 
 LIGER = importlib.util.find_spec("liger_kernel") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -62,12 +65,13 @@ def stand_in(monkeypatch):
     inner._apply_liger_kernel_to_instance = apply
     monkeypatch.setitem(sys.modules, "liger_kernel", package)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", inner)
-    monkeypatch.setattr(liger, "_is_there", lambda: True)
+    environment.function.cache_clear()
     monkeypatch.setattr(liger, "_is_on_gpu", lambda value: True)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotary)  # put back at the end
     monkeypatch.setattr(Norm, "calls", 0)
     monkeypatch.setattr(Norm, "scale", 1.0)
-    return settings, turned
+    yield settings, turned
+    environment.function.cache_clear()
 
 
 def llama(**settings):
@@ -78,9 +82,13 @@ def llama(**settings):
 def test_a_model_is_given_to_it_before_training(monkeypatch):
     """Where the layers are not compiled: compiling would join the same steps."""
     given = []
-    monkeypatch.setattr(liger, "speed_up", given.append)
+    gpu = Case("cuda", (9, 0), libraries=Libraries(liger=LibraryFunction("")))
+    monkeypatch.setattr(layers, "_case", lambda compiled: replace(gpu, compiled=compiled))
+    taken = replace(layers.LAYERS[1], build=lambda case: lambda model: given.append(model) or 5)
+    monkeypatch.setattr(layers, "LAYERS", (layers.LAYERS[0], taken, *layers.LAYERS[2:]))
     model = SupervisedFinetune(llama(), lora=LoraConfig(r=2), use_varlen_attn=False)
     assert given == [model.causal_lm]
+    assert model.backends[0].name == "liger-kernel"
 
 
 def test_its_parts_compute_and_the_loss_is_ours(stand_in):
@@ -88,7 +96,7 @@ def test_its_parts_compute_and_the_loss_is_ours(stand_in):
     expected = llama()(IDS).logits
     model = llama()
     kept = modeling_llama.LlamaRMSNorm
-    assert liger.speed_up(model) == 5  # two norms a layer, and the last
+    assert liger.apply_liger(model) == 5  # two norms a layer, and the last
     assert torch.allclose(model(IDS).logits, expected, atol=1e-5)
     assert Norm.calls == 10, "each once to be compared, and once"
     assert turned.calls == 3
@@ -103,7 +111,7 @@ def test_tensors_on_a_cpu_are_left_to_the_originals(stand_in, monkeypatch):
     expected = llama()(IDS).logits
     monkeypatch.setattr(liger, "_is_on_gpu", lambda value: False)
     model = llama()
-    assert liger.speed_up(model)
+    assert liger.apply_liger(model)
     assert torch.equal(model(IDS).logits, expected)
     assert Norm.calls == turned.calls == 0
 
@@ -112,7 +120,7 @@ def test_what_differs_is_left_to_the_originals(stand_in, monkeypatch, caplog):
     expected = llama()(IDS).logits
     monkeypatch.setattr(Norm, "scale", 1.2)
     model = llama()
-    liger.speed_up(model)
+    liger.apply_liger(model)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(model(IDS).logits, expected)
     assert "LlamaRMSNorm is computed without liger-kernel: its values differ" in caplog.text
@@ -122,16 +130,16 @@ def test_a_kernel_that_fails_is_left_to_the_originals(stand_in, monkeypatch, cap
     expected = llama()(IDS).logits
     monkeypatch.setattr(Norm, "scale", "a word")
     model = llama()
-    liger.speed_up(model)
+    liger.apply_liger(model)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(model(IDS).logits, expected)
     assert "LlamaRMSNorm is computed without liger-kernel" in caplog.text
 
 
 def test_a_second_model_of_the_process(stand_in):
-    liger.speed_up(llama())
+    liger.apply_liger(llama())
     once = modeling_llama.apply_rotary_pos_emb
-    liger.speed_up(llama())
+    liger.apply_liger(llama())
     assert modeling_llama.apply_rotary_pos_emb is once
 
 
@@ -140,20 +148,20 @@ def test_swiglu_is_for_silu_only(stand_in):
     for activation in ("silu", "gelu"):
         model = llama()
         model.config.hidden_act = activation
-        liger.speed_up(model)
+        liger.apply_liger(model)
     assert [each["swiglu"] for each in settings] == [True, False]
 
 
 def test_another_version_of_it(stand_in, monkeypatch, caplog):
     monkeypatch.delattr(sys.modules["liger_kernel.transformers"], "_apply_liger_kernel_to_instance")
     with caplog.at_level(logging.INFO):
-        assert liger.speed_up(llama()) == 0
+        assert liger.apply_liger(llama()) == 0
     assert "liger-kernel cannot be used" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available() and LIGER, reason="there are both")
 def test_without_a_gpu_or_liger_nothing_happens():
-    assert liger.speed_up(llama()) == 0
+    assert all("liger" not in each.name for each in SupervisedFinetune(llama()).backends)
 
 
 @pytest.mark.skipif(not LIGER, reason="liger-kernel is not installed")
@@ -163,7 +171,6 @@ def test_equals_transformers(monkeypatch):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        monkeypatch.setattr(liger, "_is_there", lambda: True)
         monkeypatch.setattr(liger, "_is_on_gpu", lambda value: True)
         # the interpreter has no GPU's library of functions
         monkeypatch.setattr("liger_kernel.ops.rms_norm.rsqrt", lambda x: tl.rsqrt(x))
@@ -173,7 +180,7 @@ def test_equals_transformers(monkeypatch):
     found = []
     for model in (plain, quick):
         if model is quick:
-            assert liger.speed_up(quick) == 7  # five norms, two MLPs
+            assert liger.apply_liger(quick) == 7  # five norms, two MLPs
         ids = IDS.to(device)
         loss = model(ids, labels=ids).loss
         loss.backward()

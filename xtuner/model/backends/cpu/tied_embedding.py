@@ -1,8 +1,8 @@
-"""An embedding that shares its weight with the head: its gradient as rows, on a CPU.
+"""The gradient of an embedding that shares its weight with the head, on a CPU.
 
-torch makes such an embedding's gradient as large as the weight, to add it to the head's: with a
-large vocabulary that is the peak of a step. Here it is the rows of the batch's tokens, which are
-added to the head's gradient in its place.
+torch computes the embedding's gradient as a dense tensor of the size of the weight and adds it to
+that of the head: with a large vocabulary that is the peak memory of a step. Here only the rows of
+the batch's tokens are kept, and added to the head's gradient in place.
 
 Shapes: V vocabulary, H width, N tokens.
 """
@@ -10,32 +10,37 @@ Shapes: V vocabulary, H width, N tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from xtuner.utils.types import AutogradContext
 
-def speed_up(model: Any) -> bool:
-    """Let a model's embedding add its rows to the head's gradient, where one process trains.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def apply_tied_embedding(model: PreTrainedModel) -> int:
+    """Replace the forward of an embedding that shares its weight with the head.
 
     Args:
-        model: a transformers model whose head is used in every step that is trained.
+        model: a transformers model whose head is called in every training step.
 
     Returns:
-        Whether it does.
+        How many embeddings were replaced, 0 or 1.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not nn.Embedding or embedding.weight is not getattr(head, "weight", None):
-        return False
+        return 0
     if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
-        return False
+        return 0
     embedding.forward = _Forward(embedding, embedding.forward)  # type: ignore[assignment,method-assign]
-    return True
+    return 1
 
 
 class _Forward:
-    """The forward of an embedding; the original where ours does not apply."""
+    """The forward of an embedding, or the original where that does not apply."""
 
     def __init__(self, embedding: nn.Embedding, original: Callable[..., Tensor]) -> None:
         self.embedding, self.original = embedding, original
@@ -45,9 +50,9 @@ class _Forward:
         trained = weight.requires_grad and torch.is_grad_enabled()
         if weight.device.type != "cpu" or not trained or torch.distributed.is_initialized():
             return self.original(ids)
-        pocket = _DeferredGrad()
-        pocket.hook = weight.register_hook(pocket.empty_into)
-        rows: Tensor = _Rows.apply(ids, weight, self.embedding.padding_idx, pocket)
+        deferred = _DeferredGrad()
+        deferred.hook = weight.register_hook(deferred.add_to)
+        rows: Tensor = _Rows.apply(ids, weight, self.embedding.padding_idx, deferred)
         return rows
 
 
@@ -55,37 +60,41 @@ class _DeferredGrad:
     """Holds the rows of one backward pass until the head's gradient is complete."""
 
     hook: Any = None
-    numbers: Tensor
+    token_ids: Tensor
     rows: Tensor | None = None
 
-    def empty_into(self, grad: Tensor | None) -> None:
+    def add_to(self, grad: Tensor | None) -> None:
         """Add the rows to the weight's gradient (V, H), in place; it is that of the head alone."""
         if self.rows is None:  # this is the backward pass of another forward
             return
         if grad is None:
             raise RuntimeError("the head, whose weight the embedding shares, had no gradient")
-        grad.index_add_(0, self.numbers, self.rows.to(grad.dtype))
+        grad.index_add_(0, self.token_ids, self.rows.to(grad.dtype))
         self.rows = None
         self.hook.remove()
 
 
 class _Rows(torch.autograd.Function):
-    """Rows (..., H) of a weight (V, H) by their numbers; those of padding have no gradient."""
+    """Rows (..., H) of a weight (V, H) by token id; those of padding have no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, pocket: _DeferredGrad
+        ctx: AutogradContext,
+        ids: Tensor,
+        weight: Tensor,
+        padding: int | None,
+        deferred: _DeferredGrad,
     ) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.padding, ctx.pocket = padding, pocket
+        ctx.padding, ctx.deferred = padding, deferred
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Any) -> Any:
         (ids,) = ctx.saved_tensors
-        numbers, rows = ids.flatten(), grads[0].reshape(-1, grads[0].shape[-1])
+        token_ids, rows = ids.flatten(), grads[0].reshape(-1, grads[0].shape[-1])
         if ctx.padding is not None:
-            taken = numbers != ctx.padding
-            numbers, rows = numbers[taken], rows[taken]
-        ctx.pocket.numbers, ctx.pocket.rows = numbers, rows
-        return None, None, None, None  # nothing to be added: the head's gradient comes to the hook
+            taken = token_ids != ctx.padding
+            token_ids, rows = token_ids[taken], rows[taken]
+        ctx.deferred.token_ids, ctx.deferred.rows = token_ids, rows
+        return None, None, None, None  # the hook adds the rows to the head's gradient

@@ -1,9 +1,9 @@
-"""Compile the repeated layers of a model with torch.compile, once for all of them: for GPUs.
+"""Compile the repeated layers of a model with torch.compile, once for all of them, on a GPU.
 
-On a CPU compiled products are slower than torch's libraries; see ``kernels``.
+On a CPU compiled matrix products are slower than oneDNN's; see ``cpu.kernels``.
 
-Attention stays as it is (its loop over samples depends on the data), lengths are dynamic, and names
-of weights do not change.
+Attention is not compiled (its loop over samples depends on the data), lengths are dynamic, and the
+names of weights do not change.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def compile_layers(model: nn.Module) -> int:
 
     Args:
         model: its lists of at least two layers of one class, each of which has several weights,
-            are taken to be the repeated layers.
+            are the repeated layers.
 
     Returns:
-        How many layers were taken.
+        How many layers are compiled.
     """
     from transformers import AttentionInterface
 
@@ -38,7 +38,7 @@ def compile_layers(model: nn.Module) -> int:
 
 
 def _repeated(model: nn.Module) -> list[nn.ModuleList]:
-    """The outermost lists of like layers."""
+    """The outermost lists of layers of one class."""
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) < 2:

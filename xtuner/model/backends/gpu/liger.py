@@ -1,9 +1,9 @@
-"""liger-kernel's norms, rotary embeddings and SwiGLU, where it is installed and there is a GPU.
+"""liger-kernel's RMS norms, rotary embeddings and SwiGLU, on a GPU, where it is installed.
 
-liger-kernel knows which parts of which architecture its kernels stand for, and puts them there. It
-also exchanges functions and classes of transformers for the whole process: those are put back, and
-what it gave to this model computes for tensors on a GPU only, after it has once been compared with
-the original on a few rows. The loss stays ours, which looks at supervised tokens only.
+liger-kernel knows which modules of which architecture its kernels replace. It also replaces
+functions and classes of transformers for the whole process: those are restored, and its kernels in
+this model are called for tensors on a GPU only, after they have once been compared with the
+original on a few rows. Its loss is not used: ours skips unsupervised tokens.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from xtuner.model.backends import environment
 
 ROWS = 8
 """How many rows are compared."""
@@ -25,55 +26,43 @@ TOLERANCE = 0.03
 logger = logging.getLogger(__name__)
 
 
-def speed_up(model: Any) -> int:
-    """Let a model compute with liger-kernel on a GPU.
+def apply_liger(model: Any) -> int:
+    """Replace the forward of a model's modules by liger-kernel's, on a GPU.
 
     Args:
         model: a transformers model, with or without adapters in it; its modules keep their classes,
             names and weights.
 
     Returns:
-        How many modules do; 0 without a GPU or liger-kernel, or where that does not know the model.
+        How many modules were replaced; 0 for an architecture that liger-kernel does not know.
     """
-    if not _is_there():
-        return 0
     forwards = {module: module.forward for module in model.modules()}
     sources = {type(module).__module__ for module in forwards}
     names = {sys.modules[name]: dict(vars(sys.modules[name])) for name in sources}
-    _let_liger_do(model)
+    _replace_by_liger(model)
     for source, before in names.items():
-        _put_back(source, before)
+        _restore(source, before)
     count = 0
     for module, original in forwards.items():
         if module.forward != original:
             module.forward = _OnGpu(module.forward, original, type(module).__name__)
             count += 1
-    if count:
-        logger.info("%d modules compute with liger-kernel on a GPU.", count)
-    else:
-        logger.info("liger-kernel does not know %s.", type(model).__name__)
     return count
 
 
-def _is_there() -> bool:
-    return torch.cuda.is_available() and find_spec("liger_kernel") is not None
-
-
-def _let_liger_do(model: Any) -> None:
+def _replace_by_liger(model: Any) -> None:
     experts = any("Expert" in type(module).__name__ for module in model.modules())
     silu = getattr(model.config, "hidden_act", None) in ("silu", "swish")
     parts = {"rope": True, "rms_norm": True, "swiglu": silu and not experts, "geglu": False}
     losses = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        _apply_liger_kernel_to_instance(model=model, **parts, **losses)
-    except Exception as error:  # of another version than it was made for; what it did is checked
+        environment.function("liger")(model=model, **parts, **losses)
+    except Exception as error:  # of another version of transformers; what it replaced is compared
         logger.warning("liger-kernel cannot be used, or in part only: %s", error)
 
 
-def _put_back(source: ModuleType, before: dict[str, Any]) -> None:
-    """Undo what was exchanged in a module of transformers; a function keeps its GPU part."""
+def _restore(source: ModuleType, before: dict[str, Any]) -> None:
+    """Restore a module of transformers; its functions keep liger-kernel's for GPU tensors."""
     for name, original in before.items():
         new = getattr(source, name, original)
         if new is original:
@@ -101,7 +90,7 @@ class _OnGpu:
         return self.liger(*args, **kwargs)
 
     def _compare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Go on with the original where liger-kernel gives something else, or fails."""
+        """Use the original from now on where liger-kernel computes something else, or fails."""
         of = getattr(self.original, "__self__", None)
         if isinstance(of, nn.Module) and any(of.children()):
             return  # its layers may drop at random, and differ by that
