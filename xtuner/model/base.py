@@ -280,14 +280,7 @@ class FinetuneModel(BaseModel):
         state: dict[str, Tensor] = super().state_dict(*args, **kwargs)
         if not self.has_adapter:
             return state
-        return self.trained_weights(state, prefix=str(kwargs.get("prefix", "")))
-
-    def trained_weights(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-        """Those of a state dict, with ``prefix`` before their names, that have a gradient."""
-        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
-        return {
-            name: value for name, value in state.items() if name.removeprefix(prefix) in trained
-        }
+        return trained_weights(self, state, prefix=str(kwargs.get("prefix", "")))
 
     def backends_report(self, dtype: torch.dtype | None = None) -> list[tuple[str, str, str]]:
         """Which implementation computes what.
@@ -346,6 +339,14 @@ class FinetuneModel(BaseModel):
                 self.llm.save_pretrained(aside, state_dict=weights, max_shard_size=max_shard_size)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(aside)
+
+
+def trained_weights(
+    model: nn.Module, state: Mapping[str, Tensor], prefix: str = ""
+) -> dict[str, Tensor]:
+    """The entries of a model's state dict, named with a ``prefix``, that are trained."""
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: value for name, value in state.items() if name.removeprefix(prefix) in trained}
 
 
 def packed_cu_seqlens(data: Batch) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from xtuner.model.base import trained_weights
 from xtuner.model.sft import SupervisedFinetune
 from xtuner.registry import BUILDER
 from xtuner.utils.types import Batch
@@ -44,7 +45,7 @@ class VisionLanguageModel(SupervisedFinetune):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The weights that are trained."""
         state = nn.Module.state_dict(self, *args, **kwargs)
-        return self.trained_weights(state, prefix=str(kwargs.get("prefix", "")))
+        return trained_weights(self, state, prefix=str(kwargs.get("prefix", "")))
 
 
 def with_zero_gradient(embeddings: Tensor, features: Tensor) -> Tensor:
