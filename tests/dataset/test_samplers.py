@@ -1,6 +1,9 @@
 """LengthGroupedSampler: all rows, like lengths together, modalities apart, any world size."""
 
+import numpy as np
+import pytest
 from datasets import Dataset
+from mmengine.runner import Runner
 
 from xtuner.dataset.samplers import InternRepoSampler, LengthGroupedSampler
 
@@ -43,3 +46,27 @@ def test_intern_repo_order_has_its_own_seed():
     data = list(range(16))
     assert list(InternRepoSampler(data)) == list(InternRepoSampler(data, seed=1024))
     assert list(InternRepoSampler(data)) != list(InternRepoSampler(data, seed=1))
+
+
+def order_in_a_run(sampler, seed):
+    """The order of a loader that is built as a run builds it, with the run's seed."""
+    data = Dataset.from_dict({"length": list(range(1, 33))})
+    settings = dict(dataset=data, batch_size=4, sampler=sampler)
+    return list(Runner.build_dataloader(settings, seed=seed).sampler)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_seed_of_a_run_reaches_the_order(seed):
+    sampler = dict(type=LengthGroupedSampler, per_device_batch_size=4)
+    assert order_in_a_run(sampler, seed) == order_in_a_run(sampler, seed)
+    assert order_in_a_run(sampler, seed) != order_in_a_run(sampler, 3)
+    assert order_in_a_run({**sampler, "seed": 3}, seed) == order_in_a_run(sampler, 3)
+
+
+def test_without_a_seed_one_is_drawn_from_the_state_that_a_run_seeds():
+    data = Dataset.from_dict({"length": list(range(1, 33))})
+    orders = []
+    for state in (1, 1, 2):
+        np.random.seed(state)
+        orders.append(list(LengthGroupedSampler(data, 4)))
+    assert orders[0] == orders[1] != orders[2]

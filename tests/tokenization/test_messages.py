@@ -4,6 +4,7 @@ import json
 
 import pytest
 from datasets import Dataset
+from tokenizers import processors
 
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset import process_hf_dataset
@@ -183,3 +184,49 @@ def test_which_answers_are_trained(train_on, expected, template):
 def test_another_word_for_it_is_refused():
     with pytest.raises(UserError, match="train_on='nothing'"):
         prepared(openai_map_fn, [{"messages": TALK}], train_on="nothing")
+
+
+PARTS = [
+    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "Four."}], "loss": None},
+]
+
+
+def test_content_in_parts_is_its_text_and_loss_none_is_not_given():
+    tokenizer = make_tokenizer()
+    sample = encode_messages(PARTS, tokenizer)
+    plain = [{"role": "user", "content": "ab?"}, {"role": "assistant", "content": "Four."}]
+    assert sample == encode_messages(plain, tokenizer)
+    assert trained_texts(tokenizer, sample) == ["Four.<|im_end|>"]
+
+
+def test_a_call_without_arguments_has_none():
+    tokenizer = tokenizer_with(FORGETS)
+    call = {"type": "function", "function": {"name": "now"}}
+    messages = [TALK[0], {"role": "assistant", "content": None, "tool_calls": [call]}, *TALK[2:4]]
+    texts = trained_texts(tokenizer, encode_messages(messages, tokenizer, tools=TOOLS))
+    assert '{"name": "now", "arguments": {}}' in texts[0]
+
+
+@pytest.mark.parametrize("first", [[], [{"role": "system", "content": "S"}]])
+def test_an_answer_before_any_question_is_named_unless_it_is_not_trained(first):
+    tokenizer = make_tokenizer()
+    hello = {"role": "assistant", "content": "Hello"}
+    talk = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(ValueError, match="begins with an answer"):
+        encode_messages([*first, hello, *talk], tokenizer)
+    sample = encode_messages([*first, {**hello, "loss": False}, *talk], tokenizer)
+    assert trained_texts(tokenizer, sample) == ["a<|im_end|>"]
+
+
+def test_tokens_of_whitespace_keep_their_loss_where_offsets_are_trimmed():
+    tokenizer = make_tokenizer()
+    answer = "  x = 1\n    return x\n\n   y  "
+    talk = [{"role": "user", "content": "a  "}, {"role": "assistant", "content": answer}]
+    kept = encode_messages(talk, tokenizer)
+    trimming = tokenizer_with(tokenizer.chat_template)
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    offsets = trimming(answer, return_offsets_mapping=True)["offset_mapping"]
+    assert any(first == last for first, last in offsets)
+    assert encode_messages(talk, trimming) == kept
+    assert answer in trained_texts(tokenizer, kept)[0]

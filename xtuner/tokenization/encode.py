@@ -83,6 +83,10 @@ def is_on(turn: Turn, name: str) -> bool:
     return True if value is None else bool(value)
 
 
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
 def _segments(
     conversation: Sequence[Turn], encoder: SegmentEncoder, with_output: bool
 ) -> list[tuple[str, bool]]:
@@ -92,14 +96,14 @@ def _segments(
     for turn in conversation:
         if needs_bos:
             segments.append((encoder.bos, False))
-        question = str(turn["input"])
+        question = _text(turn["input"])
         parts = split_images(question) if encoder.with_image_token else [question]
         segments += [(part, False) for part in parts]
         ends_in_eos = is_on(turn, "need_eos_token")
         if with_output:
             with_loss = is_on(turn, "output_with_loss")
             eos = encoder.eos if ends_in_eos else ""
-            segments += [(str(turn["output"]), with_loss), (eos, with_loss)]
-            segments.append((str(turn.get("sep") or ""), False))
+            segments += [(_text(turn["output"]), with_loss), (eos, with_loss)]
+            segments.append((_text(turn.get("sep")), False))
         needs_bos = ends_in_eos
     return [segment for segment in segments if segment[0]]

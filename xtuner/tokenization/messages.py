@@ -19,20 +19,21 @@ from typing import Any
 
 from xtuner.tokenization.encode import Sample
 from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.types import Tokenizer
 
 Message = dict[str, Any]
 Span = tuple[int, int]
 
-# Two contents that have no first and no last character in common, so that one of them differs from
-# the true content at either end.
+# Two contents whose first and last characters differ, so that one of them differs from the true
+# content at either end.
 _PLACEHOLDERS = ("qXj", "Zk7")
 
 
 def encode_messages(
     messages: Sequence[Mapping[str, Any]],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
-    tools: Any = None,
+    tools: str | Sequence[Mapping[str, Any]] | None = None,
     last_only: bool = False,
 ) -> Sample:
     """Tokenise one conversation with the tokenizer's own chat template.
@@ -49,21 +50,36 @@ def encode_messages(
         loss.
 
     Raises:
-        ValueError: when an answer's place in the text cannot be told.
+        ValueError: when an answer cannot be located in the text, or has no question before it.
     """
-    plain = [_plain(message) for message in messages]
+    plain = [_plain_message(message) for message in messages]
     render = _Renderer(tokenizer, _plain(json.loads(tools) if isinstance(tools, str) else tools))
-    text = render(plain)
     answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
     trained = answers[-1:] if last_only else answers
-    spans = [_span(text, plain, n, render) for n in trained if has_loss(messages[n])]
+    trained = [number for number in trained if has_loss(messages[number])]
+    if trained and all(
+        message["role"] in ("system", "developer") for message in plain[: trained[0]]
+    ):
+        raise ValueError("the conversation begins with an answer; a question must come first")
+    text = render(plain)
+    spans = [_span(text, plain, number, render) for number in trained]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     labels = [
-        token if any(a <= first and last <= b and first < last for a, b in spans) else IGNORE_INDEX
-        for token, (first, last) in zip(ids, encoded["offset_mapping"], strict=True)
+        token if any(_covers(span, offsets) for span in spans) else IGNORE_INDEX
+        for token, offsets in zip(ids, encoded["offset_mapping"], strict=True)
     ]
     return {"input_ids": ids, "labels": labels}
+
+
+def _covers(span: Span, offsets: Span) -> bool:
+    """Whether a token belongs to an answer.
+
+    Byte-level tokenizers with ``trim_offsets`` leave whitespace out of a token's offsets; a token
+    of whitespace alone then has no width and stands where it ends.
+    """
+    (start, stop), (first, last) = span, offsets
+    return start <= first and start < last <= stop
 
 
 def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -72,9 +88,9 @@ def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
     for turn in conversation:
         if turn.get("system"):
             messages.append({"role": "system", "content": str(turn["system"])})
-        messages.append({"role": "user", "content": str(turn["input"])})
-        loss = turn.get("output_with_loss", True)
-        messages.append({"role": "assistant", "content": str(turn["output"]), "loss": loss})
+        messages.append({"role": "user", "content": text_of(turn["input"])})
+        loss = turn.get("output_with_loss")
+        messages.append({"role": "assistant", "content": text_of(turn["output"]), "loss": loss})
     return messages
 
 
@@ -86,10 +102,37 @@ def has_loss(message: Mapping[str, Any]) -> bool:
     return True if value is None else bool(value)
 
 
+def text_of(content: object) -> str:
+    """The text of a message's content: a text, nothing, or the parts of OpenAI's list.
+
+    Raises:
+        ValueError: for a part that is no text, such as an image.
+    """
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return str(content)
+    texts = []
+    for part in content:
+        text = part if isinstance(part, str) else _text_of_part(part)
+        if text is None:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"a part of a message is {kind!r}; only text can be trained on here")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _text_of_part(part: object) -> str | None:
+    if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+        return None
+    text = part.get("text")
+    return text if isinstance(text, str) else None
+
+
 class _Renderer:
     """The tokenizer's chat template, with the tools of one conversation."""
 
-    def __init__(self, tokenizer: Any, tools: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None) -> None:
         self.tokenizer, self.tools = tokenizer, tools or None
 
     def __call__(self, messages: Sequence[Message], prompt: bool = False) -> str:
@@ -139,17 +182,24 @@ def _common(one: str, other: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+def _plain_message(message: Mapping[str, Any]) -> Message:
+    """A message as templates expect it: content as text, the arguments of calls as objects."""
+    plain: Message = _plain(message)
+    plain.pop("loss", None)
+    plain["content"] = text_of(plain.get("content"))
+    for call in plain.get("tool_calls") or ():
+        function = call.get("function", call)
+        arguments = function.setdefault("arguments", {})
+        if isinstance(arguments, str):
+            with contextlib.suppress(ValueError):  # if it is no JSON, the template gets the text
+                function["arguments"] = json.loads(arguments)
+    return plain
+
+
 def _plain(value: Any) -> Any:
-    """A value without the fields that Arrow fills with None; arguments of calls as objects."""
+    """A value without the fields that Arrow fills with None."""
     if isinstance(value, Mapping):
-        plain = {key: _plain(item) for key, item in value.items() if item is not None}
-        if isinstance(plain.get("arguments"), str):
-            with contextlib.suppress(ValueError):  # where it is no JSON, the template gets the text
-                plain["arguments"] = json.loads(plain["arguments"])
-        plain.pop("loss", None)
-        if plain.get("role") and "content" not in plain:
-            plain["content"] = ""
-        return plain
+        return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value

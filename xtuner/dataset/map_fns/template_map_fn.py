@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtuner.tokenization.chat_template import render_question
+from xtuner.tokenization.encode import is_on
 from xtuner.utils.templates import AUTO_TEMPLATE
 
 Row = Mapping[str, Any]
@@ -29,16 +30,16 @@ def template_map_fn(example: Row, template: Mapping[str, Any]) -> dict[str, Any]
         question = str(turn.get("input") or "")
         system = str(turn.get("system") or "")
         answer = str(turn.get("output") or "")
-        ends = turn.get("need_eos_token", True) and not template.get("SUFFIX_AS_EOS", False)
+        ends = is_on(turn, "need_eos_token") and not template.get("SUFFIX_AS_EOS", False)
         if question or system:
             question = render_question(template, question, number, system)
         turns.append(
             {
                 "input": question,
                 "output": answer + (template.get("SUFFIX", "") if turn_is_answer(turn) else ""),
-                "need_eos_token": bool(ends),
+                "need_eos_token": ends,
                 "sep": str(turn.get("sep") or template.get("SEP", "")),
-                "output_with_loss": turn.get("output_with_loss", True),
+                "output_with_loss": is_on(turn, "output_with_loss"),
             }
         )
     return {"conversation": turns}
@@ -46,7 +47,7 @@ def template_map_fn(example: Row, template: Mapping[str, Any]) -> dict[str, Any]
 
 def turn_is_answer(turn: Row) -> bool:
     """Whether a turn's output answers something; plain text to train on gets no suffix."""
-    return bool(turn.get("need_eos_token", True))
+    return is_on(turn, "need_eos_token")
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,15 @@ def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps)
     try:
         last_only = steps.train_on == "last_answer"
         return dict(encode_messages(talk, steps.tokenizer, tools=tools, last_only=last_only))
-    except (ValueError, TemplateError, NotImplementedError) as error:  # slow ones have no offsets
+    # Templates fail with any of these; slow tokenizers have no offsets.
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        TemplateError,
+        NotImplementedError,
+    ) as error:
         raise UserError(
             tr("row {number}: {error}", number=number, error=error),
             where=Where(key="template_map_fn"),

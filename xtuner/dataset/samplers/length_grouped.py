@@ -1,4 +1,4 @@
-"""Batches of rows of like length, so that little is padded."""
+"""Batches of rows of similar length, which need little padding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import sync_random_seed
 from torch.utils.data import Sampler
 
 from xtuner.parallel.sequence.groups import get_data_parallel_rank, get_data_parallel_world_size
@@ -21,7 +22,7 @@ class LengthGroupedSampler(Sampler[int]):
         length_property: tokens of each row; negative ones are another modality, and a batch never
             mixes the two.
         mega_batch_mult: batches of all processes that are sorted together; chosen when None.
-        seed: of the order; 0 when None.
+        seed: of the order, the same on all ranks; a run passes its own. When None, rank 0 draws one.
         round_up: repeat rows so that every process gets the same number.
     """
 
@@ -43,7 +44,7 @@ class LengthGroupedSampler(Sampler[int]):
             else getattr(dataset, length_property)
         )
         self.lengths = [int(length) for length in found]
-        self.seed = seed or 0
+        self.seed = sync_random_seed() if seed is None else seed
         self.epoch = 0
         self.total_batch_size = per_device_batch_size * self.world_size
         batches = max(1, len(self.lengths) // (self.total_batch_size * 4))
@@ -69,19 +70,19 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = epoch
 
     def _order(self, generator: torch.Generator) -> list[int]:
-        kinds = [
+        modalities = [
             [i for i, length in enumerate(self.lengths) if length > 0],
             [i for i, length in enumerate(self.lengths) if length <= 0],
         ]
         batches, rest = [], []
-        for rows in kinds:
+        for rows in modalities:
             grouped = self._grouped(rows, generator)
             size = self.total_batch_size
             parts = [grouped[i : i + size] for i in range(0, len(grouped), size)]
             batches += [part for part in parts if len(part) == size]
             rest += [row for part in parts if len(part) < size for row in part]
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        # What fills no batch of its kind comes last, so that only there a batch is mixed.
+        # Incomplete batches come last: only there may a batch mix modalities.
         return [row for number in shuffled for row in batches[number]] + rest
 
     def _grouped(self, rows: Sequence[int], generator: torch.Generator) -> list[int]:
