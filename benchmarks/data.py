@@ -1,4 +1,7 @@
-"""Preparing alpaca-like rows for training: rows per second and peak memory, beside two others.
+"""Preparing rows for training: rows per second and peak memory, beside two others.
+
+Two kinds of rows: ``words``, alpaca-like rows of made-up words, and ``text``, conversations of real
+text (``real_text.py``) with a byte-level tokenizer or a SentencePiece-like one.
 
 * ours: ``process_hf_dataset``;
 * per row: the same steps as plain ``datasets.map`` calls, a row at a time, as v0.1 had them, with
@@ -6,18 +9,23 @@
 * TRL: what ``SFTTrainer`` does to prompt-completion rows before it trains, with its packing.
 
 All map, add the template, tokenise and pack the same rows into the same length with two processes,
-each in a new process without a cache; the rounds take turns. Writes ``results/data.json``.
+each in a new process without a cache; the rounds take turns. Writes ``results/data.json``, or
+``results/data_text.json``. What is not installed (TRL) is left out.
 
-    python benchmarks/data.py [--rows 200000] [--rounds 3]      # needs trl
+    python benchmarks/data.py [--kind words] [--rows 200000] [--rounds 3]
+    python benchmarks/data.py --kind text [--rows 20000] [--tokenizer sentencepiece]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -30,9 +38,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import real_text
 
-RESULTS = Path(__file__).parent / "results" / "data.json"
-MAX_LENGTH, PROCESSES, VOCABULARY = 2048, 2, 8192
+RESULTS = {
+    "words": Path(__file__).parent / "results" / "data.json",
+    "text": Path(__file__).parent / "results" / "data_text.json",
+}
+ROWS = {"words": 200_000, "text": 20_000}
+TOKENIZERS = ("byte_level", "sentencepiece")
+VOCABULARIES = {"words": 8192, "text": 16_000}
+MAX_LENGTH, PROCESSES = 2048, 2
 PROMPT, END = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 
 
@@ -57,39 +72,69 @@ def make_rows(folder: Path, count: int) -> None:
             stream.write(json.dumps(row | {"output": text(45)}) + "\n")
 
 
-def make_tokenizer(folder: Path) -> None:
-    """A byte-level BPE tokenizer trained on some of the rows."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def make_tokenizer(folder: Path, kind: str, size: int) -> None:
+    """A BPE tokenizer, ``byte_level`` or ``sentencepiece``-like, trained on some of the rows."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    with (folder / "rows.jsonl").open() as stream:
-        some = [json.loads(line)["output"] for line, _ in zip(stream, range(5000), strict=False)]
+    if kind == "byte_level":
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        marks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        inner.normalizer = normalizers.Sequence(marks)
+        inner.decoder = decoders.Metaspace()
+        alphabet = []
+    with (folder / "rows.jsonl").open(encoding="utf-8") as stream:
+        lines = [line for line, _ in zip(stream, range(5000), strict=False)]
+    sample = [text for line in lines for text in _texts(line)]
+    if kind != "byte_level":  # so that no token spans words
+        sample = [word for text in sample for word in re.split("(?= )", text)]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=size,
+        special_tokens=["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=alphabet,
         show_progress=False,
     )
-    inner.train_from_iterator(some, trainer)
+    inner.train_from_iterator(sample, trainer)
     PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
     ).save_pretrained(folder / "tokenizer")
+
+
+def _texts(line: str) -> list[str]:
+    row = json.loads(line)
+    return [message["content"] for message in row.get("messages", [])] or [row["output"]]
+
+
+def to_messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    """A row of either kind as messages."""
+    if "messages" in row:
+        return list(row["messages"])
+    return [
+        {"role": "user", "content": f"{row['instruction']}\n{row['input']}"},
+        {"role": "assistant", "content": row["output"]},
+    ]
 
 
 def ours(rows: Any, tokenizer: Any) -> Any:
     """Through XTuner."""
     from xtuner.dataset import process_hf_dataset
-    from xtuner.dataset.map_fns import alpaca_map_fn, template_map_fn_factory
+    from xtuner.dataset.map_fns import alpaca_map_fn, openai_map_fn, template_map_fn_factory
     from xtuner.utils import PROMPT_TEMPLATE
 
     return process_hf_dataset(
         rows,
         tokenizer=tokenizer,
         max_length=MAX_LENGTH,
-        dataset_map_fn=alpaca_map_fn,
+        dataset_map_fn=openai_map_fn if "messages" in rows.column_names else alpaca_map_fn,
         template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.qwen_chat),
         pack_to_max_length=True,
         use_varlen_attn=True,
@@ -100,25 +145,27 @@ def ours(rows: Any, tokenizer: Any) -> Any:
 def per_row(rows: Any, tokenizer: Any, processes: int | None = PROCESSES) -> Any:
     """Plain maps: a row to a conversation, to text, to ids; those without a label out; packed."""
 
-    def to_turn(row: dict[str, str]) -> dict[str, Any]:
-        question = f"{row['instruction']}\n{row['input']}"
-        return {"conversation": [{"input": question, "output": row["output"]}]}
+    def to_turns(row: dict[str, Any]) -> dict[str, Any]:
+        contents = [message["content"] for message in to_messages(row)]
+        pairs = zip(contents[::2], contents[1::2], strict=True)
+        return {"conversation": [{"input": ask, "output": answer} for ask, answer in pairs]}
 
     def with_template(row: dict[str, Any]) -> dict[str, Any]:
-        (turn,) = row["conversation"]
         return {
             "conversation": [
                 {"input": PROMPT.format(turn["input"]), "output": turn["output"] + END}
+                for turn in row["conversation"]
             ]
         }
 
     def to_ids(row: dict[str, Any]) -> dict[str, list[int]]:
-        (turn,) = row["conversation"]
-        bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
-        question = tokenizer.encode(turn["input"], add_special_tokens=False)
-        answer = tokenizer.encode(turn["output"], add_special_tokens=False)
-        ids = [*bos, *question, *answer, *eos]
-        labels = [-100] * (1 + len(question)) + [*answer, *eos]
+        ids: list[int] = []
+        labels: list[int] = []
+        for turn in row["conversation"]:
+            question = tokenizer.encode(turn["input"], add_special_tokens=False)
+            answer = tokenizer.encode(turn["output"], add_special_tokens=False)
+            ids += [tokenizer.bos_token_id, *question, *answer, tokenizer.eos_token_id]
+            labels += [-100] * (1 + len(question)) + [*answer, tokenizer.eos_token_id]
         return {"input_ids": ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]}
 
     def has_label(row: dict[str, list[int]]) -> bool:
@@ -132,7 +179,7 @@ def per_row(rows: Any, tokenizer: Any, processes: int | None = PROCESSES) -> Any
             for name, tokens in columns.items()
         }
 
-    rows = rows.map(to_turn, num_proc=processes, remove_columns=rows.column_names)
+    rows = rows.map(to_turns, num_proc=processes, remove_columns=rows.column_names)
     rows = rows.map(with_template, num_proc=processes)
     rows = rows.map(to_ids, num_proc=processes, remove_columns=rows.column_names)
     rows = rows.filter(has_label, num_proc=processes)
@@ -159,16 +206,13 @@ def trl(rows: Any, tokenizer: Any) -> Any:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
 
-    def to_prompt(row: dict[str, str]) -> dict[str, Any]:
-        question = f"{row['instruction']}\n{row['input']}"
-        return {
-            "prompt": [{"role": "user", "content": question}],
-            "completion": [{"role": "assistant", "content": row["output"]}],
-        }
+    def to_prompt(row: dict[str, Any]) -> dict[str, Any]:
+        messages = to_messages(row)
+        return {"prompt": messages[:-1], "completion": messages[-1:]}
 
     rows = rows.map(to_prompt, num_proc=PROCESSES, remove_columns=rows.column_names)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
@@ -269,52 +313,60 @@ def measure(way: str, folder: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure all in turns; print medians and ratios; write the results."""
+    """Measure; write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--kind", choices=RESULTS, default="words")
+    parser.add_argument("--rows", type=int)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokenizer", choices=TOKENIZERS, action="append")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
         print(json.dumps(measure_here(args.way, args.folder)))
         return 0
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    count = args.rows or ROWS[args.kind]
+    kinds = args.tokenizer or (["byte_level"] if args.kind == "words" else list(TOKENIZERS))
+    ways = [way for way in WAYS if way != "trl" or importlib.util.find_spec("trl")]
+    cases = {kind: compare(args.kind, kind, ways, count, args.rounds) for kind in kinds}
+    packages = ["datasets", "tokenizers", *(["trl"] if "trl" in ways else [])]
+    result = {
+        "date": date.today().isoformat(),
+        "command": f"python benchmarks/data.py {' '.join(sys.argv[1:])}".strip(),
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores, {platform.python_version()}",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        **(cases["byte_level"] if args.kind == "words" else cases),
+    }
+    RESULTS[args.kind].write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def compare(
+    kind: str, tokenizer: str, ways: list[str], count: int, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Measure all ways in turns; print and return medians and ratios."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_rows(folder, args.rows)
-        make_tokenizer(folder)
-        for number in range(args.rounds):
-            for way in WAYS:
+        if kind == "text":
+            real_text.write_rows(folder / "rows.jsonl", count)
+        else:
+            make_rows(folder, count)
+        make_tokenizer(folder, tokenizer, VOCABULARIES[kind])
+        for number in range(rounds):
+            for way in ways:
                 found[way].append(measure(way, folder))
-                print(f"round {number + 1}, {way}: {found[way][-1]}", flush=True)
+                print(f"{tokenizer}, round {number + 1}, {way}: {found[way][-1]}", flush=True)
     medians = {
         way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for way, runs in found.items()
     }
     speed = {way: run["rows_per_second"] for way, run in medians.items()}
-    ratios = {way: round(speed["ours"] / speed[way], 2) for way in WAYS if way != "ours"}
+    ratios = {way: round(speed["ours"] / speed[way], 2) for way in ways if way != "ours"}
     for way, run in medians.items():
         print(f"{way:<20} {run['rows_per_second']:>9,.0f} rows/s  peak {run['peak_mib']:,.0f} MiB")
     print("ours is faster by " + ", ".join(f"{ratio}x ({way})" for way, ratio in ratios.items()))
-    import datasets
-    import tokenizers
-    import trl as trl_package
-
-    result = {
-        "date": date.today().isoformat(),
-        "command": f"python benchmarks/data.py --rows {args.rows} --rounds {args.rounds}",
-        "machine": f"{platform.platform()}, {os.cpu_count()} cores, {platform.python_version()}",
-        "versions": {
-            "datasets": datasets.__version__,
-            "tokenizers": tokenizers.__version__,
-            "trl": trl_package.__version__,
-        },
-        "medians": medians,
-        "ours_is_faster_by": ratios,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    return {"medians": medians, "ours_is_faster_by": ratios}
 
 
 if __name__ == "__main__":
