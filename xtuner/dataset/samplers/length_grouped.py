@@ -22,7 +22,7 @@ class LengthGroupedSampler(Sampler[int]):
         length_property: tokens of each row; negative ones are another modality, and a batch never
             mixes the two.
         mega_batch_mult: batches of all processes that are sorted together; chosen when None.
-        seed: of the order, the same on all ranks; a run passes its own. When None, rank 0 draws one.
+        seed: of the order, the same on all ranks; a run passes its own. None: rank 0 draws one.
         round_up: repeat rows so that every process gets the same number.
     """
 
