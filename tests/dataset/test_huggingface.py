@@ -15,7 +15,7 @@ from xtuner.dataset import ConcatDataset, huggingface, process_hf_dataset
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.map_fns import default_map_fn, openai_map_fn, template_map_fn_factory
 from xtuner.dataset.prepare.packing import pack_stream, pack_whole
-from xtuner.dataset.prepare.token_stats import account_of
+from xtuner.dataset.prepare.token_stats import token_stats_of
 from xtuner.utils import PROMPT_TEMPLATE
 from xtuner.utils.errors import UserError
 
@@ -193,14 +193,12 @@ def test_packs_hold_every_token_once(lengths):
 def test_the_account_adds_up(tokenizer, policy):
     data = Dataset.from_list([*rows(3), {"input": "long", "output": "word " * 300}])
     made = prepared(tokenizer, data, max_length=60, long_samples=policy)
-    account = account_of(made)
-    assert account.rows_in == 4
-    assert account.tokens_in == (
-        account.tokens_trained + account.tokens_cut + account.tokens_dropped
-    )
-    assert account.tokens_trained == sum(made["length"])
-    assert account.rows_cut == ([3] if policy == "cut" else [])
-    assert account.dropped["too_long"] == ([3] if policy == "drop" else [])
+    stats = token_stats_of(made)
+    assert stats.rows_in == 4
+    assert stats.tokens_in == (stats.tokens_trained + stats.tokens_truncated + stats.tokens_dropped)
+    assert stats.tokens_trained == sum(made["length"])
+    assert stats.rows_truncated == ([3] if policy == "cut" else [])
+    assert stats.dropped["too_long"] == ([3] if policy == "drop" else [])
 
 
 def test_long_samples_can_be_refused(tokenizer):
@@ -223,7 +221,7 @@ def test_the_second_time_comes_from_the_cache(tokenizer, monkeypatch):
     first = prepared(tokenizer, data)
     monkeypatch.setattr(huggingface, "encode_rows", lambda *_: pytest.fail("prepared again"))
     assert prepared(tokenizer, data).to_dict() == first.to_dict()
-    assert account_of(prepared(tokenizer, data)) == account_of(first)
+    assert token_stats_of(prepared(tokenizer, data)) == token_stats_of(first)
 
 
 def test_another_setting_is_another_cache_entry(tokenizer):

@@ -13,7 +13,7 @@ from xtuner.dataset.preference_dataset import (
     load_jsonl_dataset,
     orpo_dpo_mix_40k_map_fn,
 )
-from xtuner.dataset.prepare.token_stats import account_of
+from xtuner.dataset.prepare.token_stats import token_stats_of
 from xtuner.utils.errors import UserError
 
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -101,12 +101,10 @@ def test_what_is_cut_or_dropped_is_accounted_for(tokenizer):
         {"prompt": "hi", "chosen": "a", "rejected": "b"},
     ]
     made = build(tokenizer, rows, max_length=48)
-    account = account_of(made)
+    stats = token_stats_of(made)
     assert [row["rows"] for row in made] == [[0], [2]]
-    assert (account.rows_cut, account.dropped["no_label"]) == ([0], [1])
-    assert account.tokens_in == (
-        account.tokens_trained + account.tokens_cut + account.tokens_dropped
-    )
+    assert (stats.rows_truncated, stats.dropped["no_label"]) == ([0], [1])
+    assert stats.tokens_in == (stats.tokens_trained + stats.tokens_truncated + stats.tokens_dropped)
 
 
 def test_a_row_that_is_no_pair_is_named(tokenizer):

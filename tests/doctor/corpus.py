@@ -69,13 +69,15 @@ def good_messages(layout: Layout, kind: str, ask: str, rng: random.Random) -> li
     roles = {meaning: name for name, meaning in (layout.roles or {}).items()}
     roles = {**roles, "user": "human" if "human" in (layout.roles or {}) else "user"}
     roles["assistant"] = "gpt" if "gpt" in (layout.roles or {}) else "assistant"
-    said = []
+    messages = []
     if kind == MESSAGES and rng.random() < 0.5:
-        said.append({role: "system", content: "Be brief."})
+        messages.append({role: "system", content: "Be brief."})
     for turn in range(rng.randint(1, 3)):
-        said.append({role: roles["user"], content: f"{ask} {turn}"})
-        said.append({role: roles["assistant"], content: f"{rng.choice(ANSWERS)} {rng.random()}"})
-    return said
+        messages.append({role: roles["user"], content: f"{ask} {turn}"})
+        messages.append(
+            {role: roles["assistant"], content: f"{rng.choice(ANSWERS)} {rng.random()}"}
+        )
+    return messages
 
 
 def good_rows(name: str, count: int, seed: int) -> list[dict[str, Any]]:
@@ -129,12 +131,12 @@ def _turn(input: Any = "Name a river.", output: Any = "The Rhine.", **more: Any)
     return {"input": input, "output": output, **more}
 
 
-def _chat(*said: tuple[str, Any]) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for role, content in said]}
+def _chat(*messages: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in messages]}
 
 
-def _gpt(*said: tuple[str, Any]) -> dict[str, Any]:
-    return {"conversations": [{"from": role, "value": value} for role, value in said]}
+def _gpt(*messages: tuple[str, Any]) -> dict[str, Any]:
+    return {"conversations": [{"from": role, "value": value} for role, value in messages]}
 
 
 def _pair(chosen: str, rejected: str) -> dict[str, Any]:

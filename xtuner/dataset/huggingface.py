@@ -16,7 +16,7 @@ import numpy as np
 
 from xtuner.dataset.prepare import arrow_writer, cache, samples
 from xtuner.dataset.prepare import packing as packs
-from xtuner.dataset.prepare.arrow_writer import one_a_row, shuffled, write_packed
+from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.parallel_map import usable_processes
 from xtuner.dataset.prepare.rows import load_rows, row_function
 from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_one
@@ -160,10 +160,10 @@ def _prepared_once(
         if packing is not None:
             _write_packed(encoded, packing, folder, key, processes)
             return
-        made = one_a_row(encoded, key)
+        made = unpacked_dataset(encoded, key)
         if keep_columns:
             made = _with_source_columns(made, rows, numbers)
-        attach(made, encoded.account)
+        attach(made, encoded.stats)
         made.save_to_disk(str(folder))
 
     plain = {name: getattr(steps, name) for name in PLAIN_STEPS}
@@ -200,7 +200,7 @@ def _mapped(rows: Any, numbers: Sequence[int], steps: Steps) -> Dataset:
 def _require_some(encoded: Samples) -> None:
     if not len(encoded):
         raise UserError(
-            tr("no row is left to train on.\n{account}", account=encoded.account.text()),
+            tr("no row is left to train on.\n{account}", account=encoded.stats.text()),
             hint=tr("'xtuner check-custom-dataset CONFIG' tells why."),
         )
 
@@ -213,7 +213,7 @@ def _write_packed(encoded: Samples, packing: Packing, folder: Path, key: str, th
     made = pack(encoded.lengths[order], packing.max_length)
     made = replace(made, samples=order[made.samples])
     threads = usable_processes(threads)
-    write_packed(encoded, made, folder, with_borders=packing.whole, key=key, threads=threads)
+    write_packed(encoded, made, folder, for_varlen=packing.whole, key=key, threads=threads)
 
 
 def _with_source_columns(made: Dataset, rows: Any, numbers: Sequence[int]) -> Dataset:

@@ -163,7 +163,7 @@ def _check(
 def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any]) -> Dataset:
     from datasets import Dataset
 
-    account = TokenStats(rows_in=len(rows), dropped={"no_label": []})
+    stats = TokenStats(rows_in=len(rows), dropped={"no_label": []})
     pairs = []
     for number, row in enumerate(rows):
         try:
@@ -171,21 +171,21 @@ def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any
             sides = [_encode(messages[0], answer, tokenizer) for answer in messages[1:]]
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise _unreadable(number, row, error) from error
-        pair = _fitted(number, sides, settings, account)
+        pair = _fitted(number, sides, settings, stats)
         pairs += [pair] if pair else []
     if not pairs:
-        said = account.text()
+        said = stats.text()
         raise UserError(tr("no pair is left to train on.\n{said}", said=said))
-    account.rows_trained = len(pairs)
-    account.tokens_trained = sum(pair["length"] for pair in pairs)
-    account.tokens_supervised = sum(
+    stats.rows_trained = len(pairs)
+    stats.tokens_trained = sum(pair["length"] for pair in pairs)
+    stats.tokens_supervised = sum(
         label != IGNORE_INDEX
         for pair in pairs
         for side in PREFERENCE_SIDES
         for label in pair[f"{side}_labels"]
     )
     made = Dataset.from_list(_packed(pairs, settings) if settings["packed"] else pairs)
-    attach(made, account)
+    attach(made, stats)
     return made
 
 
@@ -232,22 +232,22 @@ def _fitted(
     number: int,
     sides: Sequence[tuple[list[int], list[int]]],
     settings: Mapping[str, Any],
-    account: TokenStats,
+    stats: TokenStats,
 ) -> dict[str, Any] | None:
     """A pair cut to the length, with its reward tokens; None when an answer is all cut away."""
     token = settings["reward_token"]
     limit = settings["max_length"] - (token is not None)
-    account.tokens_in += sum(len(ids) for ids, _ in sides)
+    stats.tokens_in += sum(len(ids) for ids, _ in sides)
     if any(len(ids) > limit for ids, _ in sides):
-        account.rows_cut.append(number)
-        account.tokens_cut += sum(max(0, len(ids) - limit) for ids, _ in sides)
+        stats.rows_truncated.append(number)
+        stats.tokens_truncated += sum(max(0, len(ids) - limit) for ids, _ in sides)
     pair: dict[str, Any] = {}
     for side, (ids, labels) in zip(PREFERENCE_SIDES, sides, strict=True):
         ids, labels = ids[:limit], labels[:limit]
         if all(label == IGNORE_INDEX for label in labels):
-            account.rows_cut = [row for row in account.rows_cut if row != number]
-            account.dropped["no_label"].append(number)
-            account.tokens_dropped += sum(min(limit, len(ids)) for ids, _ in sides)
+            stats.rows_truncated = [row for row in stats.rows_truncated if row != number]
+            stats.dropped["no_label"].append(number)
+            stats.tokens_dropped += sum(min(limit, len(ids)) for ids, _ in sides)
             return None
         if token is not None:
             ids = [*ids, token]

@@ -1,8 +1,8 @@
 """The checks: small functions that look at one row and give the codes of what is wrong with it.
 
 ``FIELD_CHECKS`` look at the raw row. When they find nothing, ``roles`` looks at who speaks, and
-then ``SPEECH_CHECKS`` at what is said. To add a check, write a function, add it to its table and
-its code to ``kinds.KINDS``.
+then ``MESSAGE_CHECKS`` at the messages. To add a check, write a function, add it to its table and
+its code to ``rules.RULES``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, kind_problem, named
-from xtuner.doctor.turns import Said
+from xtuner.doctor.turns import Message
 from xtuner.utils.lang import tr
 
-Trouble = tuple[str, str]
+Problem = tuple[str, str]
 """The code of a kind and a detail in a few words."""
 
 
-def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
+def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
     """Fields that the map function reads and the row lacks."""
     for name in layout.fields:
         if name in row:
@@ -31,7 +31,7 @@ def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
         yield "missing-field", f"{name!r}{hint}"
 
 
-def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
+def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
     """Fields whose value is of another kind than the map function reads."""
     for name, kind in layout.fields.items():
         problem = kind_problem(row[name], kind) if name in row else None
@@ -48,7 +48,7 @@ def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
             )
 
 
-def broken_items(row: Mapping[str, Any], layout: Layout) -> Iterator[Trouble]:
+def broken_items(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
     """Turns and messages that lack a field or have one of the wrong kind."""
     for name, kind in layout.fields.items():
         value = row.get(name)
@@ -86,21 +86,21 @@ def _message(message: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, 
             yield code, key, "null"
     elif not isinstance(content, str | list) or (kind == SHAREGPT and isinstance(content, list)):
         yield "wrong-type", key, named(content)
-    if str(message.get("loss", "true")).lower() not in ("true", "false"):
+    if str(message.get("loss")).lower() not in ("true", "false", "none"):
         yield "wrong-type", "loss", named(message["loss"])
 
 
-FIELD_CHECKS: Sequence[Callable[[Mapping[str, Any], Layout], Iterator[Trouble]]] = (
+FIELD_CHECKS: Sequence[Callable[[Mapping[str, Any], Layout], Iterator[Problem]]] = (
     missing_fields,
     wrong_types,
     broken_items,
 )
 
 
-def roles(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+def roles(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
     """Unknown roles, and roles out of order."""
     known = ("system", "user", "assistant", "tool")
-    unknown = [message.role for message in said if message.role not in known]
+    unknown = [message.role for message in messages if message.role not in known]
     if unknown:
         yield "bad-role", unknown[0]
         return
@@ -110,7 +110,7 @@ def roles(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
         "assistant": ("user", "tool"),
         "tool": ("assistant", "tool"),
     }
-    for message in said:
+    for message in messages:
         if message.role == "system":
             continue
         if before not in follows[message.role] and layout.name != "pretrain":
@@ -122,22 +122,22 @@ def roles(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
         before = message.role
 
 
-def answers(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+def answers(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
     """Rows without an answer, without a trained answer, or with a question left open."""
-    given = [message for message in said if message.role == "assistant"]
+    given = [message for message in messages if message.role == "assistant"]
     if not given or given[0].text == "<nooutput>":
         yield "no-answer", ""
         return
     if not any(message.trained for message in given):
         yield "not-trained", ""
-    if said[-1].role in ("user", "tool"):
-        yield "unanswered", _short(said[-1].text)
+    if messages[-1].role in ("user", "tool"):
+        yield "unanswered", _short(messages[-1].text)
 
 
-def empty_texts(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+def empty_texts(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
     """Questions and answers of nothing but white space."""
-    is_plain_text = all(not message.text for message in said if message.role == "user")
-    for message in said:
+    is_plain_text = all(not message.text for message in messages if message.role == "user")
+    for message in messages:
         if message.text.strip():
             continue
         if message.role == "assistant" and not message.calls_tools:
@@ -149,9 +149,9 @@ def empty_texts(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
 _PLACEHOLDERS = {"nan", "null", "undefined", "[object object]", "<missing>", "#n/a", "#ref!"}
 
 
-def placeholders(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+def placeholders(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
     """Answers that a failed conversion has left behind."""
-    for message in said:
+    for message in messages:
         if message.role == "assistant" and message.text.strip().lower() in _PLACEHOLDERS:
             yield "placeholder", repr(message.text.strip())
 
@@ -162,11 +162,11 @@ _TEMPLATE_TOKEN = re.compile(
 )
 
 
-def template_tokens(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+def template_tokens(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
     """Markers of a chat template that stand inside a text."""
     if layout.name == "msagent_react":
         return  # its raw values hold markers that the map function takes out
-    for message in said:
+    for message in messages:
         match = _TEMPLATE_TOKEN.search(message.text)
         if match:
             yield "template-token", f"{match.group()} ({message.role})"
@@ -179,24 +179,24 @@ _INVISIBLE = re.compile(
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 
 
-def characters(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
-    """Characters that nobody sees, and broken ones."""
+def characters(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
+    """Invisible characters, and broken ones."""
     for code, pattern in (("invisible", _INVISIBLE), ("broken-unicode", _BROKEN)):
-        for message in said:
+        for message in messages:
             match = pattern.search(message.text)
             if match:
                 yield code, f"U+{ord(match.group()):04X} ({message.role})"
                 break
 
 
-def open_code_blocks(said: Sequence[Said], layout: Layout) -> Iterator[Trouble]:
+def open_code_blocks(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
     """Answers with an opening ``` and no closing one."""
-    for message in said:
+    for message in messages:
         if message.role == "assistant" and message.text.count("```") % 2:
             yield "open-code-block", _short(message.text[-40:])
 
 
-SPEECH_CHECKS: Sequence[Callable[[Sequence[Said], Layout], Iterator[Trouble]]] = (
+MESSAGE_CHECKS: Sequence[Callable[[Sequence[Message], Layout], Iterator[Problem]]] = (
     answers,
     empty_texts,
     placeholders,
@@ -206,20 +206,20 @@ SPEECH_CHECKS: Sequence[Callable[[Sequence[Said], Layout], Iterator[Trouble]]] =
 )
 
 
-def same_choice(row: Mapping[str, Any]) -> Iterator[Trouble]:
+def same_choice(row: Mapping[str, Any]) -> Iterator[Problem]:
     """Preference pairs without a difference."""
     if row["chosen"] == row["rejected"]:
         yield "same-choice", ""
 
 
-def images(row: Mapping[str, Any], said: Sequence[Said], folder: str) -> Iterator[Trouble]:
+def images(row: Mapping[str, Any], messages: Sequence[Message], folder: str) -> Iterator[Problem]:
     """Images that are not there, and ``<image>`` where it does not belong or is missing."""
     names = row.get("image") or []
     names = [names] if isinstance(names, str) else names
     for name in names:
         if not (Path(folder) / name).is_file():
             yield "missing-image", str(Path(folder) / name)
-    marks = sum(message.text.count("<image>") for message in said if message.role == "user")
+    marks = sum(message.text.count("<image>") for message in messages if message.role == "user")
     if marks != len(names):
         detail = f"<image>: {marks}, image: {len(names)}"
         yield "image-mark", detail

@@ -29,7 +29,7 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
     result = scan(find_parts(dataset))
     facts, shown, no_tokens = None, None, ""
     datasets = text_datasets(dataset)
-    if any(finding.kind.level == ERROR for finding in result.findings):
+    if any(finding.rule.level == ERROR for finding in result.findings):
         no_tokens = tr("Tokens are counted when what is marked ✗ is mended.")
     elif not datasets:
         no_tokens = tr(
@@ -52,7 +52,7 @@ def _first_line(error: Exception) -> str:
 def advice(config: str, result: Scan) -> str:
     """What to do next, in one sentence or two."""
     findings = list(result.findings)
-    if any(finding.kind.level == ERROR for finding in findings):
+    if any(finding.rule.level == ERROR for finding in findings):
         return tr("Mend what is marked ✗, then run this command again.")
     if not result.findings.is_clean:
         return tr(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xtuner.doctor.rules import ERROR, KINDS, NOTE, WARNING, Kind
+from xtuner.doctor.rules import ERROR, NOTE, RULES, WARNING, Rule
 
 PLACES = 5
 """How many places of each kind are kept."""
@@ -34,8 +34,8 @@ class Finding:
     """Lines to put into the config, if there are any."""
 
     @property
-    def kind(self) -> Kind:
-        return KINDS[self.code]
+    def rule(self) -> Rule:
+        return RULES[self.code]
 
 
 class Findings:
@@ -45,8 +45,8 @@ class Findings:
         self._by_code: dict[str, Finding] = {}
 
     def add(self, code: str, place: Place, count: int = 1, paste: str = "") -> None:
-        """Note a mistake. ``code`` must be in ``KINDS``."""
-        assert code in KINDS, code
+        """Note a mistake. ``code`` must be in ``RULES``."""
+        assert code in RULES, code
         finding = self._by_code.setdefault(code, Finding(code))
         finding.count += count
         if len(finding.places) < PLACES:
@@ -57,7 +57,7 @@ class Findings:
     def __iter__(self) -> Iterator[Finding]:
         levels = (ERROR, WARNING, NOTE)
         order = sorted(
-            self._by_code.values(), key=lambda one: (levels.index(one.kind.level), -one.count)
+            self._by_code.values(), key=lambda one: (levels.index(one.rule.level), -one.count)
         )
         return iter(order)
 
@@ -67,4 +67,4 @@ class Findings:
     @property
     def is_clean(self) -> bool:
         """Whether there is nothing but notes."""
-        return all(finding.kind.level == NOTE for finding in self)
+        return all(finding.rule.level == NOTE for finding in self)

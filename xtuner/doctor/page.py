@@ -36,7 +36,7 @@ def report_page(report: Report, shown: Shown | None) -> str:
 
 
 def _finding(finding: Finding) -> str:
-    colour, mark = COLOURS[finding.kind.level], STYLES[finding.kind.level][0]
+    colour, mark = COLOURS[finding.rule.level], STYLES[finding.rule.level][0]
     places = "".join(
         f"<li><code>{escape(str(place))}</code> {escape(ascii_safe(place.detail))}</li>"
         for place in finding.places
@@ -45,8 +45,8 @@ def _finding(finding: Finding) -> str:
     rest = f"<li>{tr('and {more:,} more', more=more)}</li>" if more > 0 else ""
     paste = f"<pre>{escape(finding.paste)}</pre>" if finding.paste else ""
     return (
-        f'<h3 style="color:{colour}">{mark} {finding.count:,} × {escape(finding.kind.title)} '
-        f"<code>{finding.code}</code></h3><p>{escape(finding.kind.advice)}</p>{paste}"
+        f'<h3 style="color:{colour}">{mark} {finding.count:,} × {escape(finding.rule.title)} '
+        f"<code>{finding.code}</code></h3><p>{escape(finding.rule.advice)}</p>{paste}"
         f"<ul>{places}{rest}</ul>"
     )
 

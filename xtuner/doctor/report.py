@@ -46,10 +46,10 @@ class Report:
 def _finding_dict(finding: Finding) -> dict[str, Any]:
     return {
         "code": finding.code,
-        "level": finding.kind.level,
+        "level": finding.rule.level,
         "count": finding.count,
-        "title": finding.kind.title,
-        "advice": finding.kind.advice,
+        "title": finding.rule.title,
+        "advice": finding.rule.advice,
         "paste": finding.paste or None,
         "places": [
             {"file": place.file, "line": place.line, "detail": place.detail}
@@ -96,8 +96,8 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _print_finding(finding: Finding, console: Console) -> None:
-    mark, style = STYLES[finding.kind.level]
-    head = Text(f"{mark} {finding.count:,} × {finding.kind.title}", style=style)
+    mark, style = STYLES[finding.rule.level]
+    head = Text(f"{mark} {finding.count:,} × {finding.rule.title}", style=style)
     console.print(head.append(f"  [{finding.code}]", style="dim not bold"))
     for place in finding.places:
         detail = f"  {_visible(place.detail)}" if place.detail else ""
@@ -105,7 +105,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
     more = finding.count - len(finding.places)
     if more > 0:
         console.print(Text(tr("    and {more:,} more", more=more), style="dim"))
-    console.print(Padding(Text(f"→ {finding.kind.advice}"), (0, 0, 0, 2), expand=False))
+    console.print(Padding(Text(f"→ {finding.rule.advice}"), (0, 0, 0, 2), expand=False))
     for line in finding.paste.splitlines():
         console.print(Text(f"      {line}", style="bold green"), soft_wrap=True)
     console.print()

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xtuner.dataset.reading import Row, Unreadable
-from xtuner.doctor.checks import FIELD_CHECKS, SPEECH_CHECKS, images, roles, same_choice
+from xtuner.doctor.checks import FIELD_CHECKS, MESSAGE_CHECKS, images, roles, same_choice
 from xtuner.doctor.findings import Findings, Place
 from xtuner.doctor.layouts import LAYOUTS, Layout, named, recognise
-from xtuner.doctor.turns import Said, speech
+from xtuner.doctor.turns import Message, messages_of_row
 from xtuner.utils.lang import tr
 
 XTUNER = LAYOUTS["xtuner"]
@@ -72,7 +72,7 @@ class _PartScan:
         self.findings = result.findings
         self.copies = copies
         self.fitting = 0
-        self.strangers: dict[str, tuple[int, list[Place]]] = {}
+        self.other_layouts: dict[str, tuple[int, list[Place]]] = {}
         self.types: dict[str, dict[str, tuple[int, Place]]] = {}
         self.layouts: dict[str, tuple[int, Place]] = {}
 
@@ -91,7 +91,7 @@ class _PartScan:
         self.result.files += [file for file in seen if file not in self.result.files]
         if not any(seen.values()) and "bad-json" not in self.findings:
             self.findings.add("no-rows", Place(self.part.name, 1))
-        self._report_strangers()
+        self._report_other_layouts()
         self._report_mixture()
         self._report_types()
 
@@ -111,22 +111,22 @@ class _PartScan:
                 self._add(code, row, detail)
             return False
         self.fitting += 1
-        said = self._speech(row, value, layout)
-        if said is None:
+        messages = self._messages(row, value, layout)
+        if messages is None:
             return False
         layout = XTUNER if layout is CUSTOM else layout
-        problems = list(roles(said, layout))
+        problems = list(roles(messages, layout))
         if any(code == "bad-role" for code, _ in problems):
             self._add("bad-role", row, problems[0][1])
             return False  # who speaks is unknown, so nothing else can be told
-        problems += [problem for check in SPEECH_CHECKS for problem in check(said, layout)]
+        problems += [problem for check in MESSAGE_CHECKS for problem in check(messages, layout)]
         if layout.preference:
             problems += same_choice(value)
         if self.part.image_folder is not None:
-            problems += images(value, said, self.part.image_folder)
+            problems += images(value, messages, self.part.image_folder)
         for code, detail in problems:
             self._add(code, row, detail)
-        self.copies.add(row, (tuple((one.role, one.text) for one in said), _extra(value)))
+        self.copies.add(row, (tuple((one.role, one.text) for one in messages), _extra(value)))
         return not any(code in ("no-answer", "not-trained") for code, _ in problems)
 
     def _layout(self, row: Row) -> Layout | None:
@@ -144,16 +144,16 @@ class _PartScan:
             return found
         if found is None or _reads_as_much(layout, found, row.value):
             return layout
-        count, places = self.strangers.setdefault(found.name, (0, []))
+        count, places = self.other_layouts.setdefault(found.name, (0, []))
         if len(places) < 5:
             places.append(Place(row.file, row.line, tr("layout {name}", name=found.name)))
-        self.strangers[found.name] = (count + 1, places)
+        self.other_layouts[found.name] = (count + 1, places)
         return None
 
-    def _speech(self, row: Row, value: dict[str, Any], layout: Layout) -> list[Said] | None:
+    def _messages(self, row: Row, value: dict[str, Any], layout: Layout) -> list[Message] | None:
         """Who says what; through the user's own map function when there is one."""
         if layout is not CUSTOM:
-            return speech(value, layout)
+            return messages_of_row(value, layout)
         assert self.part.map_fn is not None
         try:
             mapped = self.part.map_fn(dict(value))
@@ -169,14 +169,14 @@ class _PartScan:
         problems = [problem for check in FIELD_CHECKS for problem in check(mapped, XTUNER)]
         for code, detail in problems:
             self._add(code, row, detail)
-        return None if problems else speech(mapped, XTUNER)
+        return None if problems else messages_of_row(mapped, XTUNER)
 
     def _add(self, code: str, row: Row, detail: str = "") -> None:
         self.findings.add(code, Place(row.file, row.line, detail))
 
-    def _report_strangers(self) -> None:
+    def _report_other_layouts(self) -> None:
         """Rows of another layout: the map function is wrong when nothing fits it."""
-        for name, (count, places) in self.strangers.items():
+        for name, (count, places) in self.other_layouts.items():
             wrong = self.fitting == 0 or count > self.fitting
             code, paste = (
                 ("wrong-map-fn", lines_to_paste(LAYOUTS[name])) if wrong else ("mixed-layouts", "")

@@ -1,4 +1,4 @@
-"""Who says what in a raw row, whatever its layout: the one form that the checks look at."""
+"""The messages of a raw row, whatever its layout: the one form that the checks look at."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, messages_of
+from xtuner.tokenization.encode import is_on
+from xtuner.tokenization.messages import has_loss
 
 
 @dataclass(frozen=True)
-class Said:
+class Message:
     """One message: ``role`` is system, user, assistant or tool; quoted when unknown."""
 
     role: str
@@ -19,12 +21,12 @@ class Said:
     calls_tools: bool = False
 
 
-def speech(row: Mapping[str, Any], layout: Layout) -> list[Said]:
+def messages_of_row(row: Mapping[str, Any], layout: Layout) -> list[Message]:
     """The messages of a row that fits its layout, in order."""
     if TURNS in layout.fields.values():
         return from_turns(row["conversation"])
     if layout.name == "pretrain":
-        return [Said("assistant", row["text"])]
+        return [Message("assistant", row["text"])]
     if layout.name == "oasst1":
         return _from_oasst1(row["text"])
     if layout.preference:
@@ -35,28 +37,28 @@ def speech(row: Mapping[str, Any], layout: Layout) -> list[Said]:
     *asked, answer = (row[field] for field in layout.fields)
     if layout.name == "colors":
         asked = [asked[0].partition(":")[2]]
-    return [Said("user", "\n".join(asked)), Said("assistant", answer)]
+    return [Message("user", "\n".join(asked)), Message("assistant", answer)]
 
 
-def from_turns(conversation: list[Mapping[str, Any]]) -> list[Said]:
+def from_turns(conversation: list[Mapping[str, Any]]) -> list[Message]:
     """The messages of turns ``{system, input, output}``."""
-    said = []
+    messages = []
     for turn in conversation:
         if turn.get("system"):
-            said.append(Said("system", turn["system"]))
-        said.append(Said("user", turn["input"]))
-        said.append(Said("assistant", turn["output"], bool(turn.get("output_with_loss", True))))
-    return said
+            messages.append(Message("system", turn["system"]))
+        messages.append(Message("user", turn["input"]))
+        messages.append(Message("assistant", turn["output"], is_on(turn, "output_with_loss")))
+    return messages
 
 
-def _from_messages(messages: list[Any], layout: Layout) -> list[Said]:
-    said = []
-    for message, (role, content) in zip(messages, messages_of(messages), strict=True):
+def _from_messages(items: list[Any], layout: Layout) -> list[Message]:
+    messages = []
+    for message, (role, content) in zip(items, messages_of(items), strict=True):
         role = (layout.roles or {}).get(role.lower(), repr(role))
-        trained = str(message.get("loss", True)).lower() != "false"
+        trained = has_loss(message)
         calls = bool(message.get("tool_calls") or message.get("function_call"))
-        said.append(Said(role, _text(content), trained, calls))
-    return said
+        messages.append(Message(role, _text(content), trained, calls))
+    return messages
 
 
 def _text(content: Any) -> str:
@@ -67,18 +69,18 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _from_oasst1(text: str) -> list[Said]:
-    said = []
+def _from_oasst1(text: str) -> list[Message]:
+    messages = []
     for piece in text.split("### Human:")[1:]:
         question, mark, answer = piece.partition("### Assistant:")
-        said.append(Said("user", question))
+        messages.append(Message("user", question))
         if mark:
-            said.append(Said("assistant", answer))
-    return said
+            messages.append(Message("assistant", answer))
+    return messages
 
 
-def _from_preference(row: Mapping[str, Any], layout: Layout) -> list[Said]:
+def _from_preference(row: Mapping[str, Any], layout: Layout) -> list[Message]:
     """Prompt and chosen answer; the rejected one is compared by its own check."""
     if layout.name == "intel_orca_dpo":
-        return [Said("user", row["question"]), Said("assistant", row["chosen"])]
+        return [Message("user", row["question"]), Message("assistant", row["chosen"])]
     return _from_messages([*row.get("prompt", []), *row["chosen"]], layout)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from xtuner.dataset.prepare.token_stats import accounts_of
+from xtuner.dataset.prepare.token_stats import all_token_stats
 from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_world_size,
@@ -125,26 +124,26 @@ def template_name(cfg: Any) -> str | None:
 def _data(loop: Any) -> str:
     """Rows read, packs made of them, tokens, and what was left out and why."""
     dataset = loop.dataloader.dataset
-    accounts = accounts_of(dataset)
+    all_stats = all_token_stats(dataset)
     tokens = sum(lengths(dataset))
     packed = "cumulative_len" in (getattr(dataset, "column_names", None) or ())
     count = _length(dataset)
     text = tr("{count:,} packs", count=count) if packed else tr("{count:,} rows", count=count)
     text += f", {tokens:,} tokens" if tokens else ""
-    if not accounts:
+    if not all_stats:
         return text
-    read = sum(account.rows_in for account in accounts)
-    supervised = sum(account.tokens_supervised for account in accounts)
+    read = sum(stats.rows_in for stats in all_stats)
+    supervised = sum(stats.tokens_supervised for stats in all_stats)
     text = tr("{read:,} rows read, ", read=read) + text
     text += tr(" ({supervised:,} with loss)", supervised=supervised)
-    return "\n  ".join([text, *(line for account in accounts for line in account.losses())])
+    return "\n  ".join([text, *(line for stats in all_stats for line in stats.losses())])
 
 
 def write_account(runner: Any) -> None:
-    """Write where all rows and tokens went to ``account.json`` in the work dir."""
-    accounts = accounts_of(runner.train_loop.dataloader.dataset)
-    if accounts:
-        text = json.dumps([asdict(account) for account in accounts], indent=1)
+    """Write what became of all rows and tokens to ``account.json`` in the work dir."""
+    all_stats = all_token_stats(runner.train_loop.dataloader.dataset)
+    if all_stats:
+        text = json.dumps([stats.to_dict() for stats in all_stats], indent=1)
         write_text(Path(runner.work_dir) / "account.json", text + "\n")
 
 

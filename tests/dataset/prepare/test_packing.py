@@ -17,7 +17,7 @@ from xtuner.dataset.prepare.packing import (
     pack_whole,
 )
 from xtuner.dataset.prepare.samples import Samples
-from xtuner.dataset.prepare.token_stats import TokenStats, account_of
+from xtuner.dataset.prepare.token_stats import TokenStats, token_stats_of
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=40)
 
@@ -78,12 +78,12 @@ def test_written_rows_are_made_of_their_parts(whole, lengths, seed, tmp_path_fac
     samples = Samples(ids, labels, sizes, draw.permutation(len(sizes)), TokenStats(rows_in=7))
     order = draw.permutation(len(sizes))
     made = (best_fit_packs if whole else concat_and_chunk)(sizes[order], 13)
-    made = type(made)(order[made.samples], made.froms, made.tos, made.counts)
+    made = type(made)(order[made.samples], made.starts, made.stops, made.counts)
     folder = tmp_path_factory.mktemp("written") / "rows"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrow_writer, "SHARDS", 3)
         patch.setattr(arrow_writer, "TOKENS_AT_ONCE", 40)
-        arrow_writer.write_packed(samples, made, folder, with_borders=whole, key="k", threads=2)
+        arrow_writer.write_packed(samples, made, folder, for_varlen=whole, key="k", threads=2)
     written = load_from_disk(str(folder))
     borders = np.cumsum(sizes)[:-1]
     by_sample = [[part.tolist() for part in np.split(each, borders)] for each in (ids, labels)]
@@ -98,4 +98,4 @@ def test_written_rows_are_made_of_their_parts(whole, lengths, seed, tmp_path_fac
             del row["position_ids"], row["cumulative_len"]
         expected.append(row)
     assert written.to_list() == expected
-    assert account_of(written).rows_in == 7
+    assert token_stats_of(written).rows_in == 7

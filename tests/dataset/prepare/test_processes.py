@@ -11,7 +11,7 @@ from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset import process_hf_dataset
 from xtuner.dataset.prepare import samples
 from xtuner.dataset.prepare.parallel_map import ordered_map
-from xtuner.dataset.prepare.token_stats import account_of
+from xtuner.dataset.prepare.token_stats import token_stats_of
 from xtuner.tokenization.encode import encode_conversation
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError
@@ -62,10 +62,10 @@ def test_tokens_in_are_tokens_out(packing, tmp_path_factory, rows, seed):
             folder = tmp_path_factory.mktemp("cache")
             made.append(prepare(rows, processes, packing, patch, folder, seed))
     assert supervised(made[0]) == expected
-    assert account_of(made[0]).tokens_supervised == sum(expected.values())
+    assert token_stats_of(made[0]).tokens_supervised == sum(expected.values())
     for other in made[1:]:
         assert other.to_dict() == made[0].to_dict()
-        assert account_of(other) == account_of(made[0])
+        assert token_stats_of(other) == token_stats_of(made[0])
 
 
 def test_the_first_faulty_row_is_named_whoever_finds_it(tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_samples_are_those_of_a_row_at_a_time(long, rows):
         found = [(made.input_ids[a:b].tolist(), made.labels[a:b].tolist()) for a, b in spans]
         numbers = (made.rows - 100).tolist()
         assert [(n, *pair) for n, pair in zip(numbers, found, strict=True)] == expected
-        named = {"cut": made.account.rows_cut, "drop": made.account.dropped["too_long"]}
+        named = {"cut": made.stats.rows_truncated, "drop": made.stats.dropped["too_long"]}
         assert [row - 100 for row in named.get(long, [])] == (too_long if long in named else [])
 
 

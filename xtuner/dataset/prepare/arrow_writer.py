@@ -33,21 +33,21 @@ COLUMNS = {
     "length": pa.int64(),
     "rows": _INT64,
 }
-BORDERS = {"position_ids", "cumulative_len"}
+VARLEN_COLUMNS = {"position_ids", "cumulative_len"}
 
 
-def one_a_row(samples: Samples, key: str) -> Dataset:
+def unpacked_dataset(samples: Samples, key: str) -> Dataset:
     """Columns ``input_ids``, ``labels``, ``length`` and ``rows`` (one number in each)."""
-    return _dataset(_one_a_row(samples), key)
+    return _dataset(_batches(samples), key)
 
 
 def write_packed(
-    samples: Samples, packs: Packs, folder: Path, *, with_borders: bool, key: str, threads: int
+    samples: Samples, packs: Packs, folder: Path, *, for_varlen: bool, key: str, threads: int
 ) -> None:
     """Write rows of several samples as ``datasets`` saves a dataset, never holding all of them.
 
     Args:
-        samples: what is packed, and its account.
+        samples: what is packed, and its stats.
         packs: what each row is made of.
         folder: to write to.
         with_borders: also ``position_ids``, restarting, and ``cumulative_len``, the borders.
@@ -56,15 +56,15 @@ def write_packed(
     """
     from datasets import Dataset
 
-    names = [name for name in COLUMNS if with_borders or name not in BORDERS]
+    names = [name for name in COLUMNS if for_varlen or name not in VARLEN_COLUMNS]
     schema = pa.schema([(name, COLUMNS[name]) for name in names])
     empty = Dataset(schema.empty_table(), fingerprint=key)
-    attach(empty, samples.account)
+    attach(empty, samples.stats)
     shards = min(SHARDS, max(1, len(packs)))
     empty.save_to_disk(str(folder), num_shards=shards)
     borders = np.linspace(0, len(packs), shards + 1).astype(int).tolist()
-    ids = _by_sample(samples.input_ids, samples.lengths)
-    labels = _by_sample(samples.labels, samples.lengths)
+    ids = _bytes_by_sample(samples.input_ids, samples.lengths)
+    labels = _bytes_by_sample(samples.labels, samples.lengths)
 
     def write(shard: int) -> None:
         """Put the rows of a shard where the empty dataset has none."""
@@ -73,8 +73,8 @@ def write_packed(
         at_once = max(1, TOKENS_AT_ONCE * len(packs) // max(1, len(samples.input_ids)))
         with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
             for start in range(first, last, at_once):
-                chosen = packs.some(start, min(start + at_once, last))
-                columns = _joined(chosen, ids, labels, samples.rows)
+                chosen = packs.slice(start, min(start + at_once, last))
+                columns = _join(chosen, ids, labels, samples.rows)
                 writer.write_batch(pa.record_batch([columns[name] for name in names], schema))
 
     # numpy, Arrow and the file system do the work, side by side.
@@ -94,7 +94,7 @@ def _dataset(batches: Iterator[pa.RecordBatch], key: str) -> Dataset:
     return Dataset(pa.Table.from_batches(list(batches)), fingerprint=key)
 
 
-def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
+def _batches(samples: Samples) -> Iterator[pa.RecordBatch]:
     ends = np.cumsum(samples.lengths)
     for start in range(0, len(samples), ROWS_AT_ONCE):
         chosen = slice(start, start + ROWS_AT_ONCE)
@@ -110,25 +110,25 @@ def _one_a_row(samples: Samples) -> Iterator[pa.RecordBatch]:
         )
 
 
-def _joined(
+def _join(
     packs: Packs,
     ids_by_sample: pa.LargeBinaryArray,
     labels_by_sample: pa.LargeBinaryArray,
     rows: npt.NDArray[np.int64],
 ) -> dict[str, pa.Array]:
     """The columns of some packed rows."""
-    sizes = packs.tos - packs.froms
+    sizes = packs.stops - packs.starts
     ends = np.cumsum(sizes)
     firsts = np.cumsum(packs.counts) - packs.counts
     lengths = np.add.reduceat(sizes, firsts)
     places = np.arange(ends[-1], dtype=np.int32)
     places -= np.repeat((ends - sizes).astype(np.int32), sizes)
     # The borders of a row are where its parts begin, and its end.
-    begins = ends - sizes - np.repeat(np.cumsum(lengths) - lengths, packs.counts)
-    borders = np.insert(begins, firsts + packs.counts, lengths)
+    offsets = ends - sizes - np.repeat(np.cumsum(lengths) - lengths, packs.counts)
+    borders = np.insert(offsets, firsts + packs.counts, lengths)
     return {
-        "input_ids": _lists(_taken(ids_by_sample, packs), lengths),
-        "labels": _lists(_taken(labels_by_sample, packs), lengths),
+        "input_ids": _lists(_gather(ids_by_sample, packs), lengths),
+        "labels": _lists(_gather(labels_by_sample, packs), lengths),
         "position_ids": _lists(places, lengths),
         "cumulative_len": _lists(borders, packs.counts + 1),
         "length": pa.array(lengths),
@@ -136,21 +136,21 @@ def _joined(
     }
 
 
-def _by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+def _bytes_by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
     """The tokens as the bytes of each sample: what Arrow gathers at the speed of memory."""
     borders = np.concatenate([[0], np.cumsum(lengths)]) * ID_BYTES
     buffers = [None, pa.py_buffer(borders), pa.py_buffer(tokens)]
     return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
 
 
-def _taken(by_sample: pa.LargeBinaryArray, packs: Packs) -> Tokens:
+def _gather(by_sample: pa.LargeBinaryArray, packs: Packs) -> Tokens:
     """The tokens of all parts, one after the other."""
     # A sample that was cut stands in several parts, one after the other; only the first part and
     # the last can be without the rest of their sample.
     whole = np.concatenate([[True], np.diff(packs.samples) != 0])
     taken = by_sample.take(pa.array(packs.samples[whole]))
     tokens = np.frombuffer(taken.buffers()[2], dtype=np.int32)
-    return tokens[packs.froms[0] :][: (packs.tos - packs.froms).sum()]
+    return tokens[packs.starts[0] :][: (packs.stops - packs.starts).sum()]
 
 
 def _lists(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> pa.ListArray:

@@ -32,23 +32,23 @@ class Packs:
     """
 
     samples: Numbers
-    froms: Numbers
-    tos: Numbers
+    starts: Numbers
+    stops: Numbers
     counts: Numbers
 
     def __len__(self) -> int:
         return len(self.counts)
 
-    def some(self, start: int, stop: int) -> Packs:
+    def slice(self, start: int, stop: int) -> Packs:
         """The rows from one number to another."""
         first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
         parts = slice(first, last)
         counts = self.counts[start:stop]
-        return Packs(self.samples[parts], self.froms[parts], self.tos[parts], counts)
+        return Packs(self.samples[parts], self.starts[parts], self.stops[parts], counts)
 
     def parts(self) -> list[list[Part]]:
         """For each row its parts."""
-        columns = self.samples.tolist(), self.froms.tolist(), self.tos.tolist()
+        columns = self.samples.tolist(), self.starts.tolist(), self.stops.tolist()
         parts = zip(*columns, strict=True)
         return [list(itertools.islice(parts, count)) for count in self.counts.tolist()]
 
@@ -114,9 +114,9 @@ def concat_and_chunk(lengths: Numbers, max_length: int) -> Packs:
     borders = np.unique(np.concatenate([[0], ends, np.arange(0, total, max_length)]))
     starts, stops = borders[:-1], borders[1:]
     samples = np.searchsorted(ends, starts, side="right")
-    begins = (ends - lengths)[samples]
+    offsets = (ends - lengths)[samples]
     counts = np.bincount(starts // max_length)
-    return Packs(samples, starts - begins, stops - begins, counts)
+    return Packs(samples, starts - offsets, stops - offsets, counts)
 
 
 def join(

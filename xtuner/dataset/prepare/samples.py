@@ -66,17 +66,17 @@ class Samples:
         labels: (tokens,) ``IGNORE_INDEX`` where there is no loss.
         lengths: (samples,) tokens of each.
         rows: (samples,) the number of the row that each is of.
-        account: where rows and tokens went.
+        stats: what became of rows and tokens.
     """
 
     input_ids: Tokens
     labels: Tokens
     lengths: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
-    account: TokenStats = field(default_factory=TokenStats)
+    stats: TokenStats = field(default_factory=TokenStats)
 
     @classmethod
-    def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], account: TokenStats) -> Samples:
+    def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], stats: TokenStats) -> Samples:
         """Make the arrays of samples that are lists, each given by the number of its row."""
         ids = [pack_ids(sample["input_ids"]) for sample in encoded.values()]
         return cls(
@@ -84,16 +84,16 @@ class Samples:
             unpack_ids(b"".join(pack_ids(sample["labels"]) for sample in encoded.values())),
             np.array([len(each) // ID_BYTES for each in ids], dtype=np.int64),
             np.array(list(encoded), dtype=np.int64),
-            account,
+            stats,
         )
 
     @classmethod
     def joined(cls, parts: Iterable[Samples]) -> Samples:
         """Several, in order, as one; none is held after the next one came."""
-        account = TokenStats()
+        stats = TokenStats()
         ids, labels, lengths, rows = (bytearray() for _ in range(4))
         for part in parts:
-            account.add(part.account)
+            stats.add(part.stats)
             ids += part.input_ids.data
             labels += part.labels.data
             lengths += part.lengths.data
@@ -103,7 +103,7 @@ class Samples:
             np.frombuffer(labels, np.int32),
             np.frombuffer(lengths, np.int64),
             np.frombuffer(rows, np.int64),
-            account,
+            stats,
         )
 
     def __len__(self) -> int:
@@ -128,14 +128,14 @@ class Samples:
         )
 
     def chosen(self, keep: npt.NDArray[np.bool_]) -> Samples:
-        """Those samples for which ``keep`` holds."""
+        """The samples for which ``keep`` is true."""
         tokens = np.repeat(keep, self.lengths)
         return Samples(
             self.input_ids[tokens],
             self.labels[tokens],
             self.lengths[keep],
             self.rows[keep],
-            self.account,
+            self.stats,
         )
 
 
@@ -207,8 +207,8 @@ def _row_dicts(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def _encoded(
     rows: Sequence[Row], numbers: Sequence[int], steps: Steps, encoder: SegmentEncoder
 ) -> Samples:
-    """The samples of some rows; what is dropped or cut stands in their account."""
-    account = TokenStats(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
+    """The samples of some rows; their stats say what is dropped or truncated."""
+    stats = TokenStats(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
     alone: dict[int, dict[str, Any]] = {}
     turns: dict[int, Sequence[Row]] = {}  # of the rows that are tokenised together
     for number, row in zip(numbers, rows, strict=True):
@@ -219,13 +219,13 @@ def _encoded(
         elif mapped["conversation"]:
             turns[number] = _with_loss_on(mapped["conversation"], steps.train_on)
         else:
-            account.dropped["empty"].append(number)
+            stats.dropped["empty"].append(number)
     encoded = encode_conversations(turns.values(), encoder, steps.with_output)
-    samples = Samples(*encoded, np.array(list(turns), dtype=np.int64), account)
+    samples = Samples(*encoded, np.array(list(turns), dtype=np.int64), stats)
     if alone:
         samples = Samples.joined([samples, Samples.of(alone, TokenStats())])
         samples = samples.picked(np.argsort(samples.rows, kind="stable"))
-    account.tokens_in = len(samples.input_ids)
+    stats.tokens_in = len(samples.input_ids)
     return _labelled(_fitted(samples, steps), steps)
 
 
@@ -292,7 +292,7 @@ def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps)
 
 def _fitted(samples: Samples, steps: Steps) -> Samples:
     """The samples as they go on: cut, split, dropped or refused where they are too long."""
-    account, lengths, limit = samples.account, samples.lengths, steps.max_length
+    stats, lengths, limit = samples.stats, samples.lengths, steps.max_length
     if not limit or not (lengths > limit).any():
         return samples
     too_long = lengths > limit
@@ -308,34 +308,34 @@ def _fitted(samples: Samples, steps: Steps) -> Samples:
             where=Where(key="max_length"),
         )
     if steps.long_samples == "drop":
-        account.dropped["too_long"] += samples.rows[too_long].tolist()
-        account.tokens_dropped += int(lengths[too_long].sum())
+        stats.dropped["too_long"] += samples.rows[too_long].tolist()
+        stats.tokens_dropped += int(lengths[too_long].sum())
         return samples.chosen(~too_long)
     if steps.long_samples == "split":
         parts = np.maximum(-(-lengths // limit), 1)
         sizes = np.full(parts.sum(), limit)
         sizes[np.cumsum(parts) - 1] = lengths - limit * (parts - 1)
         return replace(samples, lengths=sizes, rows=np.repeat(samples.rows, parts))
-    account.rows_cut += samples.rows[too_long].tolist()
-    account.tokens_cut += int((lengths - limit)[too_long].sum())
+    stats.rows_truncated += samples.rows[too_long].tolist()
+    stats.tokens_truncated += int((lengths - limit)[too_long].sum())
     starts = np.cumsum(lengths) - lengths
     keep = np.arange(len(samples.input_ids)) - np.repeat(starts, lengths) < limit
     ids, labels = samples.input_ids[keep], samples.labels[keep]
-    return Samples(ids, labels, np.minimum(lengths, limit), samples.rows, account)
+    return Samples(ids, labels, np.minimum(lengths, limit), samples.rows, stats)
 
 
 def _labelled(samples: Samples, steps: Steps) -> Samples:
-    """The samples of rows that have something to train; the account is completed."""
+    """The samples of rows that have something to train; their stats are completed."""
     if steps.train_on == "everything":
         ids = samples.input_ids
         samples.labels = np.where(ids >= 0, ids, np.int32(IGNORE_INDEX))
-    account, supervised = samples.account, samples.supervised()
+    stats, supervised = samples.stats, samples.supervised()
     if steps.with_output:
         keep = np.isin(samples.rows, samples.rows[supervised > 0])
-        account.dropped["no_label"] += np.unique(samples.rows[~keep]).tolist()
-        account.tokens_dropped += int(samples.lengths[~keep].sum())
+        stats.dropped["no_label"] += np.unique(samples.rows[~keep]).tolist()
+        stats.tokens_dropped += int(samples.lengths[~keep].sum())
         samples = samples if keep.all() else samples.chosen(keep)
-    account.rows_trained = len(np.unique(samples.rows))
-    account.tokens_trained = len(samples.input_ids)
-    account.tokens_supervised = int(supervised.sum())
+    stats.rows_trained = len(np.unique(samples.rows))
+    stats.tokens_trained = len(samples.input_ids)
+    stats.tokens_supervised = int(supervised.sum())
     return samples

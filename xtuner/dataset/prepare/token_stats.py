@@ -1,17 +1,19 @@
-"""Where every row and token of a dataset went: trained, cut, or dropped, and why."""
+"""What became of every row and token of a dataset: trained, truncated, or dropped, and why."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from xtuner.utils.lang import N_, tr, translate
 
 FIRST_ROWS = 5
 KEY = "xtuner_account"
-"""Under which the account stands in a prepared dataset's description."""
+"""The key of the counts in a prepared dataset's description."""
+_SAVED_NAMES = {"tokens_truncated": "tokens_cut", "rows_truncated": "rows_cut"}
+"""Fields that have other names there and in ``account.json``."""
 
 REASONS = {
     "empty": N_("rows without a conversation"),
@@ -30,9 +32,9 @@ class TokenStats:
         tokens_in: tokens of all encoded rows.
         tokens_trained: tokens that reach training (with and without a label).
         tokens_supervised: those with a label.
-        tokens_cut: tokens beyond ``max_length``.
+        tokens_truncated: tokens beyond ``max_length``.
         tokens_dropped: tokens of rows that were dropped.
-        rows_cut: numbers of the rows that were cut.
+        rows_truncated: numbers of the rows that were truncated.
         dropped: for each reason the numbers of the rows that were dropped.
     """
 
@@ -41,13 +43,13 @@ class TokenStats:
     tokens_in: int = 0
     tokens_trained: int = 0
     tokens_supervised: int = 0
-    tokens_cut: int = 0
+    tokens_truncated: int = 0
     tokens_dropped: int = 0
-    rows_cut: list[int] = field(default_factory=list)
+    rows_truncated: list[int] = field(default_factory=list)
     dropped: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, other: TokenStats) -> None:
-        """Add the account of more rows."""
+        """Add the counts of more rows."""
         for name, value in asdict(other).items():
             if name != "dropped":
                 setattr(self, name, getattr(self, name) + value)
@@ -55,7 +57,7 @@ class TokenStats:
             self.dropped.setdefault(reason, []).extend(rows)
 
     def text(self) -> str:
-        """The account for people, in their language."""
+        """The counts for people, in their language."""
         lines = [
             tr(
                 "rows: {rows_in:,} in, {rows_trained:,} trained",
@@ -68,7 +70,7 @@ class TokenStats:
                 tokens_in=self.tokens_in,
                 tokens_trained=self.tokens_trained,
                 tokens_supervised=self.tokens_supervised,
-                tokens_cut=self.tokens_cut,
+                tokens_cut=self.tokens_truncated,
             ),
         ]
         return "\n".join([*lines, *self.losses()])
@@ -76,15 +78,22 @@ class TokenStats:
     def losses(self) -> list[str]:
         """What does not reach training, a line for each reason."""
         lines = []
-        if self.rows_cut:
-            lines.append(tr("cut at max_length: ") + _named(self.rows_cut))
+        if self.rows_truncated:
+            lines.append(tr("cut at max_length: ") + _named(self.rows_truncated))
         for reason, rows in self.dropped.items():
             if rows:
                 lines.append(tr("dropped, ") + translate(REASONS[reason]) + ": " + _named(rows))
         return lines
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        """The counts as plain data, by the names that files have."""
+        return {_SAVED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> TokenStats:
+        """The counts from what ``to_dict`` gave."""
+        names = {field.name: _SAVED_NAMES.get(field.name, field.name) for field in fields(cls)}
+        return cls(**{name: saved[key] for name, key in names.items() if key in saved})
 
 
 def _named(rows: list[int]) -> str:
@@ -93,8 +102,8 @@ def _named(rows: list[int]) -> str:
     return tr("{count:,} (rows {first}{more})", count=len(rows), first=first, more=more)
 
 
-def account_of(dataset: Any) -> TokenStats | None:
-    """The account of a dataset that ``process_hf_dataset`` made; None for any other.
+def token_stats_of(dataset: Any) -> TokenStats | None:
+    """The counts of a dataset that ``process_hf_dataset`` made; None for any other.
 
     Args:
         dataset: a ``datasets.Dataset``.
@@ -106,19 +115,19 @@ def account_of(dataset: Any) -> TokenStats | None:
         return None
     if not isinstance(found, Mapping) or KEY not in found:
         return None
-    return TokenStats(**found[KEY])
+    return TokenStats.from_dict(found[KEY])
 
 
-def accounts_of(dataset: Any) -> list[TokenStats]:
-    """The accounts of a dataset, or of those that are joined in it.
+def all_token_stats(dataset: Any) -> list[TokenStats]:
+    """The counts of a dataset, or of those that are joined in it.
 
     Args:
         dataset: a ``datasets.Dataset``, or one with its parts in ``.datasets``.
     """
-    found = [account_of(part) for part in getattr(dataset, "datasets", None) or [dataset]]
-    return [account for account in found if account is not None]
+    found = [token_stats_of(part) for part in getattr(dataset, "datasets", None) or [dataset]]
+    return [stats for stats in found if stats is not None]
 
 
-def attach(dataset: Any, account: TokenStats) -> None:
-    """Keep the account with the dataset, through saving and loading."""
-    dataset.info.description = json.dumps({KEY: asdict(account)})
+def attach(dataset: Any, stats: TokenStats) -> None:
+    """Keep the counts with the dataset, through saving and loading."""
+    dataset.info.description = json.dumps({KEY: stats.to_dict()})
