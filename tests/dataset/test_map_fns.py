@@ -1,5 +1,7 @@
 """Rows of each published format and the turns they become; templates around the turns."""
 
+import json
+
 import pytest
 
 from xtuner.dataset.map_fns import (
@@ -170,3 +172,43 @@ def test_every_role_that_the_doctor_knows_is_mapped(role):
     assert first == {"input": "q", "output": "a", "output_with_loss": True}
     mapped = auto_map_fn({"conversations": [*TALK, said, *TALK]})["conversation"]
     assert "said" in "".join(str(turn) for turn in mapped)
+
+
+CALL = {"name": "add", "arguments": {"a": 1}}
+
+
+@pytest.mark.parametrize(("call", "result"), [("function_call", "observation"),
+                                              ("tool_call", "tool_response")])  # fmt: skip
+def test_auto_maps_calls_of_tools_and_a_column_with_the_system_text(call, result):
+    row = {
+        "system": "S",
+        "conversations": [
+            {"from": "human", "value": "1+1?"},
+            {"from": call, "value": json.dumps(CALL)},
+            {"from": result, "value": "2"},
+            {"from": "gpt", "value": "It is 2."},
+        ],
+    }
+    mapped = auto_map_fn(row)
+    assert mapped["messages"] == [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": CALL}]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "It is 2."},
+    ]
+    first, second = mapped["conversation"]
+    assert (first["system"], json.loads(first["output"])) == ("S", CALL)
+    assert (second["input"], second["output"]) == ("2", "It is 2.")
+
+
+def test_auto_reads_history_and_system_beside_alpaca():
+    row = {"instruction": "c", "input": None, "output": "C", "system": "S"}
+    row["history"] = [["a", "A"], ["b", "B"]]
+    turns = auto_map_fn(row)["conversation"]
+    assert [(turn["input"], turn["output"]) for turn in turns] == [
+        ("a", "A"),
+        ("b", "B"),
+        ("c\n", "C"),  # as published
+    ]
+    assert [turn.get("system") for turn in turns] == ["S", None, None]

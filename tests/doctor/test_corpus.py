@@ -129,3 +129,11 @@ def test_auto_takes_each_row_as_it_is(tmp_path):
     result = examine(file, AUTO)
     assert result.layouts == {"alpaca": 2, "openai": 3}
     assert [(one.code, one.places[0].line) for one in result.findings] == [("missing-field", 6)]
+
+
+def test_auto_knows_the_roles_that_its_map_function_knows(tmp_path):
+    messages = [("human", "q"), ("function_call", "{}"), ("observation", "2"), ("gpt", "a")]
+    rows = [{"conversations": [{"from": who, "value": text} for who, text in messages]}]
+    file = write(tmp_path, "jsonl", rows)
+    assert not list(examine(file, AUTO).findings)
+    assert "bad-role" in examine(file, LAYOUTS["wizardlm"]).findings

@@ -144,7 +144,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
                 count=len(bad),
                 named=named,
             ),
-            hint=tr("mend image_folder or these rows, or leave them out with bad_images='drop'."),
+            hint=tr("fix image_folder or these rows, or leave them out with bad_images='drop'."),
             where=Where(data_path, key="image_folder"),
         )
 

@@ -9,7 +9,6 @@ from xtuner.doctor.encoded import measure_all, text_datasets
 from xtuner.doctor.findings import Place
 from xtuner.doctor.parts import find_parts
 from xtuner.doctor.report import Report
-from xtuner.doctor.rules import ERROR
 from xtuner.doctor.scan import Scan, scan
 from xtuner.doctor.show import Shown
 from xtuner.utils.errors import UserError
@@ -29,8 +28,8 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
     result = scan(find_parts(dataset))
     facts, shown, no_tokens = None, None, ""
     datasets = text_datasets(dataset)
-    if any(finding.rule.level == ERROR for finding in result.findings):
-        no_tokens = tr("Tokens are counted when what is marked ✗ is mended.")
+    if result.findings.has_errors:
+        no_tokens = tr("Tokens are counted once everything marked ✗ is fixed.")
     elif not datasets:
         no_tokens = tr(
             "Tokens are counted for process_hf_dataset with a tokenizer and max_length only."
@@ -51,9 +50,8 @@ def _first_line(error: Exception) -> str:
 
 def advice(config: str, result: Scan) -> str:
     """What to do next, in one sentence or two."""
-    findings = list(result.findings)
-    if any(finding.rule.level == ERROR for finding in findings):
-        return tr("Mend what is marked ✗, then run this command again.")
+    if result.findings.has_errors:
+        return tr("Fix everything marked ✗, then run this command again.")
     if not result.findings.is_clean:
         return tr(
             "Look at what is marked !; the dataset can be trained on: xtuner train {config}",

@@ -65,6 +65,11 @@ class Findings:
         return code in self._by_code
 
     @property
+    def has_errors(self) -> bool:
+        """Whether something stops or spoils the training."""
+        return any(finding.rule.level == ERROR for finding in self)
+
+    @property
     def is_clean(self) -> bool:
         """Whether there is nothing but notes."""
         return all(finding.rule.level == NOTE for finding in self)

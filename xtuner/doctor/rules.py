@@ -1,4 +1,4 @@
-"""The kinds of mistakes that the doctor knows: what each means and what to do about it."""
+"""The rules of the doctor: what each mistake means and what to do about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     "bad-json": Rule(
         ERROR, N_("cannot be read"),
-        N_("mend or delete these lines; nothing can be trained on them."),
+        N_("fix or delete these lines; nothing can be trained on them."),
     ),
     "no-rows": Rule(
         ERROR, N_("the file has no rows"),
@@ -60,7 +60,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "map-fn-failed": Rule(
         ERROR, N_("the map function fails on this row"),
-        N_("mend the row or the function."),
+        N_("fix the row or the function."),
     ),
     "mixed-types": Rule(
         WARNING, N_("a field changes its type"),
@@ -144,7 +144,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "cannot-build": Rule(
         ERROR, N_("training cannot build this dataset"),
-        N_("mend what the message says."),
+        N_("fix what the message says."),
     ),
     "very-long": Rule(
         NOTE, N_("a very long row"),

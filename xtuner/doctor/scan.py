@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xtuner.dataset.reading import Row, Unreadable
 from xtuner.doctor.checks import FIELD_CHECKS, MESSAGE_CHECKS, images, roles, same_choice
 from xtuner.doctor.findings import Findings, Place
-from xtuner.doctor.layouts import LAYOUTS, Layout, named, recognise
+from xtuner.doctor.layouts import AUTO, LAYOUTS, Layout, named, recognise
 from xtuner.doctor.turns import Message, messages_of_row
 from xtuner.utils.lang import tr
 
@@ -141,7 +141,7 @@ class _PartScan:
                 return None
             count, first = self.layouts.get(found.name, (0, Place(row.file, row.line)))
             self.layouts[found.name] = (count + 1, first)
-            return found
+            return replace(found, roles=AUTO.roles) if found.roles else found
         if found is None or _reads_as_much(layout, found, row.value):
             return layout
         count, places = self.other_layouts.setdefault(found.name, (0, []))

@@ -1,4 +1,4 @@
-"""Who speaks: the spellings of roles in published data, for mapping rows and for checking them."""
+"""The spellings of roles in published data, for mapping rows and for checking them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ ANY: Mapping[str, str] = {
     "model": "assistant",
     "chatgpt": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
+    "tool_response": "tool",
 }
 """All of them, each as ``system``, ``user``, ``assistant`` or ``tool``."""
+
+CALLS = ("function_call", "tool_call")
+"""Roles whose message is one call of a tool, as JSON."""

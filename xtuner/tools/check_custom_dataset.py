@@ -1,4 +1,4 @@
-"""``xtuner check-custom-dataset``: examine a whole dataset and say what to mend, and where."""
+"""``xtuner check-custom-dataset``: examine a whole dataset and say what to fix, and where."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=tr("write the report as one HTML file"),
     )
     parser.add_argument("--json", action="store_true", help=tr("print the report as JSON"))
+    parser.add_argument(
+        "--strict", action="store_true", help=tr("exit with status 1 for warnings as well")
+    )
     add_config_options(parser)
 
 
@@ -25,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Examine the dataset.
 
     Returns:
-        0 when it is clean, 1 when there are problems.
+        0 when the dataset can be trained on, else 1; with ``--strict`` 1 for warnings as well.
     """
     from rich.console import Console
 
@@ -55,4 +58,5 @@ def run(args: argparse.Namespace) -> int:
         console.print(report.advice, style="bold", markup=False)
         if args.html:
             print(tr("The report is in {html}", html=args.html))
-    return 0 if report.scan.findings.is_clean else 1
+    findings = report.scan.findings
+    return 1 if findings.has_errors or (args.strict and not findings.is_clean) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
     default_map_fn,
     pretrain_map_fn,
 )
-from xtuner.tokenization.roles import ANY
+from xtuner.tokenization.roles import ANY, CALLS
 
 
 def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,8 +21,13 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         example: a row with ``conversation``, ``messages``, ``conversations`` (ShareGPT in any
-            common spelling), ``instruction``/``output``, their ``_zh``, ``input``/``output``, or
-            ``text``.
+            common spelling, also with calls of tools and a column ``system``),
+            ``instruction``/``output`` (also with ``history`` and ``system``), their ``_zh``,
+            ``input``/``output``, or ``text``.
+
+    Returns:
+        ``conversation``; for ShareGPT rows also ``messages``, which the tokenizer's own template
+        renders with their tools.
 
     Raises:
         ValueError: when no layout fits.
@@ -31,9 +37,13 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
     if "messages" in example:
         return openai_map_fn(example)
     if "conversations" in example:
-        return openai_map_fn({"messages": [_message(item) for item in example["conversations"]]})
+        messages = [_message(item) for item in example["conversations"]]
+        if example.get("system") and messages[:1] and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": example["system"]})
+        return openai_map_fn({"messages": messages}) | {"messages": messages}
     if "instruction" in example:
-        return alpaca_map_fn({"input": "", **example})
+        plain = {**example, "input": example.get("input") or ""}
+        return _with_history(example, alpaca_map_fn(plain))
     if "instruction_zh" in example:
         return alpaca_zh_map_fn(example)
     if "input" in example and "output" in example:
@@ -44,8 +54,33 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(f"no known layout has the fields {', '.join(example)}")
 
 
+def _with_history(example: Mapping[str, Any], mapped: dict[str, Any]) -> dict[str, Any]:
+    """LLaMA-Factory's columns beside alpaca's: ``history`` of [question, answer], ``system``."""
+    earlier = [{"input": ask, "output": answer} for ask, answer in example.get("history") or ()]
+    if not mapped["conversation"] or not (earlier or example.get("system")):
+        return mapped
+    first, *others = [*earlier, *mapped["conversation"]]
+    if example.get("system"):
+        first = {**first, "system": example["system"]}
+    return {"conversation": [first, *others]}
+
+
 def _message(item: Mapping[str, Any]) -> dict[str, Any]:
     who = str(item.get("from", item.get("role", ""))).lower()
     if who not in ANY:
         raise ValueError(f"'from' is {who!r}, expected one of {', '.join(ANY)}")
-    return {"role": ANY[who], "content": item.get("value", item.get("content"))}
+    content = item.get("value", item.get("content"))
+    call = _call(content) if who in CALLS else None
+    if call is not None:
+        return {"role": ANY[who], "content": "", "tool_calls": [{"function": call}]}
+    kept = {key: item[key] for key in ("loss", "tool_calls") if item.get(key) is not None}
+    return {"role": ANY[who], "content": content, **kept}
+
+
+def _call(content: object) -> dict[str, Any] | None:
+    """A call of a tool from its JSON text; None when it is none."""
+    try:
+        call = json.loads(content) if isinstance(content, str) else None
+    except ValueError:
+        return None
+    return call if isinstance(call, dict) and "name" in call else None
