@@ -59,10 +59,10 @@ def _with_history(example: Mapping[str, Any], mapped: dict[str, Any]) -> dict[st
     earlier = [{"input": ask, "output": answer} for ask, answer in example.get("history") or ()]
     if not mapped["conversation"] or not (earlier or example.get("system")):
         return mapped
-    first, *others = [*earlier, *mapped["conversation"]]
+    turns: list[dict[str, Any]] = [*earlier, *mapped["conversation"]]
     if example.get("system"):
-        first = {**first, "system": example["system"]}
-    return {"conversation": [first, *others]}
+        turns[0] = {**turns[0], "system": example["system"]}
+    return {"conversation": turns}
 
 
 def _message(item: Mapping[str, Any]) -> dict[str, Any]:
