@@ -20,7 +20,6 @@ CARDS = (
         name="baichuan_7b",
         path="baichuan-inc/Baichuan-7B",
         billions=7.0,
-        remote_code=True,
         settings={"bot_name": "Baichuan"},
         recipes=(*CLASSIC, *MOSS, *CUSTOM_SFT),
     ),
@@ -28,7 +27,6 @@ CARDS = (
         name="baichuan_13b_base",
         path="baichuan-inc/Baichuan-13B-Base",
         billions=13.3,
-        remote_code=True,
         settings={"bot_name": "Baichuan"},
         recipes=(*CLASSIC, *MOSS),
     ),
@@ -38,14 +36,12 @@ CARDS = (
         billions=13.3,
         template="baichuan_chat",
         chat=True,
-        remote_code=True,
         recipes=(*CLASSIC, *CUSTOM_SFT),
     ),
     ModelCard(
         name="baichuan2_7b_base",
         path="baichuan-inc/Baichuan2-7B-Base",
         billions=7.5,
-        remote_code=True,
         recipes=(*ALPACAS, *OASST1, *TASKS, *PLATYPUS, *PRETRAIN),
     ),
     ModelCard(
@@ -54,14 +50,12 @@ CARDS = (
         billions=7.5,
         template="baichuan2_chat",
         chat=True,
-        remote_code=True,
         recipes=(*ALPACAS, *OASST1, *PLATYPUS, *CUSTOM_SFT, *qlora("code_alpaca_e3", "lawyer_e3")),
     ),
     ModelCard(
         name="baichuan2_13b_base",
         path="baichuan-inc/Baichuan2-13B-Base",
         billions=13.9,
-        remote_code=True,
         recipes=(*ALPACAS, *OASST1, *TASKS, *PLATYPUS, *PRETRAIN),
     ),
     ModelCard(
@@ -70,7 +64,6 @@ CARDS = (
         billions=13.9,
         template="baichuan2_chat",
         chat=True,
-        remote_code=True,
         recipes=(*ALPACAS, *OASST1, *PLATYPUS, *CUSTOM_SFT, *qlora("code_alpaca_e3", "lawyer_e3")),
     ),
 )
