@@ -81,7 +81,8 @@ def journey(request, tmp_path_factory, data) -> Journey:
 def test_the_recipe_trains(journey):
     found = losses(journey.run)
     assert found and all(torch.tensor(found).isfinite())
-    vocab_size = json.loads((journey.base / "config.json").read_text("utf-8"))["vocab_size"]
+    fields = json.loads((journey.base / "config.json").read_text("utf-8"))
+    vocab_size = fields[journey.model.vocabulary]
     assert found[0] == pytest.approx(torch.tensor(float(vocab_size)).log().item(), rel=0.2)
 
 
@@ -105,9 +106,11 @@ def test_a_stopped_run_goes_on(data, tmp_path):
 
 def test_every_file_is_carried_over(journey):
     names = {file.name for file in journey.base.iterdir() if file.suffix != ".safetensors"}
+    if (journey.base / "tokenizer.json").is_file():  # transformers' own tokenizers do without
+        names.discard("special_tokens_map.json")
     assert names <= {file.name for file in journey.merged.iterdir()}
     vocabularies = {"tokenizer.model", "qwen.tiktoken"} & names
-    assert vocabularies
+    assert vocabularies or "tokenizer.json" in names
     for name in vocabularies | {name for name in names if name.endswith(".py")}:
         assert (journey.merged / name).read_bytes() == (journey.base / name).read_bytes()
 
@@ -135,7 +138,9 @@ def test_the_tokenizer_gives_the_same_ids(journey):
         AutoTokenizer.from_pretrained(folder)
         for folder in (journey.base, journey.merged, journey.adapter)
     )
-    for text in TEXTS:
+    # ChatGLM's own code reads no eos in a text; the recipe asks for it, and the export keeps that
+    eos = "" if journey.model.tokenizer.startswith("chatglm") else "</s>"
+    for text in (text.replace("</s>", eos) for text in TEXTS):
         assert ours(text)["input_ids"] == theirs(text)["input_ids"] == adapters(text)["input_ids"]
 
 

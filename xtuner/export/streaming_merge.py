@@ -124,13 +124,18 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
     wrapped = _put_on(model, config, adapter)
     merge = LayerMerge(base, config, dtype, device)
     if model.config.vocab_size != vocab_size:
-        merge.config_changes["vocab_size"] = model.config.vocab_size
+        field = model.config.attribute_map.get("vocab_size", "vocab_size")
+        merge.config_changes[field] = model.config.vocab_size
     if model.config.num_labels != DEFAULT_LABELS:
         names = {number: f"LABEL_{number}" for number in range(model.config.num_labels)}
         merge.config_changes["id2label"] = names
         merge.config_changes["label2id"] = {name: number for number, name in names.items()}
-    if type(model).__name__ not in (model.config.architectures or ()):
-        merge.config_changes["architectures"] = [type(model).__name__]
+    known = model.config.architectures
+    if type(model).__name__ not in (known or ()):
+        model.config.architectures = [type(model).__name__]
+        written = model.config.to_dict()["architectures"]  # ChatGLM writes the name of its body
+        if written != known:
+            merge.config_changes["architectures"] = written
     _collect(wrapped, merge)
     merge.plan = list(_plan(base, merge))
     return merge

@@ -40,8 +40,11 @@ def folder(request, tmp_path):
     causal = causal if isinstance(causal, str) else causal[0]
     names = {"AutoConfig": f"configuration.{family.config}"}
     names |= dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"modeling.{causal}")
-    fields = CHATGLM if request.param == "chatglm" else TINY
-    config = {**fields, "model_type": request.param, "architectures": [causal], "auto_map": names}
+    fields, architecture = TINY, causal
+    if request.param == "chatglm":
+        fields, architecture = CHATGLM, "ChatGLMModel"
+    config = {**fields, "model_type": request.param, "auto_map": names}
+    config["architectures"] = [architecture]
     config |= {"attn_implementation": "flash_attention_2", "torch_dtype": "float32"}
     for file in ("configuration.py", "modeling.py"):
         (tmp_path / file).write_text(CODE)

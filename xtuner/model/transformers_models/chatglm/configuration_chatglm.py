@@ -62,3 +62,10 @@ class ChatGLMConfig(HubConfig):
     def num_key_value_heads(self) -> int:
         """Key heads, each for a group of query heads."""
         return self.multi_query_group_num
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the name of the body in ``architectures``, as the hub has it."""
+        fields = super().to_dict()
+        if fields.get("architectures") == ["ChatGLMForConditionalGeneration"]:
+            fields["architectures"] = ["ChatGLMModel"]
+        return fields

@@ -63,7 +63,8 @@ class ChatGLMRotaryEmbedding(nn.Module):
         super().__init__()
         self.width = config.kv_channels // 2
         self.base = ROPE_BASE * config.rope_ratio
-        self.register_buffer("inv_freq", self.frequencies(torch.device("cpu")))
+        frequencies = self.frequencies(torch.device("cpu"))
+        self.register_buffer("inv_freq", frequencies.to(torch.get_default_dtype()))
 
     def frequencies(self, device: torch.device) -> Tensor:
         """(D / 4,) in float32."""
