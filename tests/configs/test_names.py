@@ -22,7 +22,7 @@ def test_a_sentence_is_read() -> None:
     assert sentence.model.path == "Qwen/Qwen2.5-7B-Instruct"
     assert sentence.method.weights == "lora"
     assert sentence.dataset.name == "alpaca_zh"
-    assert sentence.said == {"max_epochs": 2}
+    assert sentence.options == {"max_epochs": 2}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_sentence_is_read() -> None:
     ],
 )
 def test_options(name: str, said: dict[str, int]) -> None:
-    assert parse(name).said == said
+    assert parse(name).options == said
 
 
 def test_the_longest_name_of_a_model_wins() -> None:
@@ -48,7 +48,7 @@ def test_the_longest_name_of_a_model_wins() -> None:
 
 def test_preferences_have_a_usual_dataset() -> None:
     assert parse("internlm2_chat_1_8b_dpo_full").dataset.name == "orpo_dpo_mix_40k"
-    assert parse("qwen2_5_7b_instruct_orpo_lora_e2").said == {"max_epochs": 2}
+    assert parse("qwen2_5_7b_instruct_orpo_lora_e2").options == {"max_epochs": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a card is: the facts about one model or one dataset that a config is written from."""
+"""Cards: what a config needs to know of one model or one dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelCard:
         chat: whether it has already learnt to answer (base models have not).
         remote_code: whether its code lives on the hub because transformers has no class for it.
         tokenizer: keyword arguments for its tokenizer besides the usual ones.
-        settings: settings that differ from the house's and the dataset's.
+        settings: settings that differ from the defaults and the dataset's.
         recipes: what ``list-cfg`` shows of it: the rest of a name after the model's.
         unsupported: method -> why this model cannot be trained so (``full`` covers every
             ``*_full``; ``dpo`` covers every ``dpo_*``).

@@ -1,4 +1,4 @@
-"""The front of the catalogue: every name, its text, what it trains, and files of them on demand."""
+"""The catalogue: all names, the text of each, what it trains, and files on demand."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from xtuner.configs import internvl, llava
 from xtuner.configs.datasets import DATASETS
 from xtuner.configs.models import MODELS
-from xtuner.configs.names import Sentence, UnknownConfig, nearest, parse
-from xtuner.configs.render import render_sentence, values_of
+from xtuner.configs.names import ConfigName, UnknownConfig, nearest, parse
+from xtuner.configs.render import render_config, values_of
 
 ONEOFFS = Path(__file__).parent / "oneoffs"
 DEEPSPEED = Path(__file__).parent / "deepspeed"
@@ -48,7 +48,7 @@ def render(name: str) -> str:
     family = _family(name)
     if family:
         return family.render(name, _curated())
-    return render_sentence(parse(name, _curated()))
+    return render_config(parse(name, _curated()))
 
 
 def _family(name: str) -> ModuleType | None:
@@ -70,19 +70,19 @@ def describe(name: str) -> dict[str, Any]:
     family = _family(name)
     if family:
         return family.describe(name, _curated())
-    sentence: Sentence = parse(name, _curated())
+    parsed: ConfigName = parse(name, _curated())
     return {
         "name": name,
-        "model": sentence.model.name,
-        "path": values_of(sentence)["pretrained_model_name_or_path"],
-        "billions": sentence.model.billions,
-        "method": sentence.method_name,
-        "dataset": sentence.dataset.name,
+        "model": parsed.model.name,
+        "path": values_of(parsed)["pretrained_model_name_or_path"],
+        "billions": parsed.model.billions,
+        "method": parsed.method_name,
+        "dataset": parsed.dataset.name,
     }
 
 
 def _describe_file(name: str) -> dict[str, Any]:
-    """What can be read off a file of ``oneoffs`` without running it."""
+    """What is known of a file of ``oneoffs`` without running it."""
     paths = {"pretrained_model_name_or_path": "", "llm_name_or_path": "", "path": ""}
     for node in ast.parse(render(name)).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):

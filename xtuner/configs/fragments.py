@@ -1,8 +1,8 @@
-"""Parts of a config as text: reading them, filling their holes, seeing what they leave free.
+"""Parts of a config as text: reading them, filling placeholders, finding free names.
 
-A part is a Python file in ``parts``. Names that end in ``_HERE`` are holes: ``MAP_FN_HERE`` takes
-one expression; ``**FIELDS_HERE`` takes any number of keyword arguments, none included. All other
-names that a part leaves free are settings.
+A part is a Python file in ``parts``. Names that end in ``_HERE`` are placeholders: ``MAP_FN_HERE``
+takes one expression; ``**FIELDS_HERE`` takes any number of keyword arguments, none included. All
+other free names of a part are settings.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 PARTS = Path(__file__).parent / "parts"
 _FIELDS = re.compile(r"^( *)\*\*([A-Z0-9_]+_HERE),\n", re.MULTILINE)
 _MORE_FIELDS = re.compile(r", \*\*([A-Z0-9_]+_HERE)")
-_HOLE = re.compile(r"\b[A-Z][A-Z0-9_]*_HERE\b")
+_PLACEHOLDER = re.compile(r"\b[A-Z][A-Z0-9_]*_HERE\b")
 
 
-Holes = Mapping[str, str | Mapping[str, str]]
-"""Hole, without ``_HERE`` -> an expression; or, for a ``**`` hole, keyword arguments."""
+Placeholders = Mapping[str, str | Mapping[str, str]]
+"""Placeholder without ``_HERE`` -> an expression; for a ``**`` placeholder, keyword arguments."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A piece of Python: its text, and for each name that it imports the module it comes from.
+    """A piece of Python: its text, and the module of each name that it imports.
 
     ``modules[name]`` is ``""`` for a module that is imported as a whole (``import torch``).
     """
@@ -55,15 +55,15 @@ def part(name: str) -> Fragment:
     return Fragment("".join(source.splitlines(keepends=True)[head:]).strip("\n") + "\n", modules)
 
 
-def filled(fragment: Fragment, placeholders: Holes) -> Fragment:
-    """Fill the holes of a part.
+def filled(fragment: Fragment, placeholders: Placeholders) -> Fragment:
+    """Fill the placeholders of a part.
 
     Args:
         fragment: the part.
-        holes: what to put in; holes that the part does not have are passed over.
+        placeholders: what to put in; placeholders that the part does not have are ignored.
 
     Raises:
-        KeyError: for a hole without a value.
+        KeyError: for a placeholder without a value.
     """
 
     def fields(match: re.Match[str]) -> str:
@@ -81,16 +81,16 @@ def filled(fragment: Fragment, placeholders: Holes) -> Fragment:
     lines = []
     for line in text.splitlines():
         indent = line[: len(line) - len(line.lstrip())]
-        for hole in _HOLE.findall(line):
-            value = placeholders[hole.removesuffix("_HERE")]
-            assert isinstance(value, str), hole
-            line = line.replace(hole, value.replace("\n", "\n" + indent))
+        for placeholder in _PLACEHOLDER.findall(line):
+            value = placeholders[placeholder.removesuffix("_HERE")]
+            assert isinstance(value, str), placeholder
+            line = line.replace(placeholder, value.replace("\n", "\n" + indent))
         lines.append(line)
     return Fragment("\n".join(lines) + "\n", fragment.modules)
 
 
 def expression(fragment: Fragment) -> str:
-    """The right-hand side of a part that is one assignment, for a hole of another part."""
+    """The right-hand side of a part that is one assignment, for a placeholder of another part."""
     return fragment.text.partition(" = ")[2].rstrip("\n")
 
 

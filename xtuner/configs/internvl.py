@@ -10,7 +10,7 @@ from xtuner.configs.cards import Code, ModelCard
 from xtuner.configs.fragments import Fragment, expression, filled, part
 from xtuner.configs.names import UnknownConfig, nearest
 from xtuner.configs.render import assemble, headline, info_hook, literal, optim, runtime, tokenizer
-from xtuner.configs.settings import HOUSE
+from xtuner.configs.settings import DEFAULTS
 
 METHODS = {"": "full", "lora_": "lora", "qlora_": "qlora"}
 
@@ -107,7 +107,7 @@ def _values(card: InternVLCard, method: str) -> dict[str, Any]:
     if card.billions > 20:
         batch_size, accumulative_counts = (1, 8) if method == "full" else (2, 4)
     return {
-        **HOUSE,
+        **DEFAULTS,
         "path": card.path,
         "prompt_template": Code(f"PROMPT_TEMPLATE.{card.template}"),
         "data_root": "./data/llava_data/",

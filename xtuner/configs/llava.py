@@ -1,9 +1,9 @@
-"""LLaVA's configs: a chat model that learns to see through CLIP.
+"""LLaVA's configs: a chat model with CLIP as its visual encoder.
 
 ``llava_<model>[_full|_lora|_qlora|_quant]_clip_vit_large_p14_336[_lora|_full]_e<epochs>_gpu<GPUs>``
 ``[_sharegpt4v|_internvl]_<pretrain|finetune>``, and ``llava_v15_<7b|13b>_<pretrain|finetune|...>``,
-the settings of the paper. What stands before ``clip`` says how the language model takes part, what
-stands behind it how the visual encoder does; nothing means frozen, or, for the language model while
+the settings of the paper. The word before ``clip`` says how the language model is trained, the
+word after it how the visual encoder is; nothing means frozen, or, for the language model while
 fine-tuning, all of it.
 """
 
@@ -25,12 +25,12 @@ from xtuner.configs.render import (
     info_hook,
     language_model,
     literal,
-    lora_holes,
+    lora_placeholders,
     optim,
     runtime,
     tokenizer,
 )
-from xtuner.configs.settings import HOUSE, INTERNVL_SETS
+from xtuner.configs.settings import DEFAULTS, INTERNVL_SETS
 
 CLIP = "clip_vit_large_p14_336"
 _NAME = re.compile(
@@ -43,8 +43,8 @@ _HELP = f"llava_<model>[_full|_qlora]_{CLIP}[_lora|_full]_e1_gpu8_<pretrain|fine
 
 
 @dataclass(frozen=True)
-class LlavaSentence:
-    """What a name says. ``llm`` is full, lora, qlora, quant or frozen; ``visual`` full, lora or
+class LlavaName:
+    """A parsed name. ``llm`` is full, lora, qlora, quant or frozen; ``visual`` full, lora or
     frozen; ``data`` llava, sharegpt4v or internvl."""
 
     name: str
@@ -96,7 +96,7 @@ NAMES = (
     ),
 )
 
-# Published settings that follow no rule; the later of two that fit wins.
+# Published settings that follow no rule; later ones take precedence.
 EXCEPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     (f"*_full_{CLIP}_*_finetune", {"save_steps": 1000, "evaluation_freq": 1000}),
     ("*_sharegpt4v_pretrain", {"batch_size": 16, "accumulative_counts": 2}),
@@ -120,19 +120,19 @@ def names() -> list[str]:
 
 def describe(name: str, known: Iterable[str]) -> dict[str, Any]:
     """What a name trains; see ``catalogue.describe``."""
-    sentence = parse(name, known)
+    parsed = parse(name, known)
     return {
         "name": name,
-        "model": f"llava_{sentence.model.name}",
-        "path": sentence.model.path,
-        "billions": sentence.model.billions,
-        "method": "full" if sentence.llm in ("frozen", "quant") else sentence.llm,
-        "dataset": f"{sentence.data}_{sentence.stage}",
+        "model": f"llava_{parsed.model.name}",
+        "path": parsed.model.path,
+        "billions": parsed.model.billions,
+        "method": "full" if parsed.llm in ("frozen", "quant") else parsed.llm,
+        "dataset": f"{parsed.data}_{parsed.stage}",
     }
 
 
-def parse(name: str, known: Iterable[str]) -> LlavaSentence:
-    """Read a name.
+def parse(name: str, known: Iterable[str]) -> LlavaName:
+    """Parse a config name.
 
     Raises:
         UnknownConfig: when it is none of the family; says why.
@@ -142,36 +142,36 @@ def parse(name: str, known: Iterable[str]) -> LlavaSentence:
         stage = paper["stage"]
         llm = paper["llm"] or ("frozen" if stage == "pretrain" else "full")
         card = MODELS[f"vicuna_{paper['size']}_v15"]
-        return LlavaSentence(name, card, llm, "frozen", stage, "llava", 1, 8)
+        return LlavaName(name, card, llm, "frozen", stage, "llava", 1, 8)
     match = _NAME.fullmatch(name)
     if not match:
         raise UnknownConfig(
             name, "a LLaVA config is called {form}", nearest(name, known), form=_HELP
         )
-    said = match.groupdict()
-    model = MODELS.get(said["model"])
+    groups = match.groupdict()
+    model = MODELS.get(groups["model"])
     if model is None or not model.chat:
         chat = [card.name for card in MODELS.values() if card.chat]
-        near = ", ".join(nearest(said["model"], chat))
+        near = ", ".join(nearest(groups["model"], chat))
         raise UnknownConfig(
             name,
             "LLaVA starts from a chat model, and {model} is none; the nearest are {near}",
             nearest(name, known),
-            model=said["model"],
+            model=groups["model"],
             near=near,
         )
-    llm = said["llm"] or ("frozen" if said["stage"] == "pretrain" else "full")
+    llm = groups["llm"] or ("frozen" if groups["stage"] == "pretrain" else "full")
     if llm == "frozen" and model.name.startswith(("internlm", "vicuna")):
         llm = "quant"
-    return LlavaSentence(
+    return LlavaName(
         name,
         model,
         llm,
-        said["visual"] or "frozen",
-        said["stage"],
-        said["data"] or "llava",
-        int(said["epochs"]),
-        int(said["gpus"]),
+        groups["visual"] or "frozen",
+        groups["stage"],
+        groups["data"] or "llava",
+        int(groups["epochs"]),
+        int(groups["gpus"]),
     )
 
 
@@ -181,21 +181,21 @@ def render(name: str, known: Iterable[str]) -> str:
     Raises:
         UnknownConfig: when the family has no such name.
     """
-    sentence = parse(name, known)
-    values = values_of(sentence)
-    stage = "learning to see" if sentence.stage == "pretrain" else "fine-tuning"
-    what = f"LLaVA of {sentence.model.title}: {stage}, language model {sentence.llm}, "
-    what += f"visual encoder {sentence.visual}."
-    weights = "full" if sentence.llm == "full" else "lora"
+    parsed = parse(name, known)
+    values = values_of(parsed)
+    stage = "learning to see" if parsed.stage == "pretrain" else "fine-tuning"
+    what = f"LLaVA of {parsed.model.title}: {stage}, language model {parsed.llm}, "
+    what += f"visual encoder {parsed.visual}."
+    weights = "full" if parsed.llm == "full" else "lora"
     return assemble(
-        headline(what, name, weights, sentence.model.billions, values),
+        headline(what, name, weights, parsed.model.billions, values),
         [
             [
-                tokenizer(sentence.model, "llm_name_or_path", values),
+                tokenizer(parsed.model, "llm_name_or_path", values),
                 part("image_processor"),
-                _model(sentence, values),
+                _model(parsed, values),
             ],
-            _data(sentence),
+            _data(parsed),
             [optim(values, "accumulative_counts")],
             [runtime([info_hook(), _hook()], values)],
         ],
@@ -203,43 +203,43 @@ def render(name: str, known: Iterable[str]) -> str:
     )
 
 
-def values_of(sentence: LlavaSentence) -> dict[str, Any]:
-    """Every setting of a name, and the values of the parts' holes."""
+def values_of(parsed: LlavaName) -> dict[str, Any]:
+    """Every setting of a name, and the values of the parts' placeholders."""
     values = {
-        **HOUSE,
-        "llm_name_or_path": sentence.model.path,
+        **DEFAULTS,
+        "llm_name_or_path": parsed.model.path,
         "visual_encoder_name_or_path": "openai/clip-vit-large-patch14-336",
-        "prompt_template": Code(f"PROMPT_TEMPLATE.{sentence.model.template}"),
+        "prompt_template": Code(f"PROMPT_TEMPLATE.{parsed.model.template}"),
         "max_length": Code("int(2048 - (336 / 14) ** 2)"),
         "dataloader_num_workers": 4,
-        "max_epochs": sentence.epochs,
+        "max_epochs": parsed.epochs,
         "SYSTEM": "",
         "evaluation_images": "https://llava-vl.github.io/static/images/view.jpg",
         "evaluation_inputs": ["图片里有什么？", "What is in the picture?"],
-        "lora_r": 128 if sentence.llm == "lora" else 512,
+        "lora_r": 128 if parsed.llm == "lora" else 512,
         "lora_alpha": 256,
         "lora_dropout": 0.05,
-        **_data_values(sentence),
+        **_data_values(parsed),
     }
-    if sentence.stage == "pretrain":
+    if parsed.stage == "pretrain":
         values.update(batch_size=32, accumulative_counts=1, lr=1e-3)
     else:
-        values.update(_finetune_values(sentence))
+        values.update(_finetune_values(parsed))
     for pattern, settings in EXCEPTIONS:
-        if fnmatch.fnmatchcase(sentence.name, pattern):
+        if fnmatch.fnmatchcase(parsed.name, pattern):
             values.update(settings)
     return values
 
 
-def _finetune_values(sentence: LlavaSentence) -> dict[str, Any]:
-    full = sentence.llm == "full"
-    data = "_sharegpt4v" if sentence.data == "internvl" else ""
-    before = f"llava_{sentence.model.name}_{CLIP}_e1_gpu8{data}_pretrain"
-    if sentence.name.startswith("llava_v15_"):
-        before = sentence.name.partition("_finetune")[0] + "_pretrain"
+def _finetune_values(parsed: LlavaName) -> dict[str, Any]:
+    full = parsed.llm == "full"
+    data = "_sharegpt4v" if parsed.data == "internvl" else ""
+    before = f"llava_{parsed.model.name}_{CLIP}_e1_gpu8{data}_pretrain"
+    if parsed.name.startswith("llava_v15_"):
+        before = parsed.name.partition("_finetune")[0] + "_pretrain"
     steps = 9742 if data else 2181
-    if sentence.gpus == 1:
-        before, steps = f"llava_{sentence.model.name}_quant_{CLIP}_e1_gpu1_pretrain", 558128
+    if parsed.gpus == 1:
+        before, steps = f"llava_{parsed.model.name}_quant_{CLIP}_e1_gpu1_pretrain", 558128
     return {
         "batch_size": 8 if full else 16,
         "accumulative_counts": 2 if full else 1,
@@ -248,17 +248,17 @@ def _finetune_values(sentence: LlavaSentence) -> dict[str, Any]:
     }
 
 
-def _data_values(sentence: LlavaSentence) -> dict[str, Any]:
-    if sentence.data == "internvl":
+def _data_values(parsed: LlavaName) -> dict[str, Any]:
+    if parsed.data == "internvl":
         return _mixture()
-    if sentence.data == "sharegpt4v":
+    if parsed.data == "sharegpt4v":
         return {
             "max_length": Code("int(4096 - (336 / 14) ** 2)"),
             "data_root": "./data/sharegpt4v/",
             "data_path": Code('data_root + "share-captioner_coco_lcs_sam_1246k_1107.json"'),
             "image_folder": Code('data_root + "data"'),
         }
-    if sentence.stage == "pretrain":
+    if parsed.stage == "pretrain":
         path, folder = "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "LLaVA-Pretrain/images"
     else:
         path, folder = "LLaVA-Instruct-150K/llava_v1_5_mix665k.json", "llava_images"
@@ -292,34 +292,34 @@ def _mixture() -> dict[str, Any]:
     return values
 
 
-def _model(sentence: LlavaSentence, values: Mapping[str, Any]) -> Fragment:
-    weights = {"full": "full", "quant": "qlora", "qlora": "qlora"}.get(sentence.llm, "lora")
-    llm = language_model(sentence.model, weights, "llm_name_or_path")
-    lora = filled(part("lora"), lora_holes(values))
+def _model(parsed: LlavaName, values: Mapping[str, Any]) -> Fragment:
+    weights = {"full": "full", "quant": "qlora", "qlora": "qlora"}.get(parsed.llm, "lora")
+    llm = language_model(parsed.model, weights, "llm_name_or_path")
+    lora = filled(part("lora"), lora_placeholders(values))
     visual_lora = part("visual_lora")
-    adapters = sentence.llm in ("lora", "qlora")
+    adapters = parsed.llm in ("lora", "qlora")
     model = filled(
         part("model_llava"),
         {
-            "FREEZE_LLM": literal(sentence.llm != "full"),
-            "FREEZE_VISUAL": literal(sentence.visual != "full"),
+            "FREEZE_LLM": literal(parsed.llm != "full"),
+            "FREEZE_VISUAL": literal(parsed.visual != "full"),
             "PRETRAINED": {"pretrained_pth": "pretrained_pth"}
-            if sentence.stage == "finetune"
+            if parsed.stage == "finetune"
             else {},
             "LLM": expression(llm),
             "LLM_LORA": {"llm_lora": expression(lora)} if adapters else {},
             "VISUAL_LORA": {"visual_encoder_lora": expression(visual_lora)}
-            if sentence.visual == "lora"
+            if parsed.visual == "lora"
             else {},
         },
     )
     return Fragment(model.text, {**llm.modules, **lora.modules, **model.modules})
 
 
-def _data(sentence: LlavaSentence) -> list[Fragment]:
-    grouped = sentence.stage == "finetune"
+def _data(parsed: LlavaName) -> list[Fragment]:
+    grouped = parsed.stage == "finetune"
     loader = part("loader_grouped" if grouped else "loader_shuffled")
-    if sentence.data != "internvl":
+    if parsed.data != "internvl":
         return [
             _dataset("llava_dataset", "data_path", "image_folder", grouped),
             filled(loader, {"DATASET": "llava_dataset"}),

@@ -1,8 +1,8 @@
-"""The grammar of config names: a name is a sentence about a model, a method and a dataset.
+"""The grammar of config names: a model, a method, a dataset and options.
 
-``<model>_<method>_<dataset>_e<epochs>`` and, as one likes, ``_8k`` or ``_1M`` (tokens of a row),
-``_gpu8`` or ``_8gpus`` (so many GPUs), ``_sp4`` or ``_sequence_parallel_4`` (GPUs to a row), and
-``_varlen``. Preference methods may leave out the dataset and the epochs.
+``<model>_<method>_<dataset>_e<epochs>`` and optionally ``_8k`` or ``_1M`` (tokens of a row),
+``_gpu8`` or ``_8gpus`` (the number of GPUs), ``_sp4`` or ``_sequence_parallel_4`` (GPUs that share
+a row), and ``_varlen``. Preference methods may leave out the dataset and the epochs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from xtuner.configs.models import MODELS
 from xtuner.configs.settings import METHODS, Method
 
 DEFAULT_PREFERENCES = "orpo_dpo_mix_40k"
-METHODLESS = ("w_tokenized_dataset", "w_untokenized_dataset", "w_internevo_dataset")  # mean full
+# Datasets whose names follow the model at once: full fine-tuning.
+METHODLESS = ("w_tokenized_dataset", "w_untokenized_dataset", "w_internevo_dataset")
 USUAL_BATCHES = 16  # micro-batches of one optimizer step, over all GPUs
 
 _OPTION = re.compile(
@@ -53,49 +54,49 @@ class UnknownConfig(Exception):
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """What a name says: the cards it names and the settings that it spells out."""
+class ConfigName:
+    """A parsed config name: the cards that it names, and the settings of its options."""
 
     name: str
     model: ModelCard
     method_name: str
     method: Method
     dataset: DatasetCard
-    said: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def benchmark(self) -> bool:
-        """Whether it measures speed: a length and a number of GPUs to a row, but no epochs."""
-        return {"max_length", "sequence_parallel_size"} <= set(self.said) and (
-            "max_epochs" not in self.said
+        """Whether it measures speed: a length and GPUs per row, but no epochs."""
+        return {"max_length", "sequence_parallel_size"} <= set(self.options) and (
+            "max_epochs" not in self.options
         )
 
 
-def parse(name: str, known: Iterable[str] = ()) -> Sentence:
-    """Read a name.
+def parse(name: str, known: Iterable[str] = ()) -> ConfigName:
+    """Parse a config name.
 
     Args:
         name: for example ``qwen2_5_7b_instruct_lora_alpaca_zh_e2``.
         known: the names to suggest from.
 
     Raises:
-        UnknownConfig: when it is no sentence, or one that makes no sense; says why.
+        UnknownConfig: when it does not follow the grammar, or its parts do not fit each other.
     """
     model, rest = _model(name, known)
     method_name, rest = _method(name, model, rest, known)
     method = METHODS[method_name]
     dataset, rest = _dataset(name, method, rest, known)
-    sentence = Sentence(
+    parsed = ConfigName(
         name, model, method_name, method, dataset, _options(name, method, dataset, rest, known)
     )
-    _refuse_nonsense(sentence, known)
-    return sentence
+    _refuse_mismatch(parsed, known)
+    return parsed
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names nearest to ``name``: those that begin like it first, then those spelt alike.
+    """The known names most similar to ``name``: first those that begin with it.
 
-    A name of which ``name`` is the beginning counts as nearer than a misspelling.
+    A name that begins with ``name`` is a better suggestion than a misspelling.
     """
     known = list(known)
     longer = sorted((other for other in known if other.startswith(name)), key=_plainness)
@@ -109,7 +110,7 @@ def _plainness(name: str) -> tuple[bool, int, str]:
 
 
 def _starts(text: str, words: Iterable[str]) -> str | None:
-    """The longest of ``words`` with which ``text`` begins, as whole words of a name."""
+    """The longest of ``words`` that ``text`` begins with; an underscore or the end follows."""
     found = [word for word in words if text == word or text.startswith(word + "_")]
     return max(found, key=len, default=None)
 
@@ -137,7 +138,7 @@ def _method_words() -> re.Pattern[str]:
 
 
 def _before_method(name: str) -> str:
-    """The part of a name that stands for the model."""
+    """The part of a name before the method: the model."""
     return _method_words().split(name)[0]
 
 
@@ -199,8 +200,8 @@ def _fits(dataset: DatasetCard, method: Method) -> bool:
 def _options(
     name: str, method: Method, dataset: DatasetCard, rest: str, known: Iterable[str]
 ) -> dict[str, Any]:
-    """The settings that the rest of a name spells out."""
-    said: dict[str, Any] = {}
+    """The settings of the options at the end of a name."""
+    options: dict[str, Any] = {}
     position = 0
     while position < len(rest):
         match = _OPTION.match(rest, position)
@@ -209,14 +210,14 @@ def _options(
             raise UnknownConfig(
                 name,
                 "{left!r} says nothing: after the dataset come e3 (epochs), and as you like 8k "
-                "(tokens of a row), gpu8 (GPUs), sp4 (GPUs to a row)",
+                "(tokens of a row), gpu8 (GPUs), sp4 (GPUs that share a row)",
                 nearest(name, known),
                 left=left,
             )
-        said.update(_said(match))
+        options.update(_settings_of(match))
         position = match.end()
-    benchmark = {"max_length", "sequence_parallel_size"} <= set(said)
-    epochs_known = "max_epochs" in {**said, **dataset.settings} or method.kind != "sft"
+    benchmark = {"max_length", "sequence_parallel_size"} <= set(options)
+    epochs_known = "max_epochs" in {**options, **dataset.settings} or method.kind != "sft"
     if not epochs_known and not benchmark:
         raise UnknownConfig(
             name,
@@ -224,11 +225,11 @@ def _options(
             [f"{name}_e3"],
             name=name,
         )
-    return said
+    return options
 
 
-def _said(match: re.Match[str]) -> dict[str, Any]:
-    """The settings that one word at the end of a name stands for."""
+def _settings_of(match: re.Match[str]) -> dict[str, Any]:
+    """The settings of one option."""
     value = {key: text for key, text in match.groupdict().items() if text is not None}
     if "epochs" in value:
         return {"max_epochs": int(value["epochs"])}
@@ -244,18 +245,18 @@ def _said(match: re.Match[str]) -> dict[str, Any]:
     return {"sequence_parallel_size": int(value.get("parallel") or value["parallel_too"])}
 
 
-def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
-    """Refuse a sentence whose words do not go together."""
-    model, method, dataset = sentence.model, sentence.method, sentence.dataset
+def _refuse_mismatch(parsed: ConfigName, known: Iterable[str]) -> None:
+    """Refuse a name whose model, method, dataset and options do not fit each other."""
+    model, method, dataset = parsed.model, parsed.method, parsed.dataset
     if not _fits(dataset, method):
         fitting = [card.name for card in DATASETS.values() if _fits(card, method)]
         likely = ", ".join(fitting[:8])
         raise UnknownConfig(
-            sentence.name,
+            parsed.name,
             "{method} does not learn from {dataset}, which holds "
             "{kind} rows; it learns from {likely}",
-            [sentence.name.replace(dataset.name, other) for other in fitting[:3]],
-            method=sentence.method_name,
+            [parsed.name.replace(dataset.name, other) for other in fitting[:3]],
+            method=parsed.method_name,
             dataset=dataset.name,
             kind=dataset.kind,
             likely=likely,
@@ -263,12 +264,12 @@ def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
     if method.kind != "sft" and not model.chat:
         family = model.name.removesuffix("_base")
         chat = [
-            sentence.name.replace(model.name, card.name, 1)
+            parsed.name.replace(model.name, card.name, 1)
             for card in MODELS.values()
             if card.chat and card.name.startswith(family)
         ]
         raise UnknownConfig(
-            sentence.name,
+            parsed.name,
             "{kind} starts from a chat model, and {model} is a base model",
             chat,
             kind=method.kind,
@@ -276,20 +277,18 @@ def _refuse_nonsense(sentence: Sentence, known: Iterable[str]) -> None:
         )
     if method.kind == "reward" and "reward_token_id" not in model.settings:
         raise UnknownConfig(
-            sentence.name,
+            parsed.name,
             "the card of {model} names no spare token at which the reward could be read",
-            nearest(sentence.name, (name for name in known if "_reward_" in name)),
+            nearest(parsed.name, (name for name in known if "_reward_" in name)),
             model=model.name,
         )
-    if "use_varlen_attn" in sentence.said and not dataset.packed:
+    if "use_varlen_attn" in parsed.options and not dataset.packed:
         raise UnknownConfig(
-            sentence.name,
+            parsed.name,
             "rows of {dataset} are not packed: varlen would have nothing to keep apart",
-            [sentence.name.replace("_varlen", "")],
+            [parsed.name.replace("_varlen", "")],
             dataset=dataset.name,
         )
-    for word in (sentence.method_name, method.kind, method.weights):
+    for word in (parsed.method_name, method.kind, method.weights):
         if word in model.unsupported:
-            raise UnknownConfig(
-                sentence.name, model.unsupported[word], nearest(sentence.name, known)
-            )
+            raise UnknownConfig(parsed.name, model.unsupported[word], nearest(parsed.name, known))

@@ -1,8 +1,8 @@
 """From a name's cards and parts to the text of a whole config, in five commented parts.
 
 PART 1 (Settings) is nothing but the names that the chosen parts leave free. Their values come
-from, weakest first: the house, the method, the dataset's card, the model's card, the name itself,
-the table of exceptions.
+from, in increasing order of precedence: the defaults, the method, the dataset's card, the model's
+card, the name itself, the table of exceptions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from xtuner.configs.cards import Code, ModelCard, Source
 from xtuner.configs.fragments import (
     Fragment,
-    Holes,
+    Placeholders,
     expression,
     filled,
     import_lines,
@@ -24,8 +24,8 @@ from xtuner.configs.fragments import (
     names_read,
     part,
 )
-from xtuner.configs.names import Sentence
-from xtuner.configs.settings import EXCEPTIONS, HOUSE, LAYOUT, METHODS
+from xtuner.configs.names import ConfigName
+from xtuner.configs.settings import DEFAULTS, EXCEPTIONS, LAYOUT, METHODS
 
 WIDTH = 88
 TITLES = (
@@ -45,7 +45,7 @@ BENCHMARK = {
 }
 MAP_FNS = "xtuner.dataset.map_fns"
 PREFERENCES = "xtuner.dataset.preference_dataset"
-# Where the names come from that values bring into a config (a part brings its own imports).
+# Modules of the names that values use (a part has its own imports).
 MODULES: Mapping[str, str] = {
     "AdamW": "torch.optim",
     "PROMPT_TEMPLATE": "xtuner.utils",
@@ -57,23 +57,23 @@ MODULES: Mapping[str, str] = {
 }
 
 
-def render_sentence(sentence: Sentence) -> str:
-    """The text of the config that a name stands for."""
-    values = values_of(sentence)
+def render_config(parsed: ConfigName) -> str:
+    """The text of the config of a name."""
+    values = values_of(parsed)
     parts = [
-        [_tokenizer(sentence, values), _model(sentence, values)],
-        _data(sentence, values),
-        # GPUs that share a row must take as many more of them to a step.
+        [_tokenizer(parsed, values), _model(parsed, values)],
+        _data(parsed, values),
+        # GPUs that share a row take that many times more rows to a step.
         [optim(values, "accumulative_counts * sequence_parallel_size")],
-        [_runtime(sentence, values)],
+        [_runtime(parsed, values)],
     ]
-    return assemble(_headline(sentence, values), parts, values)
+    return assemble(_headline(parsed, values), parts, values)
 
 
-def values_of(sentence: Sentence) -> dict[str, Any]:
-    """Every setting of a name, and the values of the parts' holes, the strongest word winning."""
-    model, method, dataset = sentence.model, sentence.method, sentence.dataset
-    values: dict[str, Any] = dict(HOUSE)
+def values_of(parsed: ConfigName) -> dict[str, Any]:
+    """Every setting of a name, and the values of the placeholders in the parts."""
+    model, method, dataset = parsed.model, parsed.method, parsed.dataset
+    values: dict[str, Any] = dict(DEFAULTS)
     values["pretrained_model_name_or_path"] = model.path
     values["template"] = dataset.template or model.template
     values["bot_name"] = model.title
@@ -82,12 +82,12 @@ def values_of(sentence: Sentence) -> dict[str, Any]:
         values[source.path[0]] = source.path[1]
     values.update(dataset.settings)
     values.update({key: value for key, value in model.settings.items() if key not in METHODS})
-    values.update(model.settings.get(sentence.method_name, {}))
-    if sentence.benchmark:
+    values.update(model.settings.get(parsed.method_name, {}))
+    if parsed.benchmark:
         values.update(BENCHMARK)
-    values.update(sentence.said)
+    values.update(parsed.options)
     for pattern, settings in EXCEPTIONS:
-        if fnmatch.fnmatchcase(sentence.name, pattern):
+        if fnmatch.fnmatchcase(parsed.name, pattern):
             values.update(settings)
     values["pretrained_model_name_or_path"] += values.pop("path_suffix", "")
     values["prompt_template"] = Code(f"PROMPT_TEMPLATE.{values['template']}")
@@ -97,21 +97,21 @@ def values_of(sentence: Sentence) -> dict[str, Any]:
 
 
 def optim(values: Mapping[str, Any], accumulate: str) -> Fragment:
-    """``parts/optim.py`` with this expression for the micro-batches of a step."""
+    """``parts/optim.py``; ``accumulate`` is the expression for the micro-batches of a step."""
     return filled(part("optim"), {"ETA_MIN": literal(values["eta_min"]), "ACCUMULATE": accumulate})
 
 
-def _headline(sentence: Sentence, values: Mapping[str, Any]) -> str:
-    model, method, dataset = sentence.model, sentence.method, sentence.dataset
+def _headline(parsed: ConfigName, values: Mapping[str, Any]) -> str:
+    model, method, dataset = parsed.model, parsed.method, parsed.dataset
     epochs = values["max_epochs"]
     what = f"{model.title}: {method.title}, on {dataset.title}, {epochs} epoch{'s' * (epochs > 1)}."
     if dataset.note:
         what += "\n" + dataset.note
-    return headline(what, sentence.name, method.weights, model.billions, values)
+    return headline(what, parsed.name, method.weights, model.billions, values)
 
 
 def headline(what: str, name: str, weights: str, billions: float, values: Mapping[str, Any]) -> str:
-    """The comment on top of a file: what it trains and what to type."""
+    """The comment at the top of a file: what it trains, and the command."""
     command = f"xtuner train {name}_copy.py"
     lines = ["# ruff: noqa: C408"]
     for paragraph in what.splitlines():
@@ -130,17 +130,17 @@ def headline(what: str, name: str, weights: str, billions: float, values: Mappin
 
 
 def remote_code(model: ModelCard) -> dict[str, str]:
-    """The keyword argument that lets a model bring its own code, where it needs to."""
+    """``trust_remote_code`` for a model that needs it."""
     return {"trust_remote_code": "True"} if model.remote_code else {}
 
 
-def _tokenizer(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
+def _tokenizer(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
     path = "tokenizer_path" if "tokenizer_path" in values else "pretrained_model_name_or_path"
-    return tokenizer(sentence.model, path, values)
+    return tokenizer(parsed.model, path, values)
 
 
 def tokenizer(model: ModelCard, path: str, values: Mapping[str, Any]) -> Fragment:
-    """``parts/tokenizer.py`` for a model whose place stands in the setting ``path``."""
+    """``parts/tokenizer.py`` for a model whose path is in the setting ``path``."""
     fields = {key: literal(value) for key, value in model.tokenizer.items()}
     return filled(
         part("tokenizer"),
@@ -153,14 +153,14 @@ def tokenizer(model: ModelCard, path: str, values: Mapping[str, Any]) -> Fragmen
     )
 
 
-def _model(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
-    method = sentence.method
-    llm = language_model(sentence.model, method.weights, "pretrained_model_name_or_path")
-    lora = filled(part("lora"), lora_holes(values))
+def _model(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
+    method = parsed.method
+    llm = language_model(parsed.model, method.weights, "pretrained_model_name_or_path")
+    lora = filled(part("lora"), lora_placeholders(values))
     adapters = {"lora": expression(lora)} if method.adapters else {}
-    # A tokenizer of its own may have more tokens than the model.
+    # A separate tokenizer may have more tokens than the model.
     own = {"TOKENIZER": {"tokenizer": "tokenizer"} if "tokenizer_path" in values else {}}
-    placeholders: Holes = {
+    placeholders: Placeholders = {
         "LLM": expression(llm),
         "LORA": adapters,
         **(own if method.kind == "sft" else {}),
@@ -170,12 +170,12 @@ def _model(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
 
 
 def language_model(model: ModelCard, weights: str, path: str) -> Fragment:
-    """``parts/llm_<weights>.py`` for a model whose place stands in the setting ``path``."""
+    """``parts/llm_<weights>.py`` for a model whose path is in the setting ``path``."""
     return filled(part(f"llm_{weights}"), {"MODEL_PATH": path, "REMOTE_CODE": remote_code(model)})
 
 
-def lora_holes(values: Mapping[str, Any]) -> Holes:
-    """The holes of ``parts/lora.py``."""
+def lora_placeholders(values: Mapping[str, Any]) -> Placeholders:
+    """The placeholders of ``parts/lora.py``."""
     targets = values["lora_targets"]
     return {
         "LORA_R": literal(values["lora_r"]),
@@ -186,28 +186,28 @@ def lora_holes(values: Mapping[str, Any]) -> Holes:
     }
 
 
-def _data(sentence: Sentence, values: Mapping[str, Any]) -> list[Fragment]:
-    sources = sentence.dataset.sources
-    blocks = [_source(sentence, source, values) for source in sources]
+def _data(parsed: ConfigName, values: Mapping[str, Any]) -> list[Fragment]:
+    sources = parsed.dataset.sources
+    blocks = [_source(parsed, source, values) for source in sources]
     variable = sources[0].variable
     if len(sources) > 1:
         variables = "[" + ", ".join(source.variable for source in sources) + "]"
         blocks.append(filled(part("data_concat"), {"DATASETS": variables}))
         variable = "train_dataset"
-    if _is_intern(sentence):
+    if _is_intern(parsed):
         return [*blocks, filled(part("loader_intern"), {"DATASET": variable})]
-    collate = "default_collate_fn" if sentence.method.kind == "sft" else "preference_collate_fn"
+    collate = "default_collate_fn" if parsed.method.kind == "sft" else "preference_collate_fn"
     blocks.append(filled(part("loader"), {"DATASET": variable, "COLLATE": collate}))
     return blocks
 
 
-def _source(sentence: Sentence, source: Source, values: Mapping[str, Any]) -> Fragment:
-    method = sentence.method
-    pretrain = sentence.dataset.kind == "pretrain"
+def _source(parsed: ConfigName, source: Source, values: Mapping[str, Any]) -> Fragment:
+    method = parsed.method
+    pretrain = parsed.dataset.kind == "pretrain"
     reward = method.kind == "reward"
     keyword, _, value = source.load.partition("=")
     fragment = part(source.part)
-    placeholders: Holes = {
+    placeholders: Placeholders = {
         "VARIABLE": source.variable,
         "PATH": source.path[0],
         "LOAD_FIELDS": {keyword: value} if keyword else {},
@@ -229,11 +229,11 @@ def _source(sentence: Sentence, source: Source, values: Mapping[str, Any]) -> Fr
     return filled(fragment, placeholders)
 
 
-def _runtime(sentence: Sentence, values: Mapping[str, Any]) -> Fragment:
-    fields = {"is_intern_repo_dataset": "True"} if _is_intern(sentence) else {}
+def _runtime(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
+    fields = {"is_intern_repo_dataset": "True"} if _is_intern(parsed) else {}
     hooks = [info_hook(fields)]
-    if sentence.method.kind != "reward":
-        hooks.append(_chat_hook(sentence))
+    if parsed.method.kind != "reward":
+        hooks.append(_chat_hook(parsed))
     if values["use_varlen_attn"]:
         hooks.append(part("hook_varlen"))
     if values["throughput"]:
@@ -246,14 +246,14 @@ def info_hook(fields: Mapping[str, str] | None = None) -> Fragment:
     return filled(part("hook_info"), {"INFO_FIELDS": fields or {}})
 
 
-def _is_intern(sentence: Sentence) -> bool:
-    """Whether its rows are packed by InternLM's rules, and so ordered by them."""
-    return sentence.dataset.sources[0].part.startswith("intern_")
+def _is_intern(parsed: ConfigName) -> bool:
+    """Whether rows are packed and ordered by InternLM's rules."""
+    return parsed.dataset.sources[0].part.startswith("intern_")
 
 
-def _chat_hook(sentence: Sentence) -> Fragment:
-    pretrain = sentence.dataset.kind == "pretrain"
-    fields = {key: literal(value) for key, value in sentence.dataset.hook.items()}
+def _chat_hook(parsed: ConfigName) -> Fragment:
+    pretrain = parsed.dataset.kind == "pretrain"
+    fields = {key: literal(value) for key, value in parsed.dataset.hook.items()}
     return filled(
         part("hook_chat"),
         {
@@ -286,9 +286,9 @@ def assemble(top: str, parts: list[list[Fragment]], values: Mapping[str, Any]) -
     """Put a file together: headline, imports, the settings that the parts need, and the parts.
 
     Args:
-        top: what stands on top.
+        top: the comment at the top.
         parts: the fragments of PART 2 to PART 5.
-        values: a value for every name that they leave free.
+        values: a value for every free name in them.
     """
     modules = dict(MODULES)
     for fragment in (fragment for group in parts for fragment in group):
@@ -310,7 +310,7 @@ def _banner(title: str) -> str:
 
 
 def _settings(code: str, modules: Mapping[str, str], values: Mapping[str, Any]) -> str:
-    """The text of PART 1: what ``code`` leaves free, grouped and explained."""
+    """The text of PART 1: the free names of ``code``, grouped and explained."""
     ours = {name for _, group in LAYOUT for name in group}
     free = _free(code, modules)
     missing = free - ours
@@ -352,7 +352,7 @@ def literal(value: Any, column: int = 0) -> str:
 
     Args:
         value: a string, number, truth value, None, ``Code``, or a list or tuple of these.
-        column: where its first line begins; a list that would pass the margin is broken up.
+        column: where its first line begins; a list that would be too wide gets one item a line.
     """
     if isinstance(value, Code):
         return str(value) if column + width(value) <= WIDTH else f"(\n    {value}\n)"
@@ -376,7 +376,7 @@ def literal(value: Any, column: int = 0) -> str:
 
 
 def _string(value: str) -> str:
-    """A string in double quotes, unless it holds more of them than of the single ones."""
+    """A string in double quotes, or in single ones where that needs fewer backslashes."""
     quote = "'" if value.count('"') > value.count("'") else '"'
     text = value.replace("\\", "\\\\").replace("\n", "\\n").replace(quote, "\\" + quote)
     return quote + text + quote

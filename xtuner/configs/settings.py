@@ -1,8 +1,8 @@
-"""The settings of a config: what each is for, and its value from the house and from the method.
+"""The settings of a config: what each is for, its default, and its value for each method.
 
-A value comes from, weakest first, the house defaults, the method, the dataset's card, the model's
-card, what the name itself says and the table of exceptions. The last entries of ``HOUSE`` are not
-settings that a file shows: they go into the holes of its parts.
+A value comes from, in increasing order of precedence: the defaults, the method, the dataset's card,
+the model's card, the options of the name, the table of exceptions. The last entries of ``DEFAULTS``
+are not settings of a file: they are the values of placeholders in its parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from xtuner.configs.cards import Code
 
-# What the InternVL mixture for LLaVA is made of, in order: its settings end in _data_path and
+# The datasets of the InternVL mixture for LLaVA, in order: its settings end in _data_path and
 # _image_folder.
 INTERNVL_SETS = (
     "sharegpt4v_caption",
@@ -27,8 +27,8 @@ INTERNVL_SETS = (
     "synthdog",
 )
 
-# PART 1 of a config: its settings in this order, each with what it is for. A text that is too long
-# to stand behind its value stands above it.
+# PART 1 of a config: its settings in this order, each with what it is for. A text that is too
+# long for the line of its value is put above it.
 LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
     (
         "Model",
@@ -111,7 +111,7 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
     ),
 )
 
-HOUSE: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
     "use_varlen_attn": True,
     "max_length": 2048,
     "pack_to_max_length": True,
@@ -134,7 +134,7 @@ HOUSE: Mapping[str, Any] = {
         "请给我介绍五个上海的景点",
         "Please tell me five scenic spots in Shanghai",
     ],
-    # Holes of the parts.
+    # Placeholders of the parts.
     "padding_side": "right",
     "shuffle_before_pack": True,
     "lora_r": 64,
@@ -237,8 +237,8 @@ _STARCODER_QUESTION = [
     '    """Whether any two of the numbers are nearer to each other than the threshold."""\n'
 ]
 
-# Published settings that follow no rule: name pattern (fnmatch) -> settings. They are stronger than
-# the cards; where several patterns fit, the later ones win.
+# Published settings that follow no rule: name pattern (fnmatch) -> settings. They take precedence
+# over the cards, later ones over earlier ones.
 EXCEPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("*_moss_sft_*_gpu8", {"batch_size": 8, "accumulative_counts": 1, "dataloader_num_workers": 2}),
     (
