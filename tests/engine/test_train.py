@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -218,3 +219,61 @@ def test_several_processes_prepare_data_before_they_meet(monkeypatch, launcher, 
     own = dict(type=dict, name="somebody's own, which may be slow to build twice")
     train._prepare_data(Config(dict(launcher=launcher, train_dataloader=dict(dataset=own))))
     assert seen == built
+
+
+@pytest.mark.parametrize(
+    "train_cfg",
+    [
+        "dict(by_epoch=True, max_epochs=3, val_interval=2)",
+        "dict(type=EpochBasedTrainLoop, max_epochs=3, val_interval=2)",
+    ],
+)
+def test_validation_intervals_in_epochs(tmp_path, train_cfg):
+    """The form of early guides: after the second epoch of eight rows, and at the end."""
+    text = (
+        STOPS_EARLY.partition("train_cfg =")[0]
+        + f"""
+from mmengine.runner import EpochBasedTrainLoop
+train_cfg = {train_cfg}
+param_scheduler = []
+"""
+    )
+    out = tmp_path / "out"
+    assert main(["train", str(write_config(tmp_path, text)), "--work-dir", str(out)]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iter"] for line in lines if "val/loss" in line] == [16, 24]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment", "first"),
+    [
+        ("none", {"SLURM_PROCID": "3"}, True),
+        ("pytorch", {"RANK": "0"}, True),
+        ("pytorch", {"RANK": "1", "SLURM_PROCID": "0"}, False),
+        ("slurm", {"SLURM_PROCID": "1"}, False),
+        ("mpi", {"OMPI_COMM_WORLD_RANK": "1"}, False),
+        ("mpi", {"OMPI_COMM_WORLD_RANK": "1", "SLURM_PROCID": "0"}, False),
+        ("mpi", {"OMPI_COMM_WORLD_RANK": "0"}, True),
+    ],
+)
+def test_one_process_is_the_first(monkeypatch, launcher, environment, first):
+    """Whoever started it: with MPI, RANK is unset, and every process once wrote the config."""
+    from xtuner.engine.train import is_first
+
+    for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first(launcher) is first
+
+
+def test_the_written_config_trains_the_same_run(tmp_path):
+    config, losses = write_config(tmp_path), []
+    words = ["--cfg-options", "lr=0.02", "--seed", "4"]
+    for number in range(2):
+        out = tmp_path / f"out{number}"
+        assert main(["train", str(config), "--work-dir", str(out), *words]) == 0
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line).get("loss") for line in lines])
+        config, words = out / config.name, []
+    assert losses[0] == losses[1]

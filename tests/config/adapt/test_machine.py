@@ -87,3 +87,54 @@ def test_a_cpu_without_bf16_computes_in_float32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: False)
     assert supported_dtype("float16") == supported_dtype("bfloat16") == "float32"
+
+
+EPOCHS = "val_dataloader = dict(batch_size=1)\ntrain_cfg = {}\n"
+
+
+@pytest.mark.parametrize(
+    ("train_cfg", "interval", "by_epoch"),
+    [
+        ("dict(by_epoch=True, max_epochs=3, val_interval=2)", 2, True),
+        ("dict(by_epoch=True, max_epochs=3)", 1, True),
+        ("dict(type=EpochBasedTrainLoop, max_epochs=3, val_interval=2)", 2, True),
+        ("dict(type='EpochBasedTrainLoop', max_epochs=3)", 1, True),
+        ("dict(by_epoch=False, max_iters=3, val_interval=2)", 2, None),
+        ("dict(type=IterBasedTrainLoop, max_iters=3, val_interval=2)", 2, None),
+        ("dict(type=TrainLoop, max_epochs=3, val_interval=2)", 2, None),
+        ("dict(type=TrainLoop, max_epochs=3)", None, None),
+    ],
+)
+def test_loops_of_mmengine_keep_their_meaning(tmp_path, train_cfg, interval, by_epoch):
+    """Epoch-based loops count validations in epochs, the others in micro-batches."""
+    imports = "from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop\n"
+    cfg = load_config(str(write_config(tmp_path, imports + EPOCHS.format(train_cfg))))
+    adapt_to_machine(cfg)
+    assert cfg.train_cfg.type is TrainLoop
+    assert cfg.train_cfg.get("val_interval") == interval
+    assert cfg.train_cfg.get("val_by_epoch") is by_epoch
+    assert "by_epoch" not in cfg.train_cfg
+
+
+def test_every_class_of_the_engine_exists():
+    """They are named by text, so that config does not import the engine."""
+    from mmengine.config.lazy import LazyObject
+
+    from xtuner.config.adapt import engine_types
+
+    named = [value for value in vars(engine_types).values() if isinstance(value, LazyObject)]
+    named += engine_types.LOOPS.values()
+    assert len(named) > 8
+    for name in named:
+        assert name.build().__name__ == str(name)
+
+
+def test_a_custom_loop_and_a_custom_hook_stay(tmp_path):
+    text = """
+from tests.engine.toy import ToyRows
+train_cfg = dict(type=ToyRows, max_epochs=1)
+default_hooks.update(checkpoint=dict(type=ToyRows))
+"""
+    cfg = load_config(str(write_config(tmp_path, text)))
+    adapt_to_machine(cfg)
+    assert cfg.train_cfg.type.__name__ == cfg.default_hooks.checkpoint.type.__name__ == "ToyRows"

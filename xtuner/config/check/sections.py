@@ -76,6 +76,8 @@ def missing_section(context: Context) -> Iterator[Finding]:
 def missing_type(context: Context) -> Iterator[Finding]:
     for key in TYPED:
         value = context.get(key)
+        if key == "train_cfg" and isinstance(value, dict) and "by_epoch" in value:
+            continue  # mmengine's older form, which says in this way which loop it means
         if isinstance(value, dict) and "type" not in value:
             yield Finding(
                 key,
