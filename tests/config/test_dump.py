@@ -117,3 +117,28 @@ def test_plain_values_come_back(value):
     cfg.work_dir = value
     assert own_values(again(spelled_out(cfg)))["work_dir"] == value
     assert same_config(again(dump_config(cfg)), cfg)
+
+
+def test_keys_that_are_keywords_of_python():
+    cfg = load_config("quickstart")
+    cfg.work_dir = {"from": "human", "value": [{"class": 1}]}
+    assert same_config(again(spelled_out(cfg)), cfg)
+    assert same_config(again(dump_config(cfg)), cfg)
+
+
+def test_a_removed_key_is_deleted_in_the_text():
+    cfg = load_config(NAME)
+    dict.pop(cfg.model, "lora")
+    text = dump_config(cfg)
+    assert "del model['lora']" in text and same_config(again(text), cfg)
+
+
+def test_odd_line_separators_survive(tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "a = 'x\u2028y\x0cz'\nfrom torch.optim import AdamW\nlr = 1\nopt = dict(lr=lr)\n", "utf-8"
+    )
+    cfg = load_config(path)
+    dict.__setitem__(cfg.opt, "type", LazyObject("torch.optim", "SGD"))
+    text = dump_config(cfg)
+    assert same_config(again(text), cfg) and text.startswith("a = 'x\u2028y\x0cz'\n")

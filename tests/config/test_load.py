@@ -301,3 +301,49 @@ def test_plain_formats(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         load_config(path)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.mkdir [{target!r}]",
+        "!!python/object/new:os.mkdir [{target!r}]",
+        "!!python/name:os.mkdir",
+        "!!python/module:antigravity",
+    ],
+)
+def test_yaml_is_data(tmp_path, suffix, value):
+    """No tag builds an object: not in the file, not in a base of it."""
+    target = tmp_path / "made"
+    (tmp_path / f"bad{suffix}").write_text("lr: 1\nx: " + value.format(target=str(target)) + "\n")
+    (tmp_path / f"child{suffix}").write_text(f"_base_: ./bad{suffix}\nlr: 2\n")
+    for name in ("bad", "child"):
+        with pytest.raises(UserError, match="plain data") as error:
+            load_config(tmp_path / f"{name}{suffix}")
+        assert error.value.where.line == 2
+    assert not target.exists() and "antigravity" not in sys.modules
+
+
+def test_yaml_loads_with_bases_and_overrides(tmp_path):
+    (tmp_path / "base.yaml").write_text("lr: 1\nmodel: {a: [1, 2]}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text("_base_: ./base.yaml\nlr: 2\n")
+    cfg = load_config(child, ["model.a.1=7"])
+    assert (cfg.lr, cfg.model.a) == (2, [1, 7])
+    assert load_config(child).model.a == [1, 2]
+
+
+def test_broken_data_names_its_line(tmp_path):
+    for name, text in (("a.json", '{"lr": 1,\n "x": }'), ("a.yaml", "lr: 1\nx: [1\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="cannot be read") as error:
+            load_config(tmp_path / name)
+        assert error.value.where.line in (2, 3)
+
+
+def test_check_cfg_reads_data_too(tmp_path):
+    from xtuner.config.check import check
+
+    (tmp_path / "a.yaml").write_text("train_cfg: {max_epochs: 0}\n")
+    assert {"XT0310", "XT0203"} <= {problem.code for problem in check(tmp_path / "a.yaml")}

@@ -13,7 +13,7 @@ from xtuner.config.document import ConfigDocument
 from xtuner.config.edit import with_statement, with_value
 from xtuner.config.load import load, load_source
 from xtuner.config.options import Option, parse_options
-from xtuner.config.values import copy_config, item_of, raw_dict, value_at
+from xtuner.config.values import KeyPath, copy_config, item_of, raw_dict, value_at
 
 
 def load_config(name_or_path: str | os.PathLike[str], options: Sequence[str] = ()) -> Config:
@@ -87,5 +87,20 @@ def _override_data(document: ConfigDocument, parsed: Sequence[Option]) -> Config
     """Override keys of a config in YAML or JSON, where nothing depends on anything."""
     config = copy_config(document.config)
     for option in parsed:
-        config.merge_from_dict({".".join(keys): option.value for keys in option.paths})
+        for path in option.paths:
+            _set_value(raw_dict(config), path, option.value)
     return document.with_text(document.source, config)
+
+
+def _set_value(holder: Any, path: KeyPath, value: object) -> None:
+    """Set a key in nested dicts and lists, in place; what is missing on the way is a new dict."""
+    for key in path[:-1]:
+        inner = item_of(holder, key)
+        if not isinstance(inner, dict | list):
+            holder[key] = {}
+            inner = holder[key]
+        holder = inner
+    if isinstance(holder, list):
+        holder[int(path[-1])] = value
+    else:
+        holder[path[-1]] = value
