@@ -209,8 +209,8 @@ def _options(
             left = rest[position:].removeprefix("_")
             raise UnknownConfig(
                 name,
-                "{left!r} says nothing: after the dataset come e3 (epochs), and as you like 8k "
-                "(tokens of a row), gpu8 (GPUs), sp4 (GPUs that share a row)",
+                "{left!r} is not an option: after the dataset come e3 (epochs) and optionally 8k "
+                "(tokens of a row), gpu8 (number of GPUs), sp4 (GPUs that share a row)",
                 nearest(name, known),
                 left=left,
             )
