@@ -18,6 +18,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XTUNER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _future_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run in this process keep pyproject's filters: announcements fail the tests."""
+    monkeypatch.setattr("xtuner.utils.log_filters.ignore_future_warnings", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a two-layer Llama and a byte-level tokenizer."""

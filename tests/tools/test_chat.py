@@ -149,7 +149,7 @@ def test_history_reset_undo_retry_system_save(session, tmp_path, monkeypatch, ca
         return answer
 
     monkeypatch.setattr(session, "ask", counting)
-    screen.talk(session)
+    screen.run_chat(session)
     assert lengths == [
         (QUESTIONS[0], 1),
         (QUESTIONS[0], 1),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.tiny import make_tokenizer
 from xtuner.entry_point import main
-from xtuner.export.trained_template import put_template
+from xtuner.export.trained_template import set_chat_template
 from xtuner.tokenization.chat_template import render_question, to_jinja
 from xtuner.tools.check_template import PROBES, compare, read_conversations
 from xtuner.utils.errors import UserError
@@ -32,7 +32,7 @@ def tokenizers():
 @pytest.mark.parametrize("name", NAMES)
 def test_all_agree(name, kind, tokenizers):
     tokenizer = tokenizers[kind]
-    put_template(tokenizer, PROMPT_TEMPLATE[name])
+    set_chat_template(tokenizer, PROMPT_TEMPLATE[name])
     problems = compare(tokenizer, PROMPT_TEMPLATE[name])
     assert not [str(problem) for problem in problems if not problem.harmless]
     # Its prompt ends with a space, which joined text gives to the answer's first word.
@@ -40,7 +40,7 @@ def test_all_agree(name, kind, tokenizers):
 
 
 def tried(tokenizer, name, change):
-    put_template(tokenizer, PROMPT_TEMPLATE[name])
+    set_chat_template(tokenizer, PROMPT_TEMPLATE[name])
     tokenizer.chat_template = change(tokenizer.chat_template)
     return compare(tokenizer, PROMPT_TEMPLATE[name])
 
@@ -62,10 +62,10 @@ def test_differences_are_found(tokenizers):
 
 def test_an_answer_must_end_where_generation_stops(tokenizers):
     tokenizer = make_tokenizer(chat_template=None)  # does not know <eoa>
-    put_template(tokenizer, PROMPT_TEMPLATE.internlm_chat)
+    set_chat_template(tokenizer, PROMPT_TEMPLATE.internlm_chat)
     problems = compare(tokenizer, PROMPT_TEMPLATE.internlm_chat)
     assert "generation does not stop" in str(problems[-1])
-    put_template(tokenizer, PROMPT_TEMPLATE.qwen_chat)
+    set_chat_template(tokenizer, PROMPT_TEMPLATE.qwen_chat)
     assert not compare(tokenizer, PROMPT_TEMPLATE.qwen_chat)
     assert compare(tokenizer, PROMPT_TEMPLATE.qwen_chat, saved_stop_ids=[1])
 
@@ -85,7 +85,7 @@ def save(tokenizer, folder, stops):
 
 def test_the_command(tokenizers, tmp_path, capsys):
     tokenizer = tokenizers["byte_level"]
-    put_template(tokenizer, PROMPT_TEMPLATE.qwen_chat)
+    set_chat_template(tokenizer, PROMPT_TEMPLATE.qwen_chat)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     save(tokenizer, tmp_path / "good", [stop])
     data = tmp_path / "rows.jsonl"

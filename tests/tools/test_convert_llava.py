@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.helpers.tiny import make_tokenizer, save_tiny
 from tests.helpers.vision_language import PATCH, SIZE, WIDTH, save_clip, save_square
-from xtuner.chat.vision_language import put_together
+from xtuner.chat.vision_language import build_vision_language_model
 from xtuner.dataset.images import load_image, pixel_values
 from xtuner.entry_point import main
 from xtuner.export.llava import require_llava
@@ -49,7 +49,7 @@ def save_siglip(folder: Path) -> Path:
 ENCODERS = {"clip": (CLIPVisionModel, save_clip), "siglip": (SiglipVisionModel, save_siglip)}
 
 
-def logits_of(llava, pixels):
+def compute_logits(llava, pixels):
     batch = {"input_ids": torch.tensor([TEXT]), "pixel_values": pixels}
     with torch.no_grad():
         return llava.eval()(batch, mode="tensor").logits
@@ -89,9 +89,9 @@ def test_there_and_back_the_logits_are_equal(kind, tmp_path):
     assert main(["convert", "llava", *words]) == 0
 
     picture = load_image(save_square(tmp_path / "red.png", "red"))
-    seeing = put_together(ours.llm, tmp_path / "parts", str(eye), -2)
+    seeing = build_vision_language_model(ours.llm, tmp_path / "parts", str(eye), -2)
     pixels = pixel_values(picture, seeing.image_processor, square=True)[None]
-    expected = logits_of(ours, pixels)
+    expected = compute_logits(ours, pixels)
     found = theirs(tmp_path / "hf", pixels)
     words = expected.shape[-1]
     torch.testing.assert_close(found[..., :words], expected, rtol=1e-4, atol=1e-4)
@@ -104,9 +104,9 @@ def test_there_and_back_the_logits_are_equal(kind, tmp_path):
     back = [str(tmp_path / "hf"), str(tmp_path / "back"), "--save-format", "xtuner"]
     assert main(["convert", "llava", *back]) == 0
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32)
-    seeing = put_together(again, tmp_path / "back", None, -2)
+    seeing = build_vision_language_model(again, tmp_path / "back", None, -2)
     assert torch.equal(pixel_values(picture, seeing.image_processor, square=True)[None], pixels)
-    found = logits_of(seeing.llava, pixels)
+    found = compute_logits(seeing.llava, pixels)
     torch.testing.assert_close(found[..., :words], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -4,5 +4,5 @@ from xtuner.utils.lazy import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
-    {"session": ("ChatSession", "Sampling"), "prompt": ("ChatPrompt",), "screen": ("talk",)},
+    {"session": ("ChatSession", "Sampling"), "prompt": ("ChatPrompt",), "screen": ("run_chat",)},
 )

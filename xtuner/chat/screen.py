@@ -17,7 +17,7 @@ from xtuner.utils.lang import tr
 USER, ASSISTANT = "user: ", "assistant: "
 
 
-def talk(session: ChatSession, *, stream: bool = True) -> None:
+def run_chat(session: ChatSession, *, stream: bool = True) -> None:
     """Ask and answer until ``exit`` or the end of the input.
 
     Args:

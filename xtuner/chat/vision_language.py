@@ -49,7 +49,7 @@ class VisionLanguageModel:
         dtype: torch.dtype = self.llava.llm.dtype
         return dtype
 
-    def look_at(self, image: Any) -> None:
+    def set_image(self, image: Any) -> None:
         """Talk about this image (of Pillow) from now on."""
         from xtuner.dataset.images import pixel_values
 
@@ -66,7 +66,7 @@ class VisionLanguageModel:
 
 
 @dataclass
-class SeeingPrompt(ChatPrompt):
+class ImagePrompt(ChatPrompt):
     """Prompts whose first question stands under the image."""
 
     def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
@@ -86,7 +86,7 @@ class SeeingPrompt(ChatPrompt):
         return [token for piece in encoded for token in piece]
 
 
-def put_together(
+def build_vision_language_model(
     llm: Any, llava: Path, visual_encoder: str | None, visual_select_layer: int
 ) -> VisionLanguageModel:
     """The parts that ``convert pth_to_hf`` wrote, on a language model.

@@ -1,4 +1,4 @@
-"""Telling base models apart: a fingerprint kept beside an adapter and compared when it is merged.
+"""The fingerprint of a base model, saved with an adapter and compared when it is merged.
 
 It covers the names and shapes of all tensors and the values of a few. Values are rounded to
 bfloat16 first, so that the same model saved in another dtype has the same fingerprint.
@@ -35,13 +35,13 @@ def fingerprint(base: Weights) -> dict[str, str]:
 
 
 def write_fingerprint(adapter: Path, base_name: str, base: Weights) -> None:
-    """Keep the base's name and fingerprint in the adapter's folder."""
+    """Write the base's name and fingerprint into the adapter's folder."""
     record = {"base_model_name_or_path": base_name, "fingerprint": fingerprint(base)}
     (adapter / FILE_NAME).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
 def check_fingerprint(adapter: Path, base: Weights) -> str:
-    """Compare a base with the one that the adapter was trained on.
+    """Compare a base model with the one that the adapter was trained on.
 
     Returns:
         ``same``, or ``unknown`` when the adapter has no fingerprint.

@@ -1,9 +1,9 @@
-"""Merging with the whole model in memory: for what cannot be merged layer by layer."""
+"""Merging an adapter with the full model in memory, where it cannot be merged layer by layer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,8 +14,11 @@ from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def merge_whole(
+
+def merge_in_memory(
     base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None, device: str, is_clip: bool
 ) -> None:
     """Merge by peft's ``merge_and_unload`` and save by transformers.
@@ -42,8 +45,17 @@ def merge_whole(
     merged.save_pretrained(out, max_shard_size="1GB")
 
 
-def load_base(base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bool) -> Any:
-    """Load a base model whole; a quantised one is dequantised, which is said."""
+def load_base(
+    base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bool
+) -> PreTrainedModel:
+    """Load a base model; a quantised one is dequantised, with a message.
+
+    Args:
+        base: the model's folder.
+        dtype: of the weights; the model's own when None (bfloat16 where it was quantised).
+        device: ``cpu`` or ``cuda``.
+        is_clip: whether it is a CLIP vision model.
+    """
     from transformers import CLIPVisionModel
 
     from xtuner.model.transformers_models.auto import AutoModelForCausalLM
@@ -51,23 +63,25 @@ def load_base(base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bo
     quantised = "quantization_config" in read_json(base / "config.json")
     if is_clip:
         clip: Any = CLIPVisionModel.from_pretrained(base, dtype=dtype or "auto")
-        return clip.to(device)
+        on_device: PreTrainedModel = clip.to(device)
+        return on_device
     if quantised:
         require("bitsandbytes", extra="quant", purpose=tr("a quantised base"))
         print(tr("the base is quantised: it is dequantised first"))
     model: Any = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype or "auto", device_map=device, trust_remote_code=True
     )
-    if not quantised:
-        return model
-    model = model.dequantize()
-    # transformers would undo its reading of the quantised file when saving, which it cannot.
-    model._weight_conversions = None
-    return model.to(dtype or torch.bfloat16)
+    if quantised:
+        model = model.dequantize()
+        # Saving would revert the conversions of the quantised file, which is not possible.
+        model._weight_conversions = None
+        model = model.to(dtype or torch.bfloat16)
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def reshard(folder: Path, out: Path, max_shard_size: int, safe: bool) -> None:
-    """Write a folder's weights again in other shards or as ``.bin``."""
+    """Copy a model folder with its weights in other shards, or as ``.bin``."""
     weights = Weights(folder)
     plan = list(weights.infos.values())
     with ShardWriter(out, plan, max_shard_size, safe) as writer:

@@ -1,22 +1,27 @@
-"""What LLaVA models in other projects' forms need besides the weights; who has such forms."""
+"""LLaVA models in Hugging Face's and the official layout: what they need besides the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from mmengine import Config
+
+    from xtuner.utils.types import ImageProcessor, Tokenizer
+
 
 def require_llava(model: Mapping[str, Any], save_format: str) -> None:
-    """Refuse another project's form for a model that has none.
+    """Check that a model can be saved in a LLaVA layout.
 
     Args:
-        model: a config's section.
-        save_format: as asked for.
+        model: the config's ``model`` section.
+        save_format: the value of ``--save-format``.
 
     Raises:
         UserError: when the model is not a LLaVA model.
@@ -33,13 +38,13 @@ def require_llava(model: Mapping[str, Any], save_format: str) -> None:
         )
 
 
-def write_processor(cfg: Any, tokenizer: Any, folder: Path) -> None:
-    """Write what Hugging Face's LLaVA makes of texts and images, as in training.
+def write_processor(cfg: Config, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write tokenizer and image processor of Hugging Face's layout, with training's settings.
 
     Args:
-        cfg: the config of the training; ``image_processor`` and its dataset's
-            ``pad_image_to_square`` are read.
-        tokenizer: gets ``<image>``.
+        cfg: the training config; its ``image_processor`` and the dataset's ``pad_image_to_square``
+            are read.
+        tokenizer: ``<image>`` is added to it.
         folder: with the model's ``config.json``.
     """
     from xtuner.registry import BUILDER
@@ -55,13 +60,13 @@ def write_processor(cfg: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def save_with_image_token(
-    image_processor: Any, tokenizer: Any, folder: Path, *, square: bool
+    image_processor: ImageProcessor | None, tokenizer: Tokenizer, folder: Path, *, square: bool
 ) -> None:
-    """Write tokenizer and image processor of Hugging Face's form.
+    """Write tokenizer and image processor of Hugging Face's layout.
 
     Args:
         image_processor: of the visual encoder, if it is known.
-        tokenizer: gets ``<image>`` if it has not got it.
+        tokenizer: ``<image>`` is added where it is missing.
         folder: with the model's ``config.json``.
         square: images are padded to squares.
     """

@@ -1,4 +1,4 @@
-"""Finding a base model or adapter by path or hub name, and the files beside its weights."""
+"""Model and adapter folders: found by path or hub name, checked, and their small files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _OUTPUTS = ("config.json", "adapter_config.json", "xtuner_config.py")
 
 
 def find_model(name_or_path: str, marker: str = "config.json") -> Path:
-    """The folder of a model: a local one, or a hub model's, downloaded if need be.
+    """The folder of a model: a local one, or that of a hub model, downloaded if necessary.
 
     Args:
         name_or_path: a folder, or a name of the Hugging Face hub such as ``internlm/internlm2-7b``.
-        marker: the file that such a folder has: ``config.json`` or ``adapter_config.json``.
+        marker: the file that identifies it: ``config.json`` or ``adapter_config.json``.
 
     Raises:
         UserError: no such folder, not such a folder, or a hub name that cannot be fetched.
@@ -152,7 +152,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def update_json(file: Path, **changes: Any) -> None:
+def update_json(file: Path, **changes: object) -> None:
     """Set keys of a JSON file; a value of None removes its key."""
     content = read_json(file)
     for key, value in changes.items():

@@ -1,9 +1,9 @@
-"""Merging an adapter layer by layer, so that the base model never is in memory as a whole.
+"""Merging an adapter layer by layer, without the full base model in memory.
 
-The model is built without memory (on torch's meta device) with the adapter put on. Each layer
-that the adapter changes gets its weight from the base's shard, is merged by peft's own code in
-fp32, and gives the result away before the next one. So all that peft merges per layer (LoRA,
-rsLoRA, DoRA, rank patterns, PiSSA, LoHa, LoKr, IA3) is merged as peft means it.
+The base is built on torch's meta device and the adapter attached. Each layer that the adapter
+changes gets its weight from the base's shard, is merged by peft's own code in fp32, and is written
+before the next one is read. So everything that peft merges per layer (LoRA, rsLoRA, DoRA, rank
+patterns, PiSSA, LoHa, LoKr, IA3) is merged by peft.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,34 +22,42 @@ from xtuner.export.weights import TensorInfo, Weights, shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
 STREAMED = ("LORA", "LOHA", "LOKR", "IA3")
 ADAPTER = "default"
-_REDONE = ("pissa", "olora")
-"""Initialisations that take something off the base's weight, here as when training began."""
-_NOT_REDONE = ("corda", "loftq", "eva")
-"""Initialisations that need data or the whole model."""
+_REPEATED = ("pissa", "olora")
+"""Initializations that change the base's weight, which a merge has to repeat."""
+_NOT_REPEATABLE = ("corda", "loftq", "eva")
+"""Initializations that need data or the full model."""
 HEAD_WEIGHTS = ("score.weight", "classifier.weight")
 DEFAULT_LABELS = 2
-"""Labels of a classifier whose config does not say, in transformers."""
+"""transformers' number of labels where a classifier's config does not say."""
 
 
 class CannotStream(Exception):
-    """This adapter or model has to be merged as a whole; the message says why."""
+    """The adapter has to be merged with the full model in memory; the message names the reason."""
 
 
 @dataclass
-class LayerMerge:
-    """An adapter on a base without memory, ready to merge layer by layer.
+class StreamingMerge:
+    """An adapter on a base on the meta device, ready to be merged layer by layer.
 
     Attributes:
-        plan: all tensors that ``tensors`` will give, in order.
+        base: the base's weights.
+        config: of the adapter.
+        dtype: of the merged floating-point tensors; the base's own when None.
+        device: where layers are merged.
         layers: module name -> peft layer, for the modules that the adapter changes.
-        replaced: tensors that the adapter brings whole (``modules_to_save``, trained biases).
-        config_changes: what changes in the base's ``config.json``.
+        replaced: tensors that the adapter has in full (``modules_to_save``, trained biases).
+        plan: all tensors that ``tensors`` yields, in order.
+        config_changes: the keys of the base's ``config.json`` that change.
     """
 
     base: Weights
-    config: Any
+    config: PeftConfig
     dtype: torch.dtype | None
     device: str
     layers: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +66,11 @@ class LayerMerge:
     config_changes: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self, progress: Callable[[int], None]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Give each tensor of the merged model, in the order of ``plan``."""
+        """Yield the name and value of each tensor of the merged model, in the order of ``plan``.
+
+        Args:
+            progress: called with the bytes of each tensor once it was taken.
+        """
         for info in self.plan:
             module, _, kind = info.name.rpartition(".")
             if module in self.layers and kind in ("weight", "bias"):
@@ -81,7 +93,7 @@ class LayerMerge:
             value = source.to(device=self.device, dtype=torch.float32, copy=True)
             setattr(base_layer, name, nn.Parameter(value, requires_grad=False))
         layer.to(device=self.device, dtype=torch.float32)
-        _redo_initialisation(layer, self.config)
+        _repeat_initialization(layer, self.config)
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:  # peft found NaN
@@ -95,8 +107,10 @@ class LayerMerge:
         return merged
 
 
-def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str) -> LayerMerge:
-    """Put an adapter on a base model that takes no memory.
+def prepare_streaming_merge(
+    base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
+) -> StreamingMerge:
+    """Attach an adapter to a base model on the meta device.
 
     Args:
         base: the base's weights, with its ``config.json`` beside them.
@@ -105,7 +119,7 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
         device: where layers are merged: ``cpu`` or ``cuda``.
 
     Raises:
-        CannotStream: when only the whole model can be merged.
+        CannotStream: when the full model is needed.
         UserError: when adapter and base do not fit.
     """
     from peft import PeftConfig
@@ -116,18 +130,19 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
         raise CannotStream(tr("adapters of type {kind}", kind=kind))
     if getattr(config, "target_parameters", None):
         raise CannotStream(tr("adapters on single parameters"))
-    if _initialised_by(config).startswith(_NOT_REDONE):
+    if _initialization_of(config).startswith(_NOT_REPEATABLE):
         raise CannotStream(tr("adapters initialised from data"))
-    model = _empty_model(base.path, config.task_type, adapter)
+    model = _build_meta_base(base.path, config.task_type, adapter)
     vocab_size = model.config.vocab_size
     _check_names(model, base)
-    wrapped = _put_on(model, config, adapter)
-    merge = LayerMerge(base, config, dtype, device)
+    wrapped = _attach_adapter(model, config, adapter)
+    merge = StreamingMerge(base, config, dtype, device)
     if model.config.vocab_size != vocab_size:
         field = model.config.attribute_map.get("vocab_size", "vocab_size")
         merge.config_changes[field] = model.config.vocab_size
-    if model.config.num_labels != DEFAULT_LABELS:
-        names = {number: f"LABEL_{number}" for number in range(model.config.num_labels)}
+    labels = model.config.num_labels or 0
+    if labels != DEFAULT_LABELS:
+        names = {number: f"LABEL_{number}" for number in range(labels)}
         merge.config_changes["id2label"] = names
         merge.config_changes["label2id"] = {name: number for number, name in names.items()}
     known = model.config.architectures
@@ -141,7 +156,7 @@ def prepare(base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
     return merge
 
 
-def _empty_model(base: Path, task_type: Any, adapter: Path) -> Any:
+def _build_meta_base(base: Path, task_type: str | None, adapter: Path) -> PreTrainedModel:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
@@ -174,8 +189,8 @@ def _labels_of(adapter: Path) -> int:
     return int(heads[0].shape[0]) if heads else DEFAULT_LABELS
 
 
-def _check_names(model: Any, base: Weights) -> None:
-    """The base must have the model's parameters, by their names and shapes."""
+def _check_names(model: PreTrainedModel, base: Weights) -> None:
+    """Check that the base has all parameters of the model, with their shapes."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     heads = set(HEAD_WEIGHTS)  # new in a classifier made of a language model
     wanted = {
@@ -207,8 +222,8 @@ def _check_names(model: Any, base: Weights) -> None:
         )
 
 
-def _put_on(model: Any, config: Any, adapter: Path) -> Any:
-    """Wrap the empty model and load the adapter's tensors into it, all of them, nothing besides."""
+def _attach_adapter(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> PeftModel:
+    """Wrap the model and load the adapter's tensors; missing and unexpected ones are errors."""
     from peft import PeftModel, set_peft_model_state_dict
 
     plain = copy.deepcopy(config)
@@ -219,12 +234,12 @@ def _put_on(model: Any, config: Any, adapter: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            grow_embeddings(model, tensors)
+            resize_embeddings(model, tensors)
             wrapped = PeftModel(model, plain, low_cpu_mem_usage=True)
             for module in wrapped.modules():
                 if hasattr(module, "_move_adapter_to_device_of_base_layer"):
-                    # Else the adapter would follow its base layer to the meta device.
-                    setattr(module, "_move_adapter_to_device_of_base_layer", _stay)  # noqa: B010
+                    # peft would move the adapter to its base layer's device, meta.
+                    setattr(module, "_move_adapter_to_device_of_base_layer", _keep_on_device)  # noqa: B010
             result: Any = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
     except (ValueError, RuntimeError) as error:
         raise UserError(
@@ -257,11 +272,16 @@ def _put_on(model: Any, config: Any, adapter: Path) -> Any:
     return wrapped
 
 
-def _stay(adapter: str, device: Any = None) -> None:
-    """Take the place of peft's move to the base layer's device."""
+def _keep_on_device(adapter: str, device: object = None) -> None:
+    """Replaces peft's method that moves an adapter to its base layer's device; does nothing."""
 
 
 def read_adapter(adapter: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter's folder.
+
+    Raises:
+        UserError: when it has none.
+    """
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (adapter / name).is_file():
             weights = Weights(adapter / name)
@@ -272,16 +292,16 @@ def read_adapter(adapter: Path) -> dict[str, torch.Tensor]:
     )
 
 
-def grow_embeddings(model: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """New tokens: the adapter brings whole embeddings that are longer than the base's."""
-    embedding = model.get_input_embeddings()
+def resize_embeddings(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Resize a base's embeddings to those of its adapter, which has more if tokens were added."""
+    embedding: Any = model.get_input_embeddings()
     name = next((n for n, module in model.named_modules() if module is embedding), None)
     saved = [tensors[key] for key in tensors if key.endswith(f"{name}.weight")]
     if saved and saved[0].shape[0] != embedding.weight.shape[0]:
         model.resize_token_embeddings(saved[0].shape[0], mean_resizing=False)
 
 
-def _collect(wrapped: Any, merge: LayerMerge) -> None:
+def _collect(wrapped: PeftModel, merge: StreamingMerge) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
@@ -299,10 +319,10 @@ def _collect(wrapped: Any, merge: LayerMerge) -> None:
     for name, parameter in wrapped.named_parameters():
         own = name.removeprefix(prefix).replace(".base_layer.", ".")
         if not parameter.is_meta and f".{ADAPTER}" not in name and own in merge.base.infos:
-            merge.replaced[own] = parameter.detach()  # a trained bias
+            merge.replaced[own] = parameter.detach()  # trained biases
 
 
-def _plan(base: Weights, merge: LayerMerge) -> Iterator[TensorInfo]:
+def _plan(base: Weights, merge: StreamingMerge) -> Iterator[TensorInfo]:
     for name, info in base.infos.items():
         shape = tuple(merge.replaced[name].shape) if name in merge.replaced else info.shape
         yield TensorInfo(name, shape, _dtype_of(info.dtype, merge.dtype))
@@ -316,15 +336,15 @@ def _dtype_of(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
     return asked if asked is not None and own.is_floating_point else own
 
 
-def _initialised_by(config: Any) -> str:
+def _initialization_of(config: PeftConfig) -> str:
     how = getattr(config, "init_lora_weights", None)
     return how.lower() if isinstance(how, str) else ""
 
 
-def _redo_initialisation(layer: Any, config: Any) -> None:
-    """Change the base's weight as the adapter's initialisation did when training began."""
-    how = _initialised_by(config)
-    if not how.startswith(_REDONE):
+def _repeat_initialization(layer: Any, config: PeftConfig) -> None:
+    """Repeat what the adapter's initialization did to the base's weight before training."""
+    how = _initialization_of(config)
+    if not how.startswith(_REPEATED):
         return
     trained = {name: value.clone() for name, value in layer.state_dict().items() if "lora_" in name}
     if how.startswith("pissa"):

@@ -1,4 +1,4 @@
-"""What a config trained with, and templates in the form in which they are handed on."""
+"""The prompt template and tokenizer of a training config, and how they are exported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import stop_ids, stop_words, to_jinja
@@ -14,6 +14,9 @@ from xtuner.tokenization.segments import bos_and_eos
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+
+if TYPE_CHECKING:
+    from xtuner.utils.types import Tokenizer
 
 
 def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -57,7 +60,7 @@ def reward_token_of(cfg: Mapping[str, Any]) -> int | None:
     return dataset["reward_token_id"] if dataset.get("is_reward") else None
 
 
-def _templates(node: Any) -> Iterator[dict[str, Any]]:
+def _templates(node: object) -> Iterator[dict[str, Any]]:
     if isinstance(node, Mapping):
         chosen = node.get("template_map_fn")
         if isinstance(chosen, Mapping):
@@ -72,7 +75,7 @@ def _templates(node: Any) -> Iterator[dict[str, Any]]:
             yield from _templates(item)
 
 
-def _resolve(template: Any) -> dict[str, Any] | None:
+def _resolve(template: object) -> dict[str, Any] | None:
     """A template given as its fields, its name, or a dotted path such as in published configs."""
     if isinstance(template, str):
         if template == AUTO_TEMPLATE:
@@ -85,7 +88,7 @@ def _resolve(template: Any) -> dict[str, Any] | None:
     return dict(template) if isinstance(template, Mapping) else None
 
 
-def put_template(tokenizer: Any, template: Mapping[str, Any]) -> None:
+def set_chat_template(tokenizer: Tokenizer, template: Mapping[str, Any]) -> None:
     """Make a template the tokenizer's chat template, whose special tokens it finds in a text."""
     with_bos = tokenizer.bos_token_id is not None
     prefix, _ = bos_and_eos(tokenizer)
@@ -94,14 +97,21 @@ def put_template(tokenizer: Any, template: Mapping[str, Any]) -> None:
         tokenizer.mark_template_tokens()
 
 
-def write_stop_tokens(folder: Path, tokenizer: Any, template: Mapping[str, Any]) -> list[int]:
-    """Put the template's stop tokens into a folder's generation config; give their ids."""
+def write_stop_tokens(folder: Path, tokenizer: Tokenizer, template: Mapping[str, Any]) -> list[int]:
+    """Add the template's stop tokens to ``eos_token_id`` of a folder's generation config.
+
+    The ids that the base stops at are kept.
+
+    Returns:
+        The ids of the template's stop tokens.
+    """
     ids = stop_ids(tokenizer, stop_words(template, tokenizer.eos_token))
     file = folder / "generation_config.json"
     content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    before = content.get("eos_token_id")
-    own = before if isinstance(before, list) else [before] if before is not None else []
-    content["eos_token_id"] = list(dict.fromkeys([*ids, *own]))
+    base_ids = content.get("eos_token_id")
+    if not isinstance(base_ids, list):
+        base_ids = [] if base_ids is None else [base_ids]
+    content["eos_token_id"] = list(dict.fromkeys([*ids, *base_ids]))
     if tokenizer.bos_token_id is not None:
         content.setdefault("bos_token_id", tokenizer.bos_token_id)
     if tokenizer.pad_token_id is not None:

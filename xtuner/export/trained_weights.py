@@ -1,4 +1,4 @@
-"""The weights of a training checkpoint, mapped from the file and given back as they are read."""
+"""The weights of a training checkpoint, memory-mapped and released as they are read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 REMAP_AFTER = 256 * 2**20
-"""Bytes read after which the file is mapped anew, so that what was read leaves the memory."""
+"""Bytes read after which the file is mapped again, which releases the pages that were read."""
 
 
 class TrainedWeights:
-    """What a checkpoint's ``state_dict`` holds, by name.
+    """The tensors of a checkpoint's ``state_dict``, by name.
 
     Args:
         path: an ``iter_N.pth``, or a folder of DeepSpeed or FSDP.
@@ -33,7 +33,7 @@ class TrainedWeights:
         self._remap_after = remap_after
         self._read_since = 0
         self.tensors: Mapping[str, torch.Tensor] = load_state_dict(path)
-        # One pass only: a sharded checkpoint puts each tensor together when it is looked at.
+        # One pass only: a sharded checkpoint gathers each tensor when it is accessed.
         self.infos = {
             name: TensorInfo(name, tuple(tensor.shape), tensor.dtype)
             for name, tensor in self.tensors.items()
@@ -44,16 +44,16 @@ class TrainedWeights:
         return sum(info.nbytes for info in self.infos.values())
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor; it may be mapped from the file."""
+        """Read one tensor; it may be a memory-mapped view of the file."""
         tensor = self.tensors[name]
         self._read_since += tensor.nbytes
         if self._read_since > self._remap_after and self.path.is_file():
-            self._map_again()
+            self._remap()
             tensor = self.tensors[name]
         return tensor
 
     def check(self, expected: Mapping[str, torch.Tensor]) -> None:
-        """Compare names and shapes with the model's; all differences are named at once.
+        """Compare names and shapes with those of the model; the error lists all differences.
 
         Raises:
             UserError: when tensors are missing, unexpected, or of another shape.
@@ -77,7 +77,7 @@ class TrainedWeights:
                 where=Where(str(self.path)),
             )
 
-    def _map_again(self) -> None:
+    def _remap(self) -> None:
         from xtuner.checkpoint.io import read_torch_file
 
         self.tensors = {}

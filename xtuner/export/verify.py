@@ -1,4 +1,4 @@
-"""Comparing two models by their logits on a few fixed probe prompts."""
+"""Verification of exported models: their logits on fixed prompts against the trained model's."""
 
 from __future__ import annotations
 
@@ -6,72 +6,88 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
-SMALL = 2 * 10**9
-"""Models up to this many bytes are verified without being asked."""
+if TYPE_CHECKING:
+    from torch import nn
+
+AUTO_VERIFY_BYTES = 2 * 10**9
+"""Models up to this many bytes are verified by default."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
-"""Largest difference of logits, as a share of the largest logit, that rounding explains."""
+"""Largest difference of logits that rounding explains, as a fraction of the largest logit."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two models' logits are apart."""
+    """The difference of two models' logits.
+
+    Attributes:
+        largest: absolute difference of any two logits.
+        scale: the largest absolute logit.
+    """
 
     largest: float
     scale: float
 
     @property
-    def share(self) -> float:
+    def relative(self) -> float:
         return self.largest / max(self.scale, 1e-12)
 
 
 def probe_ids(vocab_size: int) -> torch.Tensor:
-    """Token ids ``(2, 24)`` from all over the vocabulary, the same ones each time."""
+    """Token ids ``(2, 24)`` drawn from the vocabulary, the same at each call."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab_size, (2, 24), generator=generator)
 
 
 @torch.no_grad()
-def rewards_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """A reward model's numbers ``(batch, 1)`` for whole texts, of ours or of a stock classifier."""
+def compute_rewards(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The rewards ``(batch, 1)`` of ids ``(batch, tokens)``, by our model or a classifier."""
     model.eval()
     device = next(parameter for parameter in model.parameters() if not parameter.is_meta).device
     ids = ids.to(device)
     if hasattr(model, "llm"):
-        return model({"input_ids": ids}, mode="tensor")[:, -1:].float().cpu()
-    if getattr(model.config, "reward_token_id", None) is not None:
-        model.config.reward_token_id = None  # the probe has none: its last token counts
-    return model(input_ids=ids, use_cache=False).logits.float().cpu()
+        rewards: torch.Tensor = model({"input_ids": ids}, mode="tensor")[:, -1:]
+        return rewards.float().cpu()
+    config: Any = model.config
+    if getattr(config, "reward_token_id", None) is not None:
+        config.reward_token_id = None  # the probe has none: its last token counts
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float().cpu()
 
 
 @torch.no_grad()
-def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """A model's logits in fp32 on the CPU."""
+def compute_logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The logits ``(batch, tokens, vocabulary)`` of ids ``(batch, tokens)``, fp32 on the CPU."""
     model.eval()
     device = next(parameter for parameter in model.parameters() if not parameter.is_meta).device
-    output = model(input_ids=ids.to(device), use_cache=False)
-    return output.logits.float().cpu()
+    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits.float().cpu()
 
 
 def compare(expected: torch.Tensor, found: torch.Tensor) -> Difference:
-    """The largest difference between logits of equal shape ``(batch, tokens, vocabulary)``."""
+    """Compare logits ``(batch, tokens, vocabulary)``; a padded vocabulary is cut to the smaller."""
     size = min(expected.shape[-1], found.shape[-1])
     gap = (expected[..., :size] - found[..., :size]).abs().max().item()
     return Difference(gap, expected.abs().max().item())
 
 
-def judge(difference: Difference, dtype: torch.dtype, what: str) -> None:
-    """Say how far apart they are; refuse more than rounding to ``dtype`` explains.
+def check_difference(difference: Difference, dtype: torch.dtype, what: str) -> None:
+    """Print a difference, and check that rounding to ``dtype`` explains it.
+
+    Args:
+        difference: of the logits.
+        dtype: that weights or products were rounded to.
+        what: the expected model, for the message.
 
     Raises:
-        UserError: when it is more, or not a number.
+        UserError: when it is larger, or not a number.
     """
     allowed = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
     print(
@@ -83,7 +99,7 @@ def judge(difference: Difference, dtype: torch.dtype, what: str) -> None:
             scale=difference.scale,
         )
     )
-    if not difference.share <= allowed:
+    if not difference.relative <= allowed:
         raise UserError(
             tr(
                 "what was written is not the same model as {what}: its logits are "
@@ -98,8 +114,8 @@ def judge(difference: Difference, dtype: torch.dtype, what: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and advice out of the way."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and warnings."""
     from transformers.utils import logging
 
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -114,8 +130,16 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_stock(folder: Path, *, classifier: bool = False, num_labels: int | None = None) -> Any:
-    """Load a model as anybody would, in fp32; a classifier may get its number of labels."""
+def load_with_transformers(
+    folder: Path, *, classifier: bool = False, num_labels: int | None = None
+) -> Any:
+    """Load a model with transformers alone, in fp32.
+
+    Args:
+        folder: the model.
+        classifier: as a sequence classifier.
+        num_labels: of a classifier, where its config does not say.
+    """
     from xtuner.model.transformers_models.auto import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
@@ -126,13 +150,13 @@ def load_stock(folder: Path, *, classifier: bool = False, num_labels: int | None
     return kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, **settings)
 
 
-def load_adapter(llm: Mapping[str, Any], folder: Path, *, classifier: bool = False) -> Any:
-    """Load an adapter with stock peft, on its base.
+def load_with_peft(llm: Mapping[str, Any], folder: Path, *, classifier: bool = False) -> Any:
+    """Load an adapter with peft on its base.
 
     Args:
-        llm: the config of the base; 4 bits are computed as in training.
+        llm: the config of the base; a 4-bit base is quantised as in training.
         folder: the adapter.
-        classifier: the base gets a head for one number (a reward), which the adapter brings.
+        classifier: the base gets a head with one label (a reward), whose weights the adapter has.
     """
     from peft import PeftModel
 
@@ -143,11 +167,11 @@ def load_adapter(llm: Mapping[str, Any], folder: Path, *, classifier: bool = Fal
     if classifier:
         loader: Any = AutoModelForSequenceClassification
         settings |= {"type": loader.from_pretrained, "num_labels": 1}
-    # in fp32 before the adapter comes, whose head a base in bf16 would round
-    return PeftModel.from_pretrained(to_float(build_llm(settings, full=False)), str(folder))
+    # fp32 before the adapter is loaded: a base in bf16 would round its head
+    return PeftModel.from_pretrained(to_fp32(build_llm(settings, full=False)), str(folder))
 
 
-def to_float(model: Any) -> Any:
+def to_fp32(model: nn.Module) -> nn.Module:
     """The model in fp32, unless its base is quantised."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base: nn.Module = getattr(model, "get_base_model", lambda: model)()
     return model if getattr(base, "is_quantized", False) else model.float()

@@ -1,37 +1,45 @@
-"""Writing trained weights as an ordinary Hugging Face model or peft adapter, a tensor at a time."""
+"""Writing trained weights as a Hugging Face model, a tensor at a time, or as a peft adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
 from xtuner.export.model_folder import find_model
 from xtuner.export.shards import ShardWriter
-from xtuner.export.sidecar_files import write_base
+from xtuner.export.sidecar_files import write_base_fingerprint
 from xtuner.export.trained_weights import TrainedWeights
 from xtuner.export.weights import TensorInfo
 from xtuner.utils.files import copy_side_files
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
 PREFIX = "llm."
 
 
-def is_adapter(llm: Any) -> bool:
-    """Whether a model is a base with an adapter of peft on it."""
+def is_adapter(llm: object) -> TypeGuard[PeftModel]:
+    """Whether a model is a base with a peft adapter."""
     from peft import PeftModel
 
     return isinstance(llm, PeftModel)
 
 
-def can_stream(skeleton: Any, weights: TrainedWeights) -> bool:
-    """Whether all that was trained is one language model, whose file names its tensors plainly."""
+def can_stream(meta_model: nn.Module, weights: TrainedWeights) -> bool:
+    """Whether a checkpoint can be exported tensor by tensor.
+
+    It must hold one language model, and transformers must not convert its tensors when saving.
+    """
     from transformers import PreTrainedModel
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
-    llm = getattr(skeleton, "llm", None)
+    llm = getattr(meta_model, "llm", None)
     if not all(name.startswith(PREFIX) for name in weights.infos):
         return False
     if is_adapter(llm):
@@ -42,8 +50,8 @@ def can_stream(skeleton: Any, weights: TrainedWeights) -> bool:
     return all(isinstance(entry, PrefixChange) for entry in conversions)
 
 
-def export_model(
-    llm: Any,
+def write_full_model(
+    llm: PreTrainedModel,
     weights: TrainedWeights,
     out: Path,
     *,
@@ -52,16 +60,16 @@ def export_model(
     safe: bool,
     progress: Callable[[int], None],
 ) -> None:
-    """Write a fully trained language model, with what stands beside its base's weights.
+    """Write a fully trained language model, with the small files of its base.
 
     Args:
-        llm: the model without weights.
+        llm: the model on the meta device.
         weights: its trained weights, names prefixed ``llm.``.
         out: the folder.
         dtype: of the floating-point tensors; as trained when None.
         shard_size: bytes of a shard.
         safe: safetensors, or else ``.bin``.
-        progress: told the bytes of each tensor written.
+        progress: called with the bytes of each tensor written.
     """
     tied = set(getattr(llm, "all_tied_weights_keys", None) or {})
     plan = [
@@ -69,7 +77,7 @@ def export_model(
         for name, info in weights.infos.items()
         if name.removeprefix(PREFIX) not in tied
     ]
-    copy_side_files(find_model(llm.name_or_path), out)
+    copy_side_files(find_model(str(llm.name_or_path)), out)
     with ShardWriter(out, plan, shard_size, safe) as writer:
         for info in plan:
             writer.write(info.name, weights.read(PREFIX + info.name).to(info.dtype))
@@ -83,10 +91,18 @@ def export_model(
         llm.generation_config.save_pretrained(out)
 
 
-def export_adapter(
-    llm: Any, weights: TrainedWeights, out: Path, *, dtype: torch.dtype | None, safe: bool
+def write_adapter(
+    llm: PeftModel, weights: TrainedWeights, out: Path, *, dtype: torch.dtype | None, safe: bool
 ) -> None:
-    """Write an ordinary peft adapter that names its base, and the base's fingerprint."""
+    """Write a peft adapter that names its base, and the base's fingerprint.
+
+    Args:
+        llm: the model on the meta device, with the adapter.
+        weights: the trained weights, names prefixed ``llm.``.
+        out: the folder.
+        dtype: of the floating-point tensors; as trained when None.
+        safe: safetensors, or else ``.bin``.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -100,12 +116,12 @@ def export_adapter(
         save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     else:
         torch.save(tensors, out / "adapter_model.bin")
-    base_name = llm.get_base_model().name_or_path
+    base_name = str(llm.get_base_model().name_or_path)
     config = llm.peft_config["default"]
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     config.save_pretrained(str(out))
-    write_base(out, base_name)
+    write_base_fingerprint(out, base_name)
 
 
 def _dtype(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:

@@ -78,23 +78,23 @@ def run(args: argparse.Namespace) -> int:
     """Load the model and talk until ``exit`` or the end of the input."""
     _check(args)
     if args.lagent:
-        from xtuner.tools.chat_lagent import talk_to_agent
+        from xtuner.tools.chat_lagent import run_agent_chat
 
-        return talk_to_agent(args)
+        return run_agent_chat(args)
     from xtuner.tools.chat_loading import llava_adapter, locate
 
     folder, adapter = locate(args.model_name_or_path, args.adapter or llava_adapter(args.llava))
-    from xtuner.tools.chat_reward import is_reward_model, talk_to_judge
+    from xtuner.tools.chat_reward import is_reward_model, run_reward_chat
 
     if is_reward_model(folder, adapter):
-        talk_to_judge(folder, adapter, args.torch_dtype)
+        run_reward_chat(folder, adapter, args.torch_dtype)
         return 0
     import torch
 
-    from xtuner.chat.screen import talk
+    from xtuner.chat.screen import run_chat
 
     torch.manual_seed(args.seed)
-    talk(_session(args, folder, adapter), stream=not args.no_streamer)
+    run_chat(_session(args, folder, adapter), stream=not args.no_streamer)
     return 0
 
 
@@ -143,12 +143,14 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
     prompt = ChatPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
     if args.llava:
-        from xtuner.chat.vision_language import SeeingPrompt, put_together
+        from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
         from xtuner.dataset.images import load_image
 
-        model = put_together(model, Path(args.llava), args.visual_encoder, args.visual_select_layer)
-        model.look_at(_image(args.image, load_image))
-        prompt = SeeingPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
+        model = build_vision_language_model(
+            model, Path(args.llava), args.visual_encoder, args.visual_select_layer
+        )
+        model.set_image(_image(args.image, load_image))
+        prompt = ImagePrompt(tokenizer, template, args.stop_words, _stop_ids(model))
     _notice(_about(model, prompt))
     if _system(args) and template is not None and "SYSTEM" not in template:
         _notice(

@@ -9,7 +9,7 @@ from xtuner.utils.errors import UserError, require
 from xtuner.utils.lang import tr
 
 
-def talk_to_agent(args: argparse.Namespace) -> int:
+def run_agent_chat(args: argparse.Namespace) -> int:
     """Let Lagent's ReAct agent answer each line until ``exit``.
 
     Raises:

@@ -20,7 +20,7 @@ def is_reward_model(folder: Path, adapter: Path | None) -> bool:
     return str(names[0]).endswith(("ForSequenceClassification", "ForRewardModel"))
 
 
-def talk_to_judge(folder: Path, adapter: Path | None, dtype: str = "auto") -> None:
+def run_reward_chat(folder: Path, adapter: Path | None, dtype: str = "auto") -> None:
     """Read question and answer in turns and print rewards, until ``exit`` or the end of the input.
 
     Args:
@@ -73,7 +73,7 @@ def score(model: Any, tokenizer: Any, question: str, answer: str, token: int | N
 def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
     import torch
 
-    from xtuner.export.verify import quiet
+    from xtuner.export.verify import quiet_transformers
     from xtuner.model.transformers_models.auto import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -82,7 +82,7 @@ def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
 
     loader: Any = AutoModelForSequenceClassification
     try:
-        with quiet():
+        with quiet_transformers():
             model = loader.from_pretrained(
                 folder,
                 num_labels=1,

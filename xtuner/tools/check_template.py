@@ -247,11 +247,11 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
         from xtuner.model.transformers_models.auto import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=True), template
-    from xtuner.export.trained_template import put_template
+    from xtuner.export.trained_template import set_chat_template
     from xtuner.registry import BUILDER
 
     tokenizer = BUILDER.build(cfg.tokenizer)
-    put_template(tokenizer, template)
+    set_chat_template(tokenizer, template)
     return tokenizer, template
 
 

@@ -59,16 +59,18 @@ def begin(args: argparse.Namespace, command: str) -> None:
 def load_session(args: argparse.Namespace) -> Any:
     """The model as a chat session that answers greedily."""
     from xtuner.chat.session import ChatSession, Sampling
-    from xtuner.chat.vision_language import SeeingPrompt, put_together
+    from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
     from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
 
     folder, adapter = locate(args.model_name_or_path, llava_adapter(args.llava))
     model, tokenizer = load_for_chat(
         folder, adapter, dtype=args.torch_dtype, bits=args.bits, offload_folder=args.offload_folder
     )
-    seeing = put_together(model, Path(args.llava), args.visual_encoder, args.visual_select_layer)
+    seeing = build_vision_language_model(
+        model, Path(args.llava), args.visual_encoder, args.visual_select_layer
+    )
     template = PROMPT_TEMPLATE[args.prompt_template]
-    prompt = SeeingPrompt(tokenizer, template, list(args.stop_words), [])
+    prompt = ImagePrompt(tokenizer, template, list(args.stop_words), [])
     sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=0)
     return ChatSession(seeing, prompt, sampling=sampling)
 
@@ -76,7 +78,7 @@ def load_session(args: argparse.Namespace) -> Any:
 def answer(session: Any, image: Any, question: str) -> str:
     """The answer to a question about an image (of Pillow), nothing said before it."""
     session.reset()
-    session.model.look_at(image)
+    session.model.set_image(image)
     return str(session.ask(question))
 
 

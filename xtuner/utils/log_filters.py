@@ -1,4 +1,4 @@
-"""What libraries say that users can do nothing about is left out of the terminal and the logs."""
+"""Filters for messages of libraries that users can do nothing about."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Leave out notes of libraries to their own developers; ``--debug`` brings them back.
+    """Filter out what libraries tell developers; ``--debug`` leaves it.
 
     Libraries' progress bars are for a terminal: in a file or a pipe each step would be a line.
     """
-    for module in (r"(transformers|peft)\.", r"torch\.distributed"):
-        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    ignore_future_warnings()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(_not_about_its_device)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def ignore_future_warnings() -> None:
+    """Ignore what transformers, peft and torch announce; our tests fail on it instead."""
+    for module in (r"(transformers|peft)\.", r"torch\.distributed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
 
 
 def _not_about_its_device(record: logging.LogRecord) -> bool:

@@ -72,7 +72,8 @@ class HFCheckpointHook(Hook):
                 model.to_hf(str(aside))
                 self._write_beside(runner.cfg, aside)
                 if (aside / "adapter_config.json").is_file():
-                    sidecar_files.write_base(aside, model.llm.get_base_model().name_or_path)
+                    base_name = model.llm.get_base_model().name_or_path
+                    sidecar_files.write_base_fingerprint(aside, base_name)
             runner.logger.info(f"exported in Hugging Face layout: {folder}")
 
     def _write_beside(self, config: Any, aside: Path) -> None:

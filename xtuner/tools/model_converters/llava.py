@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Put the parts together and write them."""
-    from xtuner.export import llava as whole_llava
+    from xtuner.export import llava as llava_format
     from xtuner.export import model_folder
     from xtuner.export.shards import parse_size
     from xtuner.utils.files import written_aside
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with written_aside(out) as aside:
         model.to_hf(aside, max_shard_size=size, save_format=args.save_format)
         if args.save_format == "huggingface":
-            whole_llava.save_with_image_token(image_processor, tokenizer, aside, square=True)
+            llava_format.save_with_image_token(image_processor, tokenizer, aside, square=True)
         elif (aside / "visual_encoder").is_dir():
             image_processor.save_pretrained(aside / "visual_encoder")
     print(tr("wrote {out}", out=out))
@@ -72,7 +72,7 @@ def _is_whole(source: Path) -> bool:
 
 def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor of our own form."""
-    from xtuner.chat.vision_language import put_together
+    from xtuner.chat.vision_language import build_vision_language_model
     from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
 
     adapter = llava_adapter(args.source)
@@ -83,7 +83,9 @@ def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
         )
     folder, adapter_folder = locate(args.llm or args.source, adapter)
     llm, tokenizer = load_for_chat(folder, adapter_folder, dtype=args.torch_dtype)
-    seeing = put_together(llm, Path(args.source), args.visual_encoder, args.visual_select_layer)
+    seeing = build_vision_language_model(
+        llm, Path(args.source), args.visual_encoder, args.visual_select_layer
+    )
     seeing.llava.freeze_llm = args.llm is not None
     return seeing.llava, tokenizer, seeing.image_processor
 

@@ -16,7 +16,7 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     import torch
 
-    from xtuner.export.streaming_merge import LayerMerge
+    from xtuner.export.streaming_merge import StreamingMerge
     from xtuner.export.weights import Weights
 
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             shutil.copy(adapter / REWARD_FILE, aside / REWARD_FILE)
         if model_folder.copy_tokenizer(adapter, aside):
             print(tr("tokenizer and chat template: the adapter's"))
-        if not args.is_clip and _wanted(args.verify, weights.nbytes):
+        if not args.is_clip and _should_verify(args.verify, weights.nbytes):
             _verify(base, adapter, aside)
     print(tr("wrote {out}", out=out))
     if is_reward_model(base, adapter):
@@ -103,10 +103,10 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _wanted(asked: bool | None, nbytes: int) -> bool:
-    from xtuner.export.verify import SMALL
+def _should_verify(asked: bool | None, nbytes: int) -> bool:
+    from xtuner.export.verify import AUTO_VERIFY_BYTES
 
-    return nbytes <= SMALL if asked is None else asked
+    return nbytes <= AUTO_VERIFY_BYTES if asked is None else asked
 
 
 def _write(
@@ -118,21 +118,21 @@ def _write(
 ) -> None:
     """Write the merged model, layer by layer where possible."""
     from xtuner.export.shards import parse_size
-    from xtuner.export.streaming_merge import CannotStream, prepare
+    from xtuner.export.streaming_merge import CannotStream, prepare_streaming_merge
 
     size, safe, device = parse_size(args.max_shard_size), args.safe_serialization, args.device
     try:
         if args.is_clip:
             raise CannotStream(tr("CLIP models"))
-        merge = prepare(weights, adapter, dtype, device)
+        merge = prepare_streaming_merge(weights, adapter, dtype, device)
     except CannotStream as reason:
         print(tr("{reason} are merged with the whole model in memory", reason=reason))
-        _write_whole(weights.path, adapter, aside, dtype, args)
+        _write_in_memory(weights.path, adapter, aside, dtype, args)
         return
-    _write_layers(merge, aside, size, safe)
+    _write_streaming(merge, aside, size, safe)
 
 
-def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -> None:
+def _write_streaming(merge: StreamingMerge, aside: Path, shard_size: int, safe: bool) -> None:
     from rich.progress import Progress
 
     from xtuner.export import model_folder
@@ -151,15 +151,15 @@ def _write_layers(merge: LayerMerge, aside: Path, shard_size: int, safe: bool) -
     model_folder.update_json(aside / "config.json", **dtypes, **merge.config_changes)
 
 
-def _write_whole(
+def _write_in_memory(
     base: Path, adapter: Path, aside: Path, dtype: torch.dtype | None, args: argparse.Namespace
 ) -> None:
-    from xtuner.export.in_memory_merge import merge_whole, reshard
+    from xtuner.export.in_memory_merge import merge_in_memory, reshard
     from xtuner.export.shards import parse_size
 
     whole = aside.parent / "whole"
     whole.mkdir()
-    merge_whole(base, adapter, whole, dtype=dtype, device=args.device, is_clip=args.is_clip)
+    merge_in_memory(base, adapter, whole, dtype=dtype, device=args.device, is_clip=args.is_clip)
     reshard(whole, aside, parse_size(args.max_shard_size), args.safe_serialization)
 
 
@@ -171,21 +171,21 @@ def _verify(base: Path, adapter: Path, merged: Path) -> None:
     from xtuner.export import verify
     from xtuner.export.in_memory_merge import load_base
     from xtuner.export.model_folder import read_json
-    from xtuner.export.streaming_merge import grow_embeddings, read_adapter
+    from xtuner.export.streaming_merge import read_adapter, resize_embeddings
 
     classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")
-    with verify.quiet():
-        found_model = verify.load_stock(merged, classifier=classifier)
+    with verify.quiet_transformers():
+        found_model = verify.load_with_transformers(merged, classifier=classifier)
         ids = verify.probe_ids(found_model.config.vocab_size)
-        found = verify.logits_of(found_model, ids)
+        found = verify.compute_logits(found_model, ids)
         labels = found_model.config.num_labels
         del found_model
         if "quantization_config" in read_json(base / "config.json"):
             model = load_base(base, torch.float32, "cpu", is_clip=False)
         else:
-            model = verify.load_stock(base, classifier=classifier, num_labels=labels)
-        grow_embeddings(model, read_adapter(adapter))
-        expected = verify.logits_of(PeftModel.from_pretrained(model, str(adapter)), ids)
+            model = verify.load_with_transformers(base, classifier=classifier, num_labels=labels)
+        resize_embeddings(model, read_adapter(adapter))
+        expected = verify.compute_logits(PeftModel.from_pretrained(model, str(adapter)), ids)
     settings = read_json(merged / "config.json")
     dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
-    verify.judge(verify.compare(expected, found), dtype, tr("base + adapter"))
+    verify.check_difference(verify.compare(expected, found), dtype, tr("base + adapter"))

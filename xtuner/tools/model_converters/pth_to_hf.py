@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Convert; nothing is left behind unless all of it went well."""
 
     from xtuner.config import load_config
-    from xtuner.export import llava as whole_llava
+    from xtuner.export import llava as llava_format
     from xtuner.export import model_folder
-    from xtuner.export.meta_model import build_skeleton
+    from xtuner.export.meta_model import build_meta_model
     from xtuner.export.shards import check_space, parse_size
     from xtuner.export.sidecar_files import write_reward_token
     from xtuner.export.trained_template import reward_token_of
@@ -83,31 +83,31 @@ def run(args: argparse.Namespace) -> int:
     if "model" not in cfg:
         raise UserError(tr("the config has no model."), where=Where(config))
     if args.save_format != "xtuner":
-        whole_llava.require_llava(cfg.model, args.save_format)
+        llava_format.require_llava(cfg.model, args.save_format)
     weights = TrainedWeights(checkpoint, min(REMAP_AFTER, shard_size // 4))
     if getattr(cfg.model.type, "needs_weights", False):
-        skeleton = BUILDER.build(_unquantised(cfg.model))
+        meta_model = BUILDER.build(_unquantised(cfg.model))
     else:
-        skeleton = build_skeleton(cfg.model)
-    weights.check(skeleton.state_dict())
+        meta_model = build_meta_model(cfg.model)
+    weights.check(meta_model.state_dict())
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        _write(cfg, skeleton, weights, aside, dtype, args)
+        _write(cfg, meta_model, weights, aside, dtype, args)
         tokenizer = _write_tokenizer(cfg, aside, args.force)
         if args.save_format == "huggingface" and tokenizer is not None:
-            whole_llava.write_processor(cfg, tokenizer, aside)
+            llava_format.write_processor(cfg, tokenizer, aside)
         if (aside / "visual_encoder").is_dir() and "image_processor" in cfg:
             BUILDER.build(cfg.image_processor).save_pretrained(aside / "visual_encoder")
         reward_token = reward_token_of(cfg)
         if reward_token is not None:
             write_reward_token(aside, reward_token)
         _write_config(cfg, config, aside)
-        if _to_be_verified(skeleton, args.verify):
-            _verify(cfg, weights, aside, skeleton)
+        if _should_verify(meta_model, args.verify):
+            _verify(cfg, weights, aside, meta_model)
     print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
-        print(_next_steps(skeleton, out))
+        print(_next_steps(meta_model, out))
     return 0
 
 
@@ -151,7 +151,7 @@ def _as_trained(given: str, beside: Path | None) -> str:
 
 def _write(
     cfg: Any,
-    skeleton: Any,
+    meta_model: Any,
     weights: TrainedWeights,
     aside: Path,
     dtype: torch.dtype | None,
@@ -171,20 +171,20 @@ def _write(
         model.tokenizer = model.tokenizer or BUILDER.build(cfg.get("tokenizer"))
         model.to_hf(aside, dtype=dtype, max_shard_size=size, save_format=args.save_format)
         return
-    if not write_model.can_stream(skeleton, weights):
+    if not write_model.can_stream(meta_model, weights):
         import torch
 
         # Read straight from the mapped file, whatever load_state_dict of the model would copy.
-        torch.nn.Module.load_state_dict(skeleton, weights.tensors, strict=False, assign=True)
-        skeleton.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size)
+        torch.nn.Module.load_state_dict(meta_model, weights.tensors, strict=False, assign=True)
+        meta_model.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size)
         return
-    if write_model.is_adapter(skeleton.llm):
-        write_model.export_adapter(skeleton.llm, weights, aside, dtype=dtype, safe=safe)
+    if write_model.is_adapter(meta_model.llm):
+        write_model.write_adapter(meta_model.llm, weights, aside, dtype=dtype, safe=safe)
         return
     with Progress() as progress:
         task = progress.add_task(tr("writing"), total=weights.nbytes)
-        write_model.export_model(
-            skeleton.llm,
+        write_model.write_full_model(
+            meta_model.llm,
             weights,
             aside,
             dtype=dtype,
@@ -241,65 +241,65 @@ def _write_config(cfg: Any, config: str, aside: Path) -> None:
     (aside / "xtuner_config.py").write_text(text, "utf-8")
 
 
-def _to_be_verified(skeleton: Any, asked: bool | None) -> bool:
-    from xtuner.export.verify import SMALL
+def _should_verify(meta_model: Any, asked: bool | None) -> bool:
+    from xtuner.export.verify import AUTO_VERIFY_BYTES
 
-    if not hasattr(skeleton, "llm") or hasattr(skeleton, "visual_encoder"):
+    if not hasattr(meta_model, "llm") or hasattr(meta_model, "visual_encoder"):
         return False
-    size = 2 * sum(parameter.numel() for parameter in skeleton.llm.parameters())
-    return size <= SMALL if asked is None else asked
+    size = 2 * sum(parameter.numel() for parameter in meta_model.llm.parameters())
+    return size <= AUTO_VERIFY_BYTES if asked is None else asked
 
 
-def _verify(cfg: Any, weights: TrainedWeights, aside: Path, skeleton: Any) -> None:
+def _verify(cfg: Any, weights: TrainedWeights, aside: Path, meta_model: Any) -> None:
     """Compare the model as trained with what was written, loaded by stock libraries."""
     import torch
 
     from xtuner.export import verify, write_model
     from xtuner.registry import BUILDER
 
-    adapter = write_model.is_adapter(skeleton.llm)
-    classifier = hasattr(skeleton, "v_head")
-    measure: Any = verify.rewards_of if classifier else verify.logits_of
-    with verify.quiet():
+    adapter = write_model.is_adapter(meta_model.llm)
+    classifier = hasattr(meta_model, "v_head")
+    measure: Any = verify.compute_rewards if classifier else verify.compute_logits
+    with verify.quiet_transformers():
         trained = BUILDER.build(cfg.model)
         trained.load_state_dict(weights.tensors, strict=False)
-        verify.to_float(trained.llm)
+        verify.to_fp32(trained.llm)
         ids = verify.probe_ids(trained.llm.config.vocab_size)
         expected = measure(trained if classifier else trained.llm, ids)
         del trained
         if adapter:
-            written = verify.load_adapter(cfg.model.llm, aside, classifier=classifier)
+            written = verify.load_with_peft(cfg.model.llm, aside, classifier=classifier)
         else:
-            written = verify.load_stock(aside, classifier=classifier)
-        found = measure(verify.to_float(written), ids)
+            written = verify.load_with_transformers(aside, classifier=classifier)
+        found = measure(verify.to_fp32(written), ids)
     dtypes = {info.dtype for info in weights.infos.values()}
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
     if adapter and cfg.model.llm.get("quantization_config"):
         dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
-    verify.judge(verify.compare(expected, found), dtype, tr("the trained model"))
+    verify.check_difference(verify.compare(expected, found), dtype, tr("the trained model"))
 
 
-def _next_steps(skeleton: Any, out: Path) -> str:
+def _next_steps(meta_model: Any, out: Path) -> str:
     from xtuner.export import write_model
     from xtuner.export.serving import serving_commands
 
-    llm: Any = getattr(skeleton, "llm", None)
-    if hasattr(skeleton, "visual_encoder"):
+    llm: Any = getattr(meta_model, "llm", None)
+    if hasattr(meta_model, "visual_encoder"):
         own = (out / "config.json").is_file() or not llm.name_or_path
-        vision = getattr(skeleton.visual_encoder, "name_or_path", "") or "VISUAL_ENCODER"
+        vision = getattr(meta_model.visual_encoder, "name_or_path", "") or "VISUAL_ENCODER"
         words = f"{out if own else llm.name_or_path} --llava {out} --visual-encoder {vision}"
         return (
             tr("Ask about an image:")
             + f"\n  xtuner chat {words} --image FILE --prompt-template NAME"
         )
-    if hasattr(skeleton, "v_head"):
+    if hasattr(meta_model, "v_head"):
         base = (
             f"{llm.get_base_model().name_or_path} --adapter " if write_model.is_adapter(llm) else ""
         )
         return tr("Score answers with it:") + f"\n  xtuner chat {base}{out}"
     if not write_model.is_adapter(llm):
         return serving_commands(out)
-    base = llm.get_base_model().name_or_path
+    base = str(llm.get_base_model().name_or_path)
     return "\n".join(
         [
             tr("Use it:"),
