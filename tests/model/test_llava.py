@@ -227,7 +227,7 @@ def test_a_frozen_language_model_keeps_its_number_format(tmp_path):
 @pytest.mark.parametrize("encoder_lora", [None, LoraConfig(**LORA)])
 def test_an_encoder_that_is_trained_computes_its_activations_twice(encoder_lora):
     ours = make(freeze_visual_encoder=True, visual_encoder_lora=encoder_lora)
-    assert ours.visual_encoder.is_gradient_checkpointing == (encoder_lora is not None)
+    assert ours.visual_encoder.is_activation_checkpointing == (encoder_lora is not None)
 
 
 def test_hugging_faces_form_has_equal_logits(tmp_path):

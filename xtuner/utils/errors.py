@@ -1,6 +1,6 @@
-"""Errors that a user can cause and mend: shown as one clear message, never as a traceback.
+"""Errors that users can cause and fix: shown as one clear message, never as a traceback.
 
-Raise ``UserError`` for everything a user can put right (a path, a key, a row, a missing package);
+Raise ``UserError`` for everything a user can fix (a path, a key, a row, a missing package);
 keep ``assert`` and plain exceptions for our own bugs. ``entry_point`` prints the message and exits
 with the status; ``--debug`` shows the traceback as well.
 """
@@ -31,7 +31,7 @@ class Where:
 
 
 class UserError(Exception):
-    """A mistake the user can mend.
+    """A mistake that the user can fix.
 
     Args:
         message: what is wrong: what was found and what was expected.
@@ -56,12 +56,12 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where and str(self.where) else ""
-        hint = f"\n{tr('What to do')}: {self.hint}" if self.hint else ""
+        hint = f"\n{tr('Hint')}: {self.hint}" if self.hint else ""
         return f"{place}{self.message}{hint}"
 
 
 def require(module: str, *, extra: str, purpose: str) -> None:
-    """Ask by name for an optional package.
+    """Check that an optional package is installed.
 
     Args:
         module: the module that must be importable, for example ``deepspeed``.

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.helpers.tiny import make_model
+from xtuner.model.loading import enable_activation_checkpointing
 from xtuner.model.lora import fast_lora
 
 ODD = (3, 7, 24)  # rows, tokens, width
@@ -222,7 +223,7 @@ def test_layers_stay_together_where_activations_are_computed_twice():
         fast_lora.apply_fused_lora(model)
         model.train()
         if twice:
-            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            enable_activation_checkpointing(model.get_base_model())
             model.enable_input_require_grads()
         ids = torch.arange(3, 40)[None]
         for _ in range(2):
