@@ -74,7 +74,7 @@ PREPROCESS = {
         "data_preprocess.refcoco",
     ),
     "untokenized": Command(
-        N_("the same as sft, with the published script's words"),
+        N_("the same as sft, with the arguments of v0.1's script"),
         "data_preprocess.sft",
     ),
     "folder": Command(
@@ -82,7 +82,7 @@ PREPROCESS = {
         "data_preprocess.folder",
     ),
     "llava": Command(
-        N_("prepare the texts of an image config ahead of training"),
+        N_("tokenize an image config's texts ahead of training"),
         "data_preprocess.llava",
     ),
     "ftdp": Command(
@@ -90,7 +90,7 @@ PREPROCESS = {
         "data_preprocess.ftdp",
     ),
     "data-order": Command(
-        N_("write down the order of tokenized files"),
+        N_("write the order of tokenized files to a file"),
         "data_preprocess.data_order",
     ),
 }
@@ -99,7 +99,7 @@ COMMANDS: Mapping[str, Command] = {
     "list-cfg": Command(N_("list the configs by name"), "list_cfg"),
     "copy-cfg": Command(N_("copy a config to edit it"), "copy_cfg"),
     "print-cfg": Command(N_("show a config as it will be used"), "print_cfg"),
-    "check-cfg": Command(N_("find the mistakes in a config"), "check_cfg"),
+    "check-cfg": Command(N_("check a config for errors"), "check_cfg"),
     "list-dataset-format": Command(
         N_("list the row layouts that map functions read"), "list_dataset_format"
     ),
@@ -109,15 +109,15 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(N_("train"), "train"),
     "dist_train": Command(N_("train with several processes"), "dist_train"),
     "test": Command(N_("evaluate a checkpoint"), "test"),
-    "mmbench": Command(N_("measure a LLaVA model on MMBench"), "mmbench"),
-    "eval_refcoco": Command(N_("measure how a LLaVA model finds things"), "eval_refcoco"),
+    "mmbench": Command(N_("evaluate a LLaVA model on MMBench"), "mmbench"),
+    "eval_refcoco": Command(N_("evaluate a LLaVA model on RefCOCO"), "eval_refcoco"),
     "plot": Command(N_("draw the curves of one or more runs"), "plot"),
     "convert": Command(N_("convert, merge or split models"), commands=CONVERT),
     "check-template": Command(
         N_("check that training and serving build the same prompt"),
         "check_template",
     ),
-    "chat": Command(N_("talk to a model"), "chat"),
+    "chat": Command(N_("chat with a model"), "chat"),
 }
 
 
@@ -141,12 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        _complain(str(error))
+        _print_error(str(error))
         return error.status
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
-        _complain(tr("interrupted"))
+        _print_error(tr("interrupted"))
         return INTERRUPTED
     except BrokenPipeError:  # `xtuner list-cfg | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -211,7 +211,7 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
     lines += [f"  {name:<{width}}{command.help}" for name, command in level.items()]
     lines += [
         "",
-        tr("'{path} COMMAND --help' tells more.", path=path),
+        tr("See '{path} COMMAND --help'.", path=path),
     ]
     if level is COMMANDS:
         lines += [
@@ -230,7 +230,7 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints look like all our others."""
+    """argparse with our format of error messages."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(
@@ -240,7 +240,7 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     label = tr("error")
     if sys.stderr.isatty():
         label = f"\033[1;31m{label}\033[0m"

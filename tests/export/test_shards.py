@@ -113,7 +113,7 @@ def test_sizes():
     assert parse_size("1 GiB") == 2**30
     assert parse_size("1.5mb") == 1_500_000
     for text in ("", "GB", "-1GB", "0GB", "2XB"):
-        with pytest.raises(UserError, match="not a size"):
+        with pytest.raises(UserError, match="not a shard size"):
             parse_size(text)
 
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_loaded_is_said(model_folder, tmp_path, monkeypatch, caps
         "cannot be fetched from the Hugging Face hub": ["nobody/nothing-here"],
         "has no adapter_config.json": [model, "--adapter", str(empty)],
         "it was trained on": [str(other), "--adapter", str(adapter)],
-        "go with --llava": [model, "--image", "cat.png"],
+        "need --llava": [model, "--image", "cat.png"],
         "plugins work with MOSS": [model, "--with-plugins", "solve"],
         "needs the package 'lagent'": [model, "--lagent"],
         "not allowed with": [model, "--adapter", "a", "--llava", "b"],
@@ -169,7 +169,7 @@ def test_history_is_trimmed_by_whole_turns_and_said(session):
     session.system = "Be kind."
     for _ in range(12):
         session.ask(QUESTIONS[0])
-    assert notes and "forgotten" in notes[0]
+    assert notes and "dropped" in notes[0]
     ids = session.prompt.ids(session.turns, session.system)
     text = session.prompt.tokenizer.decode(ids)
     assert text.count("Be kind.") == 1 and text.count("<|im_start|>system") == 1

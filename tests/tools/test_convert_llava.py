@@ -146,7 +146,7 @@ def save_phi(folder, **settings):
 def test_a_phi_becomes_a_llama_of_equal_logits(tmp_path, capsys):
     phi = save_phi(tmp_path / "phi", sliding_window=16)
     assert main(["convert", "phi_to_llama", str(phi), str(tmp_path / "llama")]) == 0
-    assert "looks back 16 tokens" in capsys.readouterr().out
+    assert "attends to the last 16 tokens" in capsys.readouterr().out
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
         first, second = (

@@ -99,7 +99,7 @@ def test_merged_layer_by_layer_equals_base_plus_adapter(kind, tiny_llama, tmp_pa
     assert (expected - logits(AutoModelForCausalLM.from_pretrained(tiny_llama))).abs().max() > 1e-3
     torch.testing.assert_close(merged_logits(out), expected, atol=2e-5, rtol=1e-4)
     said = capsys.readouterr().out
-    assert "whole model in memory" not in said
+    assert "full model in memory" not in said
     assert "verified" in said and f"vllm serve {out}" in said
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_merged_by_layer_is_merged_whole_and_said(tiny_llama, tmp
     adapter = adapter_on(tiny_llama, tmp_path / "adapter", config)
     out = tmp_path / "out"
     assert main(["convert", "merge", str(tiny_llama), str(adapter), str(out)]) == 0
-    assert "whole model in memory" in capsys.readouterr().out
+    assert "full model in memory" in capsys.readouterr().out
     torch.testing.assert_close(
         merged_logits(out), base_plus_adapter(tiny_llama, adapter), atol=2e-5, rtol=1e-4
     )
@@ -131,7 +131,7 @@ def test_a_mixture_of_experts_is_merged_whole(tmp_path, capsys):
     out = tmp_path / "out"
     words = ["convert", "merge", str(base), str(adapter), str(out), "--max-shard-size", "100KB"]
     assert main(words) == 0
-    assert "whole model in memory" in capsys.readouterr().out
+    assert "full model in memory" in capsys.readouterr().out
     assert len(list(out.glob("*.safetensors"))) > 1
     torch.testing.assert_close(
         merged_logits(out), base_plus_adapter(base, adapter), atol=2e-5, rtol=1e-4
@@ -294,7 +294,7 @@ def test_wrong_folders_are_refused(tiny_llama, tmp_path, capsys, monkeypatch):
         "it is a whole model": [str(tiny_llama), str(tiny_llama), str(out)],
         "is also an input": [str(tiny_llama), str(adapter), str(adapter)],
         "cannot be fetched": ["nobody/nothing-here", str(adapter), str(out)],
-        "not a size": [str(tiny_llama), str(adapter), str(out), "--max-shard-size", "big"],
+        "not a shard size": [str(tiny_llama), str(adapter), str(out), "--max-shard-size", "big"],
     }
     for text, words in cases.items():
         assert text in refused(["convert", "merge", *words], capsys, out)

@@ -1,4 +1,4 @@
-"""Talking to a model: the prompt's tokens, the session with its history, the screen."""
+"""Chat with a model: prompts as token ids, sessions with their history, the terminal."""
 
 from xtuner.utils.lazy import lazy_exports
 

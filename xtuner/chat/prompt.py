@@ -1,22 +1,25 @@
-"""From a conversation to the token ids that the model gets, piece by piece as in training.
+"""A conversation as the token ids of the model's prompt, tokenised in segments as in training.
 
-With a published template each question (with what surrounds it) and each answer is tokenised by
-itself as the continuation of what stands before it (see ``utils/pieces.py``).
+With a published template each question, with its surrounding text, and each answer is tokenised
+separately as the continuation of the text before it (see ``tokenization/segments.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.tokenization.chat_template import render_question, single_token, stop_words
 from xtuner.tokenization.segments import bos_and_eos, encode_segments
 
+if TYPE_CHECKING:
+    from xtuner.utils.types import Tokenizer
+
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer; None while it is still to be given."""
+    """A question and its answer, None before it is generated."""
 
     question: str
     answer: str | None = None
@@ -27,14 +30,14 @@ class ChatPrompt:
     """Builds prompts for one tokenizer.
 
     Attributes:
-        tokenizer: of transformers.
+        tokenizer: of the model.
         template: an entry of ``PROMPT_TEMPLATE``; None for the tokenizer's own chat template, or
             the plain text when it has none either.
         extra_stop_words: further texts to stop at.
-        model_stop_ids: what the model's generation config stops at.
+        model_stop_ids: ``eos_token_id`` of the model's generation config.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     template: Mapping[str, Any] | None = None
     extra_stop_words: list[str] = field(default_factory=list)
     model_stop_ids: list[int] = field(default_factory=list)
@@ -47,24 +50,24 @@ class ChatPrompt:
         return "tokenizer" if self.tokenizer.chat_template else "raw"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added."""
+        """Ids of a text, without special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
         """The ids of a conversation whose last question is to be answered."""
         if self.template is not None:
             segments = encode_segments(self.tokenizer, self.segments(turns, system))
-            return [number for piece in segments for number in piece]
+            return [number for segment in segments for number in segment]
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(
                 to_messages(turns, system), tokenize=False, add_generation_prompt=True
             )
             return self.encode(text)
-        said = [part for turn in turns for part in (turn.question, turn.answer) if part]
-        return list(self.tokenizer.encode("\n".join([system, *said] if system else said)))
+        texts = [part for turn in turns for part in (turn.question, turn.answer) if part]
+        return list(self.tokenizer.encode("\n".join([system, *texts] if system else texts)))
 
     def stops(self) -> tuple[list[int], list[str]]:
-        """The ids that end an answer, and the texts that do but are several tokens."""
+        """The stop ids of an answer, and the stop texts that are not a single token."""
         words = list(self.extra_stop_words)
         if self.template is not None:
             words += stop_words(self.template, self.tokenizer.eos_token)
@@ -76,7 +79,7 @@ class ChatPrompt:
         return ids, [word for word, number in found.items() if number is None]
 
     def answer_end(self) -> int | None:
-        """The id with which training ends an answer: eos, or the suffix that stands for it."""
+        """The id that ends an answer in training: eos, or the last id of the suffix."""
         assert self.template is not None
         if not self.template.get("SUFFIX_AS_EOS", False):
             eos = self.tokenizer.eos_token_id
@@ -84,7 +87,7 @@ class ChatPrompt:
         return self.encode("." + self.template["SUFFIX"])[-1]
 
     def segments(self, turns: Sequence[Turn], system: str = "") -> list[str]:
-        """The text by the template, cut where training tokenises it apart."""
+        """The text of the template, in the segments that training tokenises separately."""
         assert self.template is not None
         template = self.template
         ends_in_eos = not template.get("SUFFIX_AS_EOS", False)

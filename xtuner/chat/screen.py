@@ -1,4 +1,4 @@
-"""The chat's screen: a line editor in a terminal, or one question a line from a pipe."""
+"""The user interface of ``xtuner chat``: a line editor in a terminal, or lines of a pipe."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from xtuner.chat.session import ChatSession
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyPressEvent
 
 USER, ASSISTANT = "user: ", "assistant: "
 
@@ -22,11 +26,11 @@ def run_chat(session: ChatSession, *, stream: bool = True) -> None:
 
     Args:
         session: the conversation.
-        stream: show answers while they grow; else when they are complete.
+        stream: print answers as they are generated, not when they are complete.
     """
     in_terminal = sys.stdin.isatty()
     if in_terminal:
-        print(tr("exit leaves, RESET forgets, Alt-Enter starts a new line, /help tells more"))
+        print(tr("exit: quit, RESET: clear the history, Alt-Enter: new line, /help: more commands"))
     for line in _typed() if in_terminal else _piped():
         question = line.strip()
         if question.lower() == "exit":
@@ -35,7 +39,7 @@ def run_chat(session: ChatSession, *, stream: bool = True) -> None:
             continue
         if question == "RESET":
             session.reset()
-            _note(tr("[the history is forgotten]"))
+            _note(tr("[history cleared]"))
         elif question.startswith("/") and _command(session, question, stream):
             continue
         else:
@@ -51,12 +55,12 @@ def _typed() -> Iterator[str]:
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
-    def _new_line(event: Any) -> None:
+    def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xtuner"
     cache.mkdir(parents=True, exist_ok=True)
-    editor: Any = PromptSession(
+    editor: PromptSession[str] = PromptSession(
         USER, history=FileHistory(str(cache / "chat_history")), key_bindings=keys
     )
     while True:
@@ -65,11 +69,11 @@ def _typed() -> Iterator[str]:
         except EOFError:
             return
         except KeyboardInterrupt:
-            _note(tr("[Ctrl-D or exit leaves]"))
+            _note(tr("[Ctrl-D or exit: quit]"))
 
 
 def _piped() -> Iterator[str]:
-    """Lines of a pipe or a file, each shown as it is asked."""
+    """Lines of a pipe or a file, each printed before it is answered."""
     for line in sys.stdin:
         if line.strip() and line.strip().lower() != "exit":
             print(f"{USER}{line.rstrip()}", flush=True)
@@ -87,27 +91,27 @@ def _answer(session: ChatSession, question: str, stream: bool) -> None:
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
-        _note(tr("[interrupted; this turn is forgotten]"))
+        _note(tr("[interrupted; this turn is discarded]"))
     except UserError as error:
         print()
         _note(f"[{error}]")
 
 
 def _command(session: ChatSession, line: str, stream: bool) -> bool:
-    """Do what a line that begins with ``/`` says; False when it is no command but a question."""
+    """Run a line that begins with ``/``; False when it is not a command but a question."""
     word, _, rest = line.partition(" ")
     if word == "/help":
         _note(_help())
     elif word == "/system":
         session.system = rest.strip()
         session.reset()
-        _note(tr("[system text set; the history is forgotten]"))
+        _note(tr("[system prompt set; history cleared]"))
     elif word == "/save":
         _save(session, rest.strip())
     elif word == "/undo":
         turn = session.undo()
         _note(
-            tr("[forgotten: {question}]", question=turn.question)
+            tr("[removed: {question}]", question=turn.question)
             if turn
             else tr("[there is nothing to undo]")
         )
@@ -124,22 +128,22 @@ def _command(session: ChatSession, line: str, stream: bool) -> bool:
 
 def _help() -> str:
     rows = {
-        "exit, EXIT, Ctrl-D": tr("leave"),
-        "RESET": tr("forget the history"),
-        "/system TEXT": tr("set the system text, forget the history"),
+        "exit, EXIT, Ctrl-D": tr("quit"),
+        "RESET": tr("clear the history"),
+        "/system TEXT": tr("set the system prompt and clear the history"),
         "/retry": tr("answer the last question again"),
-        "/undo": tr("forget the last question"),
+        "/undo": tr("remove the last question"),
         "/save FILE": tr("write the conversation (JSON lines of messages)"),
         "Alt-Enter": tr("start a new line"),
-        "Ctrl-C": tr("stop an answer"),
+        "Ctrl-C": tr("stop generating"),
     }
     return "\n".join(f"  {key:<20}{text}" for key, text in rows.items())
 
 
 def _save(session: ChatSession, file: str) -> None:
-    """Append nothing, keep nothing: write the conversation in the layout that training reads."""
+    """Write the conversation as one line of messages, in the layout that training reads."""
     if not file:
-        _note(tr("[say where: /save FILE]"))
+        _note(tr("[usage: /save FILE]"))
         return
     messages = [{"role": "system", "content": session.system}] if session.system else []
     for turn in session.turns:

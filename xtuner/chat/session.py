@@ -1,11 +1,11 @@
-"""A conversation with a model: history, trimming to the context, generation, tools."""
+"""A chat session: history, truncation to the context length, generation, tool calls."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import StoppingCriteriaList, TextStreamer
@@ -15,14 +15,31 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.utils.stop_criteria import StopWordStoppingCriteria
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from xtuner.utils.types import Tokenizer
+
 Say = Callable[[str], None]
 MAX_TOOL_CALLS = 8
 _COMMANDS = re.compile(r"<\|Commands\|>:(.*?)<eoc>", re.DOTALL)
 
 
+class GenerativeModel(Protocol):
+    """What a session uses of a transformers model, or of a ``VisionLanguageModel``."""
+
+    @property
+    def config(self) -> PreTrainedConfig: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def generate(self, input_ids: torch.Tensor, **settings: Any) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; ``temperature=0`` takes the likeliest one."""
+    """Sampling settings; ``temperature=0`` is greedy decoding."""
 
     max_new_tokens: int = 2048
     temperature: float = 0.1
@@ -51,19 +68,19 @@ class Sampling:
 
 @dataclass
 class ChatSession:
-    """A model and what has been said so far.
+    """A model and its conversation.
 
     Attributes:
         model: a transformers model that generates.
-        prompt: how the conversation becomes token ids.
-        system: the system text; empty for none.
-        sampling: how tokens are chosen.
-        run_tools: given the text after ``<|Commands|>:``, the text of the results; None for none.
-        notice: told what the user should know, such as that history was dropped.
+        prompt: makes token ids of the conversation.
+        system: the system prompt; empty for none.
+        sampling: settings of ``generate``.
+        run_tools: maps the text after ``<|Commands|>:`` to the text of the results; None for none.
+        notice: called with messages for the user, such as that history was dropped.
         turns: questions and their answers, oldest first.
     """
 
-    model: Any
+    model: GenerativeModel
     prompt: ChatPrompt
     system: str = ""
     sampling: Sampling = field(default_factory=Sampling)
@@ -72,17 +89,17 @@ class ChatSession:
     turns: list[Turn] = field(default_factory=list)
 
     def ask(self, question: str, show: Say | None = None) -> str:
-        """Answer a question, remembering both.
+        """Answer a question and add both to the history.
 
         Args:
             question: the user's text.
-            show: is given the answer piece by piece as it grows, stop words left out.
+            show: called with each further part of the answer, without stop words.
 
         Returns:
-            The whole answer.
+            The full answer.
 
         Raises:
-            UserError: when the question alone does not fit into the model's context.
+            UserError: when the question alone exceeds the model's context length.
         """
         self.turns.append(Turn(question))
         try:
@@ -100,21 +117,21 @@ class ChatSession:
         return answer.text
 
     def undo(self) -> Turn | None:
-        """Forget the last question and its answer; give them back."""
+        """Remove the last question and its answer from the history and return them."""
         return self.turns.pop() if self.turns else None
 
     def reset(self) -> None:
-        """Forget everything that was said."""
+        """Clear the history."""
         self.turns.clear()
 
     @property
     def context(self) -> int:
-        """How many tokens the model can take in."""
+        """The model's context length in tokens."""
         config = self.model.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", 0) or 10**9)
 
     def _fitting_ids(self) -> list[int]:
-        """The prompt's ids, oldest turns dropped until there is room for an answer."""
+        """The prompt's ids; the oldest turns are dropped until there is room for an answer."""
         reserve = min(self.sampling.max_new_tokens, self.context // 4)
         dropped = 0
         ids = self.prompt.ids(self.turns, self.system)
@@ -128,13 +145,13 @@ class ChatSession:
                     count=len(ids),
                     context=self.context,
                 ),
-                hint=tr("ask for less at once."),
+                hint=tr("ask a shorter question."),
             )
         del self.turns[:dropped]
         if dropped:
             self.notice(
                 tr(
-                    "[the context is full: the oldest {dropped} turn(s) were forgotten]",
+                    "[the context is full: the oldest {dropped} turn(s) were dropped]",
                     dropped=dropped,
                 )
             )
@@ -170,14 +187,14 @@ class ChatSession:
     def _with_results(
         self, ids: list[int], answer: _Answer, call: str, show: Say | None
     ) -> _Answer:
-        """Run what the model called, give it the results and let it go on."""
+        """Run the model's tool calls, append the results and generate the rest of the answer."""
         assert self.run_tools is not None
         results = f"<|Results|>:\n{self.run_tools(call)}<eor>\n"
         if show:
             show(f"\n{results}")
-        said = f"{answer.text}<eoc>\n{results}"
-        more = self._generate(ids + self.prompt.encode(said), show)
-        return _Answer(answer.ids + more.ids, more.raw, said + more.text)
+        text = f"{answer.text}<eoc>\n{results}"
+        more = self._generate(ids + self.prompt.encode(text), show)
+        return _Answer(answer.ids + more.ids, more.raw, text + more.text)
 
 
 @dataclass(frozen=True)
@@ -187,14 +204,14 @@ class _Answer:
     text: str
 
 
-def _pad_id(tokenizer: Any, stop_ids: list[int]) -> int | None:
+def _pad_id(tokenizer: Tokenizer, stop_ids: list[int]) -> int | None:
     if tokenizer.pad_token_id is not None:
         return int(tokenizer.pad_token_id)
     return stop_ids[0] if stop_ids else None
 
 
 class _Printer(TextStreamer):
-    """Shows the text as it grows, holding back what may become a stop word."""
+    """Prints text as it is generated, except an end that may be the start of a stop word."""
 
     def __init__(self, tokenizer: Any, stop_texts: list[str], show: Say) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -204,7 +221,7 @@ class _Printer(TextStreamer):
         self._stopped = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by ``TextStreamer`` with each further piece of text."""
+        """Called by ``TextStreamer`` with each further part of the text."""
         self._held += text
         if self._stopped:
             return
@@ -218,7 +235,7 @@ class _Printer(TextStreamer):
             self._show(ready)
 
     def _may_become_stop_word(self) -> int:
-        """How many characters at the end are the beginning of a stop word."""
+        """The length of the longest end of the text that starts a stop word, in characters."""
         lengths = [
             length
             for word in self._stop_texts

@@ -1,11 +1,11 @@
-"""Chat about an image: the parts of a LLaVA model put together, prompts with the image in them."""
+"""Chat about an image: LLaVA models assembled from their parts, and prompts with an image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,28 +16,37 @@ from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import GenerationConfig, PreTrainedConfig
+
+    from xtuner.model.llava import LLaVAModel
+    from xtuner.utils.types import ImageProcessor
+
 
 @dataclass
 class VisionLanguageModel:
-    """A LLaVA model that answers about one image; to a chat it looks like a language model.
+    """A LLaVA model with one image, with the interface of a language model that ``chat`` uses.
 
     Attributes:
         llava: the model.
         image_processor: of its visual encoder.
-        pixels: (1, 3, H, W) of the image that is talked about.
+        pixels: (1, 3, H, W), the current image; None without one.
     """
 
-    llava: Any
-    image_processor: Any
+    llava: LLaVAModel
+    image_processor: ImageProcessor
     pixels: Tensor | None = None
 
     @property
-    def config(self) -> Any:
-        return self.llava.llm.config
+    def config(self) -> PreTrainedConfig:
+        config: PreTrainedConfig = self.llava.llm.config
+        return config
 
     @property
-    def generation_config(self) -> Any:
-        return self.llava.llm.generation_config
+    def generation_config(self) -> GenerationConfig:
+        config: GenerationConfig = self.llava.llm.generation_config
+        return config
 
     @property
     def device(self) -> torch.device:
@@ -49,15 +58,15 @@ class VisionLanguageModel:
         dtype: torch.dtype = self.llava.llm.dtype
         return dtype
 
-    def set_image(self, image: Any) -> None:
-        """Talk about this image (of Pillow) from now on."""
+    def set_image(self, image: Image) -> None:
+        """Set the image of the conversation."""
         from xtuner.dataset.images import pixel_values
 
         self.pixels = pixel_values(image, self.image_processor, square=True)[None]
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
-        """(1, S) → (1, S + T): the question's ids and those of the answer."""
+    def generate(self, input_ids: Tensor, **settings: object) -> Tensor:
+        """Generate T tokens: (1, S) -> (1, S + T), the prompt followed by the answer."""
         pixels = self.pixels if self.pixels is not None and (input_ids < 0).any() else None
         if pixels is not None:
             pixels = pixels.to(self.device)
@@ -67,10 +76,10 @@ class VisionLanguageModel:
 
 @dataclass
 class ImagePrompt(ChatPrompt):
-    """Prompts whose first question stands under the image."""
+    """Prompts with the image before the first question."""
 
     def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
-        """The ids of a conversation about the image, its place as ``IMAGE_TOKEN_INDEX``."""
+        """The ids of a conversation, with ``IMAGE_TOKEN_INDEX`` in the place of the image."""
         first = replace(turns[0], question=f"{DEFAULT_IMAGE_TOKEN}\n{turns[0].question}")
         if self.template is None:
             raise UserError(
@@ -79,24 +88,24 @@ class ImagePrompt(ChatPrompt):
             )
         segments = [
             part
-            for piece in self.segments([first, *turns[1:]], system)
-            for part in (split_images(piece) or [piece])
+            for segment in self.segments([first, *turns[1:]], system)
+            for part in (split_images(segment) or [segment])
         ]
         encoded = encode_segments(self.tokenizer, segments, with_image_token=True)
-        return [token for piece in encoded for token in piece]
+        return [token for segment in encoded for token in segment]
 
 
 def build_vision_language_model(
     llm: Any, llava: Path, visual_encoder: str | None, visual_select_layer: int
 ) -> VisionLanguageModel:
-    """The parts that ``convert pth_to_hf`` wrote, on a language model.
+    """Assemble a LLaVA model from the parts that ``convert pth_to_hf`` wrote.
 
     Args:
-        llm: the language model, its adapter on.
+        llm: the language model, with its adapter if there is one.
         llava: the folder with ``projector/`` and, where trained, ``visual_encoder/`` or
             ``visual_encoder_adapter/``.
-        visual_encoder: folder or hub name; None takes the one of ``llava``.
-        visual_select_layer: which hidden states are taken.
+        visual_encoder: folder or hub name; None for the one in ``llava``.
+        visual_select_layer: index of the hidden states that the projector reads.
 
     Raises:
         UserError: when a part is missing.
@@ -136,14 +145,14 @@ def build_vision_language_model(
     except (OSError, ValueError) as error:
         raise UserError(
             tr("there is no image processor"),
-            hint=tr("--visual-encoder with the visual encoder that training began with."),
+            hint=tr("pass the visual encoder of the training config with --visual-encoder."),
             where=Where(visual_encoder or place),
         ) from error
     return VisionLanguageModel(model.eval(), processor)
 
 
 def _visual_encoder(place: str, dtype: torch.dtype) -> Any:
-    """The visual half of a model, by the class that configs name (CLIPVisionModel, ...)."""
+    """Load the visual part of a model by the class of its config (CLIPVisionModel, ...)."""
     from transformers import MODEL_MAPPING
 
     from xtuner.model.transformers_models.auto import AutoConfig

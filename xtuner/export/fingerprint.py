@@ -69,6 +69,6 @@ def check_fingerprint(adapter: Path, base: Weights) -> str:
             name=name,
             difference=difference,
         ),
-        hint=tr("give {name}; or, if you mean it and the shapes agree, add --force.", name=name),
+        hint=tr("use {name}, or add --force to merge anyway (the shapes must agree).", name=name),
         where=Where(str(base.path)),
     )

@@ -34,7 +34,7 @@ def require_llava(model: Mapping[str, Any], save_format: str) -> None:
                 save_format=save_format,
                 name=name,
             ),
-            hint=tr("leave it out."),
+            hint=tr("omit --save-format."),
         )
 
 

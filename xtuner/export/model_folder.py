@@ -57,10 +57,10 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
 
 def _marker_hint(folder: Path, marker: str) -> str:
     if marker == "config.json" and (folder / "adapter_config.json").is_file():
-        return tr("it is an adapter: give its base model here, and this folder as the adapter.")
+        return tr("it is an adapter: pass its base model here and this folder as the adapter.")
     if marker == "adapter_config.json" and (folder / "config.json").is_file():
-        return tr("it is a whole model, not an adapter: nothing has to be merged.")
-    return tr("checkpoints of training become such folders with 'xtuner convert pth_to_hf'.")
+        return tr("it is a full model, not an adapter: there is nothing to merge.")
+    return tr("'xtuner convert pth_to_hf' converts a training checkpoint into such a folder.")
 
 
 def _download(name: str) -> Path:
@@ -96,14 +96,14 @@ def check_output(out: Path, inputs: list[Path]) -> None:
             )
     if out.is_file():
         raise UserError(
-            tr("this is a file; a folder is to be written here."),
+            tr("this is a file, not a folder to write to."),
             where=Where(str(out)),
         )
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not any((out / name).is_file() for name in _OUTPUTS):
         raise UserError(
-            tr("this folder is not empty and holds no model; it is left as it is."),
+            tr("this folder is not empty and does not hold a model; nothing is overwritten."),
             hint=tr("choose a new output folder."),
             where=Where(str(out)),
         )

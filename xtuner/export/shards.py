@@ -34,7 +34,7 @@ def parse_size(text: str) -> int:
     factor = _UNITS.get(match[2].upper()) if match else None
     if match is None or factor is None or float(match[1]) <= 0:
         raise UserError(
-            tr("{text!r} is not a size of a shard.", text=text),
+            tr("{text!r} is not a shard size.", text=text),
             hint=tr("write for example 2GB or 500MB."),
         )
     return int(float(match[1]) * factor)

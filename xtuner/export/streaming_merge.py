@@ -129,9 +129,9 @@ def prepare_streaming_merge(
     if kind not in STREAMED:
         raise CannotStream(tr("adapters of type {kind}", kind=kind))
     if getattr(config, "target_parameters", None):
-        raise CannotStream(tr("adapters on single parameters"))
+        raise CannotStream(tr("adapters with target_parameters"))
     if _initialization_of(config).startswith(_NOT_REPEATABLE):
-        raise CannotStream(tr("adapters initialised from data"))
+        raise CannotStream(tr("adapters with a data-driven initialization"))
     model = _build_meta_base(base.path, config.task_type, adapter)
     vocab_size = model.config.vocab_size
     _check_names(model, base)
@@ -177,7 +177,7 @@ def _build_meta_base(base: Path, task_type: str | None, adapter: Path) -> PreTra
         model = kind.from_config(config, trust_remote_code=True)
     conversions = get_model_conversion_mapping(model, add_legacy=False)
     if [entry for entry in conversions if not isinstance(entry, PrefixChange)]:
-        raise CannotStream(tr("models whose files name tensors otherwise"))
+        raise CannotStream(tr("models whose weights transformers converts on loading"))
     return model
 
 
@@ -200,7 +200,7 @@ def _check_names(model: PreTrainedModel, base: Weights) -> None:
     }
     absent = sorted(set(wanted) - set(base.infos))
     if absent and len(absent) == len(wanted):
-        raise CannotStream(tr("models whose files name tensors otherwise"))
+        raise CannotStream(tr("models whose weights transformers converts on loading"))
     if absent:
         raise UserError(
             tr("the base model lacks tensors: {absent}", absent=shown(absent)),
@@ -252,7 +252,7 @@ def _attach_adapter(model: PreTrainedModel, config: PeftConfig, adapter: Path) -
     if unexpected:
         raise UserError(
             tr(
-                "the base has no place for tensors of the adapter: {unexpected}",
+                "the base has no modules for these tensors of the adapter: {unexpected}",
                 unexpected=shown(unexpected),
             ),
             hint=wrong_base,
@@ -311,7 +311,7 @@ def _collect(wrapped: PeftModel, merge: StreamingMerge) -> None:
             for key, value in module.modules_to_save[ADAPTER].state_dict().items():
                 merge.replaced[f"{name.removeprefix(prefix)}.{key}"] = value
         elif isinstance(module, AuxiliaryTrainingWrapper):
-            raise CannotStream(tr("adapters with trained single tokens"))
+            raise CannotStream(tr("adapters with trainable_token_indices"))
         elif isinstance(module, BaseTunerLayer) and ADAPTER in (
             getattr(module, "scaling", None) or {ADAPTER: 1}
         ):

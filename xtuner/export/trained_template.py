@@ -37,7 +37,7 @@ def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
         raise UserError(
             tr(
                 "the training data use {count} different prompt templates; "
-                "a model can be handed on with one.",
+                "a model can be exported with one.",
                 count=len(found),
             ),
             hint=tr(

@@ -73,7 +73,7 @@ class TrainedWeights:
             raise UserError(
                 tr("the checkpoint does not fit the model of the config; tensors are\n  ")
                 + "\n  ".join(problems),
-                hint=tr("give the config that this checkpoint was trained with."),
+                hint=tr("use the config that this checkpoint was trained with."),
                 where=Where(str(self.path)),
             )
 

@@ -109,7 +109,7 @@ def check_difference(difference: Difference, dtype: torch.dtype, what: str) -> N
                 largest=difference.largest,
                 allowed=allowed * difference.scale,
             ),
-            hint=tr("nothing was kept. Please report this; '--no-verify' writes it all the same."),
+            hint=tr("nothing was written. Please report this; '--no-verify' skips the check."),
         )
 
 

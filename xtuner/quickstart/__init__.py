@@ -1,4 +1,4 @@
-"""The embedded example: a small model, its tokenizer and its data, all made on the spot.
+"""The embedded example: a small model, its tokenizer and its data, created locally.
 
 ``xtuner train quickstart`` needs no network: ``make_base`` writes an ordinary Hugging Face folder
 with random weights, and ``load_rows`` gives questions about who the assistant is, in Chinese and

@@ -27,13 +27,13 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
     # Wider than transformers' 0.02: LoRA leaves the output layer as it is, and its logits would be
-    # too close together ever to be sure of a token.
+    # too close together for confident predictions.
     "initializer_range": 0.08,
 }
 
 
 def make_base(save_dir: str | os.PathLike[str]) -> Path:
-    """Write the base model's folder, unless it is already there.
+    """Write the base model's folder, unless it exists.
 
     Args:
         save_dir: the folder to write.

@@ -1,4 +1,4 @@
-"""``xtuner chat``: talk to a model in the terminal, or answer the lines of a pipe."""
+"""``xtuner chat``: chat with a model in the terminal, or answer the lines of a pipe."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extra = parser.add_mutually_exclusive_group()
     extra.add_argument("--adapter", help=tr("an adapter's folder"))
     extra.add_argument("--llava", help=tr("a LLaVA model's folder"))
-    parser.add_argument("--visual-encoder", help=tr("of LLaVA"))
+    parser.add_argument("--visual-encoder", help=tr("the visual encoder of LLaVA"))
     parser.add_argument(
         "--visual-select-layer",
         type=int,
         default=-2,
-        help=tr("the layer whose features LLaVA takes"),
+        help=tr("index of the visual encoder layer whose features LLaVA uses"),
     )
-    parser.add_argument("--image", help=tr("the image to talk about"))
+    parser.add_argument("--image", help=tr("the image to ask about"))
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
     templates = sorted(name for name in PROMPT_TEMPLATE if name != "auto")
     parser.add_argument(
@@ -44,13 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     )
     system = parser.add_mutually_exclusive_group()
-    system.add_argument("--system", help=tr("the system text"))
+    system.add_argument("--system", help=tr("the system prompt"))
     system.add_argument(
         "--system-template",
         choices=sorted(SYSTEM_TEMPLATE),
-        help=tr("a ready one"),
+        help=tr("a predefined system prompt"),
     )
-    parser.add_argument("--bits", type=int, choices=(4, 8), help=tr("load quantised"))
+    parser.add_argument(
+        "--bits", type=int, choices=(4, 8), help=tr("load the model quantised to 4 or 8 bits")
+    )
     parser.add_argument("--bot-name", default="BOT", help=tr("default: BOT"))
     parser.add_argument(
         "--with-plugins",
@@ -58,16 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PLUGINS,
         help=tr("tools of MOSS models"),
     )
-    parser.add_argument("--no-streamer", action="store_true", help=tr("show whole answers"))
+    parser.add_argument(
+        "--no-streamer", action="store_true", help=tr("print complete answers, without streaming")
+    )
     parser.add_argument("--lagent", action="store_true", help=tr("ReAct agent"))
-    parser.add_argument("--stop-words", nargs="+", default=[], help=tr("more texts to stop at"))
-    parser.add_argument("--offload-folder", help=tr("for what fits nowhere else"))
+    parser.add_argument("--stop-words", nargs="+", default=[], help=tr("additional stop words"))
+    parser.add_argument("--offload-folder", help=tr("folder for weights that do not fit in memory"))
     _add_sampling(parser)
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, default=2048, help=tr("of an answer"))
-    parser.add_argument("--temperature", type=float, default=0.1, help=tr("0: greedy"))
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=2048, help=tr("maximum number of tokens of an answer")
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.1, help=tr("sampling temperature, 0: greedy")
+    )
     parser.add_argument("--top-k", type=int, default=40)
     parser.add_argument("--top-p", type=float, default=0.75)
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
@@ -75,7 +83,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model and talk until ``exit`` or the end of the input."""
+    """Load the model and chat until ``exit`` or the end of the input."""
     _check(args)
     if args.lagent:
         from xtuner.tools.chat_lagent import run_agent_chat
@@ -99,14 +107,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Find what does not go together before anything is loaded."""
+    """Check for arguments that exclude or need each other, before anything is loaded."""
     if (args.visual_encoder or args.image) and not args.llava:
         raise UserError(
-            tr("--image and --visual-encoder go with --llava."),
+            tr("--image and --visual-encoder need --llava."),
             hint="xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE",
         )
     if args.llava and not args.image:
-        raise UserError(tr("which image?"), hint="--image FILE")
+        raise UserError(tr("--llava needs an image."), hint="--image FILE")
     if args.llava and not args.prompt_template:
         raise UserError(
             tr("a chat about images needs a template."),
@@ -155,7 +163,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     if _system(args) and template is not None and "SYSTEM" not in template:
         _notice(
             tr(
-                "[{prompt_template} has no place for a system text: it is left out]",
+                "[the template {prompt_template} has no system prompt: it is ignored]",
                 prompt_template=args.prompt_template,
             )
         )
@@ -185,7 +193,7 @@ def _image(file: str, load: Any) -> Any:
 
 
 def _stop_ids(model: Any) -> list[int]:
-    """What the model's own generation config stops at."""
+    """``eos_token_id`` of the model's generation config, as a list."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     if ids is None:
         return []
@@ -202,11 +210,9 @@ def _system(args: argparse.Namespace) -> str:
 def _about(model: Any, prompt: Any) -> str:
     """One line: device, dtype and which template is used."""
     how = {
-        "template": tr("the prompt template asked for"),
+        "template": tr("the prompt template of --prompt-template"),
         "tokenizer": tr("the tokenizer's chat template"),
-        "raw": tr(
-            "no chat template, neither asked for nor in the tokenizer: the text goes in as it is"
-        ),
+        "raw": tr("no chat template: the text is passed to the model unchanged"),
     }[prompt.kind]
     dtype = str(model.dtype).removeprefix("torch.")
     return f"[{model.device}, {dtype}; {how}]"

@@ -10,7 +10,7 @@ from xtuner.utils.lang import tr
 
 
 def run_agent_chat(args: argparse.Namespace) -> int:
-    """Let Lagent's ReAct agent answer each line until ``exit``.
+    """Answer each line with Lagent's ReAct agent, until ``exit`` or the end of the input.
 
     Raises:
         UserError: without Lagent or without the search's key.

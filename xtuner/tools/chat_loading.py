@@ -1,4 +1,4 @@
-"""Loading a model to talk to: dtype, quantisation and adapter as the command line asks."""
+"""Loading a model for chat, with dtype, quantisation and adapter of the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mmbench`` and ``eval_refcoco`` share: words, the model, and dealing out questions."""
+"""What ``mmbench`` and ``eval_refcoco`` share: arguments, the model, distributed questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xtuner.utils.templates import PROMPT_TEMPLATE
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what both commands understand."""
+    """Declare the arguments of both commands."""
     parser.add_argument("model_name_or_path", help=tr("the language model: folder or hub name"))
     parser.add_argument("--data-path", required=True, help=tr("the questions"))
     parser.add_argument("--work-dir", help=tr("where the results go"))
@@ -27,7 +27,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(name for name in PROMPT_TEMPLATE if name != "auto"),
         metavar="NAME",
         required=True,
-        help=tr("the one of the training"),
+        help=tr("the prompt template of the training"),
     )
     parser.add_argument("--stop-words", nargs="+", default=[])
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
@@ -40,7 +40,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def begin(args: argparse.Namespace, command: str) -> None:
-    """Become several processes where the environment asks for them, and join them."""
+    """Start torchrun where the environment asks for it, and initialize the process group."""
     from xtuner.engine.launch import become_torchrun, read_layout
 
     if args.launcher == "none":
@@ -57,7 +57,7 @@ def begin(args: argparse.Namespace, command: str) -> None:
 
 
 def load_session(args: argparse.Namespace) -> Any:
-    """The model as a chat session that answers greedily."""
+    """The model as a chat session with greedy decoding."""
     from xtuner.chat.session import ChatSession, Sampling
     from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
     from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
@@ -76,19 +76,19 @@ def load_session(args: argparse.Namespace) -> Any:
 
 
 def answer(session: Any, image: Any, question: str) -> str:
-    """The answer to a question about an image (of Pillow), nothing said before it."""
+    """Answer a question about an image, without history."""
     session.reset()
     session.model.set_image(image)
     return str(session.ask(question))
 
 
 def answer_all(count: int, one: Callable[[int], Any], what: str) -> list[Any] | None:
-    """Work through questions, dealt out over the processes.
+    """Answer questions, distributed over the processes.
 
     Args:
         count: how many.
-        one: gives the result of a question by its number.
-        what: shown beside the progress.
+        one: returns the result of a question by its number.
+        what: description of the progress bar.
 
     Returns:
         All results in order in the first process, None in the others.
@@ -116,14 +116,14 @@ def work_dir_of(args: argparse.Namespace, command: str) -> Path:
 
 
 def leave() -> None:
-    """Take leave of the other processes."""
+    """Destroy the process group."""
     from xtuner.parallel.processes import shutdown_distributed
 
     shutdown_distributed()
 
 
 def print_table(title: str, found: dict[str, float], columns: Sequence[str]) -> None:
-    """Show shares as per cent."""
+    """Print fractions as percentages."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one: aside, flushed, then renamed."""
+"""Atomic writing of files and folders: to a temporary path, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def _fsync(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file aside and rename it into place (UTF-8)."""
+    """Write a text file (UTF-8) atomically."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def copy_side_files(source: Path, target: Path, *, replace: bool = True) -> None:
-    """Copy what stands beside a model's weights: config, tokenizer, generation config, code.
+    """Copy the files of a model folder that are not weights: config, tokenizer, code and so on.
 
     Args:
         source: the model's folder.
         target: a folder.
-        replace: also files that ``target`` has.
+        replace: overwrite files that ``target`` has.
     """
     for file in source.iterdir():
         is_weights = any(file.match(pattern) for pattern in _WEIGHTS)

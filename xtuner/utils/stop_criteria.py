@@ -1,11 +1,14 @@
-"""Ending a generation at a stop word, also one that is several tokens of the vocabulary."""
+"""Stopping generation at a stop word, also at one of several tokens."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import StoppingCriteria
+
+if TYPE_CHECKING:
+    from xtuner.utils.types import Tokenizer
 
 
 class StopWordStoppingCriteria(StoppingCriteria):
@@ -16,14 +19,14 @@ class StopWordStoppingCriteria(StoppingCriteria):
         stop_word: the text; line breaks in the decoded text are ignored, as published.
     """
 
-    def __init__(self, tokenizer: Any, stop_word: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_word: str) -> None:
         self.tokenizer = tokenizer
         self.stop_word = stop_word
         # A token gives at least one byte, so the last ids hold the whole word.
         self.length = len(stop_word.encode()) + 2
 
     def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object
     ) -> torch.BoolTensor:
         """Which of the sequences ``input_ids (batch, tokens)`` are done: ``(batch,)``."""
         texts = self.tokenizer.batch_decode(input_ids[:, -self.length :])

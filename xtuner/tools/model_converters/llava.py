@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--visual-encoder",
-        help=tr("the visual encoder, likewise"),
+        help=tr("the visual encoder, where it is not in the folder"),
     )
     parser.add_argument("--visual-select-layer", type=int, default=-2, help=tr("default: -2"))
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help=tr("merge though it is another base of the same shapes"),
+        help=tr("merge into another base of the same shapes"),
     )
 
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.force:
         print(tr("the base is not compared (--force)"))
     elif check_fingerprint(adapter, weights) == "same":
-        print(tr("the base is the one of the training"))
+        print(tr("the base is the one that the adapter was trained on"))
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
@@ -126,7 +126,7 @@ def _write(
             raise CannotStream(tr("CLIP models"))
         merge = prepare_streaming_merge(weights, adapter, dtype, device)
     except CannotStream as reason:
-        print(tr("{reason} are merged with the whole model in memory", reason=reason))
+        print(tr("{reason} are merged with the full model in memory", reason=reason))
         _write_in_memory(weights.path, adapter, aside, dtype, args)
         return
     _write_streaming(merge, aside, size, safe)

@@ -78,14 +78,14 @@ def _llama_config(source: Path) -> Any:
     rope = dict(phi.rope_parameters or {})
     if rope.get("rope_type") != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
-            tr("Llama does not compute the positions of long-context Phi-3 models."),
+            tr("Llama does not support the LongRoPE scaling of long-context Phi-3 models."),
             where=where,
         )
     window = getattr(phi, "sliding_window", None)
     if window:
         print(
             tr(
-                "Phi-3 looks back {window} tokens, Llama at all: up to {window} tokens they agree",
+                "Phi-3 attends to the last {window} tokens, Llama to all: they agree up to {window} tokens",
                 window=window,
             )
         )

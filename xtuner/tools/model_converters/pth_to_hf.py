@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help=tr("convert though training and serving would build different prompts"),
+        help=tr("convert even if training and serving build different prompts"),
     )
 
 
@@ -115,7 +115,7 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
     """Config, checkpoint and output; the config is looked for when it is not given."""
     if not 2 <= len(words) <= 3:
         raise UserError(
-            tr("{count} words were given.", count=len(words)),
+            tr("expected 2 or 3 arguments, got {count}.", count=len(words)),
             hint="xtuner convert pth_to_hf [CONFIG] PTH OUT",
             status=2,
         )

@@ -65,4 +65,4 @@ def _value(node: ast.AST) -> float:
         function = _FUNCTIONS.get(node.func.id)
         if function is not None:
             return float(function(*map(_value, node.args)))
-    raise ValueError(tr("that is not arithmetic"))
+    raise ValueError(tr("not an arithmetic expression"))

@@ -35,7 +35,7 @@ def solve(equations: str) -> str:
         sides = [_difference(equation) for equation in equations.split(",") if equation.strip()]
         unknowns = sorted({symbol for side in sides for symbol in side.free_symbols}, key=str)
         if not unknowns:
-            raise ValueError(tr("there is no unknown"))
+            raise ValueError(tr("there is no variable to solve for"))
         solution = sympy.solve(sides if len(sides) > 1 else sides[0], unknowns)
     except (ValueError, SyntaxError, TypeError, NotImplementedError, RecursionError) as error:
         raise UserError(
@@ -72,7 +72,7 @@ def _convert(node: ast.AST) -> Any:
         name = "Abs" if node.func.id == "abs" else node.func.id
         if name in _FUNCTIONS:
             return getattr(sympy, name)(_convert(node.args[0]))
-    raise ValueError(tr("that is not an equation"))
+    raise ValueError(tr("not an equation"))
 
 
 def _combine(operation: ast.operator, left: Any, right: Any) -> Any:
@@ -88,4 +88,4 @@ def _combine(operation: ast.operator, left: Any, right: Any) -> Any:
         if right.is_number and abs(right) > MAX_POWER:
             raise ValueError(tr("the power is too large"))
         return left**right
-    raise ValueError(tr("that is not an equation"))
+    raise ValueError(tr("not an equation"))
