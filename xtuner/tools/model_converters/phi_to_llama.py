@@ -85,7 +85,8 @@ def _llama_config(source: Path) -> Any:
     if window:
         print(
             tr(
-                "Phi-3 attends to the last {window} tokens, Llama to all: they agree up to {window} tokens",
+                "Phi-3 attends to the last {window} tokens, Llama to all: they agree up to "
+                "{window} tokens",
                 window=window,
             )
         )
