@@ -33,6 +33,14 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def answering_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model that gives one answer to every question."""
+    from tests.helpers.answering import save_answering_model
+
+    return save_answering_model(tmp_path_factory.mktemp("models") / "answering")
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level tokenizer with 512 entries."""
     from tests.helpers.tiny import make_tokenizer

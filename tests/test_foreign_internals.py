@@ -294,8 +294,8 @@ INTERNALS = [
     Internal(
         "mmengine.runner.Runner",
         "engine/runner/finetune_runner.py",
-        "_hooks, _train_loop, _launcher and _has_loaded are read; without them training fails",
-        says("_hooks", "_train_loop", "_launcher", "_has_loaded"),
+        "_hooks, the loops, _launcher and _has_loaded are read; without them training fails",
+        says("_hooks", "_train_loop", "_val_loop", "_test_loop", "_launcher", "_has_loaded"),
     ),
     Internal(
         "mmengine.optim.OptimWrapper",
@@ -327,6 +327,8 @@ OF_INSTANCES = {
     "_count_history": "mmengine.logging.HistoryBuffer",
     "_hooks": "mmengine.runner.Runner",
     "_train_loop": "mmengine.runner.Runner",
+    "_val_loop": "mmengine.runner.Runner",
+    "_test_loop": "mmengine.runner.Runner",
     "_launcher": "mmengine.runner.Runner",
     "_parameters": "torch.nn.Module",
     "_buffers": "torch.nn.Module",

@@ -67,7 +67,8 @@ def test_the_template_of_a_config():
 
 def test_two_templates_in_one_run_are_refused():
     two = [
-        {"template_map_fn": {"type": len, "template": name}} for name in ("internlm2_chat", "vicuna")
+        {"template_map_fn": {"type": len, "template": name}}
+        for name in ("internlm2_chat", "vicuna")
     ]
     with pytest.raises(UserError, match="2 different prompt templates"):
         template_of({"train_dataloader": {"dataset": {"datasets": two}}})

@@ -1,10 +1,16 @@
-"""The known datasets, each as a function that gives rows of tokens ready to train on."""
+"""The known datasets, each as a function that returns tokenised rows for training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from xtuner.utils.types import Tokenizer
+
+Template: TypeAlias = "Mapping[str, Any] | None"
 Builder = Callable[..., Any]
 
 CRIME_FILE = "./data/CrimeKgAssitant清洗后_52k.json"
@@ -17,7 +23,12 @@ MOSS_PLUGINS_FILE = (
 
 
 def _from_rows(
-    rows: Any, tokenizer: Any, map_fn: str, max_length: int, template: Any, **settings: Any
+    rows: Dataset | DatasetDict,
+    tokenizer: Tokenizer,
+    map_fn: str,
+    max_length: int,
+    template: Template,
+    **settings: object,
 ) -> Any:
     from xtuner.dataset import map_fns, process_hf_dataset
     from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -35,7 +46,7 @@ def _from_rows(
 
 
 def _builder(name: str, place: str, map_fn: str, subset: str | None = None) -> Builder:
-    """Make the function of a dataset of one source.
+    """Create the function of a dataset with one source.
 
     Args:
         name: the function's name without ``_dataset``.
@@ -45,13 +56,13 @@ def _builder(name: str, place: str, map_fn: str, subset: str | None = None) -> B
     """
 
     def build(
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         path: str = place,
         max_length: int = 2048,
-        prompt_template: Any = None,
+        prompt_template: Template = None,
         remove_unused_columns: bool = True,
         pack_to_max_length: bool = True,
-        **settings: Any,
+        **settings: object,
     ) -> Any:
         from datasets import load_dataset
 
@@ -86,13 +97,13 @@ def _builder(name: str, place: str, map_fn: str, subset: str | None = None) -> B
 
 
 def _joined(name: str, places: dict[str, Builder]) -> Builder:
-    """Make the function of a dataset of two: its arguments name the place of each."""
+    """Create the function of two concatenated datasets, whose arguments are the sources."""
 
-    def build(tokenizer: Any, *paths: str, **settings: Any) -> Any:
+    def build(tokenizer: Tokenizer, *paths: str, **settings: object) -> Any:
         from xtuner.dataset import ConcatDataset
 
         given = dict(zip(places, paths, strict=False))
-        given |= {key: settings.pop(key) for key in places if key in settings}
+        given |= {key: str(settings.pop(key)) for key in places if key in settings}
         parts = [
             part(tokenizer, **({"path": given[key]} if key in given else {}), **settings)
             for key, part in places.items()
@@ -111,7 +122,7 @@ def _joined(name: str, places: dict[str, Builder]) -> Builder:
 
 def _moss(name: str, place: str) -> Builder:
     def build(
-        tokenizer: Any, data_file: str = place, max_length: int = 2048, **settings: Any
+        tokenizer: Tokenizer, data_file: str = place, max_length: int = 2048, **settings: object
     ) -> Any:
         from xtuner.dataset import MOSSSFTDataset
 

@@ -1,14 +1,18 @@
-"""Models ready to train, fully or with adapters, and their tokenizers."""
+"""Language models for full, LoRA and QLoRA training, and their tokenizers."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.errors import require
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
 
-def build_model(model_name_or_path: str, return_tokenizer: bool = True, **settings: Any) -> Any:
-    """Load a language model to train it fully.
+
+def build_model(model_name_or_path: str, return_tokenizer: bool = True, **settings: object) -> Any:
+    """Load a language model for full training.
 
     Args:
         model_name_or_path: a folder or a hub name.
@@ -28,11 +32,11 @@ def build_model(model_name_or_path: str, return_tokenizer: bool = True, **settin
 
 def build_lora_model(
     model_name_or_path: str,
-    lora_config: Any = None,
+    lora_config: LoraConfig | None = None,
     return_tokenizer: bool = True,
-    **settings: Any,
+    **settings: object,
 ) -> Any:
-    """Load a language model in bfloat16 and put a LoRA adapter on it.
+    """Load a language model in bfloat16 and add a LoRA adapter.
 
     Args:
         model_name_or_path: a folder or a hub name.
@@ -55,12 +59,12 @@ def build_lora_model(
 
 def build_qlora_model(
     model_name_or_path: str,
-    quantization_config: Any = None,
-    lora_config: Any = None,
+    quantization_config: BitsAndBytesConfig | None = None,
+    lora_config: LoraConfig | None = None,
     return_tokenizer: bool = True,
-    **settings: Any,
+    **settings: object,
 ) -> Any:
-    """Load a language model in 4 bits and put a LoRA adapter on it.
+    """Load a language model in 4 bits and add a LoRA adapter.
 
     Args:
         model_name_or_path: a folder or a hub name.
@@ -79,6 +83,8 @@ def build_qlora_model(
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
 
+    from xtuner.model.activation_checkpointing import enable_activation_checkpointing
+
     require("bitsandbytes", extra="quant", purpose="QLoRA")
     quantization_config = quantization_config or BitsAndBytesConfig(
         load_in_4bit=True,
@@ -92,7 +98,10 @@ def build_qlora_model(
         quantization_config=quantization_config,
         **settings,
     )
-    model = prepare_model_for_kbit_training(model)
+    # peft would call activation checkpointing by the name that transformers removes in version 6
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model.enable_input_require_grads()
+    enable_activation_checkpointing(model)
     model = get_peft_model(model, lora_config or _default_lora())
     return (model, _tokenizer(model_name_or_path)) if return_tokenizer else model
 

@@ -113,8 +113,8 @@ def _model(cfg: Config, *, checkpointing: bool) -> nn.Module:
     from xtuner.model.lora.targets import set_default_targets
 
     if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-    elif checkpointing:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if checkpointing:
         model.enable_input_require_grads()
     lora = _built(cfg.lora)
     set_default_targets(lora, model)

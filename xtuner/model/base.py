@@ -307,7 +307,7 @@ class FinetuneModel(BaseModel):
         save_dir: str | os.PathLike[str],
         dtype: torch.dtype | None = None,
         safe_serialization: bool = True,
-        max_shard_size: str = "2GB",
+        max_shard_size: int | str = "2GB",
     ) -> None:
         """Write the model, or its adapter, as a Hugging Face folder.
 

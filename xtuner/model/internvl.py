@@ -131,7 +131,7 @@ class InternVL_V1_5(VisionLanguageModel):
         save_dir: str | os.PathLike[str],
         dtype: torch.dtype | None = None,
         safe_serialization: bool = True,
-        max_shard_size: str = "2GB",
+        max_shard_size: int | str = "2GB",
     ) -> None:
         """Write the whole model with adapters merged, and the code that it needs.
 

@@ -150,7 +150,7 @@ class LLaVAModel(VisionLanguageModel):
         save_dir: str | os.PathLike[str],
         dtype: torch.dtype | None = None,
         safe_serialization: bool = True,
-        max_shard_size: str = "2GB",
+        max_shard_size: int | str = "2GB",
         save_format: str = "xtuner",
     ) -> None:
         """Write what was trained, or the whole model in another project's form.

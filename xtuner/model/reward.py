@@ -136,7 +136,7 @@ class RewardModel(FinetuneModel):
         save_dir: str | os.PathLike[str],
         dtype: torch.dtype | None = None,
         safe_serialization: bool = True,
-        max_shard_size: str = "2GB",
+        max_shard_size: int | str = "2GB",
     ) -> None:
         """Write a model, or an adapter, for ``AutoModelForSequenceClassification``, head included.
 

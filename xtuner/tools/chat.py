@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xtuner.tools.arguments import add_dtype
 from xtuner.utils.errors import UserError, Where, require
@@ -13,7 +14,12 @@ from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel
+
+    from xtuner.chat.prompt import ChatPrompt
     from xtuner.chat.session import ChatSession
+    from xtuner.chat.vision_language import VisionLanguageModel
 
 PLUGINS = ("calculate", "solve", "search")
 
@@ -183,7 +189,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     )
 
 
-def _image(file: str, load: Any) -> Any:
+def _image(file: str, load: Callable[[str], Image]) -> Image:
     try:
         return load(file)
     except OSError as error:
@@ -192,7 +198,7 @@ def _image(file: str, load: Any) -> Any:
         ) from error
 
 
-def _stop_ids(model: Any) -> list[int]:
+def _stop_ids(model: PreTrainedModel | VisionLanguageModel) -> list[int]:
     """``eos_token_id`` of the model's generation config, as a list."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     if ids is None:
@@ -207,7 +213,7 @@ def _system(args: argparse.Namespace) -> str:
     return args.system or ""
 
 
-def _about(model: Any, prompt: Any) -> str:
+def _about(model: PreTrainedModel | VisionLanguageModel, prompt: ChatPrompt) -> str:
     """One line: device, dtype and which template is used."""
     how = {
         "template": tr("the prompt template of --prompt-template"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.export.model_folder import find_model, read_json
 from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | None]:
@@ -124,7 +127,7 @@ def _quantisation(bits: int) -> Any:
     )
 
 
-def _with_adapter(model: Any, base: Path, adapter: Path) -> Any:
+def _with_adapter(model: PreTrainedModel, base: Path, adapter: Path) -> Any:
     from peft import PeftModel
 
     from xtuner.export.fingerprint import FILE_NAME, check_fingerprint

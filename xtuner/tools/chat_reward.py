@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.export.model_folder import read_json
 from xtuner.utils.constants import REWARD_FILE
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from xtuner.utils.types import Tokenizer
 
 
 def is_reward_model(folder: Path, adapter: Path | None) -> bool:
@@ -43,7 +48,9 @@ def run_reward_chat(folder: Path, adapter: Path | None, dtype: str = "auto") -> 
         print(tr("reward: {reward:.3f}", reward=reward), flush=True)
 
 
-def score(model: Any, tokenizer: Any, question: str, answer: str, token: int | None) -> float:
+def score(
+    model: PreTrainedModel, tokenizer: Tokenizer, question: str, answer: str, token: int | None
+) -> float:
     """The reward of an answer.
 
     Args:

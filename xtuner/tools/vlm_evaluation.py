@@ -6,12 +6,17 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.tools.arguments import add_dtype
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from xtuner.chat.session import ChatSession
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +61,7 @@ def begin(args: argparse.Namespace, command: str) -> None:
     torch.manual_seed(args.seed)
 
 
-def load_session(args: argparse.Namespace) -> Any:
+def load_session(args: argparse.Namespace) -> ChatSession:
     """The model as a chat session with greedy decoding."""
     from xtuner.chat.session import ChatSession, Sampling
     from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
@@ -75,10 +80,11 @@ def load_session(args: argparse.Namespace) -> Any:
     return ChatSession(seeing, prompt, sampling=sampling)
 
 
-def answer(session: Any, image: Any, question: str) -> str:
+def answer(session: ChatSession, image: Image, question: str) -> str:
     """Answer a question about an image, without history."""
     session.reset()
-    session.model.set_image(image)
+    model: Any = session.model
+    model.set_image(image)
     return str(session.ask(question))
 
 

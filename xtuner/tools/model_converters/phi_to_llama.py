@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xtuner.tools.arguments import add_max_shard_size
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
     from xtuner.export.weights import TensorInfo
 
 KEPT = (
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _llama_config(source: Path) -> Any:
+def _llama_config(source: Path) -> LlamaConfig:
     """Llama's config of a Phi-3 model.
 
     Raises:
@@ -95,12 +97,13 @@ def _llama_config(source: Path) -> Any:
     return LlamaConfig(**kept, rope_parameters=theta, architectures=["LlamaForCausalLM"])
 
 
-def _parts(info: TensorInfo, config: Any) -> Iterator[TensorInfo]:
+def _parts(info: TensorInfo, config: LlamaConfig) -> Iterator[TensorInfo]:
     """What a tensor is cut into, by its rows; itself where it stays whole."""
     from xtuner.export.weights import TensorInfo
 
     width = config.hidden_size // config.num_attention_heads
-    queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
+    key_heads = config.num_key_value_heads or config.num_attention_heads
+    queries, keys = config.num_attention_heads * width, key_heads * width
     cuts = {
         "qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
         "gate_up_proj": dict.fromkeys(("gate_proj", "up_proj"), config.intermediate_size),

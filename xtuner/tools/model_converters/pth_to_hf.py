@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     import torch
+    from mmengine import Config
 
     from xtuner.export.trained_weights import TrainedWeights
+    from xtuner.model.base import FinetuneModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,8 +153,8 @@ def _as_trained(given: str, beside: Path | None) -> str:
 
 
 def _write(
-    cfg: Any,
-    meta_model: Any,
+    cfg: Config,
+    meta_model: FinetuneModel,
     weights: TrainedWeights,
     aside: Path,
     dtype: torch.dtype | None,
@@ -194,9 +197,9 @@ def _write(
         )
 
 
-def _unquantised(model: Any) -> Any:
+def _unquantised(model: Mapping[str, Any]) -> Any:
     """The model's config without quantisation: what is written as a whole is in 16 bits or more."""
-    plain = copy.deepcopy(model)
+    plain: Any = copy.deepcopy(model)
     found = [key for key in ("quantization_llm", "quantization_vit") if plain.pop(key, False)]
     for part in ("llm", "visual_encoder"):
         settings = plain.get(part)
@@ -207,7 +210,7 @@ def _unquantised(model: Any) -> Any:
     return plain
 
 
-def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> Any:
+def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
     """Write the run's tokenizer with the run's prompt template, if they go together.
 
     Returns:
@@ -233,7 +236,7 @@ def _write_tokenizer(cfg: Any, aside: Path, force: bool) -> Any:
     return tokenizer
 
 
-def _write_config(cfg: Any, config: str, aside: Path) -> None:
+def _write_config(cfg: Config, config: str, aside: Path) -> None:
     from xtuner.config import dump_config
 
     file = Path(config)
@@ -241,7 +244,7 @@ def _write_config(cfg: Any, config: str, aside: Path) -> None:
     (aside / "xtuner_config.py").write_text(text, "utf-8")
 
 
-def _should_verify(meta_model: Any, asked: bool | None) -> bool:
+def _should_verify(meta_model: FinetuneModel, asked: bool | None) -> bool:
     from xtuner.export.verify import AUTO_VERIFY_BYTES
 
     if not hasattr(meta_model, "llm") or hasattr(meta_model, "visual_encoder"):
@@ -250,7 +253,7 @@ def _should_verify(meta_model: Any, asked: bool | None) -> bool:
     return size <= AUTO_VERIFY_BYTES if asked is None else asked
 
 
-def _verify(cfg: Any, weights: TrainedWeights, aside: Path, meta_model: Any) -> None:
+def _verify(cfg: Config, weights: TrainedWeights, aside: Path, meta_model: FinetuneModel) -> None:
     """Compare the model as trained with what was written, loaded by stock libraries."""
     import torch
 
@@ -279,7 +282,7 @@ def _verify(cfg: Any, weights: TrainedWeights, aside: Path, meta_model: Any) -> 
     verify.check_difference(verify.compare(expected, found), dtype, tr("the trained model"))
 
 
-def _next_steps(meta_model: Any, out: Path) -> str:
+def _next_steps(meta_model: FinetuneModel, out: Path) -> str:
     from xtuner.export import write_model
     from xtuner.export.serving import serving_commands
 

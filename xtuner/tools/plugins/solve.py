@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.errors import UserError, require
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from sympy import Expr
 
 MAX_LENGTH = 300
 MAX_POWER = 20
@@ -75,7 +78,7 @@ def _convert(node: ast.AST) -> Any:
     raise ValueError(tr("not an equation"))
 
 
-def _combine(operation: ast.operator, left: Any, right: Any) -> Any:
+def _combine(operation: ast.operator, left: Expr, right: Expr) -> Expr:
     if isinstance(operation, ast.Add):
         return left + right
     if isinstance(operation, ast.Sub):

@@ -1,0 +1,66 @@
+"""The token ids of a conversation."""
+
+from __future__ import annotations
+
+import pytest
+
+from xtuner.chat.prompt import ChatPrompt, Turn, to_messages
+from xtuner.utils.templates import PROMPT_TEMPLATE
+
+TURNS = [Turn("Hi", "Hello"), Turn("Who?")]
+
+
+def test_chat_ids_are_pieces_as_in_training(session):
+    turns = [Turn("a {b}", "c"), Turn("d")]
+    ids = session.prompt.ids(turns, "S")
+    text = session.prompt.tokenizer.decode(ids)
+    assert text == (
+        "<s><|im_start|>system\nS<|im_end|>\n<|im_start|>user\na {b}<|im_end|>\n"
+        "<|im_start|>assistant\nc<|im_end|>\n<|im_start|>user\nd<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_the_tokenizers_own_template(tokenizer):
+    prompt = ChatPrompt(tokenizer)
+    expected = tokenizer.apply_chat_template(
+        to_messages(TURNS, "S"), tokenize=False, add_generation_prompt=True
+    )
+    assert prompt.kind == "tokenizer"
+    assert prompt.ids(TURNS, "S") == tokenizer.encode(expected, add_special_tokens=False)
+
+
+@pytest.fixture
+def without_template(tokenizer):
+    kept, tokenizer.chat_template = tokenizer.chat_template, None
+    yield tokenizer
+    tokenizer.chat_template = kept
+
+
+def test_without_any_template_the_text_goes_in_as_it_is(without_template):
+    prompt = ChatPrompt(without_template)
+    assert prompt.kind == "raw"
+    assert without_template.decode(prompt.ids(TURNS, "S")) == "S\nHi\nHello\nWho?"
+
+
+def test_stop_ids_and_stop_texts(tokenizer):
+    prompt = ChatPrompt(tokenizer, PROMPT_TEMPLATE.internlm2_chat, ["several words"], [7])
+    ids, texts = prompt.stops()
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ids and ids[-1] == 7
+    assert texts == ["several words"]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_id_that_ends_an_answer(tokenizer):
+    internlm2 = ChatPrompt(tokenizer, PROMPT_TEMPLATE.internlm2_chat)
+    assert internlm2.answer_end() == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ChatPrompt(tokenizer, PROMPT_TEMPLATE.vicuna).answer_end() == tokenizer.eos_token_id
+
+
+def test_messages_of_a_conversation():
+    assert to_messages(TURNS, "S") == [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Who?"},
+    ]
