@@ -181,7 +181,9 @@ class RewardModel(FinetuneModel):
         file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         save_file(weights, aside / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    def _write_classifier(self, aside: Any, dtype: torch.dtype | None, max_shard_size: str) -> None:
+    def _write_classifier(
+        self, aside: Any, dtype: torch.dtype | None, max_shard_size: int | str
+    ) -> None:
         import copy
 
         from xtuner.model.transformers_models.auto import AutoModelForSequenceClassification

@@ -16,10 +16,12 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 
-Writer = Callable[[Any, Path, "torch.dtype | None", str], None]
+Writer = Callable[[Any, Path, "torch.dtype | None", "int | str"], None]
 
 
-def write_xtuner(model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: str) -> None:
+def write_xtuner(
+    model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str
+) -> None:
     """What was trained, each part in a folder of its own; a trained language model at the top."""
     with written_aside(folder) as aside:
         aside.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,7 @@ def write_xtuner(model: Any, folder: Path, dtype: torch.dtype | None, max_shard_
             model.tokenizer.save_pretrained(aside)
 
 
-def _save(part: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: str) -> None:
+def _save(part: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str) -> None:
     weights = part.state_dict()
     if hasattr(part, "peft_config"):
         from peft import get_peft_model_state_dict
@@ -61,7 +63,7 @@ def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def write_huggingface(
-    model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: str
+    model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str
 ) -> None:
     """``LlavaForConditionalGeneration``: same logits, adapters merged."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -186,7 +188,7 @@ def _projector_state(projector: Any) -> dict[str, Tensor]:
 
 
 def write_official(
-    model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: str
+    model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str
 ) -> None:
     """The LLaVA project's ``LlavaLlamaForCausalLM``: a Llama with ``model.mm_projector``."""
     llm = merged_copy(model.llm)
@@ -231,7 +233,7 @@ def write_official(
             model.tokenizer.save_pretrained(aside)
 
 
-def _write_shards(weights: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
+def _write_shards(weights: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
     from huggingface_hub import save_torch_state_dict
 
     save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
