@@ -138,8 +138,8 @@ def prepare_streaming_merge(
     wrapped = _attach_adapter(model, config, adapter)
     merge = StreamingMerge(base, config, dtype, device)
     if model.config.vocab_size != vocab_size:
-        field = model.config.attribute_map.get("vocab_size", "vocab_size")
-        merge.config_changes[field] = model.config.vocab_size
+        key = model.config.attribute_map.get("vocab_size", "vocab_size")
+        merge.config_changes[key] = model.config.vocab_size
     labels = model.config.num_labels or 0
     if labels != DEFAULT_LABELS:
         names = {number: f"LABEL_{number}" for number in range(labels)}
