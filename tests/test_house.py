@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "checkpoint": LEAVES | {"parallel"},
     "export": LEAVES | {"tokenization", "model", "checkpoint"},
     "config": LEAVES | {"configs"},
-    "reporting": LEAVES | {"parallel", "dataset", "checkpoint", "engine"},
+    "reporting": LEAVES | {"parallel", "dataset"},
     "engine": BELOW_ENGINE | {"configs", "config", "checkpoint", "export", "reporting"},
     "chat": LEAVES | {"parallel", "tokenization", "dataset", "model"},
     "apis": BELOW_ENGINE | {"configs", "config", "engine"},

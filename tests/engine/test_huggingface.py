@@ -72,6 +72,11 @@ def test_a_trainer_config_trains(tmp_path: Path, tiny_llama: Path, capsys, extra
     assert after < before
     assert (out / "adapter_config.json").exists() == bool(extra)
     assert main(["train", str(config), "--work-dir", str(out), "--resume"]) == 0
+    (checkpoint,) = out.glob("checkpoint-*")
+    words = ["train", str(config), "--work-dir", str(tmp_path / "other"), "--resume"]
+    assert main([*words, str(checkpoint)]) == 0
+    assert main([*words, str(out / "checkpoint-77")]) == 1
+    assert "no such checkpoint" in capsys.readouterr().err
 
 
 def test_an_argument_that_is_gone_is_named(tmp_path, tiny_llama, capsys):

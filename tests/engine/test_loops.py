@@ -247,6 +247,28 @@ def test_a_failing_hook_says_so_and_training_goes_on(tmp_path, capsys):
     assert "Fails.before_train_iter failed (RuntimeError: out of ink)" in capsys.readouterr().out
 
 
+class FailsHereOnly(Hook):
+    """As a hook that exchanges something with other ranks would fail on one of them."""
+
+    def after_train_iter(self, runner, **kwargs):
+        raise ValueError("here only")
+
+
+class FailsAlone(FailsHereOnly):
+    local = True
+
+
+def test_with_several_processes_a_failing_hook_ends_the_training(tmp_path, monkeypatch, capsys):
+    """The others may be waiting for this one within the hook; a local hook keeps none waiting."""
+    monkeypatch.setattr("xtuner.engine.runner.finetune_runner.get_world_size", lambda: 2)
+    runner = make_runner(tmp_path / "one", hooks=[FailsHereOnly()])
+    with pytest.raises(UserError, match=r"FailsHereOnly.after_train_iter failed on rank 0 .*here"):
+        runner.train()
+    runner = make_runner(tmp_path / "other", hooks=[FailsAlone()])
+    runner.train()
+    assert runner.iter == 8
+
+
 def test_a_failing_hook_that_matters_ends_the_training(tmp_path):
     with pytest.raises(RuntimeError, match="out of ink"):
         make_runner(tmp_path, hooks=[FailsToSave()]).train()

@@ -1,6 +1,7 @@
-"""Ten steps on two processes, whichever way the model is spread over them, equal those on one.
+"""Ten steps on two processes, however the model is distributed over them, equal those on one.
 
-All runs are made once: two torchruns, each of many trainings one after the other.
+Runs are made when a test first needs them, those of one way by one torchrun, each of which has a
+time limit of its own; the tests share them.
 """
 
 import json
@@ -42,8 +43,14 @@ RUNS = [
 EXPORTED = [("full", "fsdp"), ("full", "zero3"), ("lora", "fsdp"), ("lora", "zero3")]
 RESUMED = [("full", "fsdp"), ("lora", "fsdp"), ("full", "zero1"), ("full", "zero2")]
 RESUMED += [("full", "zero3"), ("lora", "zero3")]
-# transformers goes on looking at the ZeRO-3 settings of a run, so these come last in a process.
-ORDER = sorted(RUNS, key=lambda run: (run[1].startswith("zero3"), RUNS.index(run)))
+# Made together, in one torchrun: a start costs more than a run.
+TOGETHER = [
+    ("ddp", "fsdp", "fsdp_offload"),
+    ("zero1", "zero2", "zero2_offload"),
+    ("zero3", "zero3_offload"),
+]
+pytestmark = pytest.mark.timeout(900)  # of a test that makes runs; each torchrun has LIMIT
+LIMIT = 280  # seconds
 
 
 class Runs:
@@ -60,30 +67,60 @@ class Runs:
         out = str(self.folder / name)
         return [str(CONFIG), "--work-dir", out, *WAYS[way], *more, "--cfg-options", *options]
 
-    def start(self, processes: int, runs: list[list[str]]) -> None:
-        file = self.folder / f"runs_{processes}_{len(runs)}.json"
+    def start(self, processes: int, runs: list[list[str]], name: str) -> None:
+        file = self.folder / f"{name}.json"
         file.write_text(json.dumps(runs))
         command = [sys.executable, "-m", "xtuner.engine.torchrun", f"--nproc_per_node={processes}"]
         command += [f"--master_port={random.randint(20000, 29999)}"]
         command += ["-m", "tests.equivalence.scale_worker", str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=280, cwd=self.folder
+            command, env=environment, capture_output=True, text=True, timeout=LIMIT, cwd=self.folder
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        file.with_suffix(".log").write_text(done.stdout + done.stderr)
 
-    def make(self) -> None:
+    def need(self, *names: str) -> None:
+        """Make runs, and what is made together with them, unless that is done already.
+
+        The lock is for the workers of pytest-xdist.
+        """
+        for name in names:
+            make = getattr(self, f"_make_{name}", None)
+            with FileLock(self.folder / f"{name}.lock"):
+                done = self.folder / f"{name}.done"
+                if done.exists():
+                    continue
+                make() if make is not None else self._make_together(name)
+                done.touch()
+
+    def need_way(self, way: str, *, resumed: bool = False) -> None:
+        """Make the runs of a way to distribute a model, and those on one process."""
+        first = next(ways[0] for ways in TOGETHER if way in ways)
+        self.need("base", "one", first, *([f"{first}_resumed"] if resumed else []))
+
+    def _make_base(self) -> None:
         save_tiny(self.folder / "base")
-        self.start(1, [self.words(f"{kind}_one", kind, "ddp", 1) for kind in KINDS])
-        self.start(2, [self.words(f"{kind}_{way}", kind, way, 2) for kind, way in ORDER])
-        for kind, way in RESUMED:
+
+    def _make_one(self) -> None:
+        self.start(1, [self.words(f"{kind}_one", kind, "ddp", 1) for kind in KINDS], "one")
+
+    def _make_together(self, name: str) -> None:
+        """All runs of some ways; or those resumed from their middle, with one more of FSDP."""
+        ways = next(ways for ways in TOGETHER if ways[0] == name.removesuffix("_resumed"))
+        if not name.endswith("_resumed"):
+            runs = [run for run in RUNS if run[1] in ways]
+            self.start(2, [self.words(f"{k}_{w}", k, w, 2) for k, w in runs], name)
+            return
+        again = [run for run in RESUMED if run[1] in ways]
+        for kind, way in again:
             self.begin_again(f"{kind}_{way}", f"{kind}_{way}_resumed")
+        words = [self.words(f"{k}_{w}_resumed", k, w, 2, "--resume") for k, w in again]
+        self.start(2, words, name)
+
+    def _make_fsdp_alone(self) -> None:
         self.begin_again("full_fsdp", "full_fsdp_alone")
-        again = [run for run in ORDER if run in RESUMED]
-        self.start(2, [self.words(f"{k}_{w}_resumed", k, w, 2, "--resume") for k, w in again])
         more = ("--resume", "--resume-allow", "config,world_size")
-        self.start(1, [self.words("full_fsdp_alone", "full", "fsdp", 1, *more)])
+        self.start(1, [self.words("full_fsdp_alone", "full", "fsdp", 1, *more)], "fsdp_alone")
 
     def begin_again(self, name: str, copy: str) -> None:
         """A copy of a run as it was after half of its steps."""
@@ -106,11 +143,6 @@ def runs(tmp_path_factory, testrun_uid):
     """The runs, shared by the workers of pytest-xdist."""
     shared = tmp_path_factory.getbasetemp().parent / f"scale_{testrun_uid}"
     shared.mkdir(exist_ok=True)
-    with FileLock(shared / "lock"):
-        done = shared / "done"
-        if not done.exists():
-            Runs(shared).make()
-            done.touch()
     return Runs(shared)
 
 
@@ -122,6 +154,7 @@ def largest(one, other):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "way"), RUNS)
 def test_two_processes_equal_one(runs, kind, way):
+    runs.need_way(way)
     name = f"{kind}_{way}"
     for iteration in (10, 20):
         one = runs.weights(f"{kind}_one", 2 * iteration)
@@ -138,6 +171,7 @@ def test_two_processes_equal_one(runs, kind, way):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "way"), RESUMED)
 def test_a_resumed_run_ends_in_the_same_bits(runs, kind, way):
+    runs.need_way(way, resumed=True)
     whole = runs.weights(f"{kind}_{way}")
     resumed = runs.weights(f"{kind}_{way}_resumed")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -146,6 +180,8 @@ def test_a_resumed_run_ends_in_the_same_bits(runs, kind, way):
 
 @pytest.mark.slow
 def test_fsdp_goes_on_with_another_number_of_processes(runs):
+    runs.need_way("fsdp")
+    runs.need("fsdp_alone")
     assert largest(runs.weights("full_one", 40), runs.weights("full_fsdp_alone", 40)) < BOUND
     assert len(runs.losses("full_fsdp_alone")) == 5
 
@@ -153,6 +189,7 @@ def test_fsdp_goes_on_with_another_number_of_processes(runs):
 @pytest.mark.slow
 def test_zero_refuses_another_number_of_processes(runs, tmp_path):
     """Its parts belong to the ranks that wrote them; what can be done is said."""
+    runs.need_way("zero2")
     runs.begin_again("full_zero2", "full_zero2_alone")
     more = ("--resume", "--resume-allow", "config,world_size")
     words = runs.words("full_zero2_alone", "full", "zero2", 1, *more)
@@ -173,6 +210,7 @@ def test_zero_refuses_another_number_of_processes(runs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "way"), [*EXPORTED, ("full", "zero1"), ("full", "zero2")])
 def test_what_is_converted_is_the_model_of_one_process(runs, kind, way, tmp_path, capsys):
+    runs.need_way(way)
     name = f"{kind}_{way}"
     files = []
     for source, iteration in ((f"{kind}_one", 40), (name, 20)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 
+from tests.engine.test_loops import make_runner
 from xtuner.reporting.summary import count_parameters, next_steps, template_name
 from xtuner.utils import PROMPT_TEMPLATE
 
@@ -51,3 +53,17 @@ def test_parameters_are_counted():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
     model[0].requires_grad_(False)
     assert count_parameters(model) == (5, 21)
+
+
+def test_the_run_and_its_backends_are_shown_and_kept(tmp_path, capsys):
+    runner = make_runner(tmp_path)
+    runner.model.backends_report = lambda: [("attention", "sdpa", "no CUDA device")]
+    runner.train()
+    record = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    assert record["backends"] == [
+        {"concept": "attention", "choice": "sdpa", "reason": "no CUDA device"}
+    ]
+    assert record["summary"]["backends"] == "attention sdpa"
+    assert record["summary"]["output"] == str(tmp_path)
+    assert record["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert "backends: attention sdpa" in capsys.readouterr().out

@@ -217,7 +217,7 @@ class _HashingWriter:
         self._stream = stream
         self._hash = hashlib.sha256()
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Pass the bytes on."""
         self._hash.update(data)
         return self._stream.write(data)

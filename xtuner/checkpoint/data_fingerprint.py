@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 SAMPLED_ROWS = 64
 
 
+@runtime_checkable
 class IndexedRows(Protocol):
     """A dataset with a length."""
 

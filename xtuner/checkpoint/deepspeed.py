@@ -120,7 +120,11 @@ def _from_cut_parameters(
 
 
 def _whole(
-    parts: Sequence[Sequence[torch.Tensor]], start: int, share: int, count: int, shape: Any
+    parts: Sequence[Sequence[torch.Tensor]],
+    start: int,
+    share: int,
+    count: int,
+    shape: Sequence[int],
 ) -> torch.Tensor:
     """One tensor: the same stretch of each part, end to end, without the padding behind it."""
     cut = [_take(segments, start, share) for segments in parts]

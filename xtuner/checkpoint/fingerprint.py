@@ -8,11 +8,14 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xtuner.checkpoint.data_fingerprint import DataFingerprint
+from xtuner.checkpoint.data_fingerprint import DataFingerprint, IndexedRows
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.utils.types import Tokenizer
 
 KINDS = ("config", "data", "tokenizer", "packages", "world_size")
 PACKAGES = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
@@ -53,8 +56,8 @@ class Change:
 def fingerprints(
     *,
     config: Mapping[str, Any],
-    dataset: Any = None,
-    tokenizer: Any = None,
+    dataset: object = None,
+    tokenizer: Tokenizer | None = None,
     world_size: int = 1,
     data_parallel_size: int | None = None,
 ) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def fingerprints(
         "world_size": world_size,
         "data_parallel_size": data_parallel_size or world_size,
     }
-    if dataset is not None and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+    if isinstance(dataset, IndexedRows):
         noted["data"] = asdict(DataFingerprint.of(dataset))
     if tokenizer is not None:
         noted["tokenizer"] = _tokenizer(tokenizer)
@@ -158,7 +161,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in flat.items() if key not in NOT_TRAINED}
 
 
-def _flatten(value: Any, key: str, flat: dict[str, str]) -> None:
+def _flatten(value: object, key: str, flat: dict[str, str]) -> None:
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
             _flatten(item, f"{key}.{name}", flat)
@@ -169,7 +172,7 @@ def _flatten(value: Any, key: str, flat: dict[str, str]) -> None:
         flat[key] = _text(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A value's text, the same in every process: functions and classes by their full name."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_text(item) for item in value) + "]"
@@ -215,7 +218,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _tokenizer(tokenizer: Any) -> str:
+def _tokenizer(tokenizer: Tokenizer) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items())
     special = sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())
     noted = json.dumps([vocabulary, special, str(tokenizer.chat_template)], ensure_ascii=False)

@@ -176,7 +176,7 @@ def _settings(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in PROGRESS}
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     """Whether two values are equal once they have been in a file."""
     one, other = to_serializable(one), to_serializable(other)
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):

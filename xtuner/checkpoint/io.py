@@ -142,7 +142,7 @@ def _deepspeed_globals(file: Path) -> list[Any]:
 class _Inert:
     """Takes any arguments and does nothing with them."""
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, *_: object) -> None: ...
 
 
 def _multiarray() -> Any:
@@ -151,5 +151,5 @@ def _multiarray() -> Any:
     return importlib.import_module(f"{name}.multiarray")
 
 
-def _nothing(*_: Any) -> None:
+def _nothing(*_: object) -> None:
     """What a checkpoint gets that asks for an attribute of something."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import barrier, broadcast_object_list, get_world_size, is_main_process
 
@@ -25,6 +25,9 @@ from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.utils.types import Runner
 
 METRICS = "metrics.jsonl"
 
@@ -72,7 +75,7 @@ def checkpoint_to_resume(work_dir: str | Path, resume: str | bool | Path) -> Pat
     return path
 
 
-def of_run(runner: Any) -> dict[str, Any]:
+def of_run(runner: Runner) -> dict[str, Any]:
     """The fingerprints of a run whose data and model are built."""
     return fingerprints(
         config=runner.cfg,
@@ -83,7 +86,7 @@ def of_run(runner: Any) -> dict[str, Any]:
     )
 
 
-def resume_run(runner: Any, checkpoint: str | Path, allowed: Collection[str] = ()) -> None:
+def resume_run(runner: Runner, checkpoint: str | Path, allowed: Collection[str] = ()) -> None:
     """Put a run that is built where a checkpoint was taken, if it is still the same run.
 
     Args:
@@ -166,7 +169,7 @@ def _there_is(folder: Path) -> str:
     )
 
 
-def _tokenizer_of(runner: Any) -> Any:
+def _tokenizer_of(runner: Runner) -> Any:
     """The tokenizer that the data was encoded with; None where the config names none."""
     built = getattr(unwrap_model(runner.model), "tokenizer", None)
     dataset = (runner.cfg.get("train_dataloader") or {}).get("dataset") or {}

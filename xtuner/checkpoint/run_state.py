@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -19,9 +19,12 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import N_, tr, translate
 from xtuner.version import __version__
 
+if TYPE_CHECKING:
+    from xtuner.utils.types import Runner
+
 
 def collect(
-    runner: Any,
+    runner: Runner,
     *,
     save_optimizer: bool = True,
     save_param_scheduler: bool = True,
@@ -68,7 +71,7 @@ def collect(
     return state
 
 
-def restore(runner: Any, state: dict[str, Any]) -> None:
+def restore(runner: Runner, state: dict[str, Any]) -> None:
     """Put a checkpoint's state into a run that is built but has not begun.
 
     The random states are kept until ``restore_random``, as what happens before the first step
@@ -102,7 +105,7 @@ def restore(runner: Any, state: dict[str, Any]) -> None:
     runner.saved_random_states = state.get("random_states")
 
 
-def restore_random(runner: Any) -> None:
+def restore_random(runner: Runner) -> None:
     """Give this rank the random state it had; to be called right before the first step.
 
     Does nothing when the run is not a resumed one, or the checkpoint (one of XTuner v0.1, or from
@@ -150,14 +153,14 @@ def load_weights(
     return "; ".join(lines)
 
 
-def _progress(runner: Any, by_epoch: bool) -> dict[str, int]:
+def _progress(runner: Runner, by_epoch: bool) -> dict[str, int]:
     """What is done, seen from a hook after an epoch or an iteration (not yet counted then)."""
     if by_epoch:
         return {"epoch": runner.epoch + 1, "iter": runner.iter}
     return {"epoch": runner.epoch, "iter": runner.iter + 1}
 
 
-def _data_position(runner: Any, iterations: int) -> dict[str, int | None]:
+def _data_position(runner: Runner, iterations: int) -> dict[str, int | None]:
     """Epochs and micro-batches of the next one that are done."""
     try:
         per_epoch = len(runner.train_dataloader)
@@ -167,7 +170,7 @@ def _data_position(runner: Any, iterations: int) -> dict[str, int | None]:
     return {"epoch": epoch, "batches": batches, "batches_per_epoch": per_epoch}
 
 
-def _scale(runner: Any, state: Mapping[str, Any]) -> float:
+def _scale(runner: Runner, state: Mapping[str, Any]) -> float:
     """Micro-batches of an epoch now, for each one of then.
 
     Not 1 when the data or the number of processes changed (and that was allowed): the run goes on

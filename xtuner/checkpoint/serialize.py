@@ -22,7 +22,7 @@ class SavedHistory:
         self._count_history = state["_count_history"]
 
 
-def to_serializable(value: Any, where: str = "") -> Any:
+def to_serializable(value: object, where: str = "") -> Any:
     """Copy nested data, with every object in it put as plain data.
 
     Tensors come out detached and on the CPU, arrays as tensors, mmengine's ``HistoryBuffer`` as a
@@ -56,10 +56,11 @@ def to_serializable(value: Any, where: str = "") -> Any:
     if isinstance(value, Path):
         return str(value)
     if _is_history(value):
+        history: Any = value
         return {
-            "log_history": torch.from_numpy(np.array(value._log_history, dtype=np.float64)),
-            "count_history": torch.from_numpy(np.array(value._count_history, dtype=np.float64)),
-            "max_length": int(value.max_length),
+            "log_history": torch.from_numpy(np.array(history._log_history, dtype=np.float64)),
+            "count_history": torch.from_numpy(np.array(history._count_history, dtype=np.float64)),
+            "max_length": int(history.max_length),
         }
     for kind in (str, int, float):  # subclasses, such as an enum of strings, as what they hold
         if isinstance(value, kind):
@@ -101,7 +102,7 @@ def _in_order(values: Iterable[Any]) -> Iterable[Any]:
     return sorted(values) if isinstance(values, (set, frozenset)) else values
 
 
-def _is_history(value: Any) -> bool:
+def _is_history(value: object) -> bool:
     """Whether this is mmengine's HistoryBuffer (mmengine is not imported to find out)."""
     return isinstance(value, SavedHistory) or any(
         kind.__module__.startswith("mmengine.") and kind.__name__ == "HistoryBuffer"

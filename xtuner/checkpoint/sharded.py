@@ -86,7 +86,7 @@ def load_sharded(folder: Path) -> LazyWeights:
     )
 
 
-def _one(reader: DataReader, name: str, entry: Any) -> torch.Tensor:
+def _one(reader: DataReader, name: str, entry: metadata.TensorStorageMetadata) -> torch.Tensor:
     """One tensor from the files that have parts of it."""
     wanted = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
     with _explained(Path(reader.path)), warnings.catch_warnings():

@@ -24,14 +24,16 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from xtuner.utils.types import MapFunction, Tokenizer
+
 Message = Mapping[str, Any]
 
 
 def build_preference_dataset(
-    dataset: Any,
-    tokenizer: Any,
+    dataset: Dataset | Mapping[str, Any],
+    tokenizer: Tokenizer | Mapping[str, Any],
     max_length: int,
-    dataset_map_fn: Any = None,
+    dataset_map_fn: MapFunction | str | Mapping[str, Any] | None = None,
     is_dpo: bool = True,
     is_reward: bool = False,
     reward_token_id: int = -1,
@@ -67,9 +69,8 @@ def build_preference_dataset(
         UserError: when rows cannot be read, naming the row, or settings contradict each other.
     """
     _check(is_dpo, is_reward, reward_token_id, max_length, max_packed_length, use_varlen_attn)
-    if isinstance(tokenizer, Mapping):
-        tokenizer = BUILDER.build(tokenizer)
-    if not tokenizer.chat_template:
+    built: Tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
+    if not built.chat_template:
         raise UserError(
             tr("the tokenizer has no chat template"),
             hint=tr(
@@ -89,10 +90,10 @@ def build_preference_dataset(
     }
     import xtuner.dataset.preference_dataset as this
 
-    key = cache.content_key(rows, tokenizer, [map_row], settings, [this, packing])
+    key = cache.content_key(rows, built, [map_row], settings, [this, packing])
 
     def write(folder: Path) -> None:
-        _prepare(rows, tokenizer, map_row, settings).save_to_disk(str(folder))
+        _prepare(rows, built, map_row, settings).save_to_disk(str(folder))
 
     return cache.prepared_once(key, write)
 
@@ -160,14 +161,17 @@ def _check(
         )
 
 
-def _prepare(rows: Any, tokenizer: Any, map_row: Any, settings: Mapping[str, Any]) -> Dataset:
+def _prepare(
+    rows: Dataset, tokenizer: Tokenizer, map_row: MapFunction | None, settings: Mapping[str, Any]
+) -> Dataset:
     from datasets import Dataset
 
     stats = TokenStats(rows_in=len(rows), dropped={"no_label": []})
     pairs = []
     for number, row in enumerate(rows):
         try:
-            messages = _messages(map_row(row) if map_row is not None else row)
+            mapped = map_row(row) if map_row is not None else row
+            messages = _messages(mapped or {})
             sides = [_encode(messages[0], answer, tokenizer) for answer in messages[1:]]
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise _unreadable(number, row, error) from error
@@ -203,14 +207,14 @@ def _messages(row: Mapping[str, Any]) -> tuple[list[Message], list[Message], lis
     return chosen[:-1], chosen[-1:], rejected[-1:]
 
 
-def _as_messages(value: Any, role: str) -> list[Message]:
+def _as_messages(value: str | Sequence[Message], role: str) -> list[Message]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
 def _encode(
-    prompt: list[Message], answer: list[Message], tokenizer: Any
+    prompt: list[Message], answer: list[Message], tokenizer: Tokenizer
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt with its answer, and labels: those of the answer alone."""
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)

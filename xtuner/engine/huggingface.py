@@ -14,10 +14,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from xtuner.checkpoint.resume import checkpoint_to_resume
 from xtuner.registry import BUILDER
 from xtuner.utils.cpu import bound_known_products, keep_freed_memory
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 
@@ -121,11 +120,11 @@ def _model(cfg: Config, *, checkpointing: bool) -> nn.Module:
     return get_peft_model(model, lora)
 
 
-def _built(value: Any) -> Any:
+def _built(value: object) -> Any:
     return BUILDER.build(value) if isinstance(value, dict) and "type" in value else value
 
 
-def _collator(value: Any) -> Any:
+def _collator(value: object) -> Any:
     """A ``data_collator=dict(type=function, ...)`` as the function with its keywords."""
     if not isinstance(value, dict) or "type" not in value:
         return value
@@ -141,5 +140,10 @@ def _checkpoint(resume: str | bool, folder: str) -> str | None:
         from transformers.trainer_utils import get_last_checkpoint
 
         return get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    found = checkpoint_to_resume(folder, resume)
-    return str(found) if found else None
+    if resume and not Path(resume).is_dir():
+        raise UserError(
+            tr("there is no such checkpoint."),
+            hint=tr("give a folder of the Trainer, checkpoint-N, or '--resume' alone."),
+            where=Where(resume),
+        )
+    return resume or None

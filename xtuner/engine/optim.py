@@ -93,12 +93,12 @@ class FinetuneOptimWrapper(OptimWrapper):
             limits["error_if_nonfinite"] = False
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if limits and self.grad_name == "grad_norm":
-            return _whole(torch.nn.utils.clip_grad_norm_(parameters, **limits))
+            return _full_norm(torch.nn.utils.clip_grad_norm_(parameters, **limits))
         norm = torch.nn.utils.get_total_norm(gradients)
         if limits:
             limits.pop("error_if_nonfinite", None)
             torch.nn.utils.clip_grad_value_(parameters, **limits)
-        return _whole(norm)
+        return _full_norm(norm)
 
     def step(self, **kwargs: Any) -> None:
         """Step the optimizer. Under loss scaling a step whose gradients overflowed is left out."""
@@ -139,8 +139,8 @@ class FinetuneOptimWrapper(OptimWrapper):
         super().load_state_dict(state)
 
 
-def _whole(norm: Any) -> torch.Tensor:
-    """The norm as an ordinary tensor; of weights that FSDP has cut it is one over all processes."""
+def _full_norm(norm: torch.Tensor) -> torch.Tensor:
+    """The norm as an ordinary tensor; of weights that FSDP has sharded it is a ``DTensor``."""
     full: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return full
 

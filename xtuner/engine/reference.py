@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xtuner.checkpoint.data_fingerprint import DataFingerprint
 from xtuner.checkpoint.fingerprint import flat_config, package_versions
-from xtuner.engine.sharded_batches import ShardedBatches
+from xtuner.engine.sharded_batches import ShardedBatches, SizedRows
 from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.constants import REFERENCE_COLUMNS
 from xtuner.utils.files import written_aside
@@ -74,13 +74,15 @@ class WithColumns(Dataset[Any]):
         columns: name -> a value for each row.
     """
 
-    def __init__(self, dataset: Any, columns: Mapping[str, Sequence[Any]]) -> None:
+    _dataset: Any
+
+    def __init__(self, dataset: SizedRows, columns: Mapping[str, Sequence[Any]]) -> None:
         self._dataset, self._columns = dataset, columns
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: int | str) -> Any:
         """A row by its number, or a column by its name."""
         if isinstance(key, str):
             return self._columns[key] if key in self._columns else self._dataset[key]
@@ -95,12 +97,12 @@ class WithColumns(Dataset[Any]):
 
 
 def _with_reference(
-    runner: FinetuneRunner, dataset: Any, loader: DataLoader[Any], weights: str
+    runner: FinetuneRunner, dataset: SizedRows, loader: DataLoader[Any], weights: str
 ) -> Any:
     """A dataset with the reference's columns; each part of a concatenation has its own."""
     parts = getattr(dataset, "datasets", None)
     if parts is not None:
-        joined = copy.copy(dataset)
+        joined: Any = copy.copy(dataset)
         joined.datasets = [_with_reference(runner, part, loader, weights) for part in parts]
         return joined
     key, columns = _look_up(runner, dataset, weights)
@@ -113,7 +115,9 @@ def _with_reference(
     return WithColumns(dataset, columns)
 
 
-def _look_up(runner: FinetuneRunner, dataset: Any, weights: str) -> tuple[str, Columns | None]:
+def _look_up(
+    runner: FinetuneRunner, dataset: SizedRows, weights: str
+) -> tuple[str, Columns | None]:
     """The key of a dataset's values, and the values where they are kept; the same on every rank."""
     found: list[Any] = [None]
     if get_rank() == 0:
@@ -124,7 +128,7 @@ def _look_up(runner: FinetuneRunner, dataset: Any, weights: str) -> tuple[str, C
     return key, columns
 
 
-def _key(runner: FinetuneRunner, dataset: Any, weights: str) -> str:
+def _key(runner: FinetuneRunner, dataset: SizedRows, weights: str) -> str:
     described = {
         "rows": asdict(DataFingerprint.of(dataset, sampled=None)),
         "weights": weights,
@@ -139,7 +143,7 @@ def _key(runner: FinetuneRunner, dataset: Any, weights: str) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _compute(runner: FinetuneRunner, dataset: Any, loader: DataLoader[Any]) -> Columns:
+def _compute(runner: FinetuneRunner, dataset: SizedRows, loader: DataLoader[Any]) -> Columns:
     """The values of all rows, computed by the ranks together."""
     from xtuner.engine.runner.loops import to_device
 

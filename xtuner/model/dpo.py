@@ -259,7 +259,7 @@ def _local(weight: Tensor) -> Tensor:
     return weight.detach()
 
 
-def _is_identity(llm: Any) -> bool:
+def _is_identity(llm: torch.nn.Module) -> bool:
     """Whether an adapter leaves the model's outputs as they are: a LoRA whose B are all zero.
 
     Kinds of adapters that have no such weights are taken as switched off where they are new.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from xtuner.model.modules.sequence_parallel import forward_sequence_parallel
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class CompletionLogps(NamedTuple):
@@ -31,7 +34,7 @@ class CompletionLogps(NamedTuple):
 class PreferenceModel(FinetuneModel):
     """A model trained on batches of ``preference_collate_fn``; arguments as ``FinetuneModel``."""
 
-    def completion_logps(self, data: Batch, llm: Any = None) -> CompletionLogps:
+    def completion_logps(self, data: Batch, llm: PreTrainedModel | None = None) -> CompletionLogps:
         """Log-probabilities of the answers of a batch, never with all logits at once.
 
         Args:
@@ -59,7 +62,12 @@ class PreferenceModel(FinetuneModel):
         )
 
     def _token_log_probs(
-        self, data: Batch, share: SequenceShard, positions: Tensor, targets: Tensor, llm: Any
+        self,
+        data: Batch,
+        share: SequenceShard,
+        positions: Tensor,
+        targets: Tensor,
+        llm: PreTrainedModel | None,
     ) -> Tensor:
         """(N,) of the labelled tokens of this rank."""
         causal_lm = self.causal_lm if llm is None else llm

@@ -1,4 +1,4 @@
-"""What people are told before and after a training: facts of the run, and what to type next."""
+"""The summary of a run before it trains, its record in ``run.json``, and the next commands."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xtuner.dataset.prepare.token_stats import all_token_stats
-from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_world_size,
     get_sequence_parallel_world_size,
@@ -21,9 +20,18 @@ from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch.utils.data import Dataset
 
-def facts(runner: Any) -> list[tuple[str, str]]:
-    """What will be trained on what and where it goes, as (label, value)."""
+    from xtuner.utils.types import Runner
+
+
+RUN_FILE = "run.json"
+
+
+def run_summary(runner: Runner) -> list[tuple[str, str]]:
+    """What will be trained, on which data and device, and where it goes, as (label, value)."""
     loop = runner.train_loop
     trained, total = count_parameters(unwrap_model(runner.model))
     lines = [
@@ -44,14 +52,37 @@ def facts(runner: Any) -> list[tuple[str, str]]:
         (tr("device"), ", ".join([_device(runner), *runner.readiness])),
         (tr("output"), runner.work_dir),
     ]
+    chosen = backends(runner)
+    if chosen:
+        lines.insert(-1, (tr("backends"), "; ".join(f"{what} {name}" for what, name, _ in chosen)))
     if loop.iter:
         note = tr("after iteration {iter}", iter=loop.iter)
         lines.append((tr("resumed"), note))
     return lines
 
 
-def next_steps(runner: Any) -> list[tuple[str, str]]:
-    """The commands that turn the last checkpoint into a model to talk to, as (label, command)."""
+def backends(runner: Runner) -> list[tuple[str, str, str]]:
+    """The implementations that the model has chosen, as (concept, choice, reason)."""
+    report = getattr(unwrap_model(runner.model), "backends_report", None)
+    return [tuple(map(str, line)) for line in report()] if report is not None else []
+
+
+def write_run(runner: Runner) -> None:
+    """Write what the run trains, with which implementations and versions, to ``run.json``."""
+    record = {
+        "summary": dict(run_summary(runner)),
+        "backends": [
+            {"concept": what, "choice": name, "reason": reason}
+            for what, name, reason in backends(runner)
+        ],
+        "packages": runner.fingerprints.get("packages", {}),
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    write_text(Path(runner.work_dir) / RUN_FILE, text + "\n")
+
+
+def next_steps(runner: Runner) -> list[tuple[str, str]]:
+    """The commands that turn the last checkpoint into a model to chat with: (label, command)."""
     hub = runner.message_hub
     if "last_ckpt" not in hub.runtime_info or hub.get_info("last_ckpt") is None:
         return []
@@ -82,12 +113,12 @@ def next_steps(runner: Any) -> list[tuple[str, str]]:
         chat = [merged]
     template = template_name(runner.cfg)
     words = [*chat, *(("--prompt-template", template) if template else ())]
-    steps.append((tr("talk to it:"), _command("chat", *words)))
+    steps.append((tr("chat with it:"), _command("chat", *words)))
     return steps
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Trained and all parameters, a 4-bit one counted by what it stands for."""
+    """Trained and all parameters; of 4-bit weights the parameters they encode are counted."""
     trained = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -101,18 +132,18 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     return trained, max(1, total)
 
 
-def base_model(runner: Any) -> str | None:
+def base_model(runner: Runner) -> str | None:
     """The path or name of the model that a config starts from."""
     name = _llm(runner.cfg).get("pretrained_model_name_or_path")
     name = name or runner.cfg.get("pretrained_model_name_or_path")
     return str(name) if name else None
 
 
-def _llm(cfg: Any) -> Any:
+def _llm(cfg: Config) -> Any:
     return (cfg.get("model") or {}).get("llm") or {}
 
 
-def template_name(cfg: Any) -> str | None:
+def template_name(cfg: Config) -> str | None:
     """The published name of the template that a config trains with, where it has one."""
     wanted = cfg.get("prompt_template")
     for name, template in PROMPT_TEMPLATE.items():
@@ -139,7 +170,7 @@ def _data(loop: Any) -> str:
     return "\n  ".join([text, *(line for stats in all_stats for line in stats.losses())])
 
 
-def write_account(runner: Any) -> None:
+def write_account(runner: Runner) -> None:
     """Write what became of all rows and tokens to ``account.json`` in the work dir."""
     all_stats = all_token_stats(runner.train_loop.dataloader.dataset)
     if all_stats:
@@ -147,17 +178,17 @@ def write_account(runner: Any) -> None:
         write_text(Path(runner.work_dir) / "account.json", text + "\n")
 
 
-def lengths(dataset: Any) -> Iterator[int]:
+def lengths(dataset: Dataset[Any]) -> Iterator[int]:
     """The tokens of each row; nothing where the dataset does not know them."""
     if "length" in (getattr(dataset, "column_names", None) or ()):
         yield from dataset["length"]
 
 
-def _length(dataset: Any) -> int:
+def _length(dataset: Dataset[Any]) -> int:
     return len(dataset) if hasattr(dataset, "__len__") else 0
 
 
-def _steps(runner: Any) -> str:
+def _steps(runner: Runner) -> str:
     loop = runner.train_loop
     text = tr(
         "{max_steps:,} optimizer steps, {max_iters:,} micro-batches",
@@ -174,26 +205,27 @@ def _steps(runner: Any) -> str:
     )  # batch x accumulation x processes (or groups that share rows)
 
 
-def _optimizer(runner: Any) -> str:
+def _optimizer(runner: Runner) -> str:
     wrapper = runner.optim_wrapper
     kind = type(wrapper.optimizer).__name__
     rates = sorted({group.get("initial_lr", group["lr"]) for group in wrapper.param_groups})
     return f"{kind}, lr {', '.join(f'{rate:g}' for rate in rates)}"
 
 
-def _precision(runner: Any) -> str:
+def _precision(runner: Runner) -> str:
     wrapper = runner.optim_wrapper
     weights = sorted({str(p.dtype).removeprefix("torch.") for p in runner.model.parameters()})
     if "uint8" in weights:
         weights = [*(name for name in weights if name != "uint8"), tr("4 bits")]
     text = tr("weights in {weights}", weights=", ".join(weights))
-    if isinstance(wrapper, FinetuneOptimWrapper) and wrapper.dtype is not torch.float32:
-        name = str(wrapper.dtype).removeprefix("torch.")
+    dtype = getattr(wrapper, "dtype", torch.float32)  # mmengine's wrappers do not name theirs
+    if dtype is not torch.float32:
+        name = str(dtype).removeprefix("torch.")
         text += tr(", computed in {name}", name=name)
     return text
 
 
-def _device(runner: Any) -> str:
+def _device(runner: Runner) -> str:
     device = runner.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     count = runner.world_size
@@ -212,5 +244,5 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _command(*words: Any) -> str:
+def _command(*words: object) -> str:
     return shlex.join(["xtuner", *map(str, words)])

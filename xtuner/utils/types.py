@@ -132,6 +132,12 @@ class Runner(Protocol):
     param_schedulers: Any
     strategy: Any
     fingerprints: dict[str, str]
+    initial_groups: Sequence[Mapping[str, Any]]
+    readiness: Sequence[str]
+    saved_random_states: Sequence[Mapping[str, Any]] | None
+    seed: int
+    experiment_name: str
+    world_size: int
     work_dir: str
     log_dir: str
     iter: int

@@ -9,7 +9,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.registry import MODEL_WRAPPERS
@@ -23,6 +23,9 @@ from xtuner.parallel.processes import init_single_process
 from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 # All that DeepSpeed's files hold beside plain data and tensors; loading them runs nothing else.
 IN_ITS_FILES = {
@@ -70,7 +73,7 @@ class DeepSpeedStrategy(Strategy):
         """Nothing yet: DeepSpeed takes the model together with the optimizer."""
         return model
 
-    def setup(self, model: Any, optim: Any) -> tuple[Any, Any]:
+    def setup(self, model: DeepSpeedEngine, optim: FinetuneOptimWrapper) -> tuple[Any, Any]:
         """Hand model and optimizer to DeepSpeed."""
         import deepspeed
 
@@ -84,12 +87,12 @@ class DeepSpeedStrategy(Strategy):
             MODEL_WRAPPERS.register_module(module=type(engine))
         return engine, DeepSpeedOptim(engine, optim)
 
-    def micro_batch(self, model: Any, *, last: bool) -> Context:
+    def micro_batch(self, model: DeepSpeedEngine, *, last: bool) -> Context:
         """Tell DeepSpeed which micro-batch ends the optimizer step."""
         model.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
-    def full_params(self, model: Any) -> Context:
+    def full_params(self, model: DeepSpeedEngine) -> Context:
         """In stage 3 gather all weights on every rank, which takes as much memory as the model."""
         if self.stage < 3:
             return contextlib.nullcontext()
@@ -98,7 +101,12 @@ class DeepSpeedStrategy(Strategy):
         return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
     def load_weights(
-        self, model: Any, optim: Any, weights: Mapping[str, torch.Tensor], *, partly: bool
+        self,
+        model: DeepSpeedEngine,
+        optim: FinetuneOptimWrapper,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        partly: bool,
     ) -> str:
         """Give the model whole weights, and the optimizer its fp32 copies of them."""
         import deepspeed
@@ -114,12 +122,19 @@ class DeepSpeedStrategy(Strategy):
         model.optimizer.refresh_fp32_params()
         return misfits
 
-    def state_dict(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
+    def state_dict(
+        self, model: DeepSpeedEngine, optim: FinetuneOptimWrapper, save_optimizer: bool
+    ) -> dict[str, Any]:
         """Nothing: DeepSpeed writes weights and optimizer itself."""
         return {}
 
     def save(
-        self, path: Path, state: dict[str, Any], model: Any, optim: Any, save_optimizer: bool
+        self,
+        path: Path,
+        state: dict[str, Any],
+        model: DeepSpeedEngine,
+        optim: FinetuneOptimWrapper,
+        save_optimizer: bool,
     ) -> None:
         """Write DeepSpeed's folder.
 
@@ -138,7 +153,9 @@ class DeepSpeedStrategy(Strategy):
 
         save_folder(path, state, write)
 
-    def restore(self, state: dict[str, Any], model: Any, optim: Any) -> bool:
+    def restore(
+        self, state: dict[str, Any], model: DeepSpeedEngine, optim: FinetuneOptimWrapper
+    ) -> bool:
         """Let DeepSpeed read its folder, by as many processes as wrote it."""
         self.require_own(state)
         before, now = state["meta"]["world_size"], torch.distributed.get_world_size()
@@ -176,7 +193,7 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
             engine's settings.
     """
 
-    def __init__(self, engine: Any, optim: FinetuneOptimWrapper) -> None:
+    def __init__(self, engine: DeepSpeedEngine, optim: FinetuneOptimWrapper) -> None:
         super().__init__(optim.optimizer, optim.accumulative_counts)
         self.engine = engine
         self.dtype = next(
@@ -232,7 +249,7 @@ def _data_only_reader(writer: Any) -> Any:
     class DataOnly(type(writer)):  # type: ignore[misc]
         """Reads with ``weights_only``; DeepSpeed itself would run what a file asks for."""
 
-        def load(self, path: str, map_location: Any = None) -> Any:
+        def load(self, path: str, map_location: str | torch.device | None = None) -> Any:
             """Load a file of DeepSpeed's."""
             import importlib
 
@@ -257,7 +274,7 @@ def _data_only_reader(writer: Any) -> Any:
     return writer
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A config's dicts as Python's own, which DeepSpeed insists on."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}

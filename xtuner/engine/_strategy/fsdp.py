@@ -17,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from mmengine.dist import get_rank, get_world_size
 from torch import nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -32,6 +33,7 @@ from xtuner.checkpoint import run_state
 from xtuner.checkpoint.folder import save_folder
 from xtuner.checkpoint.sharded import DataReader
 from xtuner.engine._strategy.strategy import Context, Strategy
+from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.parallel.processes import init_single_process
 from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError
@@ -92,7 +94,7 @@ class FSDPStrategy(Strategy):
             register_fsdp_forward_method(model, "generate")
         return model
 
-    def setup(self, model: Any, optim: Any) -> tuple[Any, Any]:
+    def setup(self, model: nn.Module, optim: FinetuneOptimWrapper) -> tuple[Any, Any]:
         """Refuse optimizers that do not work on cut weights."""
         if type(optim.optimizer).__module__.startswith("bitsandbytes"):
             name = type(optim.optimizer).__name__
@@ -102,17 +104,17 @@ class FSDPStrategy(Strategy):
             )
         return model, optim
 
-    def micro_batch(self, model: Any, *, last: bool) -> Context:
+    def micro_batch(self, model: nn.Module, *, last: bool) -> Context:
         """Nothing: gradients are cut at once, as the sum of whole ones would take the memory."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def full_params(self, model: Any) -> Iterator[None]:
+    def full_params(self, model: nn.Module) -> Iterator[None]:
         """Put whole weights in the first process's main memory into the model, for a while."""
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-        cut = [
+        cut: list[tuple[nn.Module, str, Any]] = [
             (module, name, weight)
             for module in model.modules()
             for name, weight in module._parameters.items()
@@ -122,7 +124,7 @@ class FSDPStrategy(Strategy):
         try:
             for module, name, weight in cut:
                 if id(weight) not in made:
-                    full: Any = weight.full_tensor().detach()
+                    full = weight.full_tensor().detach()
                     full = full.cpu() if get_rank() == 0 else torch.empty(0)
                     made[id(weight)] = nn.Parameter(full, requires_grad=weight.requires_grad)
                 module._parameters[name] = made[id(weight)]
@@ -132,21 +134,33 @@ class FSDPStrategy(Strategy):
                 module._parameters[name] = weight
 
     def load_weights(
-        self, model: Any, optim: Any, weights: Mapping[str, torch.Tensor], *, partly: bool
+        self,
+        model: nn.Module,
+        optim: FinetuneOptimWrapper,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        partly: bool,
     ) -> str:
         """Give each process its part of whole weights."""
         targets = model.state_dict()
         cut = {name: _like(weight, targets.get(name)) for name, weight in weights.items()}
         return run_state.load_weights(model, cut, partly=partly)
 
-    def state_dict(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
+    def state_dict(
+        self, model: nn.Module, optim: FinetuneOptimWrapper, save_optimizer: bool
+    ) -> dict[str, Any]:
         """The optimizer's settings; weights and state are written by all processes together."""
         if not save_optimizer:
             return {}
         return {"optimizer_groups": optim.optimizer.state_dict()["param_groups"]}
 
     def save(
-        self, path: Path, state: dict[str, Any], model: Any, optim: Any, save_optimizer: bool
+        self,
+        path: Path,
+        state: dict[str, Any],
+        model: nn.Module,
+        optim: FinetuneOptimWrapper,
+        save_optimizer: bool,
     ) -> None:
         """Write a folder, each process its part."""
         tensors: dict[str, Any] = {WEIGHTS: model.state_dict()}
@@ -164,7 +178,7 @@ class FSDPStrategy(Strategy):
 
         save_folder(path, state, write)
 
-    def restore(self, state: dict[str, Any], model: Any, optim: Any) -> bool:
+    def restore(self, state: dict[str, Any], model: nn.Module, optim: FinetuneOptimWrapper) -> bool:
         """Read a folder, however many processes wrote it."""
         self.require_own(state)
         reader = DataReader(Path(state["folder"]))
@@ -177,7 +191,8 @@ class FSDPStrategy(Strategy):
         if "optimizer_groups" in state:
             for key, entry in entries.items():
                 name, _, kind = key.removeprefix(f"{OPTIMIZER}.").rpartition(".")
-                if not key.startswith(f"{OPTIMIZER}.") or name not in named:
+                of_optimizer = key.startswith(f"{OPTIMIZER}.") and name in named
+                if not of_optimizer or not isinstance(entry, TensorStorageMetadata):
                     continue
                 value = _empty(entry, named[name])
                 states.setdefault(numbers[name], {})[kind] = targets[key] = value
@@ -201,7 +216,7 @@ def _packed_weights(model: nn.Module) -> set[nn.Parameter]:
     return {weight for weight in model.parameters() if not weight.is_floating_point()}
 
 
-def _like(weight: torch.Tensor, target: Any) -> torch.Tensor:
+def _like(weight: torch.Tensor, target: object) -> torch.Tensor:
     """This process's part of a whole weight, where its place in the model is a cut one."""
     if not isinstance(target, DTensor) or weight.shape != target.shape:
         return weight
@@ -209,7 +224,7 @@ def _like(weight: torch.Tensor, target: Any) -> torch.Tensor:
     return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
 
 
-def _trained(model: nn.Module, optimizer: Any) -> list[tuple[str, torch.Tensor]]:
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
     """Names and parameters, in the optimizer's order."""
     names = {id(weight): name for name, weight in model.named_parameters()}
     return [
@@ -219,14 +234,16 @@ def _trained(model: nn.Module, optimizer: Any) -> list[tuple[str, torch.Tensor]]
     ]
 
 
-def _entries(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def _entries(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """The optimizer's state of each parameter that it has stepped."""
     for name, weight in _trained(model, optimizer):
         state = optimizer.state.get(weight, {})
         yield name, {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
-def _empty(entry: Any, weight: torch.Tensor) -> torch.Tensor:
+def _empty(entry: TensorStorageMetadata, weight: torch.Tensor) -> torch.Tensor:
     """Where an entry of the optimizer's state is read into: cut as its weight, if of its shape."""
     if entry.size == weight.shape and weight.ndim:
         return torch.zeros_like(weight, dtype=entry.properties.dtype)

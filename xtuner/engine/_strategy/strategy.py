@@ -12,7 +12,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from mmengine.dist import get_rank, get_world_size
@@ -23,6 +23,9 @@ from xtuner.checkpoint import checkpoint, run_state
 from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.engine.optim import FinetuneOptimWrapper
 
 Context = contextlib.AbstractContextManager[None]
 B = TypeVar("B")
@@ -60,7 +63,7 @@ class Strategy:
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(model, device_ids=devices, **settings)
 
-    def setup(self, model: Any, optim: Any) -> tuple[Any, Any]:
+    def setup(self, model: nn.Module, optim: FinetuneOptimWrapper) -> tuple[Any, Any]:
         """Take over the optimizer.
 
         Args:
@@ -72,7 +75,7 @@ class Strategy:
         """
         return model, optim
 
-    def micro_batch(self, model: Any, *, last: bool) -> Context:
+    def micro_batch(self, model: nn.Module, *, last: bool) -> Context:
         """The context of forward and backward of a micro-batch.
 
         Args:
@@ -111,17 +114,24 @@ class Strategy:
             model.train(training)
         return [result for result, counts in results if counts]
 
-    def full_params(self, model: Any) -> Context:
+    def full_params(self, model: nn.Module) -> Context:
         """A context in which the model has full weights on the first process, to export them."""
         return contextlib.nullcontext()
 
     def load_weights(
-        self, model: Any, optim: Any, weights: Mapping[str, torch.Tensor], *, partly: bool
+        self,
+        model: nn.Module,
+        optim: FinetuneOptimWrapper,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        partly: bool,
     ) -> str:
         """Load full weights into the model; see ``run_state.load_weights``."""
         return run_state.load_weights(unwrap_model(model), weights, partly=partly)
 
-    def state_dict(self, model: Any, optim: Any, save_optimizer: bool) -> dict[str, Any]:
+    def state_dict(
+        self, model: nn.Module, optim: FinetuneOptimWrapper, save_optimizer: bool
+    ) -> dict[str, Any]:
         """Weights and optimizer, as far as they go into one file."""
         state = {"state_dict": unwrap_model(model).state_dict()}
         if save_optimizer:
@@ -129,7 +139,12 @@ class Strategy:
         return state
 
     def save(
-        self, path: Path, state: dict[str, Any], model: Any, optim: Any, save_optimizer: bool
+        self,
+        path: Path,
+        state: dict[str, Any],
+        model: nn.Module,
+        optim: FinetuneOptimWrapper,
+        save_optimizer: bool,
     ) -> None:
         """Write a checkpoint; called on every rank.
 
@@ -143,7 +158,7 @@ class Strategy:
         if get_rank() == 0:
             checkpoint.save_checkpoint(path, state)
 
-    def restore(self, state: dict[str, Any], model: Any, optim: Any) -> bool:
+    def restore(self, state: dict[str, Any], model: nn.Module, optim: FinetuneOptimWrapper) -> bool:
         """Put weights and optimizer back.
 
         Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
@@ -16,6 +17,9 @@ from xtuner.engine.stop import Stop, exit_status, told
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 
 @HOOKS.register_module(name="XTunerCheckpointHook")
@@ -44,7 +48,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._validation_follows = False
         self._written: int | None = None
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: FinetuneRunner) -> None:
         """Clean up after a killed run, and listen to signals from now on."""
         hub = runner.message_hub
         kept = hub.get_info("keep_ckpt_ids") if "keep_ckpt_ids" in hub.runtime_info else []
@@ -57,12 +61,16 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._written = runner.iter
         self._stop.install()
 
-    def after_run(self, runner: Any) -> None:
+    def after_run(self, runner: FinetuneRunner) -> None:
         """Give the signals back."""
         self._stop.uninstall()
 
     def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+        self,
+        runner: FinetuneRunner,
+        batch_idx: int,
+        data_batch: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a checkpoint where one is due, at the end of a step, or when asked to stop."""
         done = runner.iter + 1
@@ -78,7 +86,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         if not self._validation_follows and not self._epoch_ends(runner, done):
             self._write_what_is_due(runner, runner.epoch, done)
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: FinetuneRunner) -> None:
         """The same after an epoch, when schedules by epoch have stepped too."""
         if self.by_epoch and (
             self.every_n_epochs(runner, self.interval, self.save_begin)
@@ -88,20 +96,20 @@ class CheckpointHook(MMEngineCheckpointHook):
         if runner.train_loop.step_finished and not self._validation_follows:
             self._write_what_is_due(runner, runner.epoch + 1, runner.iter)
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float]) -> None:
+    def after_val_epoch(self, runner: FinetuneRunner, metrics: dict[str, float]) -> None:
         """Keep the best; write what waited for the validation."""
         if self.save_best and metrics:
             self._save_best_checkpoint(runner, metrics)
         self._write_what_is_due(runner, runner.epoch, runner.iter)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: FinetuneRunner) -> None:
         """Save the end of a run that was stopped early."""
         if self.save_last and runner.iter != self._written:
             self._due = True
             self._write_what_is_due(runner, runner.epoch, runner.iter)
         super().after_train(runner)
 
-    def _write_what_is_due(self, runner: Any, epoch: int, done: int) -> None:
+    def _write_what_is_due(self, runner: FinetuneRunner, epoch: int, done: int) -> None:
         """Write a checkpoint where one is due; end the run where it was asked to stop."""
         meta = {"epoch": epoch, "iter": done}
         if self._due:
@@ -125,12 +133,14 @@ class CheckpointHook(MMEngineCheckpointHook):
                 status=exit_status(self._reason),
             )
 
-    def _epoch_ends(self, runner: Any, done: int) -> bool:
+    def _epoch_ends(self, runner: FinetuneRunner, done: int) -> bool:
         """Whether the loop calls ``after_train_epoch`` right after this iteration."""
         length = runner.train_loop.epoch_length
         return done == runner.max_iters or (length is not None and done % length == 0)
 
-    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, int]) -> None:
+    def _save_checkpoint_with_step(
+        self, runner: FinetuneRunner, step: int, meta: dict[str, int]
+    ) -> None:
         """Write one, then delete those that are too many."""
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             self.keep_ckpt_ids.append(step)
@@ -141,7 +151,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             if is_main_process():
                 remove(Path(self.out_dir) / self.filename_tmpl.format(surplus))
 
-    def _write(self, runner: Any, name: str, meta: dict[str, int]) -> None:
+    def _write(self, runner: FinetuneRunner, name: str, meta: dict[str, int]) -> None:
         """Write one and note it as the last."""
         self._written = meta["iter"]
         self.last_ckpt = str(Path(self.out_dir) / name)
@@ -159,7 +169,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         if is_main_process():
             write_text(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
 
-    def _save_best_checkpoint(self, runner: Any, metrics: dict[str, float]) -> None:
+    def _save_best_checkpoint(self, runner: FinetuneRunner, metrics: dict[str, float]) -> None:
         """Write ``best_<metric>_iter_N.pth`` where a metric is better than ever; drop the old."""
         if "auto" in self.key_indicators:
             self._init_rule(self.rules, [next(iter(metrics))])

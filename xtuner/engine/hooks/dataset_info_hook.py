@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -12,6 +12,11 @@ from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+    from xtuner.engine.sharded_batches import SizedRows
+    from xtuner.utils.types import Tokenizer
 
 
 @HOOKS.register_module()
@@ -26,26 +31,28 @@ class DatasetInfoHook(Hook):
             and tokens that are not learnt are negative in ``input_ids``.
     """
 
-    def __init__(self, tokenizer: Any, is_intern_repo_dataset: bool = False) -> None:
-        self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer | Mapping[str, Any], is_intern_repo_dataset: bool = False
+    ) -> None:
+        self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
         self.is_intern_repo_dataset = is_intern_repo_dataset
 
     @master_only
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: FinetuneRunner) -> None:
         """Log the training data."""
         self._log(runner, runner.train_dataloader.dataset, "train")
 
     @master_only
-    def before_val(self, runner: Any) -> None:
+    def before_val(self, runner: FinetuneRunner) -> None:
         """Log the validation data."""
         self._log(runner, runner.val_dataloader.dataset, "val")
 
     @master_only
-    def before_test(self, runner: Any) -> None:
+    def before_test(self, runner: FinetuneRunner) -> None:
         """Log the test data."""
         self._log(runner, runner.test_dataloader.dataset, "test")
 
-    def _log(self, runner: Any, dataset: Any, split: str) -> None:
+    def _log(self, runner: FinetuneRunner, dataset: SizedRows, split: str) -> None:
         runner.logger.info(f"{split}: {len(dataset)} rows after preparation. The first:")
         sample = dataset[0]
         for name in ("input_ids", "chosen_ids", "rejected_ids"):
@@ -72,7 +79,7 @@ class DatasetInfoHook(Hook):
 
     def _decode(self, ids: Sequence[int]) -> str:
         """Decode; a negative id stands for an image or the like."""
-        segments = []
+        segments: list[str] = []
         for special, tokens in itertools.groupby(ids, lambda token: int(token) < 0):
             group = [int(token) for token in tokens]
             segments += (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import EarlyStoppingHook as MMEngineEarlyStoppingHook
 from mmengine.registry import HOOKS
 
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 
 @HOOKS.register_module(name="XTunerEarlyStoppingHook")
@@ -22,12 +25,12 @@ class EarlyStoppingHook(MMEngineEarlyStoppingHook):
 
     priority = "LOW"  # judges before CheckpointHook writes down what it found
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: FinetuneRunner, checkpoint: dict[str, Any]) -> None:
         """Put what this hook remembers into the checkpoint."""
         remembered = {"best_score": self.best_score, "wait_count": self.wait_count}
         checkpoint.setdefault("early_stopping", {})[self.monitor] = remembered
 
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(self, runner: FinetuneRunner, checkpoint: dict[str, Any]) -> None:
         """Take it from there; a run that had already waited long enough ends at once."""
         remembered = checkpoint.get("early_stopping", {}).get(self.monitor)
         if remembered is not None:
@@ -35,7 +38,7 @@ class EarlyStoppingHook(MMEngineEarlyStoppingHook):
             self.wait_count = remembered["wait_count"]
             runner.train_loop.stop_training = self.wait_count >= self.patience
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float]) -> None:
+    def after_val_epoch(self, runner: FinetuneRunner, metrics: dict[str, float]) -> None:
         """Judge a validation."""
         before = runner.train_loop.stop_training
         super().after_val_epoch(runner, metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -21,6 +21,12 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+    from xtuner.utils.types import ImageProcessor, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +60,10 @@ class EvaluateChatHook(Hook):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer | Mapping[str, Any],
         evaluation_inputs: str | Sequence[str],
         evaluation_images: str | Sequence[str] | None = None,
-        image_processor: Any = None,
+        image_processor: ImageProcessor | Mapping[str, Any] | None = None,
         system: str = "",
         prompt_template: str | Mapping[str, Any] | None = None,
         every_n_iters: int | None = None,
@@ -85,12 +91,16 @@ class EvaluateChatHook(Hook):
         self._is_due = False
         self._pictures: list[torch.Tensor | None] | None = None
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: FinetuneRunner) -> None:
         """Ask the model as it is before the training."""
         self.evaluate(runner, min(TOKENS_BEFORE_TRAINING, self.max_new_tokens))
 
     def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+        self,
+        runner: FinetuneRunner,
+        batch_idx: int,
+        data_batch: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Ask where it is due, at the end of an optimizer step."""
         if self.every_n_iters and self.every_n_train_iters(runner, self.every_n_iters):
@@ -100,17 +110,17 @@ class EvaluateChatHook(Hook):
             if runner.iter + 1 < runner.max_iters:  # the end has a round of its own
                 self.evaluate(runner, self.max_new_tokens)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: FinetuneRunner) -> None:
         """Ask the trained model."""
         self.evaluate(runner, self.max_new_tokens)
 
-    def after_val(self, runner: Any) -> None:
+    def after_val(self, runner: FinetuneRunner) -> None:
         """Ask after a validation within a training."""
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             self.evaluate(runner, self.max_new_tokens)
 
     @torch.no_grad()
-    def evaluate(self, runner: Any, max_new_tokens: int) -> None:
+    def evaluate(self, runner: FinetuneRunner, max_new_tokens: int) -> None:
         """Generate an answer to each question, show and write them.
 
         All processes generate, as a sharded model needs them all; the first one shows.
@@ -148,7 +158,9 @@ class EvaluateChatHook(Hook):
         text = render_question(self.template, question, 1, self.system)
         return [*prefix_ids(self.tokenizer), *self._encode(text)]
 
-    def _answer(self, model: Any, device: torch.device, number: int, max_new_tokens: int) -> str:
+    def _answer(
+        self, model: PreTrainedModel, device: torch.device, number: int, max_new_tokens: int
+    ) -> str:
         question, pictures = self.inputs[number], {}
         if self.images:
             question = f"{DEFAULT_IMAGE_TOKEN}\n{question}"
@@ -157,8 +169,8 @@ class EvaluateChatHook(Hook):
             pictures = {"pixel_values": picture.to(device)}
         ids = torch.tensor([self.prompt(question)], device=device)
         settings = self._settings(max_new_tokens)
-        generate = model.generate if hasattr(model, "generate") else model.llm.generate
-        answer = generate(
+        generating: Any = model if hasattr(model, "generate") else model.llm
+        answer = generating.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **pictures, **settings
         )[0]
         shown = [token for token in answer.tolist() if token >= 0]
@@ -206,7 +218,9 @@ class EvaluateChatHook(Hook):
         return self._pictures[number if len(self.images) > 1 else 0]
 
 
-def _read(image: str, image_processor: Any) -> torch.Tensor | None:
+def _read(
+    image: str, image_processor: ImageProcessor | Mapping[str, Any] | None
+) -> torch.Tensor | None:
     from xtuner.dataset.images import load_image, pixel_values
 
     if not is_main_process():
@@ -223,7 +237,7 @@ def _read(image: str, image_processor: Any) -> torch.Tensor | None:
     return pixels[None]
 
 
-def _built(value: Any) -> Any:
+def _built(value: object) -> Any:
     return BUILDER.build(value) if isinstance(value, dict) else value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -14,6 +14,9 @@ from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 
 @HOOKS.register_module()
@@ -35,7 +38,7 @@ class HFCheckpointHook(Hook):
         self.out_dir = out_dir
         self.every_save = every_save
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: FinetuneRunner) -> None:
         """Refuse, before anything takes long, what could not be exported at the end."""
         trained_template.template_of(runner.cfg)
         folder = self._folder(runner)
@@ -48,7 +51,7 @@ class HFCheckpointHook(Hook):
                 where=Where(str(folder), key="out_dir"),
             )
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: FinetuneRunner, checkpoint: dict[str, Any]) -> None:
         """Export beside a checkpoint, where asked."""
         if self.every_save:
             folder = self._folder(runner)
@@ -56,14 +59,14 @@ class HFCheckpointHook(Hook):
                 runner, folder.with_name(f"{folder.name}_iter_{checkpoint['meta']['iter']}")
             )
 
-    def after_run(self, runner: Any) -> None:
+    def after_run(self, runner: FinetuneRunner) -> None:
         """Export at the end of the training."""
         self._export(runner, self._folder(runner))
 
-    def _folder(self, runner: Any) -> Path:
+    def _folder(self, runner: FinetuneRunner) -> Path:
         return Path(self.out_dir or Path(runner.work_dir) / "hf_model")
 
-    def _export(self, runner: Any, folder: Path) -> None:
+    def _export(self, runner: FinetuneRunner, folder: Path) -> None:
         with runner.strategy.full_params(runner.model):
             if not is_main_process():
                 return

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 FILE = "metrics.jsonl"
 PICTURE = "curves.png"
@@ -30,12 +34,16 @@ class MetricsHook(Hook):
     def __init__(self) -> None:
         self._stream: IO[str] | None = None
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: FinetuneRunner) -> None:
         """Open the file."""
         self._open(runner)
 
     def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+        self,
+        runner: FinetuneRunner,
+        batch_idx: int,
+        data_batch: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the line of an optimizer step, at its last micro-batch."""
         loop = runner.train_loop
@@ -53,13 +61,15 @@ class MetricsHook(Hook):
         runner.message_hub.update_scalar("train/tokens_per_sec", line["tokens_per_sec"])
         self._write(line)
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(
+        self, runner: FinetuneRunner, metrics: dict[str, float] | None = None
+    ) -> None:
         """Write the line of a validation."""
         if self._stream is not None:
             numbers = {f"val/{name}": value for name, value in (metrics or {}).items()}
             self._write({"iter": runner.train_loop.iter, **numbers})
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: FinetuneRunner) -> None:
         """Close the file and draw it."""
         if self._stream is not None:
             self._stream.close()
@@ -70,7 +80,7 @@ class MetricsHook(Hook):
             draw([read_run(folder)], folder / PICTURE, names=("loss", "lr"))
 
     @master_only
-    def _open(self, runner: Any) -> None:
+    def _open(self, runner: FinetuneRunner) -> None:
         path = Path(runner.work_dir) / FILE
         if runner.train_loop.iter == 0:
             path.unlink(missing_ok=True)

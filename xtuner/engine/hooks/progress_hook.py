@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -16,6 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -41,16 +45,17 @@ class ProgressHook(Hook):
         self._started = self._last_line = 0.0
         self._first_step = self._last_step = 0
 
-    def show_plan(self, runner: Any) -> None:
+    def show_plan(self, runner: FinetuneRunner) -> None:
         """Show what will be trained on what, and where it goes, before any hook's work begins."""
         self._started = time.perf_counter()
         if not is_main_process():
             return
-        from xtuner.reporting.summary import facts, write_account
+        from xtuner.reporting.summary import run_summary, write_account, write_run
 
         write_account(runner)
+        write_run(runner)
         table = Table.grid(padding=(0, 2))
-        for label, value in facts(runner):
+        for label, value in run_summary(runner):
             table.add_row(label, value)
             if not sys.stdout.isatty():
                 print(f"{label}: {value}", flush=True)
@@ -67,7 +72,11 @@ class ProgressHook(Hook):
         self._first_step = runner.iter // runner.train_loop.accumulative_counts
 
     def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+        self,
+        runner: FinetuneRunner,
+        batch_idx: int,
+        data_batch: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Show the step that is done."""
         if not outputs or not is_main_process():
@@ -83,19 +92,23 @@ class ProgressHook(Hook):
             print(tr("step {step}/{max_steps}", step=step, max_steps=loop.max_steps), text)
             sys.stdout.flush()
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(
+        self, runner: FinetuneRunner, metrics: dict[str, float] | None = None
+    ) -> None:
         """Show the result of a validation."""
         if is_main_process() and metrics:
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self._console.print(tr("validation  {numbers}", numbers=numbers))
 
-    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(
+        self, runner: FinetuneRunner, metrics: dict[str, float] | None = None
+    ) -> None:
         """Show the result of a test."""
         if is_main_process() and metrics:
             for name, value in metrics.items():
                 self._console.print(f"{name}  {value:.6g}" if isinstance(value, float) else value)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: FinetuneRunner) -> None:
         """Show how long it took and the commands for the next step."""
         self.close()
         if not is_main_process():
@@ -126,7 +139,7 @@ class ProgressHook(Hook):
                 self._last_line, self._last_step = now, step
         return due
 
-    def _text(self, runner: Any, step: int, outputs: dict[str, Any]) -> str:
+    def _text(self, runner: FinetuneRunner, step: int, outputs: Mapping[str, Any]) -> str:
         speed = runner.message_hub.get_scalar("train/tokens_per_sec").mean(20)
         lr = runner.optim_wrapper.get_lr()["lr"][0]
         elapsed = time.perf_counter() - self._started

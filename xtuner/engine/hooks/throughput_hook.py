@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.hooks import Hook
@@ -12,6 +13,9 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
+
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 PEAK_SIZE = {"cuda": 8192, "cpu": 1024}
 PEAK_SECONDS = 0.2
@@ -38,7 +42,7 @@ class ThroughputHook(Hook):
         self._cost = (0.0, 0.0)
         self._tokens = self._squares = 0.0
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: FinetuneRunner) -> None:
         """Work out what a token costs, and measure what the device can do."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._cost = cost_of_a_token(model)
@@ -47,15 +51,20 @@ class ThroughputHook(Hook):
             self.peak_tflops = measured_peak(runner.device, dtype)
 
     def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+        self,
+        runner: FinetuneRunner,
+        batch_idx: int,
+        data_batch: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Add up the micro-batches of a step; log at its end."""
-        ids = (data_batch or {}).get("data", {}).get("input_ids")
+        data = (data_batch or {}).get("data", {})
+        ids = data.get("input_ids")
         if isinstance(ids, torch.Tensor):
             ranks = get_sequence_parallel_world_size()  # they share the work of these rows
             self._tokens += ids.numel() / ranks
-            self._squares += attended(data_batch["data"]) / ranks
-        if not runner.train_loop.step_finished:
+            self._squares += attended(data) / ranks
+        if not outputs or not runner.train_loop.step_finished:
             return
         seconds = outputs["step_time"]
         operations = self._tokens * self._cost[0] + self._squares * self._cost[1]

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.device import get_device
@@ -50,6 +50,10 @@ from xtuner.registry import BUILDER
 from xtuner.utils.cpu import bound_known_products
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from mmengine.optim import OptimWrapper
+    from mmengine.visualization import Visualizer
 
 # Without these the training is not the one that was asked for, so their failure ends it.
 ESSENTIAL_HOOKS = (CheckpointHook, ParamSchedulerHook, DistSamplerSeedHook, RuntimeInfoHook)
@@ -127,7 +131,7 @@ class FinetuneRunner(Runner):
             handler.addFilter(_is_for_people)
         return logger
 
-    def build_visualizer(self, visualizer: Any = None) -> Any:
+    def build_visualizer(self, visualizer: Visualizer | dict[str, Any] | None = None) -> Any:
         """Build the config's visualizer; without one, the numbers are written to a file."""
         if visualizer is not None:
             return super().build_visualizer(visualizer)
@@ -175,7 +179,7 @@ class FinetuneRunner(Runner):
     def _init_model_weights(self) -> None:
         """Nothing to do: weights come from the model itself. mmengine would draw them anew."""
 
-    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | Mapping[str, Any]) -> Any:
         """Build the optimizer over what is trained, and its wrapper."""
         if not isinstance(optim_wrapper, Mapping) or "constructor" in optim_wrapper:
             return super().build_optim_wrapper(optim_wrapper)
@@ -199,7 +203,7 @@ class FinetuneRunner(Runner):
         self.model, bound = self.strategy.setup(self.model, wrapper(optimizer=built, **settings))
         return bound
 
-    def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list[Any]:
+    def _build_param_scheduler(self, scheduler: object, optim_wrapper: OptimWrapper) -> list[Any]:
         """Build the schedules, without those that cover at most one iteration of this run.
 
         A warm-up over 3 % of a short run may end before its first iteration; and mmengine's
@@ -328,7 +332,7 @@ class FinetuneRunner(Runner):
         return state
 
 
-def _share_rows(size: Any, config: str | None) -> None:
+def _share_rows(size: object, config: str | None) -> None:
     """Make the groups of processes that share rows.
 
     Raises:

@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.dist import get_world_size
@@ -31,6 +31,11 @@ from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.cpu import trim_heap
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
 
 class TrainLoop(BaseLoop):
@@ -51,8 +56,8 @@ class TrainLoop(BaseLoop):
 
     def __init__(
         self,
-        runner: Any,
-        dataloader: Any,
+        runner: FinetuneRunner,
+        dataloader: DataLoader[Any] | dict[str, Any],
         max_epochs: float | None = None,
         max_iters: int | None = None,
         val_begin: int = 1,
@@ -341,21 +346,21 @@ def _added_up(shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     return dict(zip(names, added.tolist(), strict=True))
 
 
-def _length(dataloader: Any) -> int | None:
+def _length(dataloader: DataLoader[Any]) -> int | None:
     try:
         return len(dataloader)
     except TypeError:
         return None
 
 
-def _share_worker_seeds(dataloader: Any) -> None:
+def _share_worker_seeds(dataloader: DataLoader[Any]) -> None:
     """Let the loaders of processes that share rows draw the same random numbers for them."""
     start: Any = getattr(dataloader, "worker_init_fn", None)
     if get_sequence_parallel_world_size() > 1 and "rank" in getattr(start, "keywords", {}):
         dataloader.worker_init_fn = functools.partial(start, rank=get_data_parallel_rank())
 
 
-def _set_epoch(dataloader: Any, epoch: int) -> None:
+def _set_epoch(dataloader: DataLoader[Any], epoch: int) -> None:
     """Tell the samplers which epoch it is, so that each has an order of its own."""
     inner = getattr(dataloader.batch_sampler, "sampler", None)
     for sampler in (dataloader.sampler, dataloader.batch_sampler, inner):

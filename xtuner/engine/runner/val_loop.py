@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mmengine.runner.loops import TestLoop as _MetricTestLoop
 from mmengine.runner.loops import ValLoop as _MetricValLoop
@@ -17,12 +17,21 @@ from xtuner.engine.sharded_batches import ShardedBatches
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.parallel.unwrap import unwrap_model
 
+if TYPE_CHECKING:
+    from mmengine.evaluator import Evaluator
+
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+
+
+Loader: TypeAlias = "DataLoader[Any] | dict[str, Any]"
+Metrics: TypeAlias = "Evaluator | dict[str, Any] | Sequence[Any]"
+
 
 class _EvaluationLoop:
     """What ``ValLoop`` and ``TestLoop`` share; hooks have ``kind`` in the names of methods."""
 
     kind: Literal["val", "test"]
-    runner: Any
+    runner: FinetuneRunner
     dataloader: Any
     evaluator: Any
     _losses: LossByDataset | None = None
@@ -74,7 +83,13 @@ class ValLoop(_EvaluationLoop, _MetricValLoop):
 
     kind = "val"
 
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any = (), fp16: bool = False):
+    def __init__(
+        self,
+        runner: FinetuneRunner,
+        dataloader: Loader,
+        evaluator: Metrics = (),
+        fp16: bool = False,
+    ):
         super().__init__(runner, dataloader, evaluator or [], fp16)
 
 
@@ -84,7 +99,13 @@ class TestLoop(_EvaluationLoop, _MetricTestLoop):
     __test__ = False  # pytest: this is not a test
     kind = "test"
 
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any = (), fp16: bool = False):
+    def __init__(
+        self,
+        runner: FinetuneRunner,
+        dataloader: Loader,
+        evaluator: Metrics = (),
+        fp16: bool = False,
+    ):
         super().__init__(runner, dataloader, evaluator or [], fp16)
 
 
@@ -101,7 +122,7 @@ class LossByDataset:
         self._batches = [ShardedBatches(each, dataloader) for each in datasets]
         self._num_items: list[dict[str, float]] | None = None
 
-    def measure(self, runner: Any) -> dict[str, float]:
+    def measure(self, runner: FinetuneRunner) -> dict[str, float]:
         """Compute loss and perplexity with the model as it is now."""
         if self._num_items is None:
             self._num_items = [self._count(batches, runner) for batches in self._batches]
@@ -117,7 +138,7 @@ class LossByDataset:
                 metrics |= _named(f"{number}/", loss)
         return metrics
 
-    def _count(self, batches: ShardedBatches, runner: Any) -> dict[str, float]:
+    def _count(self, batches: ShardedBatches, runner: FinetuneRunner) -> dict[str, float]:
         model: Any = unwrap_model(runner.model)
         counts: dict[str, float] = {}
         for batch, counted in batches:
@@ -128,7 +149,9 @@ class LossByDataset:
         size = get_sequence_parallel_world_size()
         return {name: max(1, int(count / size)) for name, count in zip(names, added, strict=True)}
 
-    def _loss(self, batches: ShardedBatches, num_items: Mapping[str, float], runner: Any) -> float:
+    def _loss(
+        self, batches: ShardedBatches, num_items: Mapping[str, float], runner: FinetuneRunner
+    ) -> float:
         def loss(model: nn.Module, batch: Mapping[str, Any]) -> float:
             with runner.autocast():
                 outputs = model(

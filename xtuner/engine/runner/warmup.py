@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,12 +12,15 @@ from xtuner.reporting.summary import count_parameters, lengths
 from xtuner.utils.cpu import keep_freed_memory
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from xtuner.engine.runner.finetune_runner import FinetuneRunner
+
 WORTH_COMPILING = 3e14
 """Floating-point operations of a run that compiling saves more time than it takes: on a CPU that
 does 1e12 a second, of five minutes it saves half a minute and takes ten seconds."""
 
 
-def prepare_device(runner: Any) -> list[str]:
+def prepare_device(runner: FinetuneRunner) -> list[str]:
     """Prepare this process for the training, on a CPU; a GPU needs nothing.
 
     Returns:
@@ -36,7 +39,7 @@ def prepare_device(runner: Any) -> list[str]:
     return done
 
 
-def _compiles(runner: Any) -> bool:
+def _compiles(runner: FinetuneRunner) -> bool:
     """Whether to compile: as the model says; with ``auto``, if the run is long enough.
 
     How long it takes is not looked at, but how much there is to compute, so that the same run is
