@@ -57,7 +57,7 @@ def test_parameters_are_counted():
 
 def test_the_run_and_its_backends_are_shown_and_kept(tmp_path, capsys):
     runner = make_runner(tmp_path)
-    runner.model.backends_report = lambda: [("attention", "sdpa", "no CUDA device")]
+    runner.model.backends_report = lambda dtype: [("attention", "sdpa", "no CUDA device")]
     runner.train()
     record = json.loads((tmp_path / "run.json").read_text("utf-8"))
     assert record["backends"] == [

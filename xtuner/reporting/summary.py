@@ -64,7 +64,9 @@ def run_summary(runner: Runner) -> list[tuple[str, str]]:
 def backends(runner: Runner) -> list[tuple[str, str, str]]:
     """The implementations that the model has chosen, as (concept, choice, reason)."""
     report = getattr(unwrap_model(runner.model), "backends_report", None)
-    return [tuple(map(str, line)) for line in report()] if report is not None else []
+    dtype = getattr(runner.optim_wrapper, "dtype", torch.float32)
+    autocast = None if dtype is torch.float32 else dtype
+    return list(report(autocast)) if report is not None else []
 
 
 def write_run(runner: Runner) -> None:
