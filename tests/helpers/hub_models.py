@@ -221,7 +221,7 @@ MODELS = {
         max_position_embeddings=4096,
         model_max_length=4096,
         tokenizer_class="BaichuanTokenizer",
-        vocab_size=125696,
+        norm_head=True,  # which a vocabulary of 125,696 says by itself
     ),
     "baichuan2_13b": _baichuan(
         "baichuan2",
@@ -229,7 +229,7 @@ MODELS = {
         gradient_checkpointing=False,
         model_max_length=4096,
         tokenizer_class="BaichuanTokenizer",
-        vocab_size=125696,
+        norm_head=True,  # which a vocabulary of 125,696 says by itself
     ),
     "minicpm": HubModel(
         architecture="MiniCPMForCausalLM",
