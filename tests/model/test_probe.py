@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from tests.helpers.architectures import VOCABULARY, make_architecture
+from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model.modules import attention
 from xtuner.model.probe import RowProbe, probe_rows, require_exact_rows
 from xtuner.model.sft import SupervisedFinetune
@@ -88,3 +91,28 @@ def test_a_model_that_fails_on_a_batch_is_refused_with_what_it_said():
     with pytest.raises(UserError, match=r"tensor a \(9\)") as caught:
         probe_rows(forward, VOCABULARY, CPU, packed=True)
     assert "more" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "lfm2", "bloom", "xglm", "codegen"])
+@pytest.mark.parametrize("implementation", ["xtuner", "eager"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_a_first_batch_is_exact_or_refused(kind, implementation, packed):
+    name = attention.register() if implementation == "xtuner" else implementation
+    llm = make_architecture(kind, attention=name)
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False, use_varlen_attn=packed)
+    model.eval()
+    rows = [torch.arange(100, 107), torch.arange(200, 205)]
+    collate = partial(default_collate_fn, use_varlen_attn=packed)
+    instances = [{"input_ids": row, "labels": row} for row in rows]
+    total = {"tokens": sum(len(row) - 1 for row in rows)}
+    try:
+        loss = model(**collate(instances), num_items_in_batch=total)["loss"]
+    except UserError:
+        assert kind in ("bloom", "xglm", "codegen")
+        return
+    plain = make_architecture(kind, attention="eager").eval()
+    wanted = sum(
+        plain(input_ids=row[None], labels=row[None]).loss * (len(row) - 1) / total["tokens"]
+        for row in rows
+    )
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)

@@ -7,6 +7,7 @@ the micro-batch's share of the mean over ``num_items_in_batch``.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -21,13 +22,13 @@ from xtuner.model.backends.report import report
 from xtuner.model.loading import (
     build_llm,
     enable_activation_checkpointing,
-    require_varlen_support,
     resize_token_embeddings,
 )
 from xtuner.model.lora import experts
 from xtuner.model.lora.targets import set_default_targets
 from xtuner.model.modules.loss import LogitTransform
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
+from xtuner.model.probe import ensure_exact_rows
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.registry import BUILDER
 from xtuner.utils.files import written_aside
@@ -62,6 +63,8 @@ class FinetuneModel(BaseModel):
     _separate_head: bool | None = None
     """Whether body and head can be called apart; None until the first batch."""
     _agrees_across_ranks = False
+    _exact_rows: frozenset[str] = frozenset()
+    """Kinds of rows that the model was probed with: ``packed``, ``padded``, ``single``."""
 
     def __init__(
         self,
@@ -79,8 +82,6 @@ class FinetuneModel(BaseModel):
         self.llm = build_llm(llm, full=full, max_position_embeddings=max_position_embeddings)
         self.tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
         self.use_varlen_attn = use_varlen_attn
-        if use_varlen_attn:
-            require_varlen_support(self.llm)
         self.llm.config.use_cache = False
         resized = self.tokenizer is not None and resize_token_embeddings(self.llm, self.tokenizer)
         if not full:
@@ -208,8 +209,10 @@ class FinetuneModel(BaseModel):
         """The part of a batch that this rank computes: all of it, unless ranks share rows.
 
         Raises:
-            UserError: when ranks share rows, and this model cannot be computed so.
+            UserError: at the first batch, when the model cannot compute packed, padded or shared
+                rows exactly.
         """
+        self._ensure_exact_rows(data)
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
         counts_padding = getattr(self.llm.config, "output_router_logits", False)
         bucketed = rows.is_cpu and packed_cu_seqlens(data) is not None and not counts_padding
@@ -223,6 +226,33 @@ class FinetuneModel(BaseModel):
                 self.train(training)
             self._agrees_across_ranks = True
         return shard
+
+    def _ensure_exact_rows(self, data: Batch) -> None:
+        """Probe the model, and a reference beside it, with the first batch of each kind."""
+        mask = data.get("attention_mask")
+        kind = "single" if mask is None or len(mask) == 1 else "padded"
+        if packed_cu_seqlens(data) is not None:
+            kind = "packed"
+        if kind in self._exact_rows:
+            return
+        self._exact_rows |= {kind}
+        training = self.training
+        self.eval()  # dropout would make two calls differ
+        try:
+            for llm in filter(None, (self.causal_lm, getattr(self, "ref_llm", None))):
+                forward = functools.partial(self._outputs, llm)
+                ensure_exact_rows(llm, forward, packed=kind == "packed", padded=kind == "padded")
+        finally:
+            self.train(training)
+
+    def _outputs(self, llm: Any, data: Batch) -> Tensor:
+        """What the loss is computed from: hidden states (B, S, H), or logits (B, S, V)."""
+        outputs: Tensor
+        if self.can_skip_logits(data):
+            outputs = llm.base_model(**self.inputs(data), use_cache=False).last_hidden_state
+        else:
+            outputs = llm(**self.inputs(data), use_cache=False).logits
+        return outputs
 
     def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
         """Continue a text; arguments and result as ``generate`` of transformers."""

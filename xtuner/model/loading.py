@@ -139,34 +139,6 @@ def _with_longer_context(settings: Mapping[str, Any], length: int) -> Any:
     return config
 
 
-def supports_varlen(llm: Any) -> bool:
-    """Whether packed samples of one row cannot see each other in this model."""
-    chosen = getattr(llm.config, "_attn_implementation", None)
-    # Eager attention relies on masks from each model's own code, and some forget the borders.
-    return chosen != "eager" and bool(getattr(llm, "_supports_attention_backend", False))
-
-
-def require_varlen_support(llm: Any) -> None:
-    """Refuse variable-length attention for a model that would mix the packed samples.
-
-    Raises:
-        UserError: when the model's own code computes attention past transformers' interface.
-    """
-    if not supports_varlen(llm):
-        name = type(llm).__name__
-        raise UserError(
-            tr(
-                "{name} computes attention by its own code, or eagerly: packed samples might see "
-                "each other.",
-                name=name,
-            ),
-            hint=tr(
-                "set use_varlen_attn = False, or use the model's class in transformers "
-                "(trust_remote_code=False)."
-            ),
-        )
-
-
 def init_from_checkpoint(model: nn.Module, checkpoint: str) -> None:
     """Give a model the weights of an earlier training.
 

@@ -2,7 +2,7 @@
 
 Class flags and layer names say little: architectures that mix tokens by convolutions, state spaces
 or linear attention declare that they support packing, and others lose ``cu_seqlens`` on the way to
-their attention. So the model itself is asked, before a run, with random token ids:
+their attention. So the model itself is tried, at a run's first batch, with random token ids:
 
 * causal: when the last token changes, earlier outputs must not;
 * packed: when the first sample of a row changes, the second one's outputs must not, and each must
@@ -12,15 +12,23 @@ their attention. So the model itself is asked, before a run, with random token i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from xtuner.model.modules.packed_mixers import find_mixers, split_mixers
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[[Batch], Tensor]
 """A batch in, logits or hidden states (B, S, ...) out."""
@@ -83,6 +91,43 @@ class RowProbe:
 
 
 @torch.no_grad()
+def ensure_exact_rows(
+    llm: PreTrainedModel, forward: Forward, *, packed: bool, padded: bool
+) -> None:
+    """Probe a model, help it where packed samples mix, and refuse it where that is not enough.
+
+    Args:
+        llm: the model, in evaluation mode; layers that mix packed samples are changed to compute
+            them one by one (``packed_mixers``).
+        forward: computes the outputs that the loss is made of.
+        packed: rows are packed, and samples must not attend to each other.
+        padded: rows are padded.
+
+    Raises:
+        UserError: with the settings to write instead.
+    """
+    vocabulary = llm.config.get_text_config().vocab_size
+    device = llm.device
+    name = type(llm).__name__
+    forward = _explained(forward)
+    if packed:
+        samples = _Samples(vocabulary, device, seed=0)
+        row = samples.packed(samples.first, samples.second)
+        mixers = find_mixers(llm, lambda: forward(row), len(samples.first))
+        if mixers:
+            split_mixers(llm, mixers)
+            logger.info(
+                "%s: %d layers mix tokens without cu_seqlens (%s); they compute packed samples one "
+                "by one.",
+                name,
+                len(mixers),
+                ", ".join(sorted({mixer.rpartition(".")[2] for mixer in mixers})),
+            )
+    found = probe_rows(forward, vocabulary, device, packed=packed, padded=padded)
+    require_exact_rows(found, name, packed=packed)
+
+
+@torch.no_grad()
 def probe_rows(
     forward: Forward,
     vocabulary: int,
@@ -96,7 +141,8 @@ def probe_rows(
     Args:
         forward: computes outputs; without dropout, and through the root of a sharded model: all
             ranks make the same calls.
-        vocabulary: ids are drawn below it, the same on all ranks.
+        vocabulary: ids are drawn from its middle half, away from special tokens; the same ids on
+            all ranks.
         device: where the model is.
         packed: probe packed rows (``cu_seqlens``).
         padded: probe padded rows.
@@ -174,7 +220,7 @@ def _explained(forward: Forward) -> Forward:
             return forward(batch)
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a model's own code fails with
             raise _failed(batch, error) from error
 
     return call
@@ -203,7 +249,8 @@ class _Samples:
         self.first, self.second = (self.draw(length) for length in LENGTHS)
 
     def draw(self, length: int) -> Tensor:
-        return torch.randint(self.vocabulary, (length,), generator=self.random)
+        low, high = self.vocabulary // 4, self.vocabulary * 3 // 4
+        return torch.randint(low, high, (length,), generator=self.random)
 
     def alone(self, ids: Tensor) -> Batch:
         return {
@@ -241,7 +288,7 @@ def _probe_once(forward: Forward, samples: _Samples, packed: bool, padded: bool)
     first, second = samples.first, samples.second
     alone = forward(samples.alone(second))
     changed = second.clone()
-    changed[-1] = (changed[-1] + 1 + samples.vocabulary // 2) % samples.vocabulary
+    changed[-1] = samples.vocabulary - changed[-1]
     future = _change(forward(samples.alone(changed))[:, :-1], alone[:, :-1])
     leak = apart = beside_padding = 0.0
     if packed:

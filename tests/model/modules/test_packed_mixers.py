@@ -74,9 +74,7 @@ def loss_and_gradients(
 def test_packed_rows_train_as_each_sample_alone(kind, checkpointing):
     llm = make_architecture(kind, attention=attention.register())
     model = SupervisedFinetune(llm, use_activation_checkpointing=checkpointing)
-    found = mixers_of(model)
-    assert [name.rpartition(".")[2] for name in found] == MIXERS[kind]
-    split_mixers(model.causal_lm, found)
+    assert [name.rpartition(".")[2] for name in mixers_of(model)] == MIXERS[kind]
     loss, gradients = loss_and_gradients(model, [batch_of(samples())])
     wanted, alone = loss_and_gradients(model, [batch_of([row]) for row in samples()])
     assert loss == pytest.approx(wanted, rel=1e-5)

@@ -19,10 +19,19 @@ def dispatch_modules(model: PreTrainedModel, use_varlen_attn: bool = False) -> N
     Raises:
         UserError: with ``use_varlen_attn``, for a model that would mix packed samples.
     """
-    from xtuner.model.loading import require_varlen_support
+    from xtuner.model.base import FinetuneModel
     from xtuner.model.modules import attention
+    from xtuner.model.probe import ensure_exact_rows
 
     if getattr(model, "_supports_attention_backend", False):
         model.set_attn_implementation(attention.register())
     if use_varlen_attn:
-        require_varlen_support(model)
+        training = model.training
+        model.eval()
+        ensure_exact_rows(
+            model,
+            lambda batch: model(**FinetuneModel.inputs(batch), use_cache=False).logits,
+            packed=True,
+            padded=False,
+        )
+        model.train(training)

@@ -132,6 +132,8 @@ class _Trial:
             self.module.forward = self.replaced
 
     def call(self, *args: object, **kwargs: object) -> object:
+        if not self.borders.values:  # a call without packed samples
+            return self.forward(*args, **kwargs)
         try:
             output = self.forward(*args, **kwargs)
         except Exception:  # libraries say in many ways that they cannot compute packed rows
@@ -157,7 +159,7 @@ class _Trial:
 
 
 def _sliced(value: object, part: slice, tokens: int) -> object:
-    """A sample's part of whatever has a dimension of tokens: (1, S, ...), or (S,)."""
+    """A sample's part of whatever has tokens: (1, S, ...), (S,), or a mask (B, 1, S, S)."""
     if isinstance(value, tuple):
         return tuple(_sliced(item, part, tokens) for item in value)
     if isinstance(value, Tensor):
@@ -165,17 +167,23 @@ def _sliced(value: object, part: slice, tokens: int) -> object:
             return value[:, part]
         if value.shape == (tokens,):
             return value[part]
+        if value.ndim == 4 and value.shape[-2:] == (tokens, tokens):
+            return value[..., part, part]
     return value
 
 
 def _joined(outputs: Sequence[object]) -> object:
-    """The outputs of all samples as one: tensors along their tokens, tuples item by item."""
+    """The outputs of all samples as one: (1, S, D) along the tokens, tuples item by item.
+
+    Other tensors, such as the weights of eager attention, belong to one sample and are left out.
+    """
     first = outputs[0]
     if isinstance(first, tuple):
         parts = [output for output in outputs if isinstance(output, tuple)]
         return tuple(_joined(items) for items in zip(*parts, strict=True))
-    if isinstance(first, Tensor) and first.ndim > 1:
-        return torch.cat([output for output in outputs if isinstance(output, Tensor)], dim=1)
+    if isinstance(first, Tensor):
+        tensors = [output for output in outputs if isinstance(output, Tensor)]
+        return torch.cat(tensors, dim=1) if first.ndim == 3 else None
     return first
 
 
