@@ -36,6 +36,7 @@ from xtuner.utils.types import Batch, Tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from transformers import PreTrainedModel
     from transformers.utils.generic import ModelOutput
 
 PROBE_TOKENS = 8
@@ -63,7 +64,7 @@ class FinetuneModel(BaseModel):
     _separate_head: bool | None = None
     """Whether body and head can be called apart; None until the first batch."""
     _agrees_across_ranks = False
-    _exact_rows: frozenset[str] = frozenset()
+    probed_rows: frozenset[str] = frozenset()
     """Kinds of rows that the model was probed with: ``packed``, ``padded``, ``single``."""
 
     def __init__(
@@ -212,7 +213,7 @@ class FinetuneModel(BaseModel):
             UserError: at the first batch, when the model cannot compute packed, padded or shared
                 rows exactly.
         """
-        self._ensure_exact_rows(data)
+        _probe_first_batch(self, data)
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
         counts_padding = getattr(self.llm.config, "output_router_logits", False)
         bucketed = rows.is_cpu and packed_cu_seqlens(data) is not None and not counts_padding
@@ -226,33 +227,6 @@ class FinetuneModel(BaseModel):
                 self.train(training)
             self._agrees_across_ranks = True
         return shard
-
-    def _ensure_exact_rows(self, data: Batch) -> None:
-        """Probe the model, and a reference beside it, with the first batch of each kind."""
-        mask = data.get("attention_mask")
-        kind = "single" if mask is None or len(mask) == 1 else "padded"
-        if packed_cu_seqlens(data) is not None:
-            kind = "packed"
-        if kind in self._exact_rows:
-            return
-        self._exact_rows |= {kind}
-        training = self.training
-        self.eval()  # dropout would make two calls differ
-        try:
-            for llm in filter(None, (self.causal_lm, getattr(self, "ref_llm", None))):
-                forward = functools.partial(self._outputs, llm)
-                ensure_exact_rows(llm, forward, packed=kind == "packed", padded=kind == "padded")
-        finally:
-            self.train(training)
-
-    def _outputs(self, llm: Any, data: Batch) -> Tensor:
-        """What the loss is computed from: hidden states (B, S, H), or logits (B, S, V)."""
-        outputs: Tensor
-        if self.can_skip_logits(data):
-            outputs = llm.base_model(**self.inputs(data), use_cache=False).last_hidden_state
-        else:
-            outputs = llm(**self.inputs(data), use_cache=False).logits
-        return outputs
 
     def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
         """Continue a text; arguments and result as ``generate`` of transformers."""
@@ -377,6 +351,35 @@ def trained_weights(
     """The entries of a model's state dict, named with a ``prefix``, that are trained."""
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     return {name: value for name, value in state.items() if name.removeprefix(prefix) in trained}
+
+
+def _probe_first_batch(model: FinetuneModel, data: Batch) -> None:
+    """Probe the model, and a reference beside it, with the first batch of each kind."""
+    mask = data.get("attention_mask")
+    kind = "single" if mask is None or len(mask) == 1 else "padded"
+    if packed_cu_seqlens(data) is not None:
+        kind = "packed"
+    if kind in model.probed_rows:
+        return
+    model.probed_rows |= {kind}
+    training = model.training
+    model.eval()  # dropout would make two calls differ
+    try:
+        for llm in filter(None, (model.causal_lm, getattr(model, "ref_llm", None))):
+            forward = functools.partial(_outputs, model, llm)
+            ensure_exact_rows(llm, forward, packed=kind == "packed", padded=kind == "padded")
+    finally:
+        model.train(training)
+
+
+def _outputs(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
+    """What the loss is computed from: hidden states (B, S, H), or logits (B, S, V)."""
+    outputs: Tensor
+    if model.can_skip_logits(data):
+        outputs = llm.base_model(**model.inputs(data), use_cache=False).last_hidden_state
+    else:
+        outputs = llm(**model.inputs(data), use_cache=False).logits
+    return outputs
 
 
 def packed_cu_seqlens(data: Batch) -> Tensor | None:
