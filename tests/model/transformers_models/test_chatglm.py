@@ -91,7 +91,9 @@ def test_every_auto_class_gives_the_model_with_its_output_layer(tmp_path):
 
 def test_what_is_saved_names_the_body_as_the_hub_does(tmp_path):
     build().save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["ChatGLMModel"]
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["architectures"] == ["ChatGLMModel"]
+    assert fields["original_rope"] is True  # the hub's code has no default for it
 
 
 def test_a_grown_vocabulary_goes_through_a_folder(tmp_path):

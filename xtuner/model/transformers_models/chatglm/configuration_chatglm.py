@@ -12,7 +12,8 @@ class ChatGLMConfig(HubConfig):
     """Settings of a ChatGLM model, under the names of the hub's ``config.json``.
 
     ``rope_ratio`` (models of 32k and more) multiplies the base of the rotary embedding. Fields that
-    choose how the hub's code computes, not what, are kept and not read.
+    choose how the hub's code computes, not what, are kept and not read; ``original_rope`` is
+    declared, as that code has no default for it.
 
     Raises:
         UserError: for weights in int4 or int8, and for P-Tuning v2.
@@ -46,6 +47,7 @@ class ChatGLMConfig(HubConfig):
     multi_query_attention: bool = False
     multi_query_group_num: int = 1
     rope_ratio: float = 1.0
+    original_rope: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
