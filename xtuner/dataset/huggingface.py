@@ -18,7 +18,7 @@ from xtuner.dataset.prepare import arrow_writer, cache, samples
 from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.parallel_map import usable_processes
-from xtuner.dataset.prepare.rows import load_rows, row_function
+from xtuner.dataset.prepare.rows import RowFunction, load_rows, row_function
 from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_one
 from xtuner.dataset.prepare.token_stats import attach
 from xtuner.dataset.prepare.train_val_split import split_indices
@@ -26,6 +26,7 @@ from xtuner.registry import BUILDER
 from xtuner.tokenization import encode, messages, segments
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,10 +56,10 @@ class Packing:
 def process_hf_dataset(
     dataset: Any,
     do_dataset_tokenization: bool = True,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | Mapping[str, Any] | None = None,
     max_length: int | None = None,
-    dataset_map_fn: Any = None,
-    template_map_fn: Any = None,
+    dataset_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
+    template_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
     max_dataset_length: int | None = None,
     split: str | None = "train",
     remove_unused_columns: bool = False,
@@ -145,7 +146,7 @@ def process_hf_dataset(
 
 
 def _prepared_once(
-    rows: Any,
+    rows: Dataset,
     numbers: Sequence[int],
     steps: Steps,
     packing: Packing | None,
@@ -191,7 +192,7 @@ def _renames(maps: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def _mapped(rows: Any, numbers: Sequence[int], steps: Steps) -> Dataset:
+def _mapped(rows: Dataset, numbers: Sequence[int], steps: Steps) -> Dataset:
     from datasets import Dataset
 
     return Dataset.from_list([map_one(i, row, steps) for i, row in zip(numbers, rows, strict=True)])
@@ -216,7 +217,7 @@ def _write_packed(encoded: Samples, packing: Packing, folder: Path, key: str, th
     write_packed(encoded, made, folder, for_varlen=packing.whole, key=key, threads=threads)
 
 
-def _with_source_columns(made: Dataset, rows: Any, numbers: Sequence[int]) -> Dataset:
+def _with_source_columns(made: Dataset, rows: Dataset, numbers: Sequence[int]) -> Dataset:
     """The rows with the columns that they had before, such as the subject of a question."""
     from datasets import concatenate_datasets
 

@@ -50,7 +50,7 @@ def _why(error: Exception, function: RowFunction | None) -> str:
     return tr("{name} cannot read it ({error})", name=name, error=error)
 
 
-def _mapped(row: Any, function: RowFunction | None) -> dict[str, Any]:
+def _mapped(row: object, function: RowFunction | None) -> dict[str, Any]:
     if isinstance(row, BrokenRow):
         raise BadRowError(row.why)
     if not isinstance(row, Mapping):
@@ -69,7 +69,7 @@ def _mapped(row: Any, function: RowFunction | None) -> dict[str, Any]:
     return {"conversation": turns, "image": files}
 
 
-def _check_turn(turn: Any) -> None:
+def _check_turn(turn: Mapping[str, Any]) -> None:
     for name in ("input", "output"):
         text = turn[name]
         if not isinstance(text, str):
@@ -77,7 +77,7 @@ def _check_turn(turn: Any) -> None:
         text.encode()  # half of a pair of surrogates is no text that a tokenizer takes
 
 
-def listed_files(image: Any) -> list[str]:
+def listed_files(image: object) -> list[str]:
     """The files of a row's ``image``: one, several or none.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from xtuner.utils.lang import tr
+from xtuner.utils.types import ImageProcessor
 
 Color = tuple[int, int, int]
 READERS = 8
@@ -67,7 +68,7 @@ def expand2square(image: Image.Image, background_color: Color) -> Image.Image:
     return square
 
 
-def mean_color(image_processor: Any) -> Color:
+def mean_color(image_processor: ImageProcessor) -> Color:
     """The color that an image processor turns into zeros."""
     red, green, blue = (int(value * 255) for value in image_processor.image_mean)
     return red, green, blue

@@ -19,10 +19,12 @@ from torch.utils.data import Dataset
 from xtuner.dataset.data_order import files_in_order
 from xtuner.dataset.huggingface import process_hf_dataset
 from xtuner.dataset.prepare import packing
+from xtuner.dataset.prepare.rows import RowFunction
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Tokenizer
 
 Sample = tuple[list[int], list[int]]
 
@@ -88,7 +90,7 @@ class TokenFile:
 class TokenTable:
     """The rows of a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``length``."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Dataset) -> None:
         self.table = table
         self.lengths = list(table["length"])
 
@@ -122,13 +124,13 @@ def load_intern_repo_tokenized_dataset(
 
 def load_intern_repo_untokenized_dataset(
     folder: str | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | Mapping[str, Any] | None = None,
     max_length: int | None = None,
-    template_map_fn: Any = None,
+    template_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
     processed_dataset_dict_path: str | None = None,
     data_order_path: str | None = None,
     file_type: str = ".json",
-    dataset_map_fn: Any = None,
+    dataset_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
 ) -> list[TokenRows]:
     """Conversations of a folder, made into tokens here.
 
@@ -172,7 +174,9 @@ def load_intern_repo_untokenized_dataset(
 
 
 def build_packed_dataset(
-    dataset_cfg: Any, packed_length: int = 8192, seed: int = 1024
+    dataset_cfg: Mapping[str, Any] | Sequence[TokenRows],
+    packed_length: int = 8192,
+    seed: int = 1024,
 ) -> PackedDataset:
     """Pack the rows of the loaders above.
 

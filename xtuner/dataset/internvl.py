@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class InternVL_V1_5_Dataset(LLaVADataset):
     def __init__(
         self,
         model_path: str,
-        template: Any,
+        template: Mapping[str, Any] | str,
         data_paths: str | Sequence[str],
         image_folders: str | Sequence[str] | None = None,
         repeat_times: int | list[int] = 1,

@@ -121,7 +121,7 @@ def encoding_problem(text: str) -> str:
     return tr("byte 0x{byte:02x} is not UTF-8", byte=ord(match.group()) - 0xDC00)
 
 
-def _surrogate_problem(text: str, value: Any) -> str:
+def _surrogate_problem(text: str, value: object) -> str:
     r"""Half of a surrogate pair, written ``\ud83d``, is no character: Arrow refuses it."""
     if "\\ud" not in text and "\\uD" not in text:
         return ""

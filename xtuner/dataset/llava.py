@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
@@ -17,11 +17,15 @@ from xtuner.dataset.huggingface import process_hf_dataset
 from xtuner.dataset.image_rows import listed_files, map_rows
 from xtuner.dataset.images import load_image, pixel_values, problems_of
 from xtuner.dataset.json_file import read_json_rows
-from xtuner.dataset.prepare.rows import row_function
+from xtuner.dataset.prepare.rows import RowFunction, row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import ImageProcessor, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset as Table
 
 logger = logging.getLogger(__name__)
 BAD_IMAGES = ("drop", "error")
@@ -54,13 +58,13 @@ class LLaVADataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         image_folder: str,
-        image_processor: Any,
+        image_processor: ImageProcessor | Mapping[str, Any] | None,
         data_path: str | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | Mapping[str, Any] | None = None,
         offline_processed_text_folder: str | None = None,
         max_dataset_length: int | None = None,
-        dataset_map_fn: Any = None,
-        template_map_fn: Any = None,
+        dataset_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
+        template_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
         max_length: int = 2048,
         pad_image_to_square: bool = False,
         bad_images: str = "drop",
@@ -104,7 +108,9 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         """
         return read_json_rows(data_path, keep_broken=True)
 
-    def _with_good_images(self, texts: Any, wrong: Mapping[int, str], data_path: str | None) -> Any:
+    def _with_good_images(
+        self, texts: Table, wrong: Mapping[int, str], data_path: str | None
+    ) -> Any:
         """The rows whose images are all there; the others, and those of ``wrong``, are named."""
         files = [self._files(image) for image in texts["image"]]
         flat = sorted({file for of_row in files for file in of_row})
@@ -148,7 +154,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
             where=Where(data_path, key="image_folder"),
         )
 
-    def _files(self, image: Any) -> list[Path]:
+    def _files(self, image: object) -> list[Path]:
         return [self.image_folder / name for name in listed_files(image)]
 
     @property
@@ -181,7 +187,9 @@ class LLaVADataset(Dataset[dict[str, Any]]):
     def _pixels(self, file: Path) -> Any:
         return pixel_values(load_image(file), self.image_processor, self.pad_image_to_square)
 
-    def _report_broken(self, files: Sequence[Path], row: Mapping[str, Any], error: Any) -> None:
+    def _report_broken(
+        self, files: Sequence[Path], row: Mapping[str, Any], error: Exception
+    ) -> None:
         """A file that begins like an image and breaks off: seen only when all of it is read."""
         names = ", ".join(os.fspath(file) for file in files)
         number = "".join(str(number) for number in row.get("rows", []))
@@ -193,7 +201,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         logger.warning(tr("not trained on, %s"), text)
 
     def _image_size(self) -> tuple[int, int]:
-        size = self.image_processor
+        size: Any = self.image_processor
         crop = getattr(size, "crop_size", None) or size.size
         side = crop.get("shortest_edge", 0)
         return crop.get("height", side), crop.get("width", side)
@@ -253,7 +261,7 @@ def _prepared_ahead(folder: str) -> Any:
     return texts
 
 
-def count_images(texts: Any) -> list[int]:
+def count_images(texts: Table) -> list[int]:
     """How many ``IMAGE_TOKEN_INDEX`` each row has."""
     import pyarrow.compute as arrow
 
@@ -267,7 +275,7 @@ def count_images(texts: Any) -> list[int]:
     return counts
 
 
-def _source_numbers(texts: Any) -> list[int]:
+def _source_numbers(texts: Table) -> list[int]:
     """For each row its number in the data file; texts of v0.1 do not know it."""
     if "rows" not in texts.column_names:
         return list(range(len(texts)))

@@ -13,6 +13,7 @@ from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Tokenizer
 
 TOOL_RESULTS = "Tool Responses"
 RESULTS_MARK = "<|Results|>:"
@@ -33,7 +34,11 @@ class MOSSSFTDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, data_file: str, tokenizer: Any, max_length: int = 2048, bot_name: str | None = None
+        self,
+        data_file: str,
+        tokenizer: Tokenizer | Mapping[str, Any],
+        max_length: int = 2048,
+        bot_name: str | None = None,
     ) -> None:
         self.tokenizer = (
             BUILDER.build(dict(tokenizer)) if isinstance(tokenizer, Mapping) else tokenizer

@@ -19,6 +19,7 @@ from xtuner.dataset.llava import LLaVADataset
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import ImageProcessor
 
 PARTS = 100
 REFER = "[refer] give me the location of {text}"
@@ -101,7 +102,7 @@ class RefCOCOJsonEvalDataset(Dataset[dict[str, Any]]):
         self,
         data_path: str,
         image_folder: str = "",
-        image_processor: Any = None,
+        image_processor: ImageProcessor | Mapping[str, Any] | None = None,
         pad_image_to_square: bool = True,
     ) -> None:
         self.image_folder = image_folder
@@ -152,7 +153,7 @@ def read_boxes(data_path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _problem(row: Any) -> str | None:
+def _problem(row: object) -> str | None:
     if isinstance(row, BrokenRow):
         return row.why
     if not isinstance(row, Mapping):

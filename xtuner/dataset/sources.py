@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {
     "text": (".txt",),
 }
 """``load_dataset(path=...)`` values that read files, and the suffixes of these."""
+
+
+PathsSetting = str | Path | Mapping[str, Any] | Sequence[str | Path] | None
+"""Paths as a config gives them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def dotted_name(kind: object) -> str:
     return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
 
 
-def paths_in(value: Any) -> list[str]:
+def paths_in(value: PathsSetting) -> list[str]:
     """Paths given as one text, a list, or a dict of splits (of which ``train`` is taken)."""
     if isinstance(value, Mapping):
         value = value.get("train") or [path for paths in value.values() for path in paths_in(paths)]

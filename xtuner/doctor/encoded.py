@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.doctor.findings import Findings
 from xtuner.doctor.parts import find_parts, name_of
@@ -11,6 +11,10 @@ from xtuner.doctor.places import Places
 from xtuner.doctor.show import Shown, show_sample
 from xtuner.doctor.tokens import TokenFacts, measure
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TEXT_BUILDERS = ("process_hf_dataset", "process_ms_dataset")
 BATCH = 1000
@@ -70,7 +74,7 @@ def _build(settings: Any) -> Any:
     return BUILDER.build(ConfigDict(settings)) if isinstance(settings, Mapping) else settings
 
 
-def _each(dataset: Any) -> Iterator[dict[str, Any]]:
+def _each(dataset: Dataset) -> Iterator[dict[str, Any]]:
     names = [name for name in ("labels", "rows") if name in dataset.column_names]
     columns = dataset.select_columns(names)
     for start in range(0, len(columns), BATCH):
@@ -79,7 +83,7 @@ def _each(dataset: Any) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, values, strict=True))
 
 
-def _first(dataset: Any, limit: int, tokenizer: Any, places: Places) -> Shown | None:
+def _first(dataset: Dataset, limit: int, tokenizer: Tokenizer, places: Places) -> Shown | None:
     if not len(dataset):
         return None
     row = dataset[0]
@@ -93,7 +97,7 @@ def _first(dataset: Any, limit: int, tokenizer: Any, places: Places) -> Shown | 
     )
 
 
-def _stop_ids(settings: Mapping[str, Any], tokenizer: Any) -> Collection[int]:
+def _stop_ids(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Collection[int]:
     """Tokens that may end an answer: eos and the stop words of the template.
 
     Empty without a template (text to go on writing ends nowhere).
@@ -107,4 +111,4 @@ def _stop_ids(settings: Mapping[str, Any], tokenizer: Any) -> Collection[int]:
     words = list(fields.get("STOP_WORDS", [])) if isinstance(fields, Mapping) else []
     known = tokenizer.convert_tokens_to_ids(words)
     ids = {token for token in known if token not in (None, tokenizer.unk_token_id)}
-    return ids | {tokenizer.eos_token_id}
+    return ids if tokenizer.eos_token_id is None else ids | {tokenizer.eos_token_id}

@@ -5,7 +5,7 @@ Standard library only, so that ``xtuner list-dataset-format`` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ BY_MAP_FN: Mapping[str, Layout] = {
 _SHAREGPT_KEYS = (("from", "value"), ("role", "content"), ("role", "value"), ("from", "content"))
 
 
-def messages_of(value: Any) -> Iterator[tuple[str, Any]]:
+def messages_of(value: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Role and content of each message of a list, in any common spelling."""
     for message in value:
         for role, content in _SHAREGPT_KEYS:
@@ -125,7 +125,7 @@ def messages_of(value: Any) -> Iterator[tuple[str, Any]]:
             yield "", None
 
 
-def kind_problem(value: Any, kind: str) -> tuple[str, str] | None:
+def kind_problem(value: object, kind: str) -> tuple[str, str] | None:
     """What a field's value is and what it should be, in words; None when it is of its kind."""
     if kind == TEXT:
         return None if isinstance(value, str) else (named(value), named(""))
@@ -140,7 +140,7 @@ def kind_problem(value: Any, kind: str) -> tuple[str, str] | None:
     return None
 
 
-def named(value: Any) -> str:
+def named(value: object) -> str:
     """A JSON value's kind in words."""
     if value is None:
         return "null"

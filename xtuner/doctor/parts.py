@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
     return Part(name, rows, resolve(function), None)
 
 
-def _is_users_own(function: Any) -> bool:
+def _is_users_own(function: object) -> bool:
     name = dotted_name(function)
     return "." in name and not name.startswith("xtuner.")
 
@@ -110,7 +110,7 @@ def _file_part(paths: list[str], layout: str | None) -> Part:
 Rows = Callable[[], Iterator[Row | Unreadable]]
 
 
-def _source(source: Any) -> tuple[str, Rows]:
+def _source(source: Iterable[Any]) -> tuple[str, Rows]:
     """The name and rows of what a builder reads: local files, a hub dataset, or any iterable."""
     if not isinstance(source, Mapping):
         return _iterable(type(source).__name__, lambda: source)

@@ -46,7 +46,7 @@ class Tracer:
         dataset: the value of ``train_dataloader.dataset`` in a config.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: object) -> None:
         self._places: list[Places] = []
         if isinstance(dataset, Mapping):
             with contextlib.suppress(UserError, KeyError):
@@ -58,6 +58,7 @@ class Tracer:
         parts = data.get("parts") or [0] * len(rows)
         return [self._place(part, row) for part, row in zip(parts, rows, strict=True)]
 
-    def _place(self, part: int, row: Any) -> Any:
-        known = part < len(self._places) and isinstance(row, int)
-        return str(self._places[part](row)) if known else row
+    def _place(self, part: int, row: object) -> Any:
+        if isinstance(row, int) and part < len(self._places):
+            return str(self._places[part](row))
+        return row

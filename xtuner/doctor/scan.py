@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -245,7 +245,7 @@ class _Copies:
         self.lines = array("q")
         self.names: dict[str, int] = {}
 
-    def add(self, row: Row, content: Any) -> None:
+    def add(self, row: Row, content: Hashable) -> None:
         self.hashes.append(hash(content))
         self.files.append(self.names.setdefault(row.file, len(self.names)))
         self.lines.append(row.line)

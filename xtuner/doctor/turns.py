@@ -61,7 +61,7 @@ def _from_messages(items: list[Any], layout: Layout) -> list[Message]:
     return messages
 
 
-def _text(content: Any) -> str:
+def _text(content: object) -> str:
     """The text of a message; of one in parts, the parts that are text."""
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))

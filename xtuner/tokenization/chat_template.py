@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from xtuner.utils.types import Tokenizer
+
 _FIELD = re.compile(r"\{(system|input|round|bot_name)\}")
 
 
@@ -94,7 +96,7 @@ def stop_words(template: Mapping[str, Any], eos_token: str | None) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def single_token(tokenizer: Any, text: str) -> int | None:
+def single_token(tokenizer: Tokenizer, text: str) -> int | None:
     """The id of a text that is one token of the vocabulary, else None."""
     if text and text == tokenizer.eos_token and tokenizer.eos_token_id is not None:
         return int(tokenizer.eos_token_id)  # even if it is not found in a text
@@ -102,7 +104,7 @@ def single_token(tokenizer: Any, text: str) -> int | None:
     return int(ids[0]) if len(ids) == 1 else None
 
 
-def stop_ids(tokenizer: Any, words: list[str]) -> list[int]:
+def stop_ids(tokenizer: Tokenizer, words: list[str]) -> list[int]:
     """The ids of those stop words that are one token, without repetition."""
     found = [single_token(tokenizer, word) for word in words]
     return list(dict.fromkeys(number for number in found if number is not None))

@@ -12,6 +12,7 @@ from typing import Any
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
+from xtuner.utils.types import Tokenizer
 
 Conversation = tuple[str, Sequence[tuple[str, str]]]
 """A system text (may be empty) and pairs of question and answer."""
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Mapping[str, Any],
     conversations: Sequence[Conversation] = PROBES,
     saved_stop_ids: Sequence[int] | None = None,
@@ -148,7 +149,7 @@ def compare(
 
 
 def trained_ids(
-    tokenizer: Any, template: Mapping[str, Any], conversation: Conversation
+    tokenizer: Tokenizer, template: Mapping[str, Any], conversation: Conversation
 ) -> list[int]:
     """The token ids of a conversation as the data of a training has them."""
     from xtuner.dataset.map_fns import template_map_fn_factory
@@ -264,7 +265,7 @@ def _saved_stop_ids(folder: Path) -> list[int] | None:
 
 
 def _difference(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     conversation: Conversation,
     expected: list[int],
     found: list[int],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 from xtuner.tools.arguments import add_config_options
@@ -97,7 +97,7 @@ def tokens_of(sample: Mapping[str, Any]) -> tuple[list[int], list[int], list[int
     )
 
 
-def tokenizer_settings(cfg: Any, dataset: Any) -> Any:
+def tokenizer_settings(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> Any:
     """The tokenizer of a dataset: its own, that of its first part, or the config's.
 
     Raises:
@@ -127,7 +127,9 @@ def position(index: int, count: int) -> int:
     )
 
 
-def masked_text(ids: Sequence[int], labels: Sequence[int], decode: Any) -> str:
+def masked_text(
+    ids: Sequence[int], labels: Sequence[int], decode: Callable[[list[int]], str]
+) -> str:
     """The sample in order, each token that is not trained as ``[-100]``."""
     from xtuner.doctor.show import decode_tokens
     from xtuner.utils.constants import IGNORE_INDEX
@@ -146,7 +148,9 @@ def _ints(values: Any) -> list[int]:
     return [int(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
-def sources_of(settings: Any, dataset: Any, index: int, sample: Any) -> list[str]:
+def sources_of(
+    settings: Mapping[str, Any], dataset: Sized, index: int, sample: Mapping[str, Any]
+) -> list[str]:
     """``file:line`` of each row of a sample; empty when the dataset does not keep row numbers."""
     from xtuner.doctor.parts import find_parts
     from xtuner.doctor.places import Places

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from mmengine import Config
 
-def train_dataset_of(cfg: Any, name: str) -> Mapping[str, Any]:
+
+def train_dataset_of(cfg: Config, name: str) -> Mapping[str, Any]:
     """The settings of the dataset that a config trains on; imported names in them stay lazy.
 
     Lazy, so that what the dataset does not need (DeepSpeed, ...) need not be installed.
@@ -40,7 +43,7 @@ def train_dataset_of(cfg: Any, name: str) -> Mapping[str, Any]:
     return dataset
 
 
-def build(settings: Any) -> Any:
+def build(settings: Mapping[str, Any]) -> Any:
     """Build what settings with lazy names in them describe."""
     from mmengine.config import ConfigDict
 
@@ -49,7 +52,7 @@ def build(settings: Any) -> Any:
     return BUILDER.build(ConfigDict(settings))
 
 
-def call_before_run(cfg: Any) -> None:
+def call_before_run(cfg: Config) -> None:
     """Call the config's own ``before_run`` functions, as the start of a training does."""
     for step in cfg._to_lazy_dict().get("before_run") or []:
         build(step)

@@ -62,7 +62,7 @@ class TemplateMapFn:
         return template_map_fn(example, self.template)
 
 
-def template_map_fn_factory(template: Any) -> TemplateMapFn:
+def template_map_fn_factory(template: Mapping[str, Any] | str) -> TemplateMapFn:
     """Make the function that adds a template to rows.
 
     Args:

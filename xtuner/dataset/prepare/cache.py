@@ -17,6 +17,7 @@ from xtuner.utils.environment import dataset_timeout
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Tokenizer
 from xtuner.version import __version__
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def content_key(
-    rows: Any,
-    tokenizer: Any,
+    rows: Dataset,
+    tokenizer: Tokenizer,
     functions: Sequence[Callable[..., Any] | None],
-    settings: Any,
+    settings: object,
     modules: Sequence[ModuleType],
 ) -> str:
     """What a prepared dataset depends on, as one name.
@@ -55,7 +56,7 @@ def _home() -> Path:
     return Path(os.environ.get("XTUNER_CACHE") or Path(base) / "xtuner") / "datasets"
 
 
-def _tokenizer_text(tokenizer: Any) -> str:
+def _tokenizer_text(tokenizer: Tokenizer) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = (
         backend.to_str()

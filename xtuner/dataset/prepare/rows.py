@@ -63,7 +63,7 @@ def _loaded(source: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _validate(dataset: Any) -> None:
+def _validate(dataset: object) -> None:
     """Raise ``ValueError`` (Arrow's) where a column of text is not UTF-8."""
     for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
         if hasattr(part, "data"):
@@ -88,7 +88,7 @@ def _first_line(error: BaseException) -> str:
     return str(cause).partition("\n")[0] or type(cause).__name__
 
 
-def row_function(function: Any) -> RowFunction | None:
+def row_function(function: RowFunction | str | Mapping[str, Any] | None) -> RowFunction | None:
     """A row function from what a config may hold: itself, its registered name, or its builder."""
     if isinstance(function, str):
         found = MAP_FUNC.get(function)

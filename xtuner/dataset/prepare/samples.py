@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Row = Mapping[str, Any]
 
@@ -139,7 +142,7 @@ class Samples:
         )
 
 
-def encode_rows(rows: Any, numbers: Sequence[int], steps: Steps, processes: int) -> Samples:
+def encode_rows(rows: Dataset, numbers: Sequence[int], steps: Steps, processes: int) -> Samples:
     """Encode all rows, in several processes where that pays; the result does not depend on them.
 
     Args:
@@ -269,7 +272,9 @@ def _with_loss_on(conversation: Sequence[Row], train_on: str) -> Sequence[Row]:
     return [*before, conversation[-1]]
 
 
-def _by_own_template(number: int, talk: Sequence[Row], tools: Any, steps: Steps) -> dict[str, Any]:
+def _by_own_template(
+    number: int, talk: Sequence[Row], tools: str | Sequence[Mapping[str, Any]] | None, steps: Steps
+) -> dict[str, Any]:
     from jinja2 import TemplateError
 
     try:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.lang import N_, tr, translate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FIRST_ROWS = 5
 KEY = "xtuner_account"
@@ -102,7 +105,7 @@ def _named(rows: list[int]) -> str:
     return tr("{count:,} (rows {first}{more})", count=len(rows), first=first, more=more)
 
 
-def token_stats_of(dataset: Any) -> TokenStats | None:
+def token_stats_of(dataset: object) -> TokenStats | None:
     """The counts of a dataset that ``process_hf_dataset`` made; None for any other.
 
     Args:
@@ -118,7 +121,7 @@ def token_stats_of(dataset: Any) -> TokenStats | None:
     return TokenStats.from_dict(found[KEY])
 
 
-def all_token_stats(dataset: Any) -> list[TokenStats]:
+def all_token_stats(dataset: object) -> list[TokenStats]:
     """The counts of a dataset, or of those that are joined in it.
 
     Args:
@@ -128,6 +131,6 @@ def all_token_stats(dataset: Any) -> list[TokenStats]:
     return [stats for stats in found if stats is not None]
 
 
-def attach(dataset: Any, stats: TokenStats) -> None:
+def attach(dataset: Dataset, stats: TokenStats) -> None:
     """Keep the counts with the dataset, through saving and loading."""
     dataset.info.description = json.dumps({KEY: stats.to_dict()})

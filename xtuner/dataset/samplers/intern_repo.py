@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sized
 
 from xtuner.parallel.sequence import SequenceParallelSampler
 
@@ -19,13 +19,13 @@ class InternRepoSampler(SequenceParallelSampler):
         seed: of the order.
     """
 
-    def __init__(self, dataset: Any, shuffle: bool = True, seed: int | None = None) -> None:
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
         super().__init__(dataset, shuffle=shuffle, seed=SEED if seed is None else seed)
 
 
 class InternlmRepoSampler(InternRepoSampler):
     """The former name of ``InternRepoSampler``."""
 
-    def __init__(self, dataset: Any, shuffle: bool = True, seed: int | None = None) -> None:
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
         warnings.warn("InternlmRepoSampler is now InternRepoSampler", FutureWarning, stacklevel=2)
         super().__init__(dataset, shuffle, seed)

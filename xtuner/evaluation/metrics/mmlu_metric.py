@@ -13,6 +13,7 @@ from xtuner.evaluation.metrics.mmlu_subjects import GROUPS
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Tokenizer
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -29,14 +30,14 @@ class MMLUMetric(BaseMetric):
         **kwargs: likewise; ``prefix`` stands before the names of the results.
     """
 
-    def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer | Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
         self.letter_ids = [
             tokenizer.encode(letter, add_special_tokens=False)[-1] for letter in LETTERS
         ]
 
-    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
+    def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Any]) -> None:
         """Take down the answers of a batch.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ CHOSEN, REJECTED = 0, 1
 class RewardMetric(BaseMetric):
     """``accuracy``, ``chosen_score_mean`` and ``rejected_score_mean`` over all pairs."""
 
-    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
+    def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Any]) -> None:
         """Take down the rewards of a batch.
 
         Args:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.dataset.reading import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +75,7 @@ def _day(text: str) -> date:
         ) from error
 
 
-def _fits(row: Any, wanted: set[str], start: date) -> bool:
+def _fits(row: Row, wanted: set[str], start: date) -> bool:
     """Whether a paper is in a wanted category and recent enough.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import Any
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import Tokenizer
 
 SPECIAL = (
     "<|im_start|>",
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     source, target = Path(args.processed_dir), Path(args.tokenized_dir)
     files = find_by_suffix(source, ".jsonl")
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True)
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([word for word in SPECIAL if word not in known], special_tokens=True)
     if args.tokenizer_w_special_tokens_save_dir:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def tokenize_file(file: Path, out: Path, tokenizer: Any) -> tuple[int, int]:
+def tokenize_file(file: Path, out: Path, tokenizer: Tokenizer) -> tuple[int, int]:
     """Write ``out`` and its ``.meta``; gives the numbers of rows and of tokens.
 
     Raises:
@@ -84,7 +85,7 @@ def tokenize_file(file: Path, out: Path, tokenizer: Any) -> tuple[int, int]:
     return len(offsets), sum(count for _, count in offsets)
 
 
-def _tokens(messages: Any, tokenizer: Any, where: Where) -> list[int]:
+def _tokens(messages: object, tokenizer: Tokenizer, where: Where) -> list[int]:
     if not isinstance(messages, list) or not all(_is_message(one) for one in messages):
         raise UserError(
             tr("this line is no list of messages {role, content}"),
@@ -97,7 +98,7 @@ def _tokens(messages: Any, tokenizer: Any, where: Where) -> list[int]:
     )
 
 
-def _is_message(value: Any) -> bool:
+def _is_message(value: object) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("role"), str)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config.lazy import LazyObject
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from mmengine import Config
+
 FOLDER = "dataset"
 
 
-def save(dataset: Any, folder: Path) -> None:
+def save(dataset: object, folder: Path) -> None:
     """Write an Arrow dataset aside, then to ``folder/dataset``.
 
     Raises:
@@ -46,7 +49,7 @@ def from_disk(folder: Path) -> dict[str, Any]:
     }
 
 
-def write_config(cfg: Any, dataset: Mapping[str, Any], folder: Path) -> Path:
+def write_config(cfg: Config, dataset: Mapping[str, Any], folder: Path) -> Path:
     """Write the config with another training dataset into the folder; gives its path."""
     from xtuner.config import dump_config
     from xtuner.utils.files import write_text
