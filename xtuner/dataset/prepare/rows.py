@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from xtuner.dataset.reading import Unreadable, find_files, read_rows, unreadable
 from xtuner.dataset.sources import LocalFiles, local_files
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.types import MapFunction
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,7 +89,7 @@ def _first_line(error: BaseException) -> str:
     return str(cause).partition("\n")[0] or type(cause).__name__
 
 
-def row_function(function: RowFunction | str | Mapping[str, Any] | None) -> RowFunction | None:
+def row_function(function: MapFunction | str | Mapping[str, Any] | None) -> RowFunction | None:
     """A row function from what a config may hold: itself, its registered name, or its builder."""
     if isinstance(function, str):
         found = MAP_FUNC.get(function)
@@ -100,4 +101,4 @@ def row_function(function: RowFunction | str | Mapping[str, Any] | None) -> RowF
         return found
     if isinstance(function, Mapping):
         return BUILDER.build(dict(function))
-    return function
+    return cast(RowFunction | None, function)
