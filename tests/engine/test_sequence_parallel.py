@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 
-from xtuner.checkpoint.resume import changes, fingerprints
+from xtuner.checkpoint.fingerprint import changes, fingerprints
 from xtuner.config.adapt.machine import adapt_to_machine
 from xtuner.engine.hooks.throughput_hook import ThroughputHook
 from xtuner.engine.runner import finetune_runner, loops
