@@ -1,4 +1,4 @@
-"""Weights that are put together when they are read, for checkpoints that are cut in parts."""
+"""Weights that are assembled when they are read, for sharded checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Make = Callable[[], torch.Tensor]
 
 
 class LazyWeights(Mapping[str, torch.Tensor]):
-    """Weights that are put together when they are read, one at a time, from mapped files.
+    """Weights that are assembled when they are read, one at a time, from mapped files.
 
     So converting a folder takes memory for one tensor, not for all of them.
     """

@@ -1,4 +1,4 @@
-"""The whole state of a training run: taken down for a checkpoint, and put back to go on.
+"""The whole state of a training run: collected for a checkpoint, and restored to resume.
 
 ``collect`` and ``restore`` are what the runner's ``save_checkpoint`` and ``resume`` consist of.
 """
@@ -31,7 +31,7 @@ def collect(
     meta: Mapping[str, Any] | None = None,
     by_epoch: bool = False,
 ) -> dict[str, Any]:
-    """Take down a run's state; to be called on every rank, as the random states of all go in.
+    """Collect a run's state; to be called on every rank, as the random states of all are saved.
 
     Args:
         runner: an mmengine runner whose model, optimizer and loop are built.
@@ -72,7 +72,7 @@ def collect(
 
 
 def restore(runner: Runner, state: dict[str, Any]) -> None:
-    """Put a checkpoint's state into a run that is built but has not begun.
+    """Restore a checkpoint's state into a run that is built but has not started.
 
     The random states are kept until ``restore_random``, as what happens before the first step
     (a chat at the start of the training, for example) may draw numbers.
@@ -128,7 +128,7 @@ def load_weights(
         partly: let names be missing or left over, as long as some fit (``load_from``).
 
     Returns:
-        What did not fit, in words; empty when all did.
+        A description of what did not fit; empty when all did.
 
     Raises:
         UserError: when names or shapes are not those of the model.
@@ -196,7 +196,7 @@ def _plain_hub(hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def other_config(what: str, detail: str) -> UserError:
-    """The complaint that a checkpoint's weights or optimizer do not fit."""
+    """The error for a checkpoint whose weights or optimizer do not fit."""
     return UserError(
         tr(
             "the checkpoint's {what} do not belong to this config: {detail}",

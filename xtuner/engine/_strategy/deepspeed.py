@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: optimizer, gradients and, in stage 3, weights cut among the processes."""
+"""DeepSpeed's ZeRO: optimizer, gradients and, in stage 3, weights sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DeepSpeedStrategy(Strategy):
         self._shards_while_loading: Any = None
 
     def prepare(self) -> None:
-        """In stage 3 let transformers cut each weight as it is loaded: no process holds all."""
+        """In stage 3 let transformers shard each weight as it is loaded."""
         logging.getLogger("DeepSpeed").setLevel(os.environ.get("DEEPSPEED_LOG_LEVEL", "WARNING"))
         init_single_process()
         import deepspeed
@@ -108,7 +108,7 @@ class DeepSpeedStrategy(Strategy):
         *,
         partly: bool,
     ) -> str:
-        """Give the model whole weights, and the optimizer its fp32 copies of them."""
+        """Load full weights into the model, and fp32 copies of them into the optimizer."""
         import deepspeed
 
         inner = unwrap_model(model)
@@ -211,7 +211,7 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
 
     @contextlib.contextmanager
     def optim_context(self, model: nn.Module) -> Any:
-        """Nothing: the weights are in the number format of the training."""
+        """Nothing: the weights are in the dtype of the training."""
         yield
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
@@ -222,7 +222,7 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
     def clip(self) -> torch.Tensor:
         """Step as well, as the engine clips while it steps; return the norm before clipping.
 
-        The engine itself leaves out an fp16 step that overflowed. In other number formats it has
+        The engine itself leaves out an fp16 step that overflowed. In other dtypes it has
         stepped whatever the gradients were, so ``adapt_strategy`` refuses to skip bad steps.
         """
         self.engine.step()

@@ -1,8 +1,8 @@
-"""torch's FSDP2: weights, gradients and optimizer cut among the processes, layer by layer.
+"""torch's FSDP2: weights, gradients and optimizer sharded over the ranks, layer by layer.
 
 Each repeated layer is a unit: its weights are gathered before it computes, forward and backward,
-and given back after. Embeddings, last norm and head are the root's and stay together for a step.
-Gradients are cut after every micro-batch, so that no process ever holds all of them.
+and freed after. Embeddings, last norm and head are the root's and stay together for a step.
+Gradients are reduced and sharded after every micro-batch, so that no process ever holds all of them.
 """
 
 from __future__ import annotations
@@ -46,10 +46,9 @@ class FSDPStrategy(Strategy):
     """Trains with ``fully_shard``; checkpoints are folders of torch's distributed checkpoints.
 
     Args:
-        dtype: number format in which weights are gathered and computed with; gradients are added
-            up over the processes in float32.
+        dtype: in which weights are gathered and computed with; gradients are reduced in float32.
         cpu_offload: keep weights, gradients and optimizer in main memory; it steps there.
-        reshard_after_forward: give a layer's weights back after its forward as well.
+        reshard_after_forward: free a layer's gathered weights after its forward as well.
     """
 
     name = "fsdp"
@@ -67,11 +66,11 @@ class FSDPStrategy(Strategy):
             )
 
     def prepare(self) -> None:
-        """Have a process group, be it of one process."""
+        """Create a process group, also for a single process."""
         init_single_process()
 
     def wrap(self, model: nn.Module, device: torch.device, settings: Mapping[str, Any]) -> Any:
-        """Cut the model: first each repeated layer, then all that is left."""
+        """Shard the model: first each repeated layer, then what is left."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         packed = _packed_weights(model)
@@ -95,7 +94,7 @@ class FSDPStrategy(Strategy):
         return model
 
     def setup(self, model: nn.Module, optim: FinetuneOptimWrapper) -> tuple[Any, Any]:
-        """Refuse optimizers that do not work on cut weights."""
+        """Refuse optimizers that do not work on sharded weights."""
         if type(optim.optimizer).__module__.startswith("bitsandbytes"):
             name = type(optim.optimizer).__name__
             raise UserError(
@@ -105,12 +104,12 @@ class FSDPStrategy(Strategy):
         return model, optim
 
     def micro_batch(self, model: nn.Module, *, last: bool) -> Context:
-        """Nothing: gradients are cut at once, as the sum of whole ones would take the memory."""
+        """Nothing: gradients are sharded at once; accumulating full ones would take the memory."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def full_params(self, model: nn.Module) -> Iterator[None]:
-        """Put whole weights in the first process's main memory into the model, for a while."""
+        """Put full weights, in the main memory of the first process, into the model for a while."""
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -141,7 +140,7 @@ class FSDPStrategy(Strategy):
         *,
         partly: bool,
     ) -> str:
-        """Give each process its part of whole weights."""
+        """Load this rank's shards of full weights."""
         targets = model.state_dict()
         cut = {name: _like(weight, targets.get(name)) for name, weight in weights.items()}
         return run_state.load_weights(model, cut, partly=partly)
@@ -162,7 +161,7 @@ class FSDPStrategy(Strategy):
         optim: FinetuneOptimWrapper,
         save_optimizer: bool,
     ) -> None:
-        """Write a folder, each process its part."""
+        """Write a folder, each rank its shards."""
         tensors: dict[str, Any] = {WEIGHTS: model.state_dict()}
         if save_optimizer:
             tensors[OPTIMIZER] = {
@@ -212,12 +211,12 @@ class FSDPStrategy(Strategy):
 
 
 def _packed_weights(model: nn.Module) -> set[nn.Parameter]:
-    """Quantised weights: they cannot be cut, so each process keeps all of them (they are small)."""
+    """Quantised weights: they cannot be sharded, so each rank keeps all of them."""
     return {weight for weight in model.parameters() if not weight.is_floating_point()}
 
 
 def _like(weight: torch.Tensor, target: object) -> torch.Tensor:
-    """This process's part of a whole weight, where its place in the model is a cut one."""
+    """This rank's shard of a full weight, where the model's own is sharded."""
     if not isinstance(target, DTensor) or weight.shape != target.shape:
         return weight
     whole = weight.to(target.device, target.dtype)
@@ -244,7 +243,7 @@ def _entries(
 
 
 def _empty(entry: TensorStorageMetadata, weight: torch.Tensor) -> torch.Tensor:
-    """Where an entry of the optimizer's state is read into: cut as its weight, if of its shape."""
+    """The tensor to read optimizer state into: sharded as its weight, if of its shape."""
     if entry.size == weight.shape and weight.ndim:
         return torch.zeros_like(weight, dtype=entry.properties.dtype)
     return torch.empty(entry.size, dtype=entry.properties.dtype)

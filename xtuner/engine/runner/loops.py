@@ -167,7 +167,7 @@ class TrainLoop(BaseLoop):
         shares: list[dict[str, torch.Tensor]],
         tokens: int,
     ) -> dict[str, Any]:
-        """Clip, judge, step; give what is to be logged of the whole step.
+        """Clip, check the loss, step; return what is logged for the whole step.
 
         ``step_time`` has reading the data in it, but not what hooks do after the step.
         """
@@ -242,11 +242,11 @@ class TrainLoop(BaseLoop):
         return {name: max(1, int(n)) for name, n in zip(names, added, strict=True)}, int(tokens)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to judge its losses as this one would."""
+        """What a resumed run needs to check its losses as this one would."""
         return {"recent_losses": list(self.loss_monitor.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave."""
         self.loss_monitor.recent.extend(state["recent_losses"])
 
     def validation_follows(self) -> bool:
