@@ -2,7 +2,7 @@
 
 Each repeated layer is a unit: its weights are gathered before it computes, forward and backward,
 and freed after. Embeddings, last norm and head are the root's and stay together for a step.
-Gradients are reduced and sharded after every micro-batch, so that no process ever holds all of them.
+Gradients are reduced and sharded after every micro-batch, so no process holds all of them.
 """
 
 from __future__ import annotations
