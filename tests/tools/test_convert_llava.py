@@ -164,4 +164,4 @@ def test_what_is_no_plain_phi_is_refused(tmp_path, capsys):
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     long = save_phi(tmp_path / "long", rope_parameters=rope)
     assert main(["convert", "phi_to_llama", str(long), str(tmp_path / "out")]) == 1
-    assert "positions of long-context" in capsys.readouterr().err
+    assert "LongRoPE scaling of long-context" in capsys.readouterr().err

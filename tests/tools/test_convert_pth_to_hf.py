@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
@@ -91,6 +92,20 @@ def test_full_model(work, tiny_llama, tmp_path, capsys):
     text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert main(["check-template", str(out)]) == 0
+
+
+def test_what_training_does_not_build_is_copied_from_the_base(work, tmp_path, capsys):
+    base = save_tiny(tmp_path / "base")
+    mtp = {"mtp.layers.0.weight": torch.randn(4, 4), "mtp.norm.weight": torch.randn(4)}
+    save_file(mtp, base / "mtp.safetensors", metadata={"format": "pt"})
+    model = trained(work, base)
+    assert convert(work, tmp_path / "hf", "--dtype", "bf16") == 0
+    assert "copied from the base" in capsys.readouterr().out
+    weights = Weights(tmp_path / "hf")
+    for name, tensor in mtp.items():
+        assert torch.equal(weights.read(name), tensor.to(torch.bfloat16))
+    own = {name for name, _ in model.llm.named_parameters()}
+    assert set(weights.infos) == own | set(mtp)
 
 
 def test_adapter(work, tiny_llama, tmp_path, capsys):

@@ -291,7 +291,7 @@ def test_wrong_folders_are_refused(tiny_llama, tmp_path, capsys, monkeypatch):
     cases = {
         "there is no model folder": ["./nowhere", str(adapter), str(out)],
         "it is an adapter": [str(adapter), str(adapter), str(out)],
-        "it is a whole model": [str(tiny_llama), str(tiny_llama), str(out)],
+        "it is a full model": [str(tiny_llama), str(tiny_llama), str(out)],
         "is also an input": [str(tiny_llama), str(adapter), str(adapter)],
         "cannot be fetched": ["nobody/nothing-here", str(adapter), str(out)],
         "not a shard size": [str(tiny_llama), str(adapter), str(out), "--max-shard-size", "big"],
@@ -307,3 +307,43 @@ def test_wrong_folders_are_refused(tiny_llama, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     said = refused(["convert", "merge", str(tiny_llama), str(adapter), str(out)], capsys, out)
     assert "only 0.00 GB are free" in said
+
+
+TIED = {
+    "head": LoraConfig(r=4, target_modules=["q_proj", "lm_head"]),
+    "embedding": LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]),
+    "both": LoraConfig(r=4, target_modules=["lm_head", "embed_tokens"]),
+    "saved head": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+def test_an_adapter_on_one_of_two_tied_weights_unties_them(kind, tmp_path, capsys):
+    base = save_tiny(tmp_path / "base", "qwen3", tie_word_embeddings=True)
+    assert "lm_head.weight" not in Weights(base).infos
+    adapter, out = adapter_on(base, tmp_path / "adapter", TIED[kind]), tmp_path / "out"
+    assert main(["convert", "merge", str(base), str(adapter), str(out)]) == 0
+    assert json.loads((out / "config.json").read_text("utf-8"))["tie_word_embeddings"] is False
+    assert "lm_head.weight" in Weights(out).infos
+    torch.testing.assert_close(
+        merged_logits(out), base_plus_adapter(base, adapter), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_adapter_elsewhere_leaves_weights_tied(tmp_path):
+    base = save_tiny(tmp_path / "base", "qwen3", tie_word_embeddings=True)
+    adapter, out = adapter_on(base, tmp_path / "adapter", CONFIGS["lora"]), tmp_path / "out"
+    assert main(["convert", "merge", str(base), str(adapter), str(out)]) == 0
+    assert json.loads((out / "config.json").read_text("utf-8"))["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in Weights(out).infos
+
+
+def test_in_memory_it_is_refused(tmp_path, capsys, monkeypatch):
+    from xtuner.export import streaming_merge
+
+    monkeypatch.setattr(streaming_merge, "STREAMED", ())
+    base = save_tiny(tmp_path / "base", "qwen3", tie_word_embeddings=True)
+    adapter = adapter_on(base, tmp_path / "adapter", TIED["head"])
+    words = ["convert", "merge", str(base), str(adapter), str(tmp_path / "out")]
+    assert "the base ties its embedding and head" in refused(words, capsys, tmp_path / "out")

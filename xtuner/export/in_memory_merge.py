@@ -15,6 +15,7 @@ from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -35,7 +36,9 @@ def merge_in_memory(
 
     model = load_base(base, dtype, device, is_clip=is_clip)
     try:
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        wrapped = PeftModel.from_pretrained(model, str(adapter))
+        _check_tied(wrapped, adapter)
+        merged = wrapped.merge_and_unload()
     except (ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
             tr("this adapter cannot be merged: {error}", error=error),
@@ -43,6 +46,35 @@ def merge_in_memory(
         ) from error
     copy_side_files(base, out)
     merged.save_pretrained(out, max_shard_size="1GB")
+
+
+def _check_tied(model: PeftModel, adapter: Path) -> None:
+    """Refuse an adapter on one of two tied weights: merging it would change the other as well.
+
+    Raises:
+        UserError: when a layer of the adapter is the embedding or the head of a tied model.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base: Any = model.get_base_model()
+    if not base.config.get_text_config().tie_word_embeddings:
+        return
+    shared = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
+    changed = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer) and id(layer) in shared
+    ]
+    if changed:
+        raise UserError(
+            tr(
+                "the base ties its embedding and head, and the adapter changes one of them: "
+                "{names}",
+                names=", ".join(changed),
+            ),
+            hint=tr("serve it as base and adapter, or train without these modules."),
+            where=Where(str(adapter)),
+        )
 
 
 def load_base(

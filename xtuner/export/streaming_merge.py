@@ -52,6 +52,8 @@ class StreamingMerge:
         device: where layers are merged.
         layers: module name -> peft layer, for the modules that the adapter changes.
         replaced: tensors that the adapter has in full (``modules_to_save``, trained biases).
+        tied: name of a tied weight -> name of the weight that it shares.
+        untied: those of ``tied`` that the adapter makes different, written as tensors of their own.
         plan: all tensors that ``tensors`` yields, in order.
         config_changes: the keys of the base's ``config.json`` that change.
     """
@@ -62,6 +64,8 @@ class StreamingMerge:
     device: str
     layers: dict[str, Any] = field(default_factory=dict)
     replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
+    untied: list[str] = field(default_factory=list)
     plan: list[TensorInfo] = field(default_factory=list)
     config_changes: dict[str, Any] = field(default_factory=dict)
 
@@ -78,9 +82,16 @@ class StreamingMerge:
             elif info.name in self.replaced:
                 tensor = self.replaced[info.name]
             else:
-                tensor = self.base.read(info.name)
+                tensor = self._read_base(info.name)
             yield info.name, tensor.to(info.dtype)
             progress(info.nbytes)
+
+    def changes(self, name: str) -> bool:
+        """Whether the adapter changes a tensor."""
+        return name in self.replaced or name.rpartition(".")[0] in self.layers
+
+    def _read_base(self, name: str) -> torch.Tensor:
+        return self.base.read(self.tied.get(name, name))
 
     def _merged(self, module: str, kind: str) -> torch.Tensor:
         layer = self.layers[module]
@@ -89,7 +100,7 @@ class StreamingMerge:
         for name in kept:
             source = self.replaced.get(f"{module}.{name}")
             if source is None:
-                source = self.base.read(f"{module}.{name}")
+                source = self._read_base(f"{module}.{name}")
             value = source.to(device=self.device, dtype=torch.float32, copy=True)
             setattr(base_layer, name, nn.Parameter(value, requires_grad=False))
         layer.to(device=self.device, dtype=torch.float32)
@@ -152,6 +163,8 @@ def prepare_streaming_merge(
         if written != known:
             merge.config_changes["architectures"] = written
     _collect(wrapped, merge)
+    merge.tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    _untie(merge)
     merge.plan = list(_plan(base, merge))
     return merge
 
@@ -322,6 +335,28 @@ def _collect(wrapped: PeftModel, merge: StreamingMerge) -> None:
             merge.replaced[own] = parameter.detach()  # trained biases
 
 
+def _untie(merge: StreamingMerge) -> None:
+    """Untie the weights that an adapter changes on one side alone, such as ``lm_head``.
+
+    peft adds the change to that side's output only, so that base + adapter is an untied model.
+    """
+    own = merge.replaced
+    for name, source in merge.tied.items():
+        if not (merge.changes(name) or merge.changes(source)):
+            continue
+        if name in own and source in own and torch.equal(own[name], own[source]):
+            del own[name]
+            continue
+        if (
+            name not in own
+            and source in own
+            and own[source].shape != merge.base.infos[source].shape
+        ):
+            continue  # of a grown vocabulary the head is not in the adapter: it stays tied
+        merge.untied.append(name)
+        merge.config_changes["tie_word_embeddings"] = False
+
+
 def _plan(base: Weights, merge: StreamingMerge) -> Iterator[TensorInfo]:
     for name, info in base.infos.items():
         shape = tuple(merge.replaced[name].shape) if name in merge.replaced else info.shape
@@ -330,6 +365,10 @@ def _plan(base: Weights, merge: StreamingMerge) -> Iterator[TensorInfo]:
     for name, tensor in merge.replaced.items():
         if name not in base.infos:  # a new head
             yield TensorInfo(name, tuple(tensor.shape), _dtype_of(common, merge.dtype))
+    for name in merge.untied:
+        if name not in base.infos and name not in merge.replaced:
+            info = base.infos[merge.tied[name]]
+            yield TensorInfo(name, info.shape, _dtype_of(info.dtype, merge.dtype))
 
 
 def _dtype_of(own: torch.dtype, asked: torch.dtype | None) -> torch.dtype:

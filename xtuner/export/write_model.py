@@ -12,8 +12,9 @@ from xtuner.export.model_folder import find_model
 from xtuner.export.shards import ShardWriter
 from xtuner.export.sidecar_files import write_base_fingerprint
 from xtuner.export.trained_weights import TrainedWeights
-from xtuner.export.weights import TensorInfo
+from xtuner.export.weights import TensorInfo, Weights, shown
 from xtuner.utils.files import copy_side_files
+from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,11 +78,19 @@ def write_full_model(
         for name, info in weights.infos.items()
         if name.removeprefix(PREFIX) not in tied
     ]
-    copy_side_files(find_model(str(llm.name_or_path)), out)
-    with ShardWriter(out, plan, shard_size, safe) as writer:
+    folder = find_model(str(llm.name_or_path))
+    copy_side_files(folder, out)
+    base, untrained = _untrained(folder, {info.name for info in plan} | tied)
+    if untrained:
+        names = shown((info.name for info in untrained), 3)
+        print(tr("copied from the base, as training does not build them: {names}", names=names))
+    copied = [TensorInfo(info.name, info.shape, _dtype(info.dtype, dtype)) for info in untrained]
+    with ShardWriter(out, plan + copied, shard_size, safe) as writer:
         for info in plan:
             writer.write(info.name, weights.read(PREFIX + info.name).to(info.dtype))
             progress(info.nbytes)
+        for info in copied:
+            writer.write(info.name, base.read(info.name).to(info.dtype))
     main = next(info.dtype for info in plan if info.dtype.is_floating_point)
     llm.config.dtype = main
     llm.config.architectures = [type(llm).__name__]
@@ -89,6 +98,22 @@ def write_full_model(
     llm.config.save_pretrained(out)
     if llm.generation_config is not None and not (out / "generation_config.json").is_file():
         llm.generation_config.save_pretrained(out)
+
+
+def _untrained(folder: Path, trained: set[str]) -> tuple[Weights, list[TensorInfo]]:
+    """The base's tensors that training does not build, such as those of multi-token prediction.
+
+    Its ``config.json`` still declares them, and programs that serve the model read them. None where
+    the files name tensors otherwise than the model, so that a missing name says nothing.
+
+    Args:
+        folder: the base's.
+        trained: the names of the model's tensors.
+    """
+    base = Weights(folder)
+    if not trained & set(base.infos) or len(trained - set(base.infos)) > 1:  # a head may be tied
+        return base, []
+    return base, [info for name, info in base.infos.items() if name not in trained]
 
 
 def write_adapter(

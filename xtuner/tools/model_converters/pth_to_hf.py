@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             write_reward_token(aside, reward_token)
         _write_config(cfg, config, aside)
         if _should_verify(meta_model, args.verify):
-            _verify(cfg, weights, aside, meta_model)
+            _verify(cfg, weights, aside, meta_model, dtype)
     print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
         print(_next_steps(meta_model, out))
@@ -253,7 +253,13 @@ def _should_verify(meta_model: FinetuneModel, asked: bool | None) -> bool:
     return size <= AUTO_VERIFY_BYTES if asked is None else asked
 
 
-def _verify(cfg: Config, weights: TrainedWeights, aside: Path, meta_model: FinetuneModel) -> None:
+def _verify(
+    cfg: Config,
+    weights: TrainedWeights,
+    aside: Path,
+    meta_model: FinetuneModel,
+    written_dtype: torch.dtype | None,
+) -> None:
     """Compare the model as trained with what was written, loaded by stock libraries."""
     import torch
 
@@ -277,6 +283,8 @@ def _verify(cfg: Config, weights: TrainedWeights, aside: Path, meta_model: Finet
         found = measure(verify.to_fp32(written), ids)
     dtypes = {info.dtype for info in weights.infos.values()}
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
+    if written_dtype in (torch.bfloat16, torch.float16):
+        dtype = written_dtype
     if adapter and cfg.model.llm.get("quantization_config"):
         dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
     verify.check_difference(verify.compare(expected, found), dtype, tr("the trained model"))
