@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,11 @@ def run(args: argparse.Namespace) -> int:
     folder, adapter = locate(args.model_name_or_path, args.adapter or llava_adapter(args.llava))
     from xtuner.tools.chat_reward import is_reward_model, run_reward_chat
 
+    if args.image and not args.llava and not _is_internvl(folder):
+        raise UserError(
+            tr("--image needs --llava, or an InternVL model."),
+            hint="xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE",
+        )
     if is_reward_model(folder, adapter):
         run_reward_chat(folder, adapter, args.torch_dtype)
         return 0
@@ -114,9 +120,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Check for arguments that exclude or need each other, before anything is loaded."""
-    if (args.visual_encoder or args.image) and not args.llava:
+    if args.visual_encoder and not args.llava:
         raise UserError(
-            tr("--image and --visual-encoder need --llava."),
+            tr("--visual-encoder needs --llava."),
             hint="xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE",
         )
     if args.llava and not args.image:
@@ -155,16 +161,13 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         offload_folder=args.offload_folder,
     )
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
-    prompt = ChatPrompt(tokenizer, template, args.stop_words, _stop_ids(model))
-    if args.llava:
-        from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
-        from xtuner.dataset.images import load_image
-
-        model = build_vision_language_model(
-            model, Path(args.llava), args.visual_encoder, args.visual_select_layer
-        )
-        model.set_image(_image(args.image, load_image))
-        prompt = ImagePrompt(tokenizer, template, args.stop_words, _stop_ids(model))
+    if _is_internvl(folder):
+        model, prompt_type = _internvl(model, tokenizer, args.image)
+    elif args.llava:
+        model, prompt_type = _llava(model, args)
+    else:
+        prompt_type = ChatPrompt
+    prompt = prompt_type(tokenizer, template, args.stop_words, _stop_ids(model))
     _notice(_about(model, prompt))
     if _system(args) and template is not None and "SYSTEM" not in template:
         _notice(
@@ -189,7 +192,41 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     )
 
 
+<<<<<<< HEAD
 def _image(file: str, load: Callable[[str], Image]) -> Image:
+=======
+def _is_internvl(folder: Path) -> bool:
+    from xtuner.export.model_folder import read_json
+
+    return read_json(folder / "config.json").get("model_type") == "internvl_chat"
+
+
+def _internvl(whole: Any, tokenizer: Any, image: str | None) -> tuple[Any, Callable[..., Any]]:
+    """An InternVL, with an image or without, and what makes its prompts."""
+    from xtuner.chat.internvl import InternVLChat, InternVLPrompt
+    from xtuner.dataset.images import load_image
+    from xtuner.dataset.internvl import MARKS
+
+    model = InternVLChat(whole, tokenizer.convert_tokens_to_ids(MARKS[1]))
+    if image is not None:
+        model.set_image(_image(image, load_image))
+    return model, functools.partial(InternVLPrompt, places=model.places)
+
+
+def _llava(llm: Any, args: argparse.Namespace) -> tuple[Any, Callable[..., Any]]:
+    """A LLaVA model with its image, and what makes its prompts."""
+    from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
+    from xtuner.dataset.images import load_image
+
+    model = build_vision_language_model(
+        llm, Path(args.llava), args.visual_encoder, args.visual_select_layer
+    )
+    model.set_image(_image(args.image, load_image))
+    return model, ImagePrompt
+
+
+def _image(file: str, load: Any) -> Any:
+>>>>>>> c2b61fc (Chat with InternVL, about an image and without one)
     try:
         return load(file)
     except OSError as error:

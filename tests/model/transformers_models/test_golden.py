@@ -44,6 +44,7 @@ def agree(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 def test_each_causal_family_has_figures():
     causal = {name for name, family in FAMILIES.items() if "AutoModelForCausalLM" in family.models}
+    causal.remove("internvl_chat")  # a language model of another family, and image features
     assert causal <= {file.stem for file in FOLDER.glob("*.json")}
 
 

@@ -105,7 +105,7 @@ FAMILIES: dict[str, Family] = {
     "internvl_chat": Family(
         folder="internvl_chat",
         config="InternVLChatConfig",
-        models={"AutoModel": "InternVLChatModel"},
+        models=dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "InternVLChatModel"),
     ),
     "chatglm": Family(
         folder="chatglm",
