@@ -347,3 +347,45 @@ def test_in_memory_it_is_refused(tmp_path, capsys, monkeypatch):
     adapter = adapter_on(base, tmp_path / "adapter", TIED["head"])
     words = ["convert", "merge", str(base), str(adapter), str(tmp_path / "out")]
     assert "the base ties its embedding and head" in refused(words, capsys, tmp_path / "out")
+
+
+def test_an_adapter_of_the_text_class_fits_a_folder_with_vision(tmp_path, capsys):
+    """Its tensors have a longer prefix there; what belongs to vision stays as it is."""
+    from safetensors.torch import load_file
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    text = {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "layer_types": ["full_attention"],
+        "max_position_embeddings": 128,
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 8,
+        "num_position_embeddings": 16,
+    }
+    base, adapter, merged = (tmp_path / name for name in ("base", "adapter", "merged"))
+    config = Qwen3_5Config(text_config=text, vision_config=vision)
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(base)
+    llm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    lora = LoraConfig(
+        r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    get_peft_model(llm, lora).save_pretrained(adapter)
+    assert main(["convert", "merge", str(base), str(adapter), str(merged)]) == 0
+    assert "verified" in capsys.readouterr().out
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, merged))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model.language_model.layers.0.self_attn.q_proj.weight"}
+    settings = json.loads((merged / "config.json").read_text("utf-8"))
+    assert settings["architectures"] == ["Qwen3_5ForConditionalGeneration"]

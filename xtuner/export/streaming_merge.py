@@ -145,10 +145,13 @@ def prepare_streaming_merge(
         raise CannotStream(tr("adapters with a data-driven initialization"))
     model = _build_meta_base(base.path, config.task_type, adapter)
     vocab_size = model.config.vocab_size
-    _check_names(model, base)
+    rename = _names_in(base, model)
+    _check_names(model, base, rename)
     wrapped = _attach_adapter(model, config, adapter)
     merge = StreamingMerge(base, config, dtype, device)
     if model.config.vocab_size != vocab_size:
+        if rename is not _same:
+            raise CannotStream(tr("vision-language models with a grown vocabulary"))
         key = model.config.attribute_map.get("vocab_size", "vocab_size")
         merge.config_changes[key] = model.config.vocab_size
     labels = model.config.num_labels or 0
@@ -157,13 +160,14 @@ def prepare_streaming_merge(
         merge.config_changes["id2label"] = names
         merge.config_changes["label2id"] = {name: number for number, name in names.items()}
     known = model.config.architectures
-    if type(model).__name__ not in (known or ()):
+    if rename is _same and type(model).__name__ not in (known or ()):
         model.config.architectures = [type(model).__name__]
         written = model.config.to_dict()["architectures"]  # ChatGLM writes the name of its body
         if written != known:
             merge.config_changes["architectures"] = written
-    _collect(wrapped, merge)
-    merge.tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    _collect(wrapped, merge, rename)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    merge.tied = {rename(name): rename(source) for name, source in tied.items()}
     _untie(merge)
     merge.plan = list(_plan(base, merge))
     return merge
@@ -202,12 +206,42 @@ def _labels_of(adapter: Path) -> int:
     return int(heads[0].shape[0]) if heads else DEFAULT_LABELS
 
 
-def _check_names(model: PreTrainedModel, base: Weights) -> None:
+def _same(name: str) -> str:
+    return name
+
+
+def _names_in(base: Weights, model: PreTrainedModel) -> Callable[[str], str]:
+    """What the base's files call a tensor or module of the model.
+
+    A folder with vision has the tensors of its language model under a longer prefix than the class
+    of the language model alone: ``model.language_model.`` for ``model.``.
+    """
+    prefix = f"{model.base_model_prefix}."
+    inside = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+    if not inside or any(name in base.infos for name in inside):
+        return _same
+    rest = inside[0].removeprefix(prefix)
+    longer = [name.removesuffix(rest) for name in base.infos if name.endswith(f".{rest}")]
+    found = [
+        other
+        for other in longer
+        if all(other + name.removeprefix(prefix) in base.infos for name in inside)
+    ]
+    if len(found) != 1:
+        return _same
+
+    def rename(name: str) -> str:
+        return found[0] + name.removeprefix(prefix) if name.startswith(prefix) else name
+
+    return rename
+
+
+def _check_names(model: PreTrainedModel, base: Weights, rename: Callable[[str], str]) -> None:
     """Check that the base has all parameters of the model, with their shapes."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     heads = set(HEAD_WEIGHTS)  # new in a classifier made of a language model
     wanted = {
-        name: tuple(parameter.shape)
+        rename(name): tuple(parameter.shape)
         for name, parameter in model.named_parameters()
         if name not in tied and name not in heads
     }
@@ -314,7 +348,7 @@ def resize_embeddings(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) 
         model.resize_token_embeddings(saved[0].shape[0], mean_resizing=False)
 
 
-def _collect(wrapped: PeftModel, merge: StreamingMerge) -> None:
+def _collect(wrapped: PeftModel, merge: StreamingMerge, rename: Callable[[str], str]) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
@@ -322,15 +356,15 @@ def _collect(wrapped: PeftModel, merge: StreamingMerge) -> None:
     for name, module in wrapped.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             for key, value in module.modules_to_save[ADAPTER].state_dict().items():
-                merge.replaced[f"{name.removeprefix(prefix)}.{key}"] = value
+                merge.replaced[f"{rename(name.removeprefix(prefix))}.{key}"] = value
         elif isinstance(module, AuxiliaryTrainingWrapper):
             raise CannotStream(tr("adapters with trainable_token_indices"))
         elif isinstance(module, BaseTunerLayer) and ADAPTER in (
             getattr(module, "scaling", None) or {ADAPTER: 1}
         ):
-            merge.layers[name.removeprefix(prefix)] = module
+            merge.layers[rename(name.removeprefix(prefix))] = module
     for name, parameter in wrapped.named_parameters():
-        own = name.removeprefix(prefix).replace(".base_layer.", ".")
+        own = rename(name.removeprefix(prefix).replace(".base_layer.", "."))
         if not parameter.is_meta and f".{ADAPTER}" not in name and own in merge.base.infos:
             merge.replaced[own] = parameter.detach()  # trained biases
 

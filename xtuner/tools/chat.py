@@ -192,9 +192,6 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     )
 
 
-<<<<<<< HEAD
-def _image(file: str, load: Callable[[str], Image]) -> Image:
-=======
 def _is_internvl(folder: Path) -> bool:
     from xtuner.export.model_folder import read_json
 
@@ -225,8 +222,7 @@ def _llava(llm: Any, args: argparse.Namespace) -> tuple[Any, Callable[..., Any]]
     return model, ImagePrompt
 
 
-def _image(file: str, load: Any) -> Any:
->>>>>>> c2b61fc (Chat with InternVL, about an image and without one)
+def _image(file: str, load: Callable[[str], Image]) -> Image:
     try:
         return load(file)
     except OSError as error:
