@@ -1,4 +1,4 @@
-"""InternVL: tiles as published, equal to the plain computation; every config builds."""
+"""InternVL: equal to the plain computation; every config builds."""
 
 import json
 
@@ -14,7 +14,6 @@ from xtuner import configs
 from xtuner.config import load_config
 from xtuner.dataset import InternVL_V1_5_Dataset
 from xtuner.dataset.collate_fns import default_collate_fn
-from xtuner.dataset.internvl import choose_grid, cut, to_pixels
 from xtuner.model import InternVL_V1_5
 from xtuner.model.transformers_models.auto import AutoModel
 from xtuner.registry import BUILDER
@@ -51,49 +50,6 @@ def dataset(folder, **settings):
         image_folders=str(folder / "images"),
         **{"max_length": 128, **settings},
     )
-
-
-@pytest.mark.parametrize(
-    ("size", "grid"),
-    [
-        ((448, 448), (1, 1)),
-        ((900, 450), (2, 1)),
-        ((450, 900), (1, 2)),
-        ((1344, 448), (3, 1)),
-        ((2000, 2000), (3, 3)),  # large enough for the largest square
-        ((500, 500), (1, 1)),
-    ],
-)
-def test_the_grid_has_the_shape_of_the_image(size, grid):
-    assert choose_grid(*size, 1, 12, 448) == grid
-
-
-def test_tiles_put_together_are_the_image():
-    image = Image.effect_noise((64, 32), 60).convert("RGB")
-    tiles = cut(image, (2, 1), 32, thumbnail=True)
-    assert len(tiles) == 3
-    whole = torch.cat([to_pixels(tiles[:1])[0], to_pixels(tiles[1:2])[0]], dim=2)
-    torch.testing.assert_close(whole, to_pixels([image])[0])
-
-
-def test_rows_have_a_place_for_each_feature(folder):
-    made = dataset(folder)
-    context = made.marks[1]
-    wide, square, text = (made[n] for n in range(3))
-    assert wide["pixel_values"].shape == (3, 3, 32, 32)  # two tiles and the whole
-    assert wide["input_ids"].count(context) == 3 * 4
-    assert square["input_ids"].count(context) == 4
-    assert "pixel_values" not in text
-    for row, length in zip((wide, square, text), made.length, strict=True):
-        assert len(row["input_ids"]) == len(row["labels"]) == length
-        assert all(label != context for label in row["labels"])
-    assert made.modality_length == [made.length[0], made.length[1], -made.length[2]]
-    assert len(dataset(folder, repeat_times=2)) == 6
-
-
-def test_an_image_is_never_cut(folder):
-    row = dataset(folder, max_length=32)[0]
-    assert row["input_ids"].count(dataset(folder).marks[1]) == 12
 
 
 def test_loss_and_gradients_equal_the_plain_computation(folder):

@@ -111,18 +111,14 @@ BY_MAP_FN: Mapping[str, Layout] = {
     AUTO.map_fn: AUTO,
 }
 
-_SHAREGPT_KEYS = (("from", "value"), ("role", "content"), ("role", "value"), ("from", "content"))
+_ROLE_KEYS, _CONTENT_KEYS = ("from", "role"), ("value", "content", "text")
 
 
 def messages_of(value: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Role and content of each message of a list, in any common spelling."""
     for message in value:
-        for role, content in _SHAREGPT_KEYS:
-            if role in message:
-                yield str(message[role]), message.get(content, message.get("text"))
-                break
-        else:
-            yield "", None
+        role = next((message[key] for key in _ROLE_KEYS if key in message), "")
+        yield str(role), next((message[key] for key in _CONTENT_KEYS if key in message), None)
 
 
 def kind_problem(value: object, kind: str) -> tuple[str, str] | None:
