@@ -14,7 +14,7 @@ import torch
 
 from tests.helpers.hub_layouts import LAYOUTS, write_tokenizer
 from tests.helpers.tiny import make_tokenizer
-from xtuner.config.load import load_config
+from xtuner.config import load_config
 from xtuner.configs import describe
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 from xtuner.registry import BUILDER
