@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from xtuner.configs.datasets import DATASETS
-from xtuner.configs.names import UnknownConfig, parse
+from xtuner.configs.names import parse
+from xtuner.configs.unknown import UnknownConfig
 from xtuner.entry_point import main
 from xtuner.utils.lang import translate
 

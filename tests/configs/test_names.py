@@ -7,8 +7,9 @@ import pytest
 from xtuner.configs import UnknownConfig, names, render
 from xtuner.configs.datasets import DATASETS
 from xtuner.configs.models import MODELS
-from xtuner.configs.names import nearest, parse
+from xtuner.configs.names import parse
 from xtuner.configs.settings import METHODS
+from xtuner.configs.unknown import nearest
 
 
 def refused(name: str) -> UnknownConfig:
@@ -73,7 +74,7 @@ def test_names_of_guides_resolve(name: str) -> None:
         ("lama2_7b_qlora_alpaca_e3", "no model", "llama2_7b_qlora_alpaca_e3"),
         ("qwen3_8b_sft_alpaca_e3", "comes a method", "qwen3_8b_full_alpaca_e3"),
         ("qwen3_8b_qlora_alpaca", "how many epochs", "qwen3_8b_qlora_alpaca_e3"),
-        ("qwen3_8b_qlora_alpaca_e3_xx", "'xx' says nothing", "qwen3_8b_qlora_alpaca_e3"),
+        ("qwen3_8b_qlora_alpaca_e3_xx", "'xx' is not an option", "qwen3_8b_qlora_alpaca_e3"),
         ("qwen3_8b_dpo_lora_alpaca_e1", "holds sft rows", "qwen3_8b_dpo_lora_ultrafeedback_e1"),
         ("qwen3_8b_base_dpo_lora", "is a base model", "qwen3_8b_dpo_lora"),
         ("internvl_v9_qlora_finetune", "InternVL config is called", None),

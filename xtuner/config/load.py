@@ -110,10 +110,11 @@ def _relocate(value: object, path: str, file: str) -> None:
 def _as_file(source: ConfigSource) -> Iterator[str]:
     """A file with the text, for mmengine: the one it came from if that is unchanged."""
     original = Path(source.file)
-    if original.is_file() and original.read_text("utf-8") == source.text:
+    is_file = original.is_file()
+    if is_file and original.read_text("utf-8") == source.text:
         yield source.file
         return
-    beside = any(word in source.text for word in ("read_base", "_base_", "__file__"))
+    beside = is_file and any(word in source.text for word in ("read_base", "_base_", "__file__"))
     with tempfile.TemporaryDirectory(
         prefix=".xtuner-", dir=original.parent.resolve() if beside else None
     ) as folder:

@@ -92,15 +92,20 @@ def _override_data(document: ConfigDocument, parsed: Sequence[Option]) -> Config
     return document.with_text(document.source, config)
 
 
-def _set_value(holder: Any, path: KeyPath, value: object) -> None:
+def _set_value(holder: dict[str, Any] | list[Any], path: KeyPath, value: object) -> None:
     """Set a key in nested dicts and lists, in place; what is missing on the way is a new dict."""
     for key in path[:-1]:
         inner = item_of(holder, key)
         if not isinstance(inner, dict | list):
-            holder[key] = {}
-            inner = holder[key]
+            inner = {}
+            _set_item(holder, key, inner)
+            inner = item_of(holder, key)  # the config keeps a copy of its own kind
         holder = inner
+    _set_item(holder, path[-1], value)
+
+
+def _set_item(holder: dict[str, Any] | list[Any], key: str, value: object) -> None:
     if isinstance(holder, list):
-        holder[int(path[-1])] = value
+        holder[int(key)] = value
     else:
-        holder[path[-1]] = value
+        holder[key] = value

@@ -8,6 +8,6 @@ path of a file.
 from __future__ import annotations
 
 from xtuner.configs.catalogue import cfgs_name_path, deepspeed_path, describe, names, render
-from xtuner.configs.names import UnknownConfig
+from xtuner.configs.unknown import UnknownConfig
 
 __all__ = ["UnknownConfig", "cfgs_name_path", "deepspeed_path", "describe", "names", "render"]

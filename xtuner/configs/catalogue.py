@@ -14,8 +14,9 @@ from typing import Any
 from xtuner.configs import internvl, llava
 from xtuner.configs.datasets import DATASETS
 from xtuner.configs.models import MODELS
-from xtuner.configs.names import ConfigName, UnknownConfig, nearest, parse
+from xtuner.configs.names import ConfigName, parse
 from xtuner.configs.render import render_config, values_of
+from xtuner.configs.unknown import UnknownConfig, nearest
 
 ONEOFFS = Path(__file__).parent / "oneoffs"
 DEEPSPEED = Path(__file__).parent / "deepspeed"

@@ -88,7 +88,7 @@ Final Answer: 最终答案
 
 
 def _hub(
-    name: str, title: str, path: str, map_fn: str, load: str = "", **settings: Any
+    name: str, title: str, path: str, map_fn: str, load: str = "", **settings: object
 ) -> DatasetCard:
     """A dataset of one source on the hub, kept in ``train_dataset``."""
     source = Source("train_dataset", "data_hub", ("data_path", path), map_fn, load)

@@ -8,9 +8,9 @@ from typing import Any
 
 from xtuner.configs.cards import Code, ModelCard
 from xtuner.configs.fragments import Fragment, expression, filled, part
-from xtuner.configs.names import UnknownConfig, nearest
 from xtuner.configs.render import assemble, headline, info_hook, literal, optim, runtime, tokenizer
 from xtuner.configs.settings import DEFAULTS
+from xtuner.configs.unknown import UnknownConfig, nearest
 
 METHODS = {"": "full", "lora_": "lora", "qlora_": "qlora"}
 

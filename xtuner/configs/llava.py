@@ -18,7 +18,6 @@ from typing import Any
 from xtuner.configs.cards import Code, ModelCard
 from xtuner.configs.fragments import Fragment, expression, filled, part
 from xtuner.configs.models import MODELS
-from xtuner.configs.names import UnknownConfig, nearest
 from xtuner.configs.render import (
     assemble,
     headline,
@@ -31,6 +30,7 @@ from xtuner.configs.render import (
     tokenizer,
 )
 from xtuner.configs.settings import DEFAULTS, INTERNVL_SETS
+from xtuner.configs.unknown import UnknownConfig, nearest
 
 CLIP = "clip_vit_large_p14_336"
 _NAME = re.compile(

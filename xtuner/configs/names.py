@@ -18,6 +18,7 @@ from xtuner.configs.cards import DatasetCard, ModelCard
 from xtuner.configs.datasets import DATASETS
 from xtuner.configs.models import MODELS
 from xtuner.configs.settings import METHODS, Method
+from xtuner.configs.unknown import UnknownConfig, nearest
 
 DEFAULT_PREFERENCES = "orpo_dpo_mix_40k"
 # Datasets whose names follow the model at once: full fine-tuning.
@@ -29,28 +30,6 @@ _OPTION = re.compile(
     r"|gpu(?P<gpus>\d+)|(?P<gpus_too>\d+)gpus?"
     r"|sp(?P<parallel>\d+)|sequence_parallel_(?P<parallel_too>\d+)|(?P<varlen>varlen))(?=_|$)"
 )
-
-
-class UnknownConfig(Exception):
-    """No config has this name.
-
-    Attributes:
-        name: what was asked for.
-        reason: why there is none, in English.
-        message: the reason with placeholders, as in the message catalogue.
-        values: what the placeholders stand for.
-        suggestions: the nearest names that there are.
-    """
-
-    def __init__(
-        self, name: str, message: str, suggestions: Iterable[str], /, **values: object
-    ) -> None:
-        self.name = name
-        self.message = message
-        self.values = values
-        self.reason = message.format(**values) if values else message
-        self.suggestions = list(suggestions)
-        super().__init__(f"there is no config {name!r}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -91,22 +70,6 @@ def parse(name: str, known: Iterable[str] = ()) -> ConfigName:
     )
     _refuse_mismatch(parsed, known)
     return parsed
-
-
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names most similar to ``name``: first those that begin with it.
-
-    A name that begins with ``name`` is a better suggestion than a misspelling.
-    """
-    known = list(known)
-    longer = sorted((other for other in known if other.startswith(name)), key=_plainness)
-    alike = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
-    return list(dict.fromkeys(longer[:count] + alike))[:count]
-
-
-def _plainness(name: str) -> tuple[bool, int, str]:
-    """Order in which longer names are suggested: alpaca first, then the shorter ones."""
-    return "_alpaca_e3" not in name, len(name), name
 
 
 def _starts(text: str, words: Iterable[str]) -> str | None:

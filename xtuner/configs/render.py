@@ -11,7 +11,7 @@ import fnmatch
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.configs.cards import Code, ModelCard, Source
 from xtuner.configs.fragments import (
@@ -24,8 +24,10 @@ from xtuner.configs.fragments import (
     names_read,
     part,
 )
-from xtuner.configs.names import ConfigName
 from xtuner.configs.settings import DEFAULTS, EXCEPTIONS, LAYOUT, METHODS
+
+if TYPE_CHECKING:
+    from xtuner.configs.names import ConfigName
 
 WIDTH = 88
 TITLES = (
@@ -338,7 +340,7 @@ def _free(code: str, modules: Mapping[str, str]) -> set[str]:
     }
 
 
-def _setting(name: str, value: Any, why: str) -> str:
+def _setting(name: str, value: object, why: str) -> str:
     text = f"{name} = {literal(value, column=len(name) + 3)}"
     if not why:
         return text + "\n"
@@ -347,7 +349,7 @@ def _setting(name: str, value: Any, why: str) -> str:
     return f"{text}  # {why}\n"
 
 
-def literal(value: Any, column: int = 0) -> str:
+def literal(value: object, column: int = 0) -> str:
     """A value as ruff would write it.
 
     Args:

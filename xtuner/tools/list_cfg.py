@@ -8,8 +8,8 @@ from typing import Any
 
 from xtuner.configs import UnknownConfig, describe, names
 from xtuner.configs.datasets import DATASETS
-from xtuner.configs.names import nearest
 from xtuner.configs.settings import METHODS
+from xtuner.configs.unknown import nearest
 from xtuner.utils.lang import tr
 
 RULER = 60
