@@ -1,14 +1,18 @@
 """Attention over packed rows equals plain attention sample by sample, forward and backward."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from xtuner.model.backends import environment
 from xtuner.model.backends.cpu import attention as cpu_attention
 from xtuner.model.backends.cpu.kernels import Kernel
+from xtuner.model.backends.registry import Case, Libraries, LibraryFunction
+from xtuner.model.modules import attention as attention_module
 from xtuner.model.modules.attention import attention
 
 
@@ -158,3 +162,111 @@ def test_padding_sees_nothing_and_a_row_of_padding_is_zero():
     assert not found[1].any()
     expected = plain(query[:1, :, 5:], key[:1, :, 5:], value[:1, :, 5:], [0, 7])
     torch.testing.assert_close(found[:1, 5:].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def clear_choices():
+    for choice in ("packed_kernel", "padded_kernel", "dense_kernel"):
+        getattr(attention_module, choice).cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Tensors of a CPU pass for those of an H100 with flash-attn, which is plain torch here."""
+    calls = []
+
+    def flash_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, dropout_p, softmax_scale, causal):
+        calls.append((q.dtype, int(max_q)))
+        assert torch.equal(cu_q, cu_k)
+        parts = [
+            scaled_dot_product_attention(
+                *(t[a:b].transpose(0, 1)[None] for t in (q, k, v)),
+                is_causal=causal,
+                scale=softmax_scale,
+                enable_gqa=True,
+            )
+            for a, b in itertools.pairwise(cu_q.tolist())
+            if b > a
+        ]
+        return torch.cat(parts, 2)[0].transpose(0, 1)
+
+    libraries = Libraries(LibraryFunction("", frozenset({"dropout_p"})))
+    true = attention_module.Facts.case
+
+    def case(facts):
+        found: Case = true(facts)
+        return replace(found, device="cuda", capability=(9, 0), libraries=libraries)
+
+    monkeypatch.setattr(environment, "function", {"flash_attn": flash_attn}.__getitem__)
+    monkeypatch.setattr(attention_module.Facts, "case", case)
+    clear_choices()
+    yield calls
+    clear_choices()
+
+
+@pytest.mark.parametrize("heads, few", [(4, 4), (6, 2)])
+def test_packed_rows_on_a_gpu_are_one_call_that_sees_no_other_sample_and_no_future(heads, few, gpu):
+    borders = [0, 7, 8, 61]
+    compare(row(heads, few, 61, dtype=torch.bfloat16), borders, 1e-2)
+    assert gpu == [(torch.bfloat16, 53)]
+
+
+def test_packed_rows_in_float32_are_none_for_the_kernels_of_a_gpu(gpu):
+    compare(row(4, 2, 61), [0, 7, 8, 61], 1e-5)
+    assert gpu == []
+
+
+def test_rows_with_padding_at_their_end_are_one_call_on_a_gpu(gpu, monkeypatch):
+    calls, dense = [], attention_module.attend_dense
+    monkeypatch.setattr(
+        attention_module, "attend_dense", lambda *args: calls.append(1) or dense(*args)
+    )
+    query, key, value = (t.repeat(3, 1, 1, 1).detach() for t in row(2, 2, 12))
+    mask = torch.ones(3, 12, dtype=torch.long)
+    mask[0, 9:] = 0
+    mask[1, 1:] = 0
+    found, _ = attention(nn.Module(), query, key, value, mask)
+    assert len(calls) == 1
+    for each, length in enumerate((9, 1, 12)):
+        tokens = [t[each : each + 1, :, :length] for t in (query, key, value)]
+        expected = plain(*tokens, [0, length])
+        torch.testing.assert_close(
+            found[each : each + 1, :length].double(), expected, rtol=1e-5, atol=1e-6
+        )
+    mask[0] = mask[0].flip(0)  # padding before the tokens is seen without a mask
+    found, _ = attention(nn.Module(), query, key, value, mask)
+    assert len(calls) == 1 + 3
+    expected = plain(*(t[:1, :, 3:] for t in (query, key, value)), [0, 9])
+    torch.testing.assert_close(found[:1, 3:].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_packed_samples_of_a_bidirectional_layer_see_what_follows():
+    layer = nn.Module()
+    layer.is_causal = False
+    query, key, value = row(2, 2, 9)
+    found, _ = attention(layer, query, key, value, None, cu_seq_lens_q=torch.tensor([0, 4, 9]))
+    for a, b in ((0, 4), (4, 9)):
+        expected = scaled_dot_product_attention(*(t[:, :, a:b] for t in (query, key, value)))
+        torch.testing.assert_close(found[:, a:b], expected.transpose(1, 2))
+    same, _ = attention(
+        nn.Module(),
+        query,
+        key,
+        value,
+        None,
+        is_causal=False,
+        cu_seq_lens_q=torch.tensor([0, 4, 9]),
+    )
+    assert torch.equal(same, found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_output_is_contiguous(dtype, packed):
+    """Some models take a view of it (AFMoE, JetMoE)."""
+    query, key, value = row(4, 2, 12, dtype=dtype)
+    borders = torch.tensor([0, 5, 12]) if packed else None
+    for softcap in (None, 1.0):
+        found, _ = attention(
+            nn.Module(), query, key, value, None, cu_seq_lens_q=borders, softcap=softcap
+        )
+        assert found.is_contiguous()
