@@ -105,7 +105,7 @@ def test_loss_and_gradients_equal_plain_transformers(arch, layout, monkeypatch):
     if layout == "rounded":
         layout = "packed"
         monkeypatch.setattr(cpu, "FINEST_STEP", 2)
-        assert SequenceShard(sum(LENGTHS), rounds=True).tokens > sum(LENGTHS)
+        assert SequenceShard(sum(LENGTHS), bucketed=True).tokens > sum(LENGTHS)
     llm = build(arch)
     rows = samples()
     expected, gradients, count = plain_gradients(llm, rows)

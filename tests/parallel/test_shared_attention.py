@@ -57,18 +57,18 @@ def whole(heads, kind):
 
 
 def shared(heads, kind):
-    """The same, each rank with its stretch; put together again."""
+    """The same, each rank with its shard; gathered."""
     tensors, settings, inputs, module = case(heads, kind)
-    share = SequenceShard(LENGTH)
-    named = share.inputs(inputs)
-    cut = [share.cut(tensor.transpose(1, 2)).transpose(1, 2) for tensor in tensors]
+    shard = SequenceShard(LENGTH)
+    named = shard.inputs(inputs)
+    cut = [shard.shard(tensor.transpose(1, 2)).transpose(1, 2) for tensor in tensors]
     out, _ = attention(module, *cut, None, **settings, **named)
-    real = share.cut(torch.ones(len(out), LENGTH, 1, 1))  # a loss looks at no padding
+    real = shard.shard(torch.ones(len(out), LENGTH, 1, 1))  # a loss looks at no padding
     (out * real).square().sum().mul(0.5).backward()
     grads = [tensor.grad for tensor in tensors]
     for grad in grads:
         dist.all_reduce(grad)
-    parts = [torch.empty_like(out) for _ in range(share.size)]
+    parts = [torch.empty_like(out) for _ in range(shard.size)]
     dist.all_gather(parts, out.detach().contiguous())
     return torch.cat(parts, 1)[:, :LENGTH], grads
 
@@ -94,13 +94,13 @@ def wrapped():
     """The published functions around an attention of one's own."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, 8, n, 4, generator=generator) for n in (6, 3, 3))
-    share = SequenceShard(8)
-    out = sequence_parallel_wrapper(plain)(*(share.cut(tensor) for tensor in (q, k, v)))
-    three = pre_process_for_sequence_parallel_attn(*(share.cut(t) for t in (q, k, v)))
+    shard = SequenceShard(8)
+    out = sequence_parallel_wrapper(plain)(*(shard.shard(tensor) for tensor in (q, k, v)))
+    three = pre_process_for_sequence_parallel_attn(*(shard.shard(t) for t in (q, k, v)))
     same = post_process_for_sequence_parallel_attn(plain(*three))
     alone = sequence_parallel_wrapper(plain)(q, k, v, training=False)
     assert get_sequence_parallel_group() is not None
-    return [out - share.cut(alone), same - share.cut(alone)]
+    return [out - shard.shard(alone), same - shard.shard(alone)]
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -94,7 +94,7 @@ class FinetuneModel(BaseModel):
         self.backends: list[Installed] = install(self.causal_lm, compiled=compile is True)
         if use_activation_checkpointing:
             enable_activation_checkpointing(self.causal_lm)
-        self.rule = LogitTransform.of(self.llm.config)
+        self.logit_transform = LogitTransform.of(self.llm.config)
 
     def _add_adapter(
         self,
@@ -206,7 +206,7 @@ class FinetuneModel(BaseModel):
         hidden: Tensor = outputs.last_hidden_state
         return hidden
 
-    def share(self, data: Batch) -> SequenceShard:
+    def shard(self, data: Batch) -> SequenceShard:
         """The part of a batch that this rank computes: all of it, unless ranks share rows.
 
         Raises:
@@ -217,7 +217,7 @@ class FinetuneModel(BaseModel):
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
         counts_padding = getattr(self.llm.config, "output_router_logits", False)
         bucketed = rows.is_cpu and packed_cu_seqlens(data) is not None and not counts_padding
-        shard = SequenceShard(rows.shape[1], rounds=bucketed)
+        shard = SequenceShard(rows.shape[1], bucketed=bucketed)
         if shard.size > 1 and not self._agrees_across_ranks:
             training = self.training
             self.eval()
@@ -259,7 +259,7 @@ class FinetuneModel(BaseModel):
         try:
             theirs = self.llm(**probe, use_cache=False).logits.float()
             hidden = self.causal_lm.base_model(**probe, use_cache=False).last_hidden_state
-            ours = self.rule(self.head(hidden).float())
+            ours = self.logit_transform(self.head(hidden).float())
         finally:
             self.train(training)
         return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)

@@ -134,7 +134,7 @@ class DPO(PreferenceModel):
         loss = DPO_LOSSES[self.loss_type](chosen_and_rejected, self.beta, self.label_smoothing)
         rewards = self.beta * ratios
         metrics = reward_metrics(rewards[::2], rewards[1::2], pairs)
-        return self.share(data).divided({"loss": loss.sum() / pairs, **metrics})
+        return self.shard(data).scale_loss({"loss": loss.sum() / pairs, **metrics})
 
     def _values(self, logps: CompletionLogps) -> Tensor:
         return logps.means if self.loss_type in MEAN_OVER_TOKENS else logps.log_probs

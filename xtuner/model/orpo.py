@@ -46,7 +46,7 @@ class ORPO(PreferenceModel):
             "log_odds": odds.detach(),
             **metrics,
         }
-        return self.share(data).divided(outputs)
+        return self.shard(data).scale_loss(outputs)
 
 
 def _chosen_tokens(data: Batch) -> int:

@@ -1,4 +1,4 @@
-"""What DPO and ORPO share: the log-probabilities of answers that stand in pairs."""
+"""What DPO and ORPO shard: the log-probabilities of answers that stand in pairs."""
 
 from __future__ import annotations
 
@@ -42,29 +42,30 @@ class PreferenceModel(FinetuneModel):
             llm: a transformers model instead of the one that is trained.
 
         Returns:
-            The same on all ranks that share the rows: what is computed of it must be ``divided``.
+            The same on all ranks that share the rows; a loss computed from it must be scaled by
+            ``scale_loss``.
         """
-        borders, share = packed_cu_seqlens(data), self.share(data)
+        borders, shard = packed_cu_seqlens(data), self.shard(data)
         targets = shift_labels(data["labels"], borders, data.get("attention_mask"))
-        targets = share.cut(targets, IGNORE_INDEX).flatten()
+        targets = shard.shard(targets, IGNORE_INDEX).flatten()
         positions = (targets != IGNORE_INDEX).nonzero().flatten()
         if borders is None:
-            samples = positions // share.tokens
+            samples = positions // shard.tokens
         else:
             ends = borders[1:].to(positions.dtype)
-            samples = torch.bucketize(positions + share.start, ends, right=True)
-        log_probs = self._token_log_probs(data, share, positions, targets[positions], llm)
+            samples = torch.bucketize(positions + shard.start, ends, right=True)
+        log_probs = self._token_log_probs(data, shard, positions, targets[positions], llm)
         empty = log_probs.new_zeros(2 * count_pairs(data))
         ones = torch.ones_like(log_probs)
         return CompletionLogps(
-            share.add(empty.index_add(0, samples, log_probs)),
-            share.add(empty.index_add(0, samples, ones)).detach(),
+            shard.add(empty.index_add(0, samples, log_probs)),
+            shard.add(empty.index_add(0, samples, ones)).detach(),
         )
 
     def _token_log_probs(
         self,
         data: Batch,
-        share: SequenceShard,
+        shard: SequenceShard,
         positions: Tensor,
         targets: Tensor,
         llm: PreTrainedModel | None,
@@ -72,17 +73,17 @@ class PreferenceModel(FinetuneModel):
         """(N,) of the labelled tokens of this rank."""
         causal_lm = self.causal_lm if llm is None else llm
         if not self.can_skip_logits(data):
-            logits = forward_sequence_parallel(causal_lm, self.inputs(data), share).logits.flatten(
+            logits = forward_sequence_parallel(causal_lm, self.inputs(data), shard).logits.flatten(
                 0, 1
             )
             head: Any = torch.nn.Identity()
             head.out_features = logits.shape[-1]
             return token_log_probs(logits[positions], head, targets, LogitTransform())
         hidden = forward_sequence_parallel(
-            causal_lm.base_model, self.inputs(data), share
+            causal_lm.base_model, self.inputs(data), shard
         ).last_hidden_state
         head = causal_lm.get_output_embeddings()
-        return token_log_probs(hidden.flatten(0, 1)[positions], head, targets, self.rule)
+        return token_log_probs(hidden.flatten(0, 1)[positions], head, targets, self.logit_transform)
 
 
 def count_pairs(data: Batch) -> int:

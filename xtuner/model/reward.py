@@ -101,7 +101,7 @@ class RewardModel(FinetuneModel):
             "loss": loss + self.penalty_weight * walls,
             **reward_metrics(chosen, rejected, pairs),
         }
-        return self.share(data).divided(outputs)
+        return self.shard(data).scale_loss(outputs)
 
     def compute_outputs(self, data: Batch) -> Tensor:
         """The rewards (B, S) of all positions."""
@@ -114,21 +114,21 @@ class RewardModel(FinetuneModel):
 
     def _rewards(self, data: Batch) -> tuple[Tensor, Tensor]:
         """Those of all chosen and of all rejected answers, in the order of their tokens."""
-        share = self.share(data)
-        hidden = self._hidden(data, share)
+        shard = self.shard(data)
+        hidden = self._hidden(data, shard)
         sides = []
         for side in (CHOSEN, REJECTED):
             marks = data["labels"] == side
-            own = share.cut(marks, False)
+            own = shard.shard(marks, False)
             rewards = self.v_head(hidden[own]).squeeze(-1).float()
-            positions = share.cut(_numbered(marks))[own]
+            positions = shard.shard(_numbered(marks))[own]
             sides.append(rewards.new_zeros(int(marks.sum())).index_add(0, positions, rewards))
-        chosen, rejected = share.add(torch.cat(sides)).split([len(side) for side in sides])
+        chosen, rejected = shard.add(torch.cat(sides)).split([len(side) for side in sides])
         return chosen, rejected
 
-    def _hidden(self, data: Batch, share: SequenceShard | None = None) -> Tensor:
+    def _hidden(self, data: Batch, shard: SequenceShard | None = None) -> Tensor:
         """(B, S, H) in the head's number format."""
-        hidden: Tensor = self.hidden_states(data, share)
+        hidden: Tensor = self.hidden_states(data, shard)
         return hidden.to(self.v_head.weight.dtype)
 
     def to_hf(

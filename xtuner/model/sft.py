@@ -48,17 +48,17 @@ class SupervisedFinetune(FinetuneModel):
         return shift_labels(data["labels"], packed_cu_seqlens(data), data.get("attention_mask"))
 
     def _loss_sum(self, data: Batch) -> Tensor:
-        shard, targets = self.share(data), self._targets(data)
+        shard, targets = self.shard(data), self._targets(data)
         if not self.can_skip_logits(data):
             return self._loss_sum_of_all_logits(data, targets, shard)
-        targets = shard.cut(targets, IGNORE_INDEX).flatten()
+        targets = shard.shard(targets, IGNORE_INDEX).flatten()
         supervised = (targets != IGNORE_INDEX).nonzero().flatten()
         hidden = self.hidden_states(data, shard).flatten(0, 1)
         return linear_cross_entropy(
             hidden[supervised],
             self.head,
             targets[supervised],
-            transform=self.rule,
+            transform=self.logit_transform,
             config=self.loss_config,
         )
 
@@ -66,7 +66,7 @@ class SupervisedFinetune(FinetuneModel):
         """The loss from all logits, as transformers computes it; with a router's loss, if any."""
         inputs = self.inputs(data)
         outputs: Any = forward_sequence_parallel(self.llm, inputs, shard)
-        own = shard.cut(targets, IGNORE_INDEX).flatten()
+        own = shard.shard(targets, IGNORE_INDEX).flatten()
         supervised = own != IGNORE_INDEX
         loss = self.loss_config(outputs.logits.flatten(0, 1)[supervised].float(), own[supervised])
         router_loss = getattr(outputs, "aux_loss", None)

@@ -1,4 +1,4 @@
-"""Loss and gradients of a micro-batch whose rows two processes share, for many architectures."""
+"""Loss and gradients of a micro-batch whose rows two processes shard, for many architectures."""
 
 import torch
 import torch.distributed as dist
@@ -116,7 +116,7 @@ def kept_for_backward(size):
     model = SupervisedFinetune(llm=llm, use_activation_checkpointing=False)
     ids = torch.randint(10, 500, (1, 1024))
     data = default_collate_fn([{"input_ids": ids[0].tolist(), "labels": ids[0].tolist()}])["data"]
-    model.share(data), model.can_skip_logits(data)
+    model.shard(data), model.can_skip_logits(data)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = {}
 

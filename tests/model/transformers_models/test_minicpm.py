@@ -34,7 +34,7 @@ def test_the_loss_of_training_divides_the_logits():
     ids = tokens(2, 12, 96)
     wanted = model(input_ids=ids, labels=ids).loss
     trained = SupervisedFinetune(llm=model, use_activation_checkpointing=False)
-    assert trained.rule.scale == TINY["dim_model_base"] / TINY["hidden_size"]
+    assert trained.logit_transform.scale == TINY["dim_model_base"] / TINY["hidden_size"]
     data = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     torch.testing.assert_close(trained(data)["loss"], wanted, rtol=1e-5, atol=1e-5)
 

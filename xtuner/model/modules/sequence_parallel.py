@@ -19,7 +19,7 @@ from xtuner.utils.lang import tr
 # What our function computes as well, with the same result.
 REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 # Layers that look along the row by attention alone. In others (convolutions, state spaces, linear
-# attention) a rank would see its own stretch only.
+# attention) a rank would see its own shard only.
 BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 PROBE_TOKENS = 16  # of each rank
 # How far the two may be apart, relative to the norm: in float32 on a CPU, and where numbers are
@@ -61,16 +61,16 @@ def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
     Raises:
         UserError: on all ranks, when it does not.
     """
-    share = SequenceShard(rows.shape[1])
-    probe = rows[:1, : PROBE_TOKENS * share.size]
-    share = SequenceShard(probe.shape[1])
+    shard = SequenceShard(rows.shape[1])
+    probe = rows[:1, : PROBE_TOKENS * shard.size]
+    shard = SequenceShard(probe.shape[1])
     name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
     whole = body(**{name: probe}, use_cache=False).last_hidden_state
-    part = forward_sequence_parallel(body, {name: probe}, share).last_hidden_state
-    real = share.cut(torch.ones_like(whole[..., 0], dtype=torch.bool), False)
-    wanted = share.cut(whole)[real].float()
+    part = forward_sequence_parallel(body, {name: probe}, shard).last_hidden_state
+    real = shard.shard(torch.ones_like(whole[..., 0], dtype=torch.bool), False)
+    wanted = shard.shard(whole)[real].float()
     difference = (part[real].float() - wanted).square().sum()
-    sums = share.add(torch.stack([difference, wanted.square().sum()]))
+    sums = shard.add(torch.stack([difference, wanted.square().sum()]))
     relative = float((sums[0] / sums[1]).sqrt())
     plain = all(weight.dtype == torch.float32 for weight in body.parameters())
     exact = plain and whole.is_cpu and not torch.is_autocast_enabled("cpu")
@@ -78,30 +78,30 @@ def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
         raise _refused(llm, tr("off by {relative:.1%}", relative=relative))
 
 
-def forward_sequence_parallel(model: Any, inputs: Mapping[str, Any], share: SequenceShard) -> Any:
-    """Call a transformers model with this rank's stretch of the rows.
+def forward_sequence_parallel(model: Any, inputs: Mapping[str, Any], shard: SequenceShard) -> Any:
+    """Call a transformers model with this rank's shard of the rows.
 
     Args:
         model: a body, or a model with its head.
         inputs: of whole rows, from ``FinetuneModel.inputs``.
-        share: this rank's stretch; whole rows where it has one rank.
+        shard: this rank's shard; whole rows where it has one rank.
     """
-    if share.size == 1:
-        return model(**share.inputs(inputs), use_cache=False)
-    with _whole_positions(model, inputs.get("position_ids"), share):
-        return model(**share.inputs(inputs), use_cache=False)
+    if shard.size == 1:
+        return model(**shard.inputs(inputs), use_cache=False)
+    with _whole_positions(model, inputs.get("position_ids"), shard):
+        return model(**shard.inputs(inputs), use_cache=False)
 
 
 def router_loss_of_rows(
-    causal_lm: Any, router_logits: Any, rows: int, share: SequenceShard, mask: Tensor | None
+    causal_lm: Any, router_logits: Any, rows: int, shard: SequenceShard, mask: Tensor | None
 ) -> Tensor:
     """How unevenly a mixture of experts spreads the tokens of whole rows over its experts.
 
     Args:
         causal_lm: the model; its own module has the function.
-        router_logits: of each layer (B S/N, E), of this rank's stretch.
+        router_logits: of each layer (B S/N, E), of this rank's shard.
         rows: B.
-        share: this rank's stretch.
+        shard: this rank's shard.
         mask: (B, S), 0 at padding.
 
     Returns:
@@ -111,7 +111,7 @@ def router_loss_of_rows(
     if function is None or not hasattr(causal_lm, "num_experts_per_tok"):
         raise _refused(causal_lm, "output_router_logits")
     whole = tuple(
-        share.whole(logits.view(rows, share.tokens, -1)).flatten(0, 1) for logits in router_logits
+        shard.gather(logits.view(rows, shard.tokens, -1)).flatten(0, 1) for logits in router_logits
     )
     found: Tensor = function(whole, causal_lm.num_experts, causal_lm.num_experts_per_tok, mask)
     return found
@@ -135,36 +135,36 @@ def _refused(llm: Any, why: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _whole_positions(model: Any, positions: Tensor | None, share: SequenceShard) -> Iterator[None]:
+def _whole_positions(model: Any, positions: Tensor | None, shard: SequenceShard) -> Iterator[None]:
     """A context in which rotary embeddings that depend on a row's length are made of whole rows.
 
     Some (``dynamic``, ``longrope``) choose their frequencies by the largest position, and a rank's
-    stretch may not have it.
+    shard may not have it.
 
     Args:
         model: the model whose forward follows.
         positions: (B, S) of whole rows; None for 0, 1, 2, ...
-        share: this rank's stretch.
+        shard: this rank's shard.
     """
 
     def give_whole(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        stretch = named["position_ids"] if "position_ids" in named else arguments[1]
+        local = named["position_ids"] if "position_ids" in named else arguments[1]
         whole = positions
         if whole is None:
-            whole = torch.arange(share.length, device=stretch.device)[None]
-        whole = padded(whole, share.padding, 0, 1)
+            whole = torch.arange(shard.length, device=local.device)[None]
+        whole = padded(whole, shard.padding, 0, 1)
         if "position_ids" in named:
             return arguments, {**named, "position_ids": whole}
         return (arguments[0], whole, *arguments[2:]), named
 
-    def take_stretch(module: Any, arguments: Any, outputs: Any) -> Any:
-        return tuple(part[:, share.start : share.start + share.tokens] for part in outputs)
+    def take_shard(module: Any, arguments: Any, outputs: Any) -> Any:
+        return tuple(part[:, shard.start : shard.start + shard.tokens] for part in outputs)
 
     handles: list[Any] = []
     for module in model.modules():
         if _depends_on_length(module):
             handles.append(module.register_forward_pre_hook(give_whole, with_kwargs=True))
-            handles.append(module.register_forward_hook(take_stretch))
+            handles.append(module.register_forward_hook(take_shard))
     try:
         yield
     finally:
