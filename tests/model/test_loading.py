@@ -1,0 +1,104 @@
+"""From a config's llm to a model: attention, dtypes, context length, tokens, checkpoints."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.tiny import make_model, make_tokenizer
+from xtuner.model import loading
+from xtuner.model.modules import attention
+from xtuner.utils.errors import UserError
+
+
+def config_of(path, **settings):
+    return dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=str(path),
+        **settings,
+    )
+
+
+def test_models_of_a_config_compute_attention_by_our_function(tiny_llama):
+    assert (
+        loading.build_llm(config_of(tiny_llama), full=True).config._attn_implementation == "xtuner"
+    )
+    eager = loading.build_llm(config_of(tiny_llama, attn_implementation="eager"), full=True)
+    assert eager.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    "full, settings, expected",
+    [
+        (True, {}, torch.float32),
+        (True, {"dtype": torch.bfloat16}, torch.bfloat16),
+        (False, {"dtype": torch.bfloat16}, torch.bfloat16),
+    ],
+)
+def test_all_weights_are_trained_in_float32_unless_the_config_says_otherwise(
+    tiny_llama, full, settings, expected
+):
+    llm = loading.build_llm(config_of(tiny_llama, **settings), full=full)
+    assert {weight.dtype for weight in llm.parameters()} == {expected}
+
+
+def test_a_built_model_is_taken_as_it_is():
+    llm = make_model()
+    assert loading.build_llm(llm, full=True) is llm
+
+
+def test_a_shorter_context_changes_nothing(tiny_llama):
+    llm = loading.build_llm(config_of(tiny_llama), full=True, max_position_embeddings=16)
+    assert llm.config.rope_parameters["rope_type"] == "default"
+
+
+def test_eager_attention_does_not_support_packed_rows():
+    llm = make_model()
+    llm.set_attn_implementation(attention.register())
+    loading.require_varlen_support(llm)
+    llm.set_attn_implementation("eager")
+    with pytest.raises(UserError) as caught:
+        loading.require_varlen_support(llm)
+    assert "LlamaForCausalLM" in str(caught.value)
+    assert "use_varlen_attn" in str(caught.value.hint)
+
+
+def test_embeddings_grow_only_for_tokens_that_the_model_lacks():
+    tokenizer, llm = make_tokenizer(vocab_size=512), make_model()
+    assert not loading.resize_token_embeddings(llm, tokenizer)
+    before = llm.get_input_embeddings().weight.detach().clone()
+    tokenizer.add_tokens([f"<new_{i}>" for i in range(len(before) + 1 - len(tokenizer))])
+    assert loading.resize_token_embeddings(llm, tokenizer)
+    after = llm.get_input_embeddings().weight
+    assert after.shape[0] % loading.VOCABULARY_MULTIPLE == 0
+    assert torch.equal(after[: len(before)], before)
+    torch.testing.assert_close(after[len(before)], before.mean(0))
+
+
+def test_activation_checkpointing_is_enabled_under_either_name_of_transformers(recwarn):
+    llm = make_model()
+    loading.enable_activation_checkpointing(llm)
+    assert all(layer.gradient_checkpointing for layer in llm.model.layers)
+    assert not [each for each in recwarn if "deprecated" in str(each.message)]
+
+    class Older:
+        def gradient_checkpointing_enable(self, settings):
+            self.settings = settings
+
+    older = Older()
+    loading.enable_activation_checkpointing(older)
+    assert older.settings == {"use_reentrant": False}
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    llm = make_model()
+    with pytest.raises(UserError, match="no such checkpoint"):
+        loading.init_from_checkpoint(llm, str(tmp_path / "iter_1.pth"))
+    (tmp_path / "iter_1.pth").touch()
+    name = "lm_head.weight"
+    weights = {name: torch.zeros(3, 3)}
+    monkeypatch.setattr(loading.READERS, "get", lambda kind: lambda path: weights)
+    with pytest.raises(UserError, match=name):
+        loading.init_from_checkpoint(llm, str(tmp_path / "iter_1.pth"))
+    weights[name] = torch.ones_like(llm.lm_head.weight)
+    loading.init_from_checkpoint(llm, str(tmp_path / "iter_1.pth"))
+    assert torch.equal(llm.lm_head.weight, weights[name])
