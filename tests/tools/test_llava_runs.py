@@ -319,7 +319,7 @@ def test_the_hugging_face_form_is_written_by_the_command(folder, trained, tmp_pa
     capsys.readouterr()
     assert main(["convert", "pth_to_hf", str(second), str(tmp_path / "two"), *words]) == 0
     assert "as the base has them" in capsys.readouterr().out
-    cfg = load_config(PRETRAIN, options(folder))
+    cfg = load_config(str(first.parent / f"{PRETRAIN}.py"))  # in the dtype of this machine
     row = BUILDER.build(cfg.train_dataloader.dataset)[0]
     cfg.model.llm.quantization_config = None
     ours = BUILDER.build(cfg.model).float().eval()
