@@ -6,7 +6,6 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import make_model, make_tokenizer
 from xtuner.model import loading
-from xtuner.model.modules import attention
 from xtuner.utils.errors import UserError
 
 
@@ -49,17 +48,6 @@ def test_a_built_model_is_taken_as_it_is():
 def test_a_shorter_context_changes_nothing(tiny_llama):
     llm = loading.build_llm(config_of(tiny_llama), full=True, max_position_embeddings=16)
     assert llm.config.rope_parameters["rope_type"] == "default"
-
-
-def test_eager_attention_does_not_support_packed_rows():
-    llm = make_model()
-    llm.set_attn_implementation(attention.register())
-    loading.require_varlen_support(llm)
-    llm.set_attn_implementation("eager")
-    with pytest.raises(UserError) as caught:
-        loading.require_varlen_support(llm)
-    assert "LlamaForCausalLM" in str(caught.value)
-    assert "use_varlen_attn" in str(caught.value.hint)
 
 
 def test_embeddings_grow_only_for_tokens_that_the_model_lacks():
