@@ -54,7 +54,7 @@ class Lengths:
     [
         lambda: SequenceParallelSampler(range(7), seed=0),
         lambda: InternRepoSampler(range(7)),
-        lambda: LengthGroupedSampler(Lengths(), 1),
+        lambda: LengthGroupedSampler(Lengths(), 1, seed=0),
     ],
 )
 def test_groups_share_and_cover(monkeypatch, make):
