@@ -121,7 +121,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
 
     torch.manual_seed(0)
     on_gpu = case.device == "cuda"
-    rate = measuring.matmul_rate(8192 if on_gpu else 1024, case.device)
+    rate = measuring.matmul_rate(8192 if on_gpu else 256, case.device)
     llm = build_llm(case.shape, case.method, case.device)
     work = flops_a_token(llm, case.method, case.length)
     draw = torch.Generator().manual_seed(0)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 
 from tests.helpers.tiny import make_tokenizer, save_tiny
+from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model import SupervisedFinetune
 from xtuner.model.modules import attention
 from xtuner.utils.errors import UserError
@@ -122,11 +123,33 @@ def test_it_trains(folder):
     assert float(model.llm.head.weight.grad.norm()) > 0
 
 
-def test_packed_rows_are_refused_with_the_reason(folder):
+def packed_loss(folder):
     llm = {"type": AutoModelForCausalLM.from_pretrained, "trust_remote_code": True}
     llm |= {"pretrained_model_name_or_path": str(folder)}
-    with pytest.raises(UserError, match="OwnForCausalLM computes attention by its own code"):
-        SupervisedFinetune(llm=llm, use_varlen_attn=True)
+    model = SupervisedFinetune(llm, use_varlen_attn=True, use_activation_checkpointing=False)
+    rows = [torch.arange(10, 17), torch.arange(20, 25)]
+    instances = [{"input_ids": row, "labels": row} for row in rows]
+    return model(**default_collate_fn(instances, use_varlen_attn=True))["loss"]
+
+
+def test_packed_rows_that_mix_samples_are_refused_with_the_reason(folder):
+    code = CODE.replace("* self.model.scales)", "* self.model.scales).cumsum(1)")
+    (folder / "modeling_own.py").write_text(code, "utf-8")
+    with pytest.raises(UserError, match="not computed separately by OwnForCausalLM") as refused:
+        packed_loss(folder)
+    assert "use_varlen_attn = False" in refused.value.hint
+
+
+def test_packed_rows_of_tokens_that_do_not_see_each_other_train(folder):
+    assert torch.isfinite(packed_loss(folder))
+
+
+def test_activation_checkpointing_that_the_code_lacks_is_refused(folder):
+    llm = {"type": AutoModelForCausalLM.from_pretrained, "trust_remote_code": True}
+    llm |= {"pretrained_model_name_or_path": str(folder)}
+    with pytest.raises(UserError, match="does not support activation checkpointing") as refused:
+        SupervisedFinetune(llm)
+    assert "use_activation_checkpointing = False" in refused.value.hint
 
 
 @pytest.mark.parametrize("trusted", [True, False])

@@ -103,7 +103,17 @@ def keep_4bit_layout(llm: nn.Module) -> None:
 
 
 def enable_activation_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass of a transformers model, from now on."""
+    """Recompute activations in the backward pass of a transformers model, from now on.
+
+    Raises:
+        UserError: when the model's class has no support for it, as code of model folders may.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", True):
+        raise UserError(
+            tr("{name} does not support activation checkpointing.", name=type(model).__name__),
+            hint=tr("set use_activation_checkpointing = False in model."),
+            where=Where(key="model.use_activation_checkpointing"),
+        )
     settings = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(settings)

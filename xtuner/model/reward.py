@@ -81,6 +81,10 @@ class RewardModel(FinetuneModel):
         if head is not None and head.weight is not self.causal_lm.get_input_embeddings().weight:
             head.requires_grad_(False)
 
+    def can_skip_logits(self, data: Batch) -> bool:
+        """Always: rewards are computed from hidden states, an ``AutoModel`` has no logits."""
+        return True
+
     def num_items(self, data: Batch) -> dict[str, int]:
         """``{'pairs': P}``."""
         return {"pairs": int((data["labels"] == CHOSEN).sum())}
