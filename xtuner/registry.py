@@ -1,13 +1,18 @@
 """Where names are looked up: what configs build, row map functions, readers of checkpoints."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from mmengine.registry import Registry, build_from_cfg
+
+if TYPE_CHECKING:
+    from mmengine import Config
 
 __all__ = ["BUILDER", "MAP_FUNC", "READERS"]
 
 
-def _build(cfg: Any, *args: Any, registry: Registry, **kwargs: Any) -> Any:
+def _build(cfg: Config, *args: object, registry: Registry, **kwargs: object) -> Any:
     """Build from a config; what transformers makes, with our classes known to its Auto classes."""
     kind = cfg.get("type") if isinstance(cfg, dict) else None
     if str(getattr(kind, "__module__", "")).startswith("transformers."):

@@ -8,6 +8,7 @@ from mmengine.dataset import DefaultSampler
 from tests.parallel.workers import together
 from xtuner import parallel
 from xtuner.dataset.samplers import InternRepoSampler, LengthGroupedSampler
+from xtuner.model import loading
 from xtuner.model.modules import attention, sequence_parallel
 from xtuner.parallel import sequence
 from xtuner.parallel.sequence import SequenceParallelSampler, groups, init_sequence_parallel
@@ -205,7 +206,7 @@ def agreements(folder):
 
 def refused(model, rows):
     try:
-        sequence_parallel.require_shareable(model)
+        loading.use_shareable_attention(model)
         sequence_parallel.require_agreement(model, model.base_model, rows)
     except UserError as error:
         return str(error)

@@ -67,7 +67,7 @@ class InternVLChat:
         self.pixels = to_pixels(tiles).to(self.device, self.dtype)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, **settings: object) -> Tensor:
         """(1, S) → (1, S + T): the question's ids and those of the answer."""
         self.model.img_context_token_id = self.context_id
         seen = self.pixels if bool((input_ids == self.context_id).any()) else None

@@ -18,7 +18,7 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import GenerationConfig, PreTrainedConfig
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
     from xtuner.model.llava import LLaVAModel
     from xtuner.utils.types import ImageProcessor
@@ -96,7 +96,7 @@ class ImagePrompt(ChatPrompt):
 
 
 def build_vision_language_model(
-    llm: Any, llava: Path, visual_encoder: str | None, visual_select_layer: int
+    llm: PreTrainedModel, llava: Path, visual_encoder: str | None, visual_select_layer: int
 ) -> VisionLanguageModel:
     """Assemble a LLaVA model from the parts that ``convert pth_to_hf`` wrote.
 

@@ -118,7 +118,7 @@ class DataReader(FileSystemReader):
 
     _described: metadata.Metadata | None = None
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> metadata.Metadata:
         """Read ``.metadata``, once, by the list of known names."""
         if self._described is not None:
             return self._described

@@ -5,11 +5,14 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import ConcatDataset as TorchConcatDataset
 
 from xtuner.registry import BUILDER
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class ConcatDataset(TorchConcatDataset[Any]):
@@ -47,7 +50,7 @@ class ConcatDataset(TorchConcatDataset[Any]):
         return f"ConcatDataset({len(self)} rows = {sizes})"
 
 
-def _property(dataset: Any, name: str) -> Sequence[int]:
+def _property(dataset: Dataset, name: str) -> Sequence[int]:
     """What a dataset says of its rows: an attribute, or a column."""
     columns = getattr(dataset, "column_names", ())
     return list(dataset[name]) if name in columns else list(getattr(dataset, name))

@@ -18,7 +18,7 @@ from xtuner.dataset.prepare import arrow_writer, cache, samples
 from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.parallel_map import usable_processes
-from xtuner.dataset.prepare.rows import RowFunction, load_rows, row_function
+from xtuner.dataset.prepare.rows import load_rows, row_function
 from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_one
 from xtuner.dataset.prepare.token_stats import attach
 from xtuner.dataset.prepare.train_val_split import split_indices
@@ -26,7 +26,7 @@ from xtuner.registry import BUILDER
 from xtuner.tokenization import encode, messages, segments
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.types import Tokenizer
+from xtuner.utils.types import RowFunction, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.dataset.json_file import BrokenRow
-from xtuner.dataset.prepare.rows import RowFunction
 from xtuner.utils.lang import tr
+from xtuner.utils.types import RowFunction
 
 
 class BadRowError(ValueError):

@@ -19,12 +19,11 @@ from torch.utils.data import Dataset
 from xtuner.dataset.data_order import files_in_order
 from xtuner.dataset.huggingface import process_hf_dataset
 from xtuner.dataset.prepare import packing
-from xtuner.dataset.prepare.rows import RowFunction
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.types import Tokenizer
+from xtuner.utils.types import RowFunction, Tokenizer
 
 Sample = tuple[list[int], list[int]]
 

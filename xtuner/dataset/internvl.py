@@ -150,7 +150,7 @@ class InternVL_V1_5_Dataset(LLaVADataset):
         return rows
 
     @staticmethod
-    def _placed(row: Any, folder: str) -> Any:
+    def _placed(row: Mapping[str, object], folder: str) -> Any:
         """The row with its images' folder; what is wrong with a row is found later."""
         try:
             names = listed_files(row.get("image"))

@@ -17,12 +17,12 @@ from xtuner.dataset.huggingface import process_hf_dataset
 from xtuner.dataset.image_rows import listed_files, map_rows
 from xtuner.dataset.images import load_image, pixel_values, problems_of
 from xtuner.dataset.json_file import read_json_rows
-from xtuner.dataset.prepare.rows import RowFunction, row_function
+from xtuner.dataset.prepare.rows import row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.types import ImageProcessor, Tokenizer
+from xtuner.utils.types import ImageProcessor, RowFunction, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset as Table

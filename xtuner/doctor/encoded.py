@@ -66,7 +66,7 @@ def measure_all(
     return facts, shown
 
 
-def _build(settings: Any) -> Any:
+def _build(settings: object) -> Any:
     from mmengine.config import ConfigDict
 
     from xtuner.registry import BUILDER

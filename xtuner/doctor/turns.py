@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, messages_of
+from xtuner.tokenization.content import has_loss
 from xtuner.tokenization.encode import is_on
-from xtuner.tokenization.messages import has_loss
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class FinetuneOptimWrapper(OptimWrapper):
         with torch.autocast(self.device, self.dtype if enabled else None, enabled=enabled):
             yield
 
-    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+    def backward(self, loss: torch.Tensor, **kwargs: object) -> None:
         """Add the gradients of ``loss`` (already this micro-batch's share) to those there are."""
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
@@ -100,7 +100,7 @@ class FinetuneOptimWrapper(OptimWrapper):
             torch.nn.utils.clip_grad_value_(parameters, **limits)
         return _full_norm(norm)
 
-    def step(self, **kwargs: Any) -> None:
+    def step(self, **kwargs: object) -> None:
         """Step the optimizer. Under loss scaling a step whose gradients overflowed is left out."""
         if self.scaler is None:
             self.optimizer.step(**kwargs)

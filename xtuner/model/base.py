@@ -36,7 +36,7 @@ from xtuner.utils.types import Batch, Tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.utils.generic import ModelOutput
 
 PROBE_TOKENS = 8
@@ -114,7 +114,7 @@ class FinetuneModel(BaseModel):
         experts.disable_expert_lora_dropout(config, self.llm)
         self.llm = get_peft_model(self.llm, config)
 
-    def _train_embeddings(self, config: Any) -> None:
+    def _train_embeddings(self, config: PreTrainedConfig) -> None:
         """Train and save embeddings and head with the adapter: new tokens are learned there."""
         layers = [self.llm.get_input_embeddings(), self.llm.get_output_embeddings()]
         names = [name for name, module in self.llm.named_modules() if module in layers]
@@ -279,7 +279,7 @@ class FinetuneModel(BaseModel):
             inputs |= {"max_length_q": longest, "max_length_k": longest}
         return inputs
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """The weights that are trained: the adapter's where there is one, otherwise all."""
         state: dict[str, Tensor] = super().state_dict(*args, **kwargs)
         if not self.has_adapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from xtuner.utils.constants import REFERENCE_COLUMNS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 REFERENCE_ADAPTER = "reference"
 
@@ -80,7 +83,7 @@ class DPO(PreferenceModel):
         if checkpointing:  # not in the copy: it has no backward pass
             enable_activation_checkpointing(self.causal_lm)
 
-    def _reference(self, ref_llm: Any, llm: Any) -> Any:
+    def _reference(self, ref_llm: Any, llm: PreTrainedModel) -> Any:
         if ref_llm is not None:
             reference = build_llm(ref_llm, full=False)
         elif self.has_adapter or self.precompute_reference:
@@ -101,7 +104,7 @@ class DPO(PreferenceModel):
             self.ref_llm.eval()
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """The weights that are trained, without the reference's."""
         prefix = f"{kwargs.get('prefix', '')}ref_llm."
         state = super().state_dict(*args, **kwargs)

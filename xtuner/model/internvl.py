@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import copy_side_files, write_text, written_aside
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MODEL_TYPE = "internvl_chat"
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
@@ -161,7 +164,7 @@ class InternVL_V1_5(VisionLanguageModel):
             copy_side_files(source, aside, replace=False)
 
 
-def image_size(config: Any) -> int:
+def image_size(config: PreTrainedConfig) -> int:
     """The side of a tile in pixels, by the config of the whole model."""
     return int(getattr(config, "force_image_size", None) or config.vision_config.image_size)
 
@@ -175,7 +178,7 @@ def _check(quantised: bool, frozen: bool, lora: Any, part: str) -> None:
         )
 
 
-def _targets(lora: Any) -> Any:
+def _targets(lora: object) -> Any:
     return None if lora is None else build(lora)
 
 

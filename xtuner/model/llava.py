@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from xtuner.model.vision_language import (
     with_zero_gradient,
 )
 from xtuner.utils.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LLaVAModel(VisionLanguageModel):
@@ -174,6 +177,6 @@ class LLaVAModel(VisionLanguageModel):
         return has_class_token(self.visual_encoder)
 
 
-def _vision_config(visual_encoder: Any) -> Any:
+def _vision_config(visual_encoder: PreTrainedModel) -> Any:
     config = visual_encoder.config
     return getattr(config, "vision_config", config)

@@ -6,20 +6,29 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xtuner.model.modules import attention
-from xtuner.model.modules.sequence_parallel import require_shareable
+from xtuner.model.modules.sequence_parallel import not_shareable
 from xtuner.model.remote_code import ModelSource, find_source, restore_buffers
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.registry import BUILDER, READERS
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 logger = logging.getLogger(__name__)
+
+# What our function computes as well, with the same result.
+REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+# Layers that look along the row by attention alone. In others (convolutions, state spaces, linear
+# attention) a rank would see its own shard only.
+BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 VOCABULARY_MULTIPLE = 64
 """A grown vocabulary is rounded up to this: matrices of such widths are faster."""
 
@@ -52,8 +61,30 @@ def build_llm(
         built = _built(llm, full, max_position_embeddings)
     keep_4bit_layout(built)
     if get_sequence_parallel_world_size() > 1:
-        require_shareable(built)
+        use_shareable_attention(built)
     return built
+
+
+def use_shareable_attention(llm: PreTrainedModel) -> None:
+    """Make a model compute attention by our function, or refuse it.
+
+    Args:
+        llm: a transformers model; its attention function may be changed.
+
+    Raises:
+        UserError: when rows cannot be shared because something else than that function looks along
+            them.
+    """
+    config = llm.config.get_text_config()
+    kinds = {str(kind) for kind in getattr(config, "layer_types", None) or ()}
+    if kinds - BY_ATTENTION:
+        raise not_shareable(llm, ", ".join(sorted(kinds - BY_ATTENTION)))
+    chosen = getattr(llm.config, "_attn_implementation", None)
+    if chosen in REPLACED and getattr(llm, "_supports_attention_backend", False):
+        llm.set_attn_implementation(attention.register())
+        chosen = attention.NAME
+    if chosen != attention.NAME or not getattr(llm, "_supports_attention_backend", False):
+        raise not_shareable(llm, f"attn_implementation={chosen!r}")
 
 
 def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | None) -> Any:
@@ -223,7 +254,7 @@ def _rows(weight: Any) -> int:
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
-def _whole(weight: Any) -> contextlib.AbstractContextManager[Any]:
+def _whole(weight: Tensor) -> contextlib.AbstractContextManager[Any]:
     """A context in which a weight that ZeRO-3 has cut is whole, to be changed alike everywhere."""
     if not hasattr(weight, "ds_shape"):
         return contextlib.nullcontext()

@@ -130,7 +130,7 @@ def restore_buffers(model: nn.Module) -> list[str]:
     return restored
 
 
-def _without_weights(model: Any) -> nn.Module:
+def _without_weights(model: nn.Module) -> nn.Module:
     """A model of the same class and configuration: buffers on the CPU, weights nowhere."""
     from accelerate import init_empty_weights
 

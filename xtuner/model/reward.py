@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ class RewardModel(FinetuneModel):
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(aside)
 
-    def _write_adapter(self, aside: Any, dtype: torch.dtype | None) -> None:
+    def _write_adapter(self, aside: Path, dtype: torch.dtype | None) -> None:
         import json
 
         from peft import get_peft_model_state_dict
@@ -186,7 +187,7 @@ class RewardModel(FinetuneModel):
         save_file(weights, aside / "adapter_model.safetensors", metadata={"format": "pt"})
 
     def _write_classifier(
-        self, aside: Any, dtype: torch.dtype | None, max_shard_size: int | str
+        self, aside: Path, dtype: torch.dtype | None, max_shard_size: int | str
     ) -> None:
         import copy
 

@@ -57,7 +57,7 @@ def with_zero_gradient(embeddings: Tensor, features: Tensor) -> Tensor:
     return embeddings + features.sum() * 0.0
 
 
-def build(value: Any) -> Any:
+def build(value: object) -> Any:
     """Build a part from its config; a part that is built already is returned."""
     return BUILDER.build(value) if isinstance(value, Mapping) else value
 

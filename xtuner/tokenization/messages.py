@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from xtuner.tokenization.content import has_loss, text_of
 from xtuner.tokenization.encode import Sample
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Tokenizer
@@ -94,41 +95,6 @@ def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
     return messages
 
 
-def has_loss(message: Mapping[str, Any]) -> bool:
-    """``loss`` as published data has it: absent, a bool, or its text."""
-    value = message.get("loss")
-    if isinstance(value, str):
-        return value.strip().lower() != "false"
-    return True if value is None else bool(value)
-
-
-def text_of(content: object) -> str:
-    """The text of a message's content: a text, nothing, or the parts of OpenAI's list.
-
-    Raises:
-        ValueError: for a part that is no text, such as an image.
-    """
-    if content is None:
-        return ""
-    if not isinstance(content, list):
-        return str(content)
-    texts = []
-    for part in content:
-        text = part if isinstance(part, str) else _text_of_part(part)
-        if text is None:
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a part of a message is {kind!r}; only text can be trained on here")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _text_of_part(part: object) -> str | None:
-    if not isinstance(part, Mapping) or part.get("type", "text") != "text":
-        return None
-    text = part.get("text")
-    return text if isinstance(text, str) else None
-
-
 class _Renderer:
     """The tokenizer's chat template, with the tools of one conversation."""
 
@@ -196,7 +162,7 @@ def _plain_message(message: Mapping[str, Any]) -> Message:
     return plain
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A value without the fields that Arrow fills with None."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if item is not None}

@@ -16,11 +16,13 @@ from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import nn
     from transformers import PreTrainedModel
 
     from xtuner.chat.prompt import ChatPrompt
     from xtuner.chat.session import ChatSession
     from xtuner.chat.vision_language import VisionLanguageModel
+    from xtuner.utils.types import Tokenizer
 
 PLUGINS = ("calculate", "solve", "search")
 
@@ -198,7 +200,9 @@ def _is_internvl(folder: Path) -> bool:
     return read_json(folder / "config.json").get("model_type") == "internvl_chat"
 
 
-def _internvl(whole: Any, tokenizer: Any, image: str | None) -> tuple[Any, Callable[..., Any]]:
+def _internvl(
+    whole: nn.Module, tokenizer: Tokenizer, image: str | None
+) -> tuple[Any, Callable[..., Any]]:
     """An InternVL, with an image or without, and what makes its prompts."""
     from xtuner.chat.internvl import InternVLChat, InternVLPrompt
     from xtuner.dataset.images import load_image
@@ -210,7 +214,7 @@ def _internvl(whole: Any, tokenizer: Any, image: str | None) -> tuple[Any, Calla
     return model, functools.partial(InternVLPrompt, places=model.places)
 
 
-def _llava(llm: Any, args: argparse.Namespace) -> tuple[Any, Callable[..., Any]]:
+def _llava(llm: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, Callable[..., Any]]:
     """A LLaVA model with its image, and what makes its prompts."""
     from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
     from xtuner.dataset.images import load_image

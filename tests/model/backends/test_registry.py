@@ -5,13 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from xtuner.model.backends.registry import (
-    Backend,
-    Case,
-    Libraries,
-    LibraryFunction,
-    choose,
-)
+from xtuner.model.backends.case import Case, Libraries, LibraryFunction
+from xtuner.model.backends.registry import Backend, choose
 from xtuner.model.modules.attention import DENSE_BACKENDS, PACKED_BACKENDS, PADDED_BACKENDS
 from xtuner.utils.errors import UserError
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from xtuner.model.backends import sdpa
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.interfaces import AttentionOptions, OncePerTensor
-from xtuner.model.backends.registry import Case
 
 
 def plain(query, key, value, options):

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from xtuner.model.backends import environment
+from xtuner.model.backends.case import Case, Libraries, LibraryFunction
 from xtuner.model.backends.cpu import attention as cpu_attention
 from xtuner.model.backends.cpu.kernels import Kernel
-from xtuner.model.backends.registry import Case, Libraries, LibraryFunction
 from xtuner.model.modules import attention as attention_module
 from xtuner.model.modules.attention import attention
 

@@ -1,6 +1,7 @@
 """A language model that sees: a visual encoder, a projector and a language model."""
 
 from transformers import CLIPVisionModel
+
 from xtuner.model import LLaVAModel
 
 model = dict(

@@ -74,7 +74,7 @@ def _joined(instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _ids(values: Any) -> Tensor:
+def _ids(values: object) -> Tensor:
     return torch.as_tensor(values, dtype=torch.long)
 
 

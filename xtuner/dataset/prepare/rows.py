@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from xtuner.dataset.reading import Unreadable, find_files, read_rows, unreadable
@@ -10,15 +10,13 @@ from xtuner.dataset.sources import LocalFiles, local_files
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.types import MapFunction
+from xtuner.utils.types import MapFunction, RowFunction
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-RowFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
-
-def load_rows(dataset: Any, split: str | None) -> Dataset:
+def load_rows(dataset: Dataset, split: str | None) -> Dataset:
     """The rows that a config's dataset stands for.
 
     Args:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from xtuner.dataset.map_fns.auto import auto_map_fn
 from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
-from xtuner.dataset.prepare.rows import RowFunction
 from xtuner.dataset.prepare.token_stats import TokenStats
 from xtuner.tokenization.encode import encode_conversations
 from xtuner.tokenization.messages import encode_messages, messages_of
@@ -21,6 +20,7 @@ from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE
+from xtuner.utils.types import RowFunction
 
 if TYPE_CHECKING:
     from datasets import Dataset

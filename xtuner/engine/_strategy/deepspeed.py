@@ -214,7 +214,7 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
         """Nothing: the weights are in the dtype of the training."""
         yield
 
-    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+    def backward(self, loss: torch.Tensor, **kwargs: object) -> None:
         """Let the engine compute the gradients; the loss is already this micro-batch's share."""
         self.engine.backward(loss, scale_wrt_gas=False, **kwargs)
         self._inner_count += 1
@@ -229,10 +229,10 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32)
 
-    def step(self, **kwargs: Any) -> None:
+    def step(self, **kwargs: object) -> None:
         """Nothing: ``clip`` has stepped."""
 
-    def zero_grad(self, **kwargs: Any) -> None:
+    def zero_grad(self, **kwargs: object) -> None:
         """Nothing: the engine has done so."""
 
     def skip_step(self) -> None:
@@ -243,7 +243,7 @@ class DeepSpeedOptim(FinetuneOptimWrapper):
         raise NotImplementedError("the engine saves the optimizer")
 
 
-def _data_only_reader(writer: Any) -> Any:
+def _data_only_reader(writer: object) -> Any:
     """DeepSpeed's own way to write files, and ours to read them: as data."""
 
     class DataOnly(type(writer)):  # type: ignore[misc]

@@ -121,7 +121,7 @@ class FinetuneRunner(Runner):
             self.strategy = BUILDER.build(self.cfg.strategy)
         self.strategy.prepare()
 
-    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+    def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
         """Build mmengine's logger; on the terminal it shows warnings and errors only."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
@@ -221,7 +221,7 @@ class FinetuneRunner(Runner):
             kept.append(each)
         return super()._build_param_scheduler(kept, optim_wrapper)
 
-    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+    def call_hook(self, fn_name: str, **kwargs: object) -> None:
         """Call the hooks; one that fails says so and does not end the training.
 
         The exceptions are ``UserError`` (meant to end it), hooks with ``essential = True`` and
@@ -313,12 +313,12 @@ class FinetuneRunner(Runner):
                 if isinstance(hook, ProgressHook):
                     hook.close()
 
-    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+    def resume(self, filename: str, *args: object, **kwargs: object) -> None:
         """Restore the state that a checkpoint holds."""
         run_state.restore(self, checkpoint.load_checkpoint(filename))
         self._has_loaded = True
 
-    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, filename: str, *args: object, **kwargs: object) -> dict[str, Any]:
         """Load only the weights of a checkpoint."""
         require_intact(Path(filename), find_corruption_together)
         state = {"state_dict": checkpoint.load_state_dict(filename, verify=False)}

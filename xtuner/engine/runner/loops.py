@@ -308,7 +308,7 @@ def iterations_of(max_epochs: float | None, max_iters: int | None, epoch_length:
     return wanted
 
 
-def to_device(value: Any, device: torch.device) -> Any:
+def to_device(value: object, device: torch.device) -> Any:
     """Copy the tensors of a nested batch to ``device``; leave everything else as it is."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from xtuner.parallel.sequence.padding import padded
 from xtuner.utils.types import AutogradContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class LogitTransform:
     softcap: float | None = None
 
     @classmethod
-    def of(cls, config: Any) -> LogitTransform:
+    def of(cls, config: PreTrainedConfig) -> LogitTransform:
         """Read it from a transformers config (Cohere, Granite and Gemma have one)."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from xtuner.model.backends.registry import Libraries, LibraryFunction
+from xtuner.model.backends.case import Libraries, LibraryFunction
 
 FUNCTIONS = {
     "flash_attn": ("flash_attn", "flash_attn_varlen_func"),

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from xtuner.model.backends import environment
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.cpu.fused_layers import apply_fused_layers
 from xtuner.model.backends.cpu.linear import apply_fused_linear
 from xtuner.model.backends.cpu.tied_embedding import apply_tied_embedding
 from xtuner.model.backends.gpu.liger import apply_liger
-from xtuner.model.backends.registry import Backend, Case, choose
+from xtuner.model.backends.registry import Backend, choose
 from xtuner.model.lora.fast_lora import apply_fused_lora
 from xtuner.utils.lang import N_, tr
 

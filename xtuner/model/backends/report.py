@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from xtuner.model.backends import environment
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.cpu.kernels import Kernel
 from xtuner.model.backends.layers import Installed
-from xtuner.model.backends.registry import Case, choose
+from xtuner.model.backends.registry import choose
 from xtuner.model.modules import attention
 from xtuner.model.modules.loss import LOSS_BACKENDS, is_plain_head
 from xtuner.utils.lang import tr, translate

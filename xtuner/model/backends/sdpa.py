@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.interfaces import AttentionOptions, DenseKernel
-from xtuner.model.backends.registry import Backend, Case
+from xtuner.model.backends.registry import Backend
 from xtuner.utils.lang import tr
 
 BLOCK = 1024

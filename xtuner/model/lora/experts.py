@@ -34,7 +34,7 @@ def disable_expert_lora_dropout(lora: LoraConfig, llm: PreTrainedModel) -> None:
         lora.lora_dropout = 0.0
 
 
-def quantize_experts(llm: Any, quantization: Any) -> None:
+def quantize_experts(llm: PreTrainedModel, quantization: object) -> None:
     """Quantise the expert tensors that no adapter is on.
 
     Args:

@@ -133,7 +133,7 @@ class _Forward:
         self.layer, self.of_peft = layer, of_peft
         self.siblings: _Siblings | None = None
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         part = None if args or kwargs else self.part(x)
         if part is None:
             return self.of_peft(x, *args, **kwargs)
@@ -256,7 +256,7 @@ class _AddLowRank(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         """Gradients of ``x``, ``low`` and B."""
         (grad,) = grads
         weight, low, lora_b = ctx.saved_tensors
@@ -309,7 +309,7 @@ class _LowRank(torch.autograd.Function):
         return tuple(outs)
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         """Gradients of ``x``, and of each layer's A and B."""
         x, joined, *saved = ctx.saved_tensors
         count = len(ctx.rules)

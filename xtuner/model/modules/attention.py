@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from xtuner.model.backends import environment
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.cpu import attention as cpu
 from xtuner.model.backends.gpu.attention import FLASH_ATTN, VARLEN_ATTN
 from xtuner.model.backends.interfaces import (
@@ -37,7 +38,7 @@ from xtuner.model.backends.interfaces import (
     padding_of,
     sample_lengths,
 )
-from xtuner.model.backends.registry import Backend, Case, choose
+from xtuner.model.backends.registry import Backend, choose
 from xtuner.model.backends.sdpa import BLOCKS, SDPA
 from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
 from xtuner.utils.lang import tr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,16 @@ from torch.nn.utils.rnn import pad_sequence
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from xtuner.utils.types import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def has_class_token(visual_encoder: Any) -> bool:
+
+def has_class_token(visual_encoder: PreTrainedModel) -> bool:
     """Whether the first feature of an encoder stands for the whole image (CLIP), not a patch."""
     return any(name.endswith("class_embedding") for name, _ in visual_encoder.named_parameters())
 
 
-def visual_features(visual_encoder: Any, pixel_values: Tensor, layer: int) -> Tensor:
+def visual_features(visual_encoder: PreTrainedModel, pixel_values: Tensor, layer: int) -> Tensor:
     """The patches of images as a layer of the encoder sees them.
 
     Args:
@@ -35,7 +38,7 @@ def visual_features(visual_encoder: Any, pixel_values: Tensor, layer: int) -> Te
     return states[:, 1:] if has_class_token(visual_encoder) else states
 
 
-def freeze_unseen_layers(visual_encoder: Any, layer: int) -> None:
+def freeze_unseen_layers(visual_encoder: PreTrainedModel, layer: int) -> None:
     """Freeze what comes after the layer whose states are taken: it never gets a gradient.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from xtuner.utils.types import ImageProcessor, Tokenizer
 
 Writer = Callable[[Any, Path, "torch.dtype | None", "int | str"], None]
 
@@ -104,7 +109,12 @@ def write_huggingface(
 
 
 def save_processor(
-    image_processor: Any, tokenizer: Any, config: Any, folder: Path, *, square: bool
+    image_processor: ImageProcessor,
+    tokenizer: Tokenizer,
+    config: PreTrainedConfig,
+    folder: Path,
+    *,
+    square: bool,
 ) -> None:
     """Write the ``LlavaProcessor`` that goes with a model in Hugging Face's form.
 

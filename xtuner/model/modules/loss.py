@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.cpu import cross_entropy as cpu
 from xtuner.model.backends.cross_entropy import (
     BlockSizes,
@@ -24,7 +25,7 @@ from xtuner.model.backends.cross_entropy import (
     LossConfig,
 )
 from xtuner.model.backends.gpu import cross_entropy as gpu
-from xtuner.model.backends.registry import Backend, Case, choose
+from xtuner.model.backends.registry import Backend, choose
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.lang import tr
 

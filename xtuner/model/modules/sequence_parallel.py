@@ -5,52 +5,28 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from xtuner.model.modules import attention
 from xtuner.parallel.sequence.padding import padded
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
-# What our function computes as well, with the same result.
-REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-# Layers that look along the row by attention alone. In others (convolutions, state spaces, linear
-# attention) a rank would see its own shard only.
-BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
 PROBE_TOKENS = 16  # of each rank
 # How far the two may be apart, relative to the norm: in float32 on a CPU, and where numbers are
 # rounded more. A model that looks along rows by other means is off by far more than that.
 BOUND, ROUNDED_BOUND = 1e-3, 0.2
 
 
-def require_shareable(llm: Any) -> None:
-    """Make a model compute attention by our function, or refuse it.
-
-    Args:
-        llm: a transformers model; its attention function may be changed.
-
-    Raises:
-        UserError: when rows cannot be shared because something else than that function looks along
-            them.
-    """
-    config = llm.config.get_text_config()
-    kinds = {str(kind) for kind in getattr(config, "layer_types", None) or ()}
-    if kinds - BY_ATTENTION:
-        raise _refused(llm, ", ".join(sorted(kinds - BY_ATTENTION)))
-    chosen = getattr(llm.config, "_attn_implementation", None)
-    if chosen in REPLACED and getattr(llm, "_supports_attention_backend", False):
-        llm.set_attn_implementation(attention.register())
-        chosen = attention.NAME
-    if chosen != attention.NAME or not getattr(llm, "_supports_attention_backend", False):
-        raise _refused(llm, f"attn_implementation={chosen!r}")
-
-
 @torch.no_grad()
-def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
+def require_agreement(llm: PreTrainedModel, body: nn.Module, rows: Tensor) -> None:
     """See on a few tokens that sharing a row gives what one rank alone computes.
 
     Args:
@@ -75,10 +51,12 @@ def require_agreement(llm: Any, body: Any, rows: Tensor) -> None:
     plain = all(weight.dtype == torch.float32 for weight in body.parameters())
     exact = plain and whole.is_cpu and not torch.is_autocast_enabled("cpu")
     if not relative < (BOUND if exact else ROUNDED_BOUND):
-        raise _refused(llm, tr("off by {relative:.1%}", relative=relative))
+        raise not_shareable(llm, tr("off by {relative:.1%}", relative=relative))
 
 
-def forward_sequence_parallel(model: Any, inputs: Mapping[str, Any], shard: SequenceShard) -> Any:
+def forward_sequence_parallel(
+    model: nn.Module, inputs: Mapping[str, Any], shard: SequenceShard
+) -> Any:
     """Call a transformers model with this rank's shard of the rows.
 
     Args:
@@ -93,7 +71,11 @@ def forward_sequence_parallel(model: Any, inputs: Mapping[str, Any], shard: Sequ
 
 
 def router_loss_of_rows(
-    causal_lm: Any, router_logits: Any, rows: int, shard: SequenceShard, mask: Tensor | None
+    causal_lm: PreTrainedModel,
+    router_logits: Any,
+    rows: int,
+    shard: SequenceShard,
+    mask: Tensor | None,
 ) -> Tensor:
     """How unevenly a mixture of experts spreads the tokens of whole rows over its experts.
 
@@ -109,7 +91,7 @@ def router_loss_of_rows(
     """
     function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
     if function is None or not hasattr(causal_lm, "num_experts_per_tok"):
-        raise _refused(causal_lm, "output_router_logits")
+        raise not_shareable(causal_lm, "output_router_logits")
     whole = tuple(
         shard.gather(logits.view(rows, shard.tokens, -1)).flatten(0, 1) for logits in router_logits
     )
@@ -117,7 +99,8 @@ def router_loss_of_rows(
     return found
 
 
-def _refused(llm: Any, why: str) -> UserError:
+def not_shareable(llm: PreTrainedModel, why: str) -> UserError:
+    """The error for a model whose rows cannot be shared, with the reason."""
     name = type(llm).__name__
     return UserError(
         tr(
@@ -135,7 +118,9 @@ def _refused(llm: Any, why: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _whole_positions(model: Any, positions: Tensor | None, shard: SequenceShard) -> Iterator[None]:
+def _whole_positions(
+    model: nn.Module, positions: Tensor | None, shard: SequenceShard
+) -> Iterator[None]:
     """A context in which rotary embeddings that depend on a row's length are made of whole rows.
 
     Some (``dynamic``, ``longrope``) choose their frequencies by the largest position, and a rank's
@@ -147,7 +132,7 @@ def _whole_positions(model: Any, positions: Tensor | None, shard: SequenceShard)
         shard: this rank's shard.
     """
 
-    def give_whole(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def give_whole(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         local = named["position_ids"] if "position_ids" in named else arguments[1]
         whole = positions
         if whole is None:
@@ -157,7 +142,7 @@ def _whole_positions(model: Any, positions: Tensor | None, shard: SequenceShard)
             return arguments, {**named, "position_ids": whole}
         return (arguments[0], whole, *arguments[2:]), named
 
-    def take_shard(module: Any, arguments: Any, outputs: Any) -> Any:
+    def take_shard(module: nn.Module, arguments: object, outputs: Any) -> Any:
         return tuple(part[:, shard.start : shard.start + shard.tokens] for part in outputs)
 
     handles: list[Any] = []
@@ -172,7 +157,7 @@ def _whole_positions(model: Any, positions: Tensor | None, shard: SequenceShard)
             handle.remove()
 
 
-def _depends_on_length(module: Any) -> bool:
+def _depends_on_length(module: nn.Module) -> bool:
     kinds = getattr(module, "rope_type", None)
     if not isinstance(kinds, (str, dict)):
         return False

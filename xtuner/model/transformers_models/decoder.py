@@ -50,7 +50,7 @@ class DecoderModel:
         embedded: Tensor = self.get_input_embeddings()(input_ids)
         return embedded
 
-    def default_position_ids(self, hidden_states: Tensor, past: int, mask: Any) -> Tensor:
+    def default_position_ids(self, hidden_states: Tensor, past: int, mask: Tensor | None) -> Tensor:
         """(1, S) or (B, S) positions, where none are given.
 
         Args:
@@ -76,7 +76,7 @@ class DecoderModel:
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Compute the last hidden states.
 
@@ -146,7 +146,7 @@ class CausalLMModel:
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and with ``labels`` their loss; arguments as ``DecoderModel``'s.
 

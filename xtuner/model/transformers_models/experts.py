@@ -19,10 +19,10 @@ class PublishedExperts:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str,
-        *args: Any,
+        *args: object,
         moe_implementation: str = "origin",
         expert_in_one_shard: int | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> Any:
         """Load a model as transformers does.
 

@@ -27,7 +27,7 @@ class HubConfig(PreTrainedConfig):
         register_models(type(self))
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: object) -> Any:
         """As transformers does, without the folder's choice of an attention class."""
         return super().from_dict(without_loading(config_dict), **kwargs)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def refuse_other(config: Any, **supported: Any) -> None:
+
+def refuse_other(config: PreTrainedConfig, **supported: object) -> None:
     """Refuse other values of some settings.
 
     Args:

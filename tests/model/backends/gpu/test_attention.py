@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from xtuner.model.backends import environment
+from xtuner.model.backends.case import Case, Libraries, LibraryFunction
 from xtuner.model.backends.gpu import attention as gpu
 from xtuner.model.backends.interfaces import AttentionOptions, Packing
-from xtuner.model.backends.registry import Case, Libraries, LibraryFunction
 
 BORDERS = [0, 3, 4, 23, 40]
 

@@ -20,8 +20,8 @@ from transformers.models.llama import modeling_llama
 from tests.helpers.tiny import make_model
 from xtuner.model import SupervisedFinetune
 from xtuner.model.backends import environment, layers
+from xtuner.model.backends.case import Case, Libraries, LibraryFunction
 from xtuner.model.backends.gpu import liger
-from xtuner.model.backends.registry import Case, Libraries, LibraryFunction
 
 LIGER = importlib.util.find_spec("liger_kernel") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xtuner.tokenization.messages import has_loss, text_of
+from xtuner.tokenization.content import has_loss, text_of
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 Row = Mapping[str, Any]

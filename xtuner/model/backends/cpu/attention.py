@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.cpu.kernels import Kernel, rowwise_dot, softmax_backward
 from xtuner.model.backends.interfaces import (
     AttentionOptions,
@@ -28,7 +29,7 @@ from xtuner.model.backends.interfaces import (
     Packing,
     sample_lengths,
 )
-from xtuner.model.backends.registry import Backend, Case
+from xtuner.model.backends.registry import Backend
 from xtuner.utils.lang import tr
 from xtuner.utils.types import AutogradContext
 
@@ -126,7 +127,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         query, key, value, *rest = ctx.saved_tensors
         keys, values = (_for_each_query(tensor, query) for tensor in (key, value))
         row = _Row(grads[0], (query, keys, values, *rest), ctx.scale)

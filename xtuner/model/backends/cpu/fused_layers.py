@@ -129,7 +129,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         x, weight, inverse = ctx.saved_tensors
         with_weight = ctx.needs_input_grad[1]
         grad_x, grad_weight = rms_norm_backward(
@@ -181,7 +181,7 @@ class _SwiGLU(torch.autograd.Function):
         return swiglu(gate, up)
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         gate, up = ctx.saved_tensors
         return swiglu_backward(grads[0], gate, up)
 
@@ -249,7 +249,7 @@ class _RoPE(torch.autograd.Function):
         return apply_rope(x, cos, sin, dtype)
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
         half = sin.shape[-1] // 2
         # the same rotation the other way; the two halves of the sines need not be equal

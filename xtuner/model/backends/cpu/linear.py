@@ -76,7 +76,7 @@ class _Linear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         x, matrix = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.dtypes
         grad = grads[0].reshape(-1, matrix.shape[0])

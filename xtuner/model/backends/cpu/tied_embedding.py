@@ -90,7 +90,7 @@ class _Rows(torch.autograd.Function):
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: AutogradContext, *grads: Any) -> Any:
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         (ids,) = ctx.saved_tensors
         token_ids, rows = ids.flatten(), grads[0].reshape(-1, grads[0].shape[-1])
         if ctx.padding is not None:

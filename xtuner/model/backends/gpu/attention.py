@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from xtuner.model.backends import environment
+from xtuner.model.backends.case import Case
 from xtuner.model.backends.interfaces import AttentionOptions, PackedKernel, Packing
-from xtuner.model.backends.registry import Backend, Case
+from xtuner.model.backends.registry import Backend
 from xtuner.utils.lang import tr
 
 AMPERE = (8, 0)

@@ -26,7 +26,7 @@ TOLERANCE = 0.03
 logger = logging.getLogger(__name__)
 
 
-def apply_liger(model: Any) -> int:
+def apply_liger(model: nn.Module) -> int:
     """Replace the forward of a model's modules by liger-kernel's, on a GPU.
 
     Args:
@@ -50,7 +50,7 @@ def apply_liger(model: Any) -> int:
     return count
 
 
-def _replace_by_liger(model: Any) -> None:
+def _replace_by_liger(model: nn.Module) -> None:
     experts = any("Expert" in type(module).__name__ for module in model.modules())
     silu = getattr(model.config, "hidden_act", None) in ("silu", "swish")
     parts = {"rope": True, "rms_norm": True, "swiglu": silu and not experts, "geglu": False}
@@ -81,7 +81,7 @@ class _OnGpu:
         self.liger, self.original, self.name = liger, original, name
         self.checked = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         if not args or not _is_on_gpu(args[0]):
             return self.original(*args, **kwargs)
         if not self.checked:
@@ -109,7 +109,7 @@ class _OnGpu:
             self.liger = self.original
 
 
-def _is_on_gpu(value: Any) -> bool:
+def _is_on_gpu(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_cuda
 
 

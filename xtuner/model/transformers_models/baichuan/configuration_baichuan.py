@@ -49,7 +49,7 @@ class BaichuanConfig(HubConfig):
     z_loss_weight: float = 0
     norm_head: bool | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         self.architectures = self.architectures or []  # transformers looks for the class in it
         refuse_other(self, z_loss_weight=0)

@@ -54,7 +54,7 @@ class ChatGLMConfig(HubConfig):
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         refuse_other(self, quantization_bit=0, pre_seq_len=None, fp32_residual_connection=False)
         if not self.multi_query_attention:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers.models.llama.configuration_llama import LlamaConfig
 
 from xtuner.model.transformers_models.hub_config import HubConfig
@@ -39,7 +37,7 @@ class DeepseekConfig(HubConfig, LlamaConfig):
     eos_token_id: int | list[int] | None = 100001
     output_router_logits: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         refuse_other(self, scoring_func="softmax")
 

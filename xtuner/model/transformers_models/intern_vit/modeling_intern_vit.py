@@ -76,7 +76,7 @@ class InternAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """(T, S, C) to (T, S, C), and the attention function's weights."""
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
         if self.config.qk_normalization:
@@ -137,7 +137,7 @@ class InternVisionEncoderLayer(GradientCheckpointingLayer):
         self.ls2 = nn.Parameter(config.initializer_factor * torch.ones(width))
         self.drop_path1, self.drop_path2 = DropPath(drop_path_rate), DropPath(drop_path_rate)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
         """(T, S, C) to (T, S, C)."""
         dtype = hidden_states.dtype
         attended, _ = self.attn(self.norm1(hidden_states).to(dtype), **kwargs)
@@ -158,7 +158,7 @@ class InternVisionEncoder(nn.Module):
         )
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
         """(T, S, C) to (T, S, C)."""
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -192,7 +192,7 @@ class InternVisionModel(PreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Tensor, **kwargs: object) -> BaseModelOutputWithPooling:
         """See.
 
         Args:

@@ -35,7 +35,7 @@ class InternLM2Config(HubConfig):
     bias: bool = True
     rope_parameters: dict[str, Any] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)

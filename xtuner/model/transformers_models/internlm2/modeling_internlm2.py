@@ -88,7 +88,7 @@ class InternLM2Attention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -129,7 +129,7 @@ class InternLM2DecoderLayer(GradientCheckpointingLayer):
         self.attention_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.ffn_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
         """(B, S, H) to (B, S, H); keywords are those of the attention."""
         attended, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
         hidden_states = hidden_states + attended
@@ -182,7 +182,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """Compute hidden states; arguments and result as transformers' ``LlamaModel``."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -244,7 +244,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Compute logits (B, S, V), and the loss where there are labels (B, S)."""
         outputs = self.model(
@@ -294,7 +294,7 @@ class InternLM2ForRewardModel(InternLM2PreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: object
     ) -> SequenceClassifierOutputWithPast:
         """Compute rewards (B, 1), each at the last reward token of its row.
 

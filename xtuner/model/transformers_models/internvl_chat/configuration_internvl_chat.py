@@ -50,7 +50,7 @@ class InternVLChatConfig(HubConfig):
     max_dynamic_patch: int = 6
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if self.use_backbone_lora or self.use_llm_lora:
             raise ValueError(
                 "use_backbone_lora and use_llm_lora must be 0: merge the adapters into the weights"
@@ -77,7 +77,7 @@ class InternVLChatConfig(HubConfig):
             parameters = {"rope_type": "su"} | {key: parameters[key] for key in kept}
         return super().hub_rope(parameters)
 
-    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+    def get_text_config(self, *args: object, **kwargs: object) -> PreTrainedConfig:
         """That of the language model."""
         config: PreTrainedConfig = self.llm_config
         return config

@@ -102,7 +102,7 @@ class InternVLChatModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         image_flags: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Compute logits (B, S, V), and the loss where there are ``labels``.
 
@@ -128,7 +128,7 @@ class InternVLChatModel(PreTrainedModel):
         pixel_values: Tensor | None,
         input_ids: Tensor,
         visual_features: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Go on with a text about images.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers.models.llama.configuration_llama import LlamaConfig
 
 from xtuner.model.transformers_models.hub_config import HubConfig
@@ -31,7 +29,7 @@ class MiniCPMConfig(HubConfig, LlamaConfig):
     dim_model_base: float = 1
     scale_depth: float = 1
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         refuse_other(self, num_experts=0, sparse_config=None)
 

@@ -8,7 +8,6 @@ Shapes: B batch, S tokens, H width of the model, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
@@ -32,7 +31,7 @@ class MiniCPMDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
         """(B, S, H) to (B, S, H); keywords as ``LlamaAttention``'s."""
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + attended * self.scale

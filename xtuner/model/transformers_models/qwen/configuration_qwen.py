@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from xtuner.model.transformers_models.hub_config import HubConfig
 from xtuner.model.transformers_models.unsupported import refuse_other
 
@@ -46,7 +44,7 @@ class QWenConfig(HubConfig):
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         refuse_other(self, rotary_pct=1.0)
 

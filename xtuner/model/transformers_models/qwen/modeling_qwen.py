@@ -215,7 +215,7 @@ class QWenModel(DecoderModel, QWenPreTrainedModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         return cast(Tensor, self.drop(self.wte(input_ids)))
 
-    def default_position_ids(self, hidden_states: Tensor, past: int, mask: Any) -> Tensor:
+    def default_position_ids(self, hidden_states: Tensor, past: int, mask: Tensor | None) -> Tensor:
         """Positions from each row's first token on: here they count, not just their distances."""
         if isinstance(mask, Tensor) and mask.ndim == 2:
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)

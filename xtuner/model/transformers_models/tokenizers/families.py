@@ -43,7 +43,7 @@ class _Fast(HubFiles, TokenizersBackend):
 
     @classmethod
     def convert_to_native_format(
-        cls, trust_remote_code: bool = False, **kwargs: Any
+        cls, trust_remote_code: bool = False, **kwargs: object
     ) -> dict[str, Any]:
         """Leave the files to the constructor."""
         return kwargs
@@ -224,7 +224,7 @@ class ChatGLMTokenizer(HubFiles, SentencePieceBackend):
         return {**self._added_tokens_encoder, **{role: self._special_ids[role] for role in roles}}
 
     def tokenize(  # type: ignore[override]
-        self, text: str, **kwargs: Any
+        self, text: str, **kwargs: object
     ) -> list[str]:
         """The tokens of a text; only added tokens and, where asked for, roles are special."""
         tokens: list[str] = []
@@ -243,7 +243,7 @@ class ChatGLMTokenizer(HubFiles, SentencePieceBackend):
             self._added_tokens_encoder[text] = number
         self._update_trie()
 
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def _tokenize(self, text: str, **kwargs: object) -> list[str]:
         if not self.encode_special_tokens:
             return list(self.sp_model.encode(text, out_type=str))
         tokens: list[str] = []

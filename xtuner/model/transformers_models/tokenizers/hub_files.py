@@ -6,13 +6,16 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenizers import AddedToken
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    import os
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 
@@ -42,7 +45,7 @@ class HubFiles:
 
     @classmethod
     def _from_pretrained(
-        cls, resolved_vocab_files: dict[str, Any], *args: Any, **kwargs: Any
+        cls, resolved_vocab_files: dict[str, Any], *args: object, **kwargs: object
     ) -> Any:
         files = dict(resolved_vocab_files)  # transformers takes names out of it
         folder = {
@@ -57,13 +60,15 @@ class HubFiles:
         tokenizer = loader._from_pretrained(resolved_vocab_files, *args, **kwargs)
         for number, token in folder.get(CONFIG, {}).get("added_tokens_decoder", {}).items():
             if tokenizer.convert_tokens_to_ids(token["content"]) != int(number):
-                _refuse(token["content"], number, args[0])
+                _refuse(token["content"], number, str(args[0]))
         tokenizer._folder = folder
         tokenizer._folder_code = _code(files, folder.get(CONFIG, {}))
         tokenizer._folder_tokens = dict(tokenizer.added_tokens_decoder)
         return tokenizer
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: object, **kwargs: object
+    ) -> tuple[str, ...]:
         """Write the tokenizer's files into a folder; arguments are those of transformers."""
         saver: Any = super()
         files = saver.save_pretrained(save_directory, *args, **kwargs)
@@ -133,14 +138,14 @@ def _code(files: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, byte
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
-def _content(token: Any) -> str | None:
+def _content(token: object) -> str | None:
     """The text of a special token as a configuration writes it."""
     if isinstance(token, dict):
         return token.get("content")
     return str(token) if isinstance(token, str | AddedToken) else None
 
 
-def _refuse(token: str, number: str, folder: Any) -> None:
+def _refuse(token: str, number: str, folder: str) -> None:
     raise UserError(
         tr(
             "the added token {token!r} should have the id {number}: there is a gap after the "

@@ -1,0 +1,41 @@
+"""What a message of published data holds: its text, and whether it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def has_loss(message: Mapping[str, Any]) -> bool:
+    """``loss`` as published data has it: absent, a bool, or its text."""
+    value = message.get("loss")
+    if isinstance(value, str):
+        return value.strip().lower() != "false"
+    return True if value is None else bool(value)
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content: a text, nothing, or the parts of OpenAI's list.
+
+    Raises:
+        ValueError: for a part that is no text, such as an image.
+    """
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return str(content)
+    texts = []
+    for part in content:
+        text = part if isinstance(part, str) else _text_of_part(part)
+        if text is None:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"a part of a message is {kind!r}; only text can be trained on here")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _text_of_part(part: object) -> str | None:
+    if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+        return None
+    text = part.get("text")
+    return text if isinstance(text, str) else None
