@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "utils": set(),
     "registry": {"utils"},
     "version": set(),
+    "library_errors": {"utils"},
+    "crash": {"utils", "library_errors"},
     "configs": set(),
     "quickstart": LEAVES,
     "parallel": LEAVES,

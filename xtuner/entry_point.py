@@ -12,6 +12,7 @@ import argparse
 import difflib
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -128,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``xtuner``; those of this process when None.
 
     Returns:
-        The exit status: 0 when it went well, 2 for a wrong command line, 130 after Ctrl-C.
+        The exit status: 0 when it went well, 2 for a wrong command line, 70 for an error that
+        nobody foresaw, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -138,11 +140,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet_libraries()
     try:
         return _dispatch(words)
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        _print_error(str(error))
-        return error.status
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
@@ -151,6 +148,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `xtuner list-cfg | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _unforeseen(error, words)
+
+
+def _unforeseen(error: Exception, words: Sequence[str]) -> int:
+    """The one place where errors of libraries become messages."""
+    from xtuner import crash, library_errors
+
+    known = library_errors.translate(error)
+    if known is not None:
+        _print_error(str(known))
+        return known.status
+    _print_error(crash.report(error, shlex.join(["xtuner", *words])))
+    return crash.INTERNAL_ERROR
 
 
 def _dispatch(words: list[str]) -> int:

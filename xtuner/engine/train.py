@@ -20,7 +20,7 @@ from xtuner.config.load import load
 from xtuner.config.override import override
 from xtuner.config.values import iter_dicts
 from xtuner.engine.startup import import_runner, optimizer_name
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError, Where, activity
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 
@@ -63,14 +63,21 @@ def train(
     """
     run = RunOptions(work_dir, launcher, seed, deepspeed, fsdp, fsdp_offload)
     cfg = prepare(config, options, run).config
+    with activity(tr("training"), cfg.work_dir):
+        return _train(cfg, resume, resume_allow)
+
+
+def _train(cfg: Config, resume: str | bool, resume_allow: Sequence[str]) -> int:
     if _uses_trainer(cfg):
         from xtuner.engine.huggingface import train as train_with_trainer
 
         return train_with_trainer(cfg, resume=resume)
     if isinstance(resume, str) and not Path(resume).exists():
         _find_checkpoint(cfg, resume)  # says so before the model is built
-    _prepare_data(cfg)
-    runner = build_runner(cfg)
+    with activity(tr("preparing the data")):
+        _prepare_data(cfg)
+    with activity(tr("building the model and the data loaders")):
+        runner = build_runner(cfg)
     if resume:
         runner.resume_from = _find_checkpoint(cfg, resume)
         runner.resume_allow = resume_allow
@@ -113,7 +120,8 @@ def test(
     if is_first(launcher):
         what = checkpoint or tr("the base model (no --checkpoint)")
         print(tr("measuring {what} on the {split} data", what=what, split=split))
-    metrics = build_runner(cfg).test()
+    with activity(tr("measuring"), cfg.work_dir):
+        metrics = build_runner(cfg).test()
     if is_first(launcher):
         write_text(Path(cfg.work_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
     _shut_down()

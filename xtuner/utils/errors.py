@@ -7,7 +7,9 @@ with the status; ``--debug`` shows the traceback as well.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xtuner.utils.lang import tr
@@ -58,6 +60,28 @@ class UserError(Exception):
         place = f"{self.where}: " if self.where and str(self.where) else ""
         hint = f"\n{tr('Hint')}: {self.hint}" if self.hint else ""
         return f"{place}{self.message}{hint}"
+
+
+@contextlib.contextmanager
+def activity(what: str, folder: str | None = None) -> Iterator[None]:
+    """Name what is being done, for the report of an error that nobody foresaw.
+
+    Args:
+        what: in the user's language, such as "building the model".
+        folder: the work dir, where the traceback is to be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        inner, inner_folder = activity_of(error)
+        error.__dict__["xtuner_activity"] = (inner or what, inner_folder or folder)
+        raise
+
+
+def activity_of(error: BaseException) -> tuple[str, str | None]:
+    """What was being done when an error was raised, and the work dir; empty where not known."""
+    what, folder = error.__dict__.get("xtuner_activity", ("", None))
+    return what, folder
 
 
 def require(module: str, *, extra: str, purpose: str) -> None:

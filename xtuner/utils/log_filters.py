@@ -15,6 +15,7 @@ def quiet_libraries() -> None:
     """
     ignore_future_warnings()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # said by what raises
     logging.getLogger("DeepSpeed").addFilter(_not_about_its_device)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
