@@ -12,6 +12,7 @@ from xtuner.model.transformers_models.internlm2.modeling_internlm2 import (
     InternLM2ForCausalLM,
     InternLM2ForRewardModel,
 )
+from xtuner.model.transformers_models.rotary import RotaryEmbedding
 
 TINY = {
     "vocab_size": 64,
@@ -72,6 +73,22 @@ def test_dynamic_scaling_does_not_remember_long_rows():
     before = model(row).logits
     model(tokens(1, 40, 64))
     assert torch.equal(model(row).logits, before)
+
+
+def test_dynamic_scaling_is_each_samples_own():
+    """In a batch, as in a packed row, a sample is scaled by its own length."""
+    scaling = {"type": "dynamic", "factor": 2.0}
+    config = AutoConfig.for_model(
+        "internlm2", **TINY, max_position_embeddings=16, rope_scaling=scaling
+    )
+    rotary = RotaryEmbedding(config)
+    short, long = torch.arange(20), torch.arange(40)
+    x, packed = torch.zeros(1), torch.cat((short, long))[None]
+    pairs = zip(rotary(x, short[None]), rotary(x, long[None]), strict=True)
+    alone = [torch.cat(pair, 1) for pair in pairs]
+    for found, wanted in zip(rotary(x, packed), alone, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert float((alone[0][0, 5] - alone[0][0, 25]).abs().max()) > 1e-3  # position 5 of each
 
 
 def test_heads_attend_by_groups():

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.golden_model import fill, tokens
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
-from xtuner.model.transformers_models.qwen.modeling_qwen import sample_lengths
+from xtuner.model.transformers_models.rotary import sample_lengths
 from xtuner.utils.errors import UserError
 
 TRAINED = 8

@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 
 class DecoderModel:
-    """The body of a decoder-only model: embedding, layers, norm. Stands before its base classes."""
+    """The body of a decoder-only model: embedding, layers, norm; a mixin for a PreTrainedModel."""
 
     config: Any
     layers: Any
@@ -123,7 +123,7 @@ class DecoderModel:
 
 
 class CausalLMModel:
-    """A body with an output layer. Stands before its base classes."""
+    """A body with an output layer; a mixin for a PreTrainedModel."""
 
     config: Any
     base_model: Any

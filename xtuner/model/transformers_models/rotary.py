@@ -16,11 +16,22 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
+def sample_lengths(position_ids: Tensor) -> Tensor:
+    """(B, S) the length of each token's sample, given its (B, S) position in it.
+
+    A sample begins where the position is 0; it is as long as its largest position says.
+    """
+    samples = (position_ids == 0).cumsum(-1)
+    longest = position_ids.new_zeros(len(samples), samples.shape[-1] + 1)
+    longest.scatter_reduce_(1, samples, position_ids, "amax")
+    return longest.gather(1, samples) + 1
+
+
 class RotaryEmbedding(nn.Module):
     """Cosines and sines of the positions, by ``config.rope_parameters``.
 
-    ``dynamic`` scaling (NTK-aware) takes the longest row of the batch as the length: the largest
-    position plus one, but no less than ``config.max_position_embeddings``.
+    ``dynamic`` scaling (NTK-aware) depends on the length of each sample, as if it were alone: its
+    largest position plus one, but no less than ``config.max_position_embeddings``.
 
     Args:
         config: the model's; ``rope_type`` and ``rope_theta`` are read from ``rope_parameters``.
@@ -50,8 +61,11 @@ class RotaryEmbedding(nn.Module):
         return cos.to(x.dtype), sin.to(x.dtype)
 
     def frequencies(self, position_ids: Tensor) -> tuple[Tensor, float]:
-        """(D / 2,) angles per position, and the factor on cosines and sines."""
+        """(D / 2,) or (B, S, D / 2) angles per position, and the factor on cosines and sines."""
         device = position_ids.device
+        if self.rope_type == "dynamic":
+            lengths = sample_lengths(position_ids)[..., None]
+            return ROPE_INIT_FUNCTIONS["dynamic"](self.config, device, seq_len=lengths)
         if self.rope_type != "default":
             compute = ROPE_INIT_FUNCTIONS[self.rope_type]
             return compute(self.config, device, seq_len=position_ids.max() + 1)

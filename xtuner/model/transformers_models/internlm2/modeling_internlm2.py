@@ -8,37 +8,21 @@ each key head, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    SequenceClassifierOutputWithPast,
-)
-from transformers.modeling_utils import (
-    ALL_ATTENTION_FUNCTIONS,
-    PreTrainedModel,
-    slice_logits_to_keep,
-)
-from transformers.models.llama.modeling_llama import (
-    LlamaRMSNorm,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.utils.generic import can_return_tuple
 
+from xtuner.model.transformers_models.decoder import CausalLMModel, DecoderModel, attend
 from xtuner.model.transformers_models.internlm2.configuration_internlm2 import InternLM2Config
 from xtuner.model.transformers_models.rotary import RotaryEmbedding
 
@@ -110,13 +94,8 @@ class InternLM2Attention(nn.Module):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        out, weights = attend(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
-        )
-        return self.wo(out.reshape(*rows, -1)), weights
+        output, weights = attend(self, query, key, value, attention_mask, **kwargs)
+        return self.wo(output), weights
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):
@@ -156,7 +135,7 @@ class InternLM2PreTrainedModel(PreTrainedModel):
     }
 
 
-class InternLM2Model(InternLM2PreTrainedModel):
+class InternLM2Model(DecoderModel, InternLM2PreTrainedModel):
     """The layers, without a head."""
 
     def __init__(self, config: InternLM2Config) -> None:
@@ -169,53 +148,10 @@ class InternLM2Model(InternLM2PreTrainedModel):
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
-        self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: object,
-    ) -> BaseModelOutputWithPast:
-        """Compute hidden states; arguments and result as transformers' ``LlamaModel``."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        hidden: Tensor = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        positions = self.rotary_emb(hidden, position_ids=position_ids)
-        for layer in self.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=positions,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden), past_key_values=past_key_values
-        )
 
-
-class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
+class InternLM2ForCausalLM(CausalLMModel, InternLM2PreTrainedModel, GenerationMixin):
     """The model with its head ``output``."""
 
     _tied_weights_keys = {"output.weight": "model.tok_embeddings.weight"}
@@ -232,43 +168,6 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.output = new_embeddings
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: object,
-    ) -> CausalLMOutputWithPast:
-        """Compute logits (B, S, V), and the loss where there are labels (B, S)."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.output(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
 
 class InternLM2ForSequenceClassification(

@@ -33,20 +33,10 @@ from xtuner.model.transformers_models.decoder import (
     split_heads,
 )
 from xtuner.model.transformers_models.qwen.configuration_qwen import QWenConfig
+from xtuner.model.transformers_models.rotary import sample_lengths
 
 Positions = tuple[Tensor, Tensor, Tensor | None]
 """Cosines, sines, and factors of queries; these are None where all are 1."""
-
-
-def sample_lengths(position_ids: Tensor) -> Tensor:
-    """(B, S) the length of each token's sample, given its (B, S) position in it.
-
-    A sample begins where the position is 0; it is as long as its largest position says.
-    """
-    samples = (position_ids == 0).cumsum(-1)
-    longest = torch.zeros(len(samples), int(samples.max()) + 1, dtype=torch.long)
-    longest = longest.to(samples.device).scatter_reduce_(1, samples, position_ids, "amax")
-    return longest.gather(1, samples) + 1
 
 
 class QWenRotaryEmbedding(nn.Module):
