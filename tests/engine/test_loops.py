@@ -3,75 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.optim import LinearLR
 
-from tests.engine.toy import ToyModel, ToyRows, collate, write_config
-from xtuner.engine.optim import FinetuneOptimWrapper
-from xtuner.engine.runner import FinetuneRunner, TrainLoop, ValLoop
-from xtuner.entry_point import main
+from tests.engine.toy import ToyModel, ToyRows, collate, make_runner, metrics, weights
 from xtuner.utils.errors import UserError
-
-
-def make_runner(
-    folder: Path,
-    *,
-    batch_size: int = 1,
-    accumulative_counts: int = 1,
-    rows: int = 8,
-    poison: int | None = None,
-    hooks: list | None = None,
-    shuffle: bool = False,
-    validate: bool = False,
-    launcher: str = "none",
-    optimizer: type = torch.optim.SGD,
-    lr: float = 0.1,
-    schedule: list | None = None,
-    **loop,
-) -> FinetuneRunner:
-    loader = dict(
-        batch_size=batch_size,
-        num_workers=0,
-        dataset=dict(type=ToyRows, rows=rows),
-        sampler=dict(type=DefaultSampler, shuffle=shuffle),
-        collate_fn=collate,
-    )
-    validation = dict(val_dataloader=dict(loader), val_cfg=dict(type=ValLoop), val_evaluator=[])
-    return FinetuneRunner(
-        model=dict(type=ToyModel, poison=poison),
-        work_dir=str(folder),
-        train_dataloader=loader,
-        train_cfg=dict(type=TrainLoop, **(loop or dict(max_epochs=1))),
-        optim_wrapper=dict(
-            type=FinetuneOptimWrapper,
-            optimizer=dict(type=optimizer, lr=lr),
-            accumulative_counts=accumulative_counts,
-        ),
-        param_scheduler=schedule,
-        default_hooks=dict(checkpoint=None, logger=None),
-        custom_hooks=hooks or [],
-        randomness=dict(seed=0),
-        launcher=launcher,
-        env_cfg=dict(dist_cfg=dict(backend="gloo")),
-        experiment_name=f"{folder.name}_{time.monotonic_ns()}",
-        **(validation if validate else {}),
-    )
-
-
-def weights(runner: FinetuneRunner) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in runner.model.parameters()])
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_batch_and_accumulation_train_the_same(tmp_path):
@@ -229,116 +169,3 @@ def test_a_bad_step_can_be_taken_all_the_same(tmp_path):
     runner = make_runner(tmp_path, poison=poisoned_row(), on_bad_loss="continue", max_epochs=1)
     runner.train()
     assert not torch.isfinite(weights(runner)).all()
-
-
-class Fails(Hook):
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        raise RuntimeError("out of ink")
-
-
-class FailsToSave(Fails):
-    essential = True
-
-
-def test_a_failing_hook_says_so_and_training_goes_on(tmp_path, capsys):
-    runner = make_runner(tmp_path, hooks=[Fails()])
-    runner.train()
-    assert runner.iter == 8
-    assert "Fails.before_train_iter failed (RuntimeError: out of ink)" in capsys.readouterr().out
-
-
-class FailsHereOnly(Hook):
-    """As a hook that exchanges something with other ranks would fail on one of them."""
-
-    def after_train_iter(self, runner, **kwargs):
-        raise ValueError("here only")
-
-
-class FailsAlone(FailsHereOnly):
-    local = True
-
-
-def test_with_several_processes_a_failing_hook_ends_the_training(tmp_path, monkeypatch, capsys):
-    """The others may be waiting for this one within the hook; a local hook keeps none waiting."""
-    monkeypatch.setattr("xtuner.engine.runner.finetune_runner.get_world_size", lambda: 2)
-    runner = make_runner(tmp_path / "one", hooks=[FailsHereOnly()])
-    with pytest.raises(UserError, match=r"FailsHereOnly.after_train_iter failed on rank 0 .*here"):
-        runner.train()
-    runner = make_runner(tmp_path / "other", hooks=[FailsAlone()])
-    runner.train()
-    assert runner.iter == 8
-
-
-def test_a_failing_hook_that_matters_ends_the_training(tmp_path):
-    with pytest.raises(RuntimeError, match="out of ink"):
-        make_runner(tmp_path, hooks=[FailsToSave()]).train()
-
-
-def test_validation_weighs_by_tokens_and_repeats(tmp_path):
-    runner = make_runner(tmp_path, validate=True, val_interval=4, max_epochs=1, lr=0.0)
-    runner.train()
-    lines = [line for line in metrics(tmp_path) if "val/loss" in line]
-    assert [line["iter"] for line in lines] == [4, 8]
-    rows = ToyRows()
-    expected = float(ToyModel()(**collate(rows.rows), mode="loss")["loss"])
-    for line in lines:
-        assert line["val/loss"] == pytest.approx(expected, abs=1e-5)
-        assert line["val/perplexity"] == pytest.approx(2.718281828**expected, rel=1e-4)
-
-
-def two_ranks(rank: int, folder: str, port: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    runner = make_runner(
-        Path(folder),
-        accumulative_counts=2,
-        launcher="pytorch",
-        validate=True,
-        val_interval=4,
-        max_epochs=1,
-    )
-    runner.train()
-    torch.save(weights(runner), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_equal_one_on_the_same_rows(tmp_path):
-    two, one = tmp_path / "two", tmp_path / "one"
-    two.mkdir()
-    port = 20000 + os.getpid() % 9000
-    torch.multiprocessing.spawn(two_ranks, args=(str(two), port), nprocs=2)
-    runner = make_runner(one, accumulative_counts=4, validate=True, val_interval=8, max_epochs=1)
-    runner.train()
-    for rank in range(2):
-        theirs = torch.load(two / f"rank{rank}.pt", weights_only=True)
-        torch.testing.assert_close(theirs, weights(runner), rtol=0, atol=1e-6)
-    for name in ("loss", "val/loss"):
-        ours = [line[name] for line in metrics(one) if name in line]
-        assert [line[name] for line in metrics(two) if name in line] == pytest.approx(ours)
-
-
-def test_the_command_trains_a_published_style_config(tmp_path, capsys):
-    config = write_config(tmp_path)
-    out = tmp_path / "out"
-    status = main(["train", str(config), "--work-dir", str(out), "--cfg-options", "max_epochs=2"])
-    shown = capsys.readouterr().out
-    assert status == 0
-    assert "optim_wrapper.dtype=float16 does not run on this machine" in shown
-    assert "8 optimizer steps, 16 micro-batches, 2 epochs" in shown
-    assert re.search(r"step 8/8 loss \d", shown)
-    assert f"xtuner convert pth_to_hf {out}/toy_config.py {out}/iter_16.pth {out}/hf" in shown
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "iter_16.pth").exists()
-    assert "max_epochs = 2" in (out / "toy_config.py").read_text()
-    assert main(["train", str(out / "toy_config.py"), "--work-dir", str(tmp_path / "again")]) == 0
-
-    def losses(folder):
-        return [line["loss"] for line in metrics(folder)]
-
-    assert losses(tmp_path / "again") == losses(out)

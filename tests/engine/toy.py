@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
 from torch.utils.data import Dataset
+
+from xtuner.engine.optim import FinetuneOptimWrapper
+from xtuner.engine.runner import FinetuneRunner, TrainLoop, ValLoop
 
 IGNORED = -100
 VOCABULARY = 32
@@ -171,3 +177,56 @@ class Frozen(ToyModel):
 
 def leave_a_note(path: str, text: str) -> None:
     Path(path).write_text(text)
+
+
+def make_runner(
+    folder: Path,
+    *,
+    batch_size: int = 1,
+    accumulative_counts: int = 1,
+    rows: int = 8,
+    poison: int | None = None,
+    hooks: list | None = None,
+    shuffle: bool = False,
+    validate: bool = False,
+    launcher: str = "none",
+    optimizer: type = torch.optim.SGD,
+    lr: float = 0.1,
+    schedule: list | None = None,
+    **loop,
+) -> FinetuneRunner:
+    loader = dict(
+        batch_size=batch_size,
+        num_workers=0,
+        dataset=dict(type=ToyRows, rows=rows),
+        sampler=dict(type=DefaultSampler, shuffle=shuffle),
+        collate_fn=collate,
+    )
+    validation = dict(val_dataloader=dict(loader), val_cfg=dict(type=ValLoop), val_evaluator=[])
+    return FinetuneRunner(
+        model=dict(type=ToyModel, poison=poison),
+        work_dir=str(folder),
+        train_dataloader=loader,
+        train_cfg=dict(type=TrainLoop, **(loop or dict(max_epochs=1))),
+        optim_wrapper=dict(
+            type=FinetuneOptimWrapper,
+            optimizer=dict(type=optimizer, lr=lr),
+            accumulative_counts=accumulative_counts,
+        ),
+        param_scheduler=schedule,
+        default_hooks=dict(checkpoint=None, logger=None),
+        custom_hooks=hooks or [],
+        randomness=dict(seed=0),
+        launcher=launcher,
+        env_cfg=dict(dist_cfg=dict(backend="gloo")),
+        experiment_name=f"{folder.name}_{time.monotonic_ns()}",
+        **(validation if validate else {}),
+    )
+
+
+def weights(runner: FinetuneRunner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in runner.model.parameters()])
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Groups of ranks read the same samples; groups together read all of them."""
+"""Sequence parallelism by its published names, and models that cannot share rows."""
 
 import pytest
 import torch
@@ -7,11 +7,10 @@ from mmengine.dataset import DefaultSampler
 
 from tests.parallel.workers import together
 from xtuner import parallel
-from xtuner.dataset.samplers import InternRepoSampler, LengthGroupedSampler
 from xtuner.model import loading
 from xtuner.model.modules import attention, sequence_parallel
 from xtuner.parallel import sequence
-from xtuner.parallel.sequence import SequenceParallelSampler, groups, init_sequence_parallel
+from xtuner.parallel.sequence import SequenceParallelSampler, init_sequence_parallel
 from xtuner.utils.errors import UserError
 
 
@@ -24,6 +23,8 @@ def test_alone_it_is_mmengines_sampler():
 
 
 ORIGINAL = 24  # tokens; rows are longer, half of a row is not
+
+
 LONGROPE = {
     "rope_parameters": {
         "rope_type": "longrope",
@@ -35,45 +36,12 @@ LONGROPE = {
     },
     "original_max_position_embeddings": ORIGINAL,
 }
+
+
 DYNAMIC = {
     "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
     "max_position_embeddings": ORIGINAL,
 }
-
-
-class Lengths:
-    """What LengthGroupedSampler looks at."""
-
-    length = [5, 9, 2, 7, 3, 8, 4]
-
-    def __len__(self):
-        return len(self.length)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: SequenceParallelSampler(range(7), seed=0),
-        lambda: InternRepoSampler(range(7)),
-        lambda: LengthGroupedSampler(Lengths(), 1, seed=0),
-    ],
-)
-def test_groups_share_and_cover(monkeypatch, make):
-    orders = []
-    monkeypatch.setattr(groups, "_layout", groups._Layout(size=2))
-    for rank in range(4):
-        monkeypatch.setattr(groups, "get_dist_info", lambda rank=rank: (rank, 4))
-        sampler = make()
-        orders.append(list(sampler))
-        assert len(sampler) == len(orders[-1]) == 4
-    assert orders[0] == orders[1]
-    assert orders[2] == orders[3]
-    assert set(orders[0]) | set(orders[2]) == set(range(7))
-
-
-def test_a_size_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="does not divide the number of processes, 1"):
-        init_sequence_parallel(2)
 
 
 NAMES = [

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 
-from tests.engine.test_loops import make_runner
+from tests.engine.toy import make_runner
 from xtuner.reporting.summary import count_parameters, next_steps, template_name
 from xtuner.utils import PROMPT_TEMPLATE
 

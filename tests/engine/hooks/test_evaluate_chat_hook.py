@@ -1,0 +1,116 @@
+"""Sample answers while training: when they are asked for, with which prompt, and where they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+
+from tests.engine.toy import IGNORED, make_runner
+from tests.helpers.tiny import make_model
+from xtuner.engine.hooks import (
+    EvaluateChatHook,
+)
+from xtuner.utils import PROMPT_TEMPLATE
+from xtuner.utils.errors import UserError
+
+
+class TinyChat(BaseModel):
+    """A real language model that keeps the engine's contract."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.llm = make_model("llama")
+
+    def num_items(self, data):
+        return {"tokens": int((data["labels"] != IGNORED).sum())}
+
+    def forward(self, data, data_samples=None, mode="loss", num_items_in_batch=None):
+        logits = self.llm(input_ids=data["input_ids"]).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), data["labels"].flatten(), reduction="sum"
+        )
+        return {"loss": loss / num_items_in_batch["tokens"]}
+
+
+def run_with(folder: Path, *hooks, **settings):
+    runner = make_runner(folder, hooks=list(hooks), **settings)
+    runner.model = TinyChat()
+    runner.train()
+    return runner
+
+
+def answers(runner) -> dict[str, str]:
+    folder = Path(runner.log_dir) / "vis_data"
+    return {file.name: file.read_text() for file in sorted(folder.glob("eval_outputs_*.txt"))}
+
+
+def chat_hook(tokenizer, **settings) -> EvaluateChatHook:
+    chosen = dict(evaluation_inputs=["What is this?"], max_new_tokens=4)
+    return EvaluateChatHook(tokenizer=tokenizer, **(chosen | settings))
+
+
+def test_it_asks_before_in_between_and_after(tmp_path, tokenizer, capsys):
+    hook = chat_hook(
+        tokenizer, prompt_template=PROMPT_TEMPLATE.internlm2_chat, every_n_iters=3, system="Be {x}."
+    )
+    runner = run_with(tmp_path, hook, accumulative_counts=2)
+    assert list(answers(runner)) == [
+        "eval_outputs_iter_0.txt",
+        "eval_outputs_iter_3.txt",  # asked for at 3, served at the end of the step: iter 3 is done
+        "eval_outputs_iter_5.txt",
+        "eval_outputs_iter_8.txt",
+    ]
+    text = answers(runner)["eval_outputs_iter_8.txt"]
+    assert "Be {x}." in text
+    assert "What is this?" in text
+    assert text.startswith("<s>")
+    assert capsys.readouterr().out.count("Sample output:") == 4
+    assert runner.model.training
+
+
+def test_the_prompt_is_the_one_of_training(tokenizer):
+    hook = chat_hook(tokenizer, prompt_template="internlm2_chat", system='{"a": 1} {input}')
+    assert tokenizer.decode(hook.prompt("Hello {round}")) == (
+        '<s><|im_start|>system\n{"a": 1} {input}<|im_end|>\n'
+        "<|im_start|>user\nHello {round}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_the_tokenizers_own_template(tokenizer):
+    hook = chat_hook(tokenizer, prompt_template=PROMPT_TEMPLATE.auto, system="S")
+    assert tokenizer.decode(hook.prompt("Q")) == (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_asking_leaves_the_training_as_it_is(tmp_path, tokenizer):
+    asked = run_with(
+        tmp_path / "asked",
+        chat_hook(tokenizer, every_n_iters=1, generation_kwargs=dict(do_sample=True)),
+    )
+    silent = run_with(tmp_path / "silent")
+    ours, theirs = asked.model.state_dict(), silent.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_hooks_share_no_stop_words(tokenizer):
+    one, other = chat_hook(tokenizer), chat_hook(tokenizer)
+    one.stop_words.append("X")
+    assert other.stop_words == []
+
+
+def test_a_stop_word_of_several_tokens_ends_an_answer(tokenizer):
+    settings = chat_hook(tokenizer, stop_word="<eoa> and more")._settings(5)
+    assert settings["stop_strings"] == ["<eoa> and more"]
+    assert settings["eos_token_id"] == [tokenizer.eos_token_id]
+
+
+def test_mistakes_in_its_settings_are_named(tokenizer):
+    with pytest.raises(UserError, match="no prompt template 'internlm9'"):
+        chat_hook(tokenizer, prompt_template="internlm9")
+    with pytest.raises(UserError, match="2 evaluation_images for 1"):
+        chat_hook(tokenizer, evaluation_images=["a.png", "b.png"])
