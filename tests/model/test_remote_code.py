@@ -102,7 +102,8 @@ def test_code_runs_only_where_the_config_says_so(folder, capsys):
         build(folder)
     assert "trust_remote_code=True" in str(refused.value.hint)
     build(folder, trust_remote_code=True)
-    assert "modeling_own.OwnForCausalLM" in capsys.readouterr().out
+    shown = capsys.readouterr().err
+    assert f"{folder}/modeling_own.py (modeling_own.OwnForCausalLM)" in shown
 
 
 def test_its_buffers_are_what_its_code_computes(folder):

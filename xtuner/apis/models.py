@@ -11,29 +11,46 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
-def build_model(model_name_or_path: str, return_tokenizer: bool = True, **settings: object) -> Any:
+def build_model(
+    model_name_or_path: str,
+    return_tokenizer: bool = True,
+    *,
+    trust_remote_code: bool = False,
+    **settings: object,
+) -> Any:
     """Load a language model for full training.
 
     Args:
         model_name_or_path: a folder or a hub name.
         return_tokenizer: whether to return the tokenizer as well.
+        trust_remote_code: whether code of the folder may run, where no class is known here.
         settings: further keyword arguments of ``AutoModelForCausalLM.from_pretrained``.
 
     Returns:
         ``(model, tokenizer)``, or the model alone.
     """
+    from xtuner.model.remote_code import IN_CONFIG, load_pretrained
     from xtuner.model.transformers_models.auto import AutoModelForCausalLM
 
-    settings.setdefault("trust_remote_code", True)
-    model: Any = AutoModelForCausalLM.from_pretrained(model_name_or_path, **settings)
+    model: Any = load_pretrained(
+        AutoModelForCausalLM,
+        model_name_or_path,
+        trusted=trust_remote_code,
+        consent=IN_CONFIG,
+        **settings,
+    )
     model.config.use_cache = False
-    return (model, _tokenizer(model_name_or_path)) if return_tokenizer else model
+    if not return_tokenizer:
+        return model
+    return model, _tokenizer(model_name_or_path, trust_remote_code)
 
 
 def build_lora_model(
     model_name_or_path: str,
     lora_config: LoraConfig | None = None,
     return_tokenizer: bool = True,
+    *,
+    trust_remote_code: bool = False,
     **settings: object,
 ) -> Any:
     """Load a language model in bfloat16 and add a LoRA adapter.
@@ -42,6 +59,7 @@ def build_lora_model(
         model_name_or_path: a folder or a hub name.
         lora_config: a ``peft.LoraConfig``; rank 64 on all linear layers when None.
         return_tokenizer: whether to return the tokenizer as well.
+        trust_remote_code: whether code of the folder may run, where no class is known here.
         settings: further keyword arguments of ``AutoModelForCausalLM.from_pretrained``.
 
     Returns:
@@ -51,10 +69,12 @@ def build_lora_model(
     from peft import get_peft_model
 
     settings.setdefault("dtype", torch.bfloat16)
-    model = build_model(model_name_or_path, return_tokenizer=False, **settings)
+    model = build_model(model_name_or_path, False, trust_remote_code=trust_remote_code, **settings)
     model.enable_input_require_grads()
     model = get_peft_model(model, lora_config or _default_lora())
-    return (model, _tokenizer(model_name_or_path)) if return_tokenizer else model
+    if not return_tokenizer:
+        return model
+    return model, _tokenizer(model_name_or_path, trust_remote_code)
 
 
 def build_qlora_model(
@@ -62,6 +82,8 @@ def build_qlora_model(
     quantization_config: BitsAndBytesConfig | None = None,
     lora_config: LoraConfig | None = None,
     return_tokenizer: bool = True,
+    *,
+    trust_remote_code: bool = False,
     **settings: object,
 ) -> Any:
     """Load a language model in 4 bits and add a LoRA adapter.
@@ -71,6 +93,7 @@ def build_qlora_model(
         quantization_config: a ``BitsAndBytesConfig``; NF4, doubly quantised, when None.
         lora_config: a ``peft.LoraConfig``; rank 64 on all linear layers when None.
         return_tokenizer: whether to return the tokenizer as well.
+        trust_remote_code: whether code of the folder may run, where no class is known here.
         settings: further keyword arguments of ``AutoModelForCausalLM.from_pretrained``.
 
     Returns:
@@ -95,6 +118,7 @@ def build_qlora_model(
     model = build_model(
         model_name_or_path,
         return_tokenizer=False,
+        trust_remote_code=trust_remote_code,
         quantization_config=quantization_config,
         **settings,
     )
@@ -103,7 +127,9 @@ def build_qlora_model(
     model.enable_input_require_grads()
     enable_activation_checkpointing(model)
     model = get_peft_model(model, lora_config or _default_lora())
-    return (model, _tokenizer(model_name_or_path)) if return_tokenizer else model
+    if not return_tokenizer:
+        return model
+    return model, _tokenizer(model_name_or_path, trust_remote_code)
 
 
 def _default_lora() -> Any:
@@ -119,9 +145,14 @@ def _default_lora() -> Any:
     )
 
 
-def _tokenizer(model_name_or_path: str) -> Any:
+def _tokenizer(model_name_or_path: str, trusted: bool) -> Any:
+    from xtuner.model.remote_code import IN_CONFIG, load_pretrained
     from xtuner.model.transformers_models.auto import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        model_name_or_path, trust_remote_code=True, padding_side="right"
+    return load_pretrained(
+        AutoTokenizer,
+        model_name_or_path,
+        trusted=trusted,
+        consent=IN_CONFIG,
+        padding_side="right",
     )

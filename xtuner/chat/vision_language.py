@@ -96,7 +96,12 @@ class ImagePrompt(ChatPrompt):
 
 
 def build_vision_language_model(
-    llm: PreTrainedModel, llava: Path, visual_encoder: str | None, visual_select_layer: int
+    llm: PreTrainedModel,
+    llava: Path,
+    visual_encoder: str | None,
+    visual_select_layer: int,
+    *,
+    trust_remote_code: bool = False,
 ) -> VisionLanguageModel:
     """Assemble a LLaVA model from the parts that ``convert pth_to_hf`` wrote.
 
@@ -106,6 +111,7 @@ def build_vision_language_model(
             ``visual_encoder_adapter/``.
         visual_encoder: folder or hub name; None for the one in ``llava``.
         visual_select_layer: index of the hidden states that the projector reads.
+        trust_remote_code: whether code of the folders may run.
 
     Raises:
         UserError: when a part is missing.
@@ -114,6 +120,7 @@ def build_vision_language_model(
 
     from xtuner.model.llava import LLaVAModel
     from xtuner.model.modules.projector import ProjectorModel
+    from xtuner.model.remote_code import load_pretrained
 
     own = llava / "visual_encoder"
     place = str(own) if own.is_dir() else visual_encoder
@@ -123,7 +130,7 @@ def build_vision_language_model(
             hint="--visual-encoder openai/clip-vit-large-patch14-336",
             where=Where(str(llava)),
         )
-    encoder = _visual_encoder(place, llm.dtype)
+    encoder = _visual_encoder(place, llm.dtype, trust_remote_code)
     if (llava / "visual_encoder_adapter").is_dir():
         from peft import PeftModel
 
@@ -141,7 +148,9 @@ def build_vision_language_model(
     model.projector.to(llm.device)
     model.llm.config.use_cache = True
     try:
-        processor = AutoImageProcessor.from_pretrained(visual_encoder or place)
+        processor = load_pretrained(
+            AutoImageProcessor, visual_encoder or place, trusted=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             tr("there is no image processor"),
@@ -151,14 +160,15 @@ def build_vision_language_model(
     return VisionLanguageModel(model.eval(), processor)
 
 
-def _visual_encoder(place: str, dtype: torch.dtype) -> Any:
+def _visual_encoder(place: str, dtype: torch.dtype, trusted: bool) -> Any:
     """Load the visual part of a model by the class of its config (CLIPVisionModel, ...)."""
     from transformers import MODEL_MAPPING
 
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = load_pretrained(AutoConfig, place, trusted=trusted)
         loader: Any = MODEL_MAPPING[type(getattr(config, "vision_config", config))]
         return loader.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:

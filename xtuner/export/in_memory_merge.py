@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 def merge_in_memory(
-    base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None, device: str, is_clip: bool
+    base: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: str,
+    is_clip: bool,
+    trust_remote_code: bool = False,
 ) -> None:
     """Merge by peft's ``merge_and_unload`` and save by transformers.
 
@@ -31,10 +38,11 @@ def merge_in_memory(
         dtype: of the result; the base's own when None (bfloat16 where it was quantised).
         device: ``cpu`` or ``cuda``.
         is_clip: whether base and adapter are a CLIP vision model's.
+        trust_remote_code: whether code of the base's folder may run.
     """
     from peft import PeftModel
 
-    model = load_base(base, dtype, device, is_clip=is_clip)
+    model = load_base(base, dtype, device, is_clip=is_clip, trust_remote_code=trust_remote_code)
     try:
         wrapped = PeftModel.from_pretrained(model, str(adapter))
         _check_tied(wrapped, adapter)
@@ -78,7 +86,12 @@ def _check_tied(model: PeftModel, adapter: Path) -> None:
 
 
 def load_base(
-    base: Path, dtype: torch.dtype | None, device: str, *, is_clip: bool
+    base: Path,
+    dtype: torch.dtype | None,
+    device: str,
+    *,
+    is_clip: bool,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a base model; a quantised one is dequantised, with a message.
 
@@ -87,9 +100,11 @@ def load_base(
         dtype: of the weights; the model's own when None (bfloat16 where it was quantised).
         device: ``cpu`` or ``cuda``.
         is_clip: whether it is a CLIP vision model.
+        trust_remote_code: whether code of the folder may run.
     """
     from transformers import CLIPVisionModel
 
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import AutoModelForCausalLM
 
     quantised = "quantization_config" in read_json(base / "config.json")
@@ -100,8 +115,12 @@ def load_base(
     if quantised:
         require("bitsandbytes", extra="quant", purpose=tr("a quantised base"))
         print(tr("the base is quantised: it is dequantised first"))
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype or "auto", device_map=device, trust_remote_code=True
+    model: Any = load_pretrained(
+        AutoModelForCausalLM,
+        base,
+        trusted=trust_remote_code,
+        dtype=dtype or "auto",
+        device_map=device,
     )
     if quantised:
         model = model.dequantize()

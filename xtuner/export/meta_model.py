@@ -17,7 +17,7 @@ from xtuner.export.model_folder import find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from xtuner.model.remote_code import find_source
+from xtuner.model.remote_code import resolve_trust
 
 # Arguments of from_pretrained that are not settings of a model's config.
 _LOADING_ONLY = (
@@ -71,8 +71,7 @@ def _meta_loader(owner: type[PreTrainedModel]) -> Callable[..., Any]:
         path = str(pretrained_model_name_or_path)
         for name in _LOADING_ONLY:
             settings.pop(name, None)
-        source = find_source(owner, path, trusted=trust_remote_code)
-        trusted = trust_remote_code and source is not None and source.is_remote
+        trusted = resolve_trust(owner, path, trusted=trust_remote_code)
         config = settings.pop("config", None) or AutoConfig.from_pretrained(
             find_model(path), trust_remote_code=trusted, **settings
         )

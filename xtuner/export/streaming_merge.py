@@ -119,7 +119,12 @@ class StreamingMerge:
 
 
 def prepare_streaming_merge(
-    base: Weights, adapter: Path, dtype: torch.dtype | None, device: str
+    base: Weights,
+    adapter: Path,
+    dtype: torch.dtype | None,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
 ) -> StreamingMerge:
     """Attach an adapter to a base model on the meta device.
 
@@ -128,6 +133,7 @@ def prepare_streaming_merge(
         adapter: the adapter's folder.
         dtype: of the merged floating-point tensors; the base's own when None.
         device: where layers are merged: ``cpu`` or ``cuda``.
+        trust_remote_code: whether code of the base's folder may run.
 
     Raises:
         CannotStream: when the full model is needed.
@@ -143,7 +149,7 @@ def prepare_streaming_merge(
         raise CannotStream(tr("adapters with target_parameters"))
     if _initialization_of(config).startswith(_NOT_REPEATABLE):
         raise CannotStream(tr("adapters with a data-driven initialization"))
-    model = _build_meta_base(base.path, config.task_type, adapter)
+    model = _build_meta_base(base.path, config.task_type, adapter, trust_remote_code)
     vocab_size = model.config.vocab_size
     rename = _names_in(base, model)
     _check_names(model, base, rename)
@@ -173,25 +179,29 @@ def prepare_streaming_merge(
     return merge
 
 
-def _build_meta_base(base: Path, task_type: str | None, adapter: Path) -> PreTrainedModel:
+def _build_meta_base(
+    base: Path, task_type: str | None, adapter: Path, trusted: bool
+) -> PreTrainedModel:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
+    from xtuner.model.remote_code import IN_COMMAND, resolve_trust
     from xtuner.model.transformers_models.auto import (
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
     )
 
-    config = AutoConfig.from_pretrained(base, trust_remote_code=True)
+    is_classifier = str(getattr(task_type, "value", task_type)) == "SEQ_CLS"
+    kind: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    remote = resolve_trust(kind, str(base), trusted=trusted, consent=IN_COMMAND)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=remote)
     if getattr(config, "quantization_config", None) is not None:
         raise CannotStream(tr("quantised base models"))
-    kind: Any = AutoModelForCausalLM
-    if str(getattr(task_type, "value", task_type)) == "SEQ_CLS":
-        kind = AutoModelForSequenceClassification
+    if is_classifier:
         config.num_labels = _labels_of(adapter)
     with torch.device("meta"):
-        model = kind.from_config(config, trust_remote_code=True)
+        model = kind.from_config(config, trust_remote_code=remote)
     conversions = get_model_conversion_mapping(model, add_legacy=False)
     if [entry for entry in conversions if not isinstance(entry, PrefixChange)]:
         raise CannotStream(tr("models whose weights transformers converts on loading"))

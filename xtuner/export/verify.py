@@ -131,7 +131,11 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_with_transformers(
-    folder: Path, *, classifier: bool = False, num_labels: int | None = None
+    folder: Path,
+    *,
+    classifier: bool = False,
+    num_labels: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Load a model with transformers alone, in fp32.
 
@@ -139,15 +143,17 @@ def load_with_transformers(
         folder: the model.
         classifier: as a sequence classifier.
         num_labels: of a classifier, where its config does not say.
+        trust_remote_code: whether code of the folder may run.
     """
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
     )
 
     kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    settings = {"num_labels": num_labels} if classifier and num_labels else {}
-    return kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, **settings)
+    settings: dict[str, Any] = {"num_labels": num_labels} if classifier and num_labels else {}
+    return load_pretrained(kind, folder, trusted=trust_remote_code, dtype=torch.float32, **settings)
 
 
 def load_with_peft(llm: Mapping[str, Any], folder: Path, *, classifier: bool = False) -> Any:

@@ -184,22 +184,23 @@ def _targets(lora: object) -> Any:
 
 def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any, Any]:
     """The whole model and its tokenizer."""
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-    from xtuner.model.transformers_models.auto import AutoConfig, AutoModel, AutoTokenizer
+    from xtuner.model.remote_code import IN_CONFIG, load_pretrained
+    from xtuner.model.transformers_models.auto import AutoModel, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(model_path)
-    if config.model_type != MODEL_TYPE:
+    config, _ = PreTrainedConfig.get_config_dict(model_path)
+    if config.get("model_type") != MODEL_TYPE:
         raise UserError(
             tr(
                 "this is a {found}, no InternVL model of type {wanted}",
-                found=config.model_type,
+                found=config.get("model_type"),
                 wanted=MODEL_TYPE,
             ),
             hint=tr("give an InternVL 1.5 or 2 such as OpenGVLab/InternVL2-2B."),
             where=Where(model_path, key="model.model_path"),
         )
-    settings: dict[str, Any] = {"dtype": torch.bfloat16}
+    settings: dict[str, Any] = {"dtype": torch.bfloat16, "trust_remote_code": False}
     settings["attn_implementation"] = attention.register()
     if quantise_vit or quantise_llm:
         kept = ["mlp1", "lm_head", "output"]
@@ -214,7 +215,8 @@ def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any,
         )
     whole: Any = AutoModel.from_pretrained(model_path, **settings)
     keep_4bit_layout(whole)
-    return whole, AutoTokenizer.from_pretrained(model_path)
+    tokenizer = load_pretrained(AutoTokenizer, model_path, trusted=False, consent=IN_CONFIG)
+    return whole, tokenizer
 
 
 def _folder_of(model_path: str) -> Path:

@@ -116,8 +116,8 @@ def _source(settings: dict[str, Any]) -> ModelSource | None:
         return None
     trusted = bool(settings.get("trust_remote_code"))
     source = find_source(loader, str(name_or_path), trusted=trusted)
-    if source is not None and not source.is_remote and trusted:
-        settings["trust_remote_code"] = False
+    if trusted:
+        settings["trust_remote_code"] = source is None or source.is_remote
     return source
 
 

@@ -203,7 +203,9 @@ class RewardModel(FinetuneModel):
             config.auto_map = AUTO_MAPS[architecture]
             config.reward_token_id = self.reward_token_id
         with torch.device("meta"):
-            classifier: Any = AutoModelForSequenceClassification.from_config(config)
+            classifier: Any = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=False
+            )
         prefix = f"{classifier.base_model_prefix}."
         inner = self.llm.base_model.state_dict()
         weights = {f"{prefix}{name}": _plain(value, dtype) for name, value in inner.items()}

@@ -33,6 +33,15 @@ def add_dtype(parser: argparse._ActionsContainer, help_text: str, flag: str = "-
     parser.add_argument(flag, choices=("auto", *SHORT_NAMES), default="auto", help=help_text)
 
 
+def add_trust_remote_code(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--trust-remote-code``; without it no code of a model folder runs."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help=tr("run code of the model folder where neither transformers nor XTuner has its class"),
+    )
+
+
 def add_max_shard_size(parser: argparse.ArgumentParser) -> None:
     """Declare ``--max-shard-size``, of the files that weights are written to."""
     parser.add_argument(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.tools.arguments import add_dtype
+from xtuner.tools.arguments import add_dtype, add_trust_remote_code
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lagent", action="store_true", help=tr("ReAct agent"))
     parser.add_argument("--stop-words", nargs="+", default=[], help=tr("additional stop words"))
     parser.add_argument("--offload-folder", help=tr("folder for weights that do not fit in memory"))
+    add_trust_remote_code(parser)
     _add_sampling(parser)
 
 
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
             hint="xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE",
         )
     if is_reward_model(folder, adapter):
-        run_reward_chat(folder, adapter, args.torch_dtype)
+        run_reward_chat(folder, adapter, args.torch_dtype, trust_remote_code=args.trust_remote_code)
         return 0
     import torch
 
@@ -161,6 +162,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         dtype=args.torch_dtype,
         bits=args.bits,
         offload_folder=args.offload_folder,
+        trust_remote_code=args.trust_remote_code,
     )
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
     if _is_internvl(folder):
@@ -220,7 +222,11 @@ def _llava(llm: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, Callabl
     from xtuner.dataset.images import load_image
 
     model = build_vision_language_model(
-        llm, Path(args.llava), args.visual_encoder, args.visual_select_layer
+        llm,
+        Path(args.llava),
+        args.visual_encoder,
+        args.visual_select_layer,
+        trust_remote_code=args.trust_remote_code,
     )
     model.set_image(_image(args.image, load_image))
     return model, ImagePrompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from xtuner.utils.errors import UserError, require
+from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 
 
@@ -21,6 +21,7 @@ def run_agent_chat(args: argparse.Namespace) -> int:
             tr("the agent's search needs a key."),
             hint=tr("get one at https://serper.dev and set SERPER_API_KEY."),
         )
+    _check_code(args)
     from lagent.actions import ActionExecutor, GoogleSearch
     from lagent.agents import ReAct
     from lagent.llms import HFTransformerCasualLM
@@ -41,3 +42,15 @@ def run_agent_chat(args: argparse.Namespace) -> int:
             return 0
         if question:
             print("assistant:", getattr(agent.chat(question), "response", ""))
+
+
+def _check_code(args: argparse.Namespace) -> None:
+    """Refuse a model whose code Lagent would run, as it trusts every folder."""
+    from xtuner.model.remote_code import IN_COMMAND, has_code
+
+    if not args.trust_remote_code and has_code(args.model_name_or_path):
+        raise UserError(
+            tr("Lagent runs the code that this model brings."),
+            hint=tr("if you trust it, add {consent}", consent=IN_COMMAND),
+            where=Where(args.model_name_or_path),
+        )

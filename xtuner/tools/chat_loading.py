@@ -50,6 +50,7 @@ def load_for_chat(
     dtype: str = "auto",
     bits: int | None = None,
     offload_folder: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer, on the GPU where there is one.
 
@@ -59,6 +60,7 @@ def load_for_chat(
         dtype: ``auto`` (the model's own), ``fp16``, ``bf16`` or ``fp32``.
         bits: 4 (NF4, double quantisation) or 8 (int8).
         offload_folder: where weights go that fit neither GPU nor memory.
+        trust_remote_code: whether code of the folders may run.
 
     Returns:
         The model, ready to generate, and the tokenizer: the adapter's own where it has one.
@@ -66,6 +68,7 @@ def load_for_chat(
     import torch
     from transformers.utils import logging
 
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import AutoModelForCausalLM, AutoTokenizer
 
     logging.set_verbosity_error()
@@ -73,23 +76,23 @@ def load_for_chat(
     settings: dict[str, Any] = {
         "dtype": dtype if dtype == "auto" else torch_dtype(dtype),
         "device_map": "auto" if torch.cuda.is_available() else "cpu",
-        "trust_remote_code": True,
     }
     if offload_folder:
         settings["offload_folder"] = offload_folder
     if bits:
         settings["quantization_config"] = _quantisation(bits)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, **settings)
+        model: Any = load_pretrained(
+            AutoModelForCausalLM, folder, trusted=trust_remote_code, **settings
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             tr("the model cannot be loaded: {error}", error=error),
             where=Where(str(folder)),
         ) from error
     has_own = adapter_folder is not None and any(adapter_folder.glob("tokenizer*"))
-    tokenizer = AutoTokenizer.from_pretrained(
-        adapter_folder if has_own else folder, trust_remote_code=True
-    )
+    place = adapter_folder if has_own and adapter_folder is not None else folder
+    tokenizer = load_pretrained(AutoTokenizer, place, trusted=trust_remote_code)
     if adapter_folder is not None:
         model = _with_adapter(model, folder, adapter_folder)
     return model.eval(), tokenizer

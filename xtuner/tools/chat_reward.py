@@ -25,15 +25,22 @@ def is_reward_model(folder: Path, adapter: Path | None) -> bool:
     return str(names[0]).endswith(("ForSequenceClassification", "ForRewardModel"))
 
 
-def run_reward_chat(folder: Path, adapter: Path | None, dtype: str = "auto") -> None:
+def run_reward_chat(
+    folder: Path,
+    adapter: Path | None,
+    dtype: str = "auto",
+    *,
+    trust_remote_code: bool = False,
+) -> None:
     """Read question and answer in turns and print rewards, until ``exit`` or the end of the input.
 
     Args:
         folder: the model's folder.
         adapter: the adapter's, if there is one.
         dtype: as ``--torch-dtype``.
+        trust_remote_code: whether code of the folders may run.
     """
-    model, tokenizer = _load(folder, adapter, dtype)
+    model, tokenizer = _load(folder, adapter, dtype, trust_remote_code)
     file = (adapter or folder) / REWARD_FILE
     token = read_json(file).get("reward_token_id") if file.is_file() else None
     shown = sys.stdin.isatty()
@@ -77,10 +84,11 @@ def score(
     return float(logits[0, 0])
 
 
-def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
+def _load(folder: Path, adapter: Path | None, dtype: str, trusted: bool) -> tuple[Any, Any]:
     import torch
 
     from xtuner.export.verify import quiet_transformers
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -90,12 +98,13 @@ def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
     loader: Any = AutoModelForSequenceClassification
     try:
         with quiet_transformers():
-            model = loader.from_pretrained(
+            model = load_pretrained(
+                loader,
                 folder,
+                trusted=trusted,
                 num_labels=1,
                 dtype=dtype if dtype == "auto" else torch_dtype(dtype),
                 device_map="auto" if torch.cuda.is_available() else "cpu",
-                trust_remote_code=True,
             )
             if adapter is not None:
                 from peft import PeftModel
@@ -107,7 +116,7 @@ def _load(folder: Path, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
             where=Where(str(folder)),
         ) from error
     own = adapter if adapter is not None and any(adapter.glob("tokenizer*")) else folder
-    tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=True)
+    tokenizer = load_pretrained(AutoTokenizer, own, trusted=trusted)
     if not tokenizer.chat_template:
         raise UserError(
             tr("the tokenizer has no chat template"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtuner.tools.arguments import add_trust_remote_code
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -71,11 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "a JSON or JSON-lines file of rows with 'messages' or 'conversation' to try besides"
         ),
     )
+    add_trust_remote_code(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare; the exit status is 1 when they disagree."""
-    tokenizer, template = _tokenizer_and_template(args.config_or_model, args.prompt_template)
+    tokenizer, template = _tokenizer_and_template(
+        args.config_or_model, args.prompt_template, args.trust_remote_code
+    )
     conversations = list(PROBES) + (read_conversations(Path(args.data)) if args.data else [])
     folder = Path(args.config_or_model)
     stops = _saved_stop_ids(folder) if folder.is_dir() else None
@@ -225,14 +230,17 @@ def _conversation(row: Any) -> Conversation:
     return system, pairs
 
 
-def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, Mapping[str, Any]]:
+def _tokenizer_and_template(
+    name: str, template_name: str | None, trusted: bool
+) -> tuple[Any, Mapping[str, Any]]:
     folder = Path(name)
-    config = folder if folder.is_file() or not folder.is_dir() else folder / "xtuner_config.py"
     cfg: Any = None
-    if folder.is_file() or not folder.is_dir() or config.is_file():
+    if folder.is_dir():  # whose config is read, not run
+        template_name = template_name or _template_in(folder / "xtuner_config.py")
+    else:
         from xtuner.config import load_config
 
-        cfg = load_config(str(config))
+        cfg = load_config(name)
     template = dict(PROMPT_TEMPLATE[template_name]) if template_name else None
     if template is None and cfg is not None:
         from xtuner.export.trained_template import template_of
@@ -245,15 +253,26 @@ def _tokenizer_and_template(name: str, template_name: str | None) -> tuple[Any, 
             where=Where(name),
         )
     if folder.is_dir():
+        from xtuner.model.remote_code import load_pretrained
         from xtuner.model.transformers_models.auto import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=True), template
+        return load_pretrained(AutoTokenizer, folder, trusted=trusted), template
     from xtuner.export.trained_template import set_chat_template
     from xtuner.registry import BUILDER
 
     tokenizer = BUILDER.build(cfg.tokenizer)
     set_chat_template(tokenizer, template)
     return tokenizer, template
+
+
+def _template_in(config: Path) -> str | None:
+    """The NAME of ``prompt_template = PROMPT_TEMPLATE.NAME`` in a config file, if it says so."""
+    if not config.is_file():
+        return None
+    found = re.search(
+        r"^prompt_template\s*=\s*PROMPT_TEMPLATE\.(\w+)", config.read_text("utf-8"), re.MULTILINE
+    )
+    return found[1] if found and found[1] in PROMPT_TEMPLATE and found[1] != "auto" else None
 
 
 def _saved_stop_ids(folder: Path) -> list[int] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.tools.arguments import add_dtype
+from xtuner.tools.arguments import add_dtype, add_trust_remote_code
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -41,6 +41,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offload-folder")
     parser.add_argument("--max-new-tokens", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    add_trust_remote_code(parser)
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
 
 
@@ -69,10 +70,19 @@ def load_session(args: argparse.Namespace) -> ChatSession:
 
     folder, adapter = locate(args.model_name_or_path, llava_adapter(args.llava))
     model, tokenizer = load_for_chat(
-        folder, adapter, dtype=args.torch_dtype, bits=args.bits, offload_folder=args.offload_folder
+        folder,
+        adapter,
+        dtype=args.torch_dtype,
+        bits=args.bits,
+        offload_folder=args.offload_folder,
+        trust_remote_code=args.trust_remote_code,
     )
     seeing = build_vision_language_model(
-        model, Path(args.llava), args.visual_encoder, args.visual_select_layer
+        model,
+        Path(args.llava),
+        args.visual_encoder,
+        args.visual_select_layer,
+        trust_remote_code=args.trust_remote_code,
     )
     template = PROMPT_TEMPLATE[args.prompt_template]
     prompt = ImagePrompt(tokenizer, template, list(args.stop_words), [])

@@ -36,14 +36,12 @@ prompt_template = PROMPT_TEMPLATE.default
 tokenizer = dict(
     type=AutoTokenizer.from_pretrained,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
-    trust_remote_code=True,
     padding_side="right",
 )
 
 model = dict(
     type=AutoModelForCausalLM.from_pretrained,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
-    trust_remote_code=True,
     dtype=torch.bfloat16,
     quantization_config=dict(
         type=BitsAndBytesConfig,

@@ -85,7 +85,6 @@ evaluation_inputs = [
 tokenizer = dict(
     type=AutoTokenizer.from_pretrained,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
-    trust_remote_code=True,
     padding_side="right",
 )
 
@@ -95,7 +94,6 @@ model = dict(
     llm=dict(
         type=AutoModelForCausalLM.from_pretrained,
         pretrained_model_name_or_path=pretrained_model_name_or_path,
-        trust_remote_code=True,
         dtype=torch.bfloat16,
         quantization_config=dict(
             type=BitsAndBytesConfig,

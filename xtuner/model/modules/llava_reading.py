@@ -41,7 +41,7 @@ def read_huggingface(folder: str | os.PathLike[str], dtype: torch.dtype | str = 
             where=Where(os.fspath(folder), key="vision_feature_layer"),
         )
     with torch.device("meta"):
-        llm: Any = AutoModelForCausalLM.from_config(config.text_config)
+        llm: Any = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
     setattr(llm, llm.base_model_prefix, whole.model.language_model)
     llm.set_output_embeddings(whole.lm_head)
     llm.generation_config = whole.generation_config

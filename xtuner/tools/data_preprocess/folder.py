@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xtuner.doctor.layouts import BY_MAP_FN
+from xtuner.tools.arguments import add_trust_remote_code
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pack-to-max-length", action="store_true", help=tr("join short rows"))
     parser.add_argument("--file-type", default=".json", help=tr("ending of the files"))
     parser.add_argument("--data-order-path", help=tr("file with the order of the files"))
+    add_trust_remote_code(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.dataset import process_hf_dataset
     from xtuner.dataset.data_order import files_in_order
     from xtuner.dataset.map_fns import template_map_fn_factory
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import AutoTokenizer
     from xtuner.tools.data_preprocess import prepared
 
@@ -50,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     layout = FORMATS.get(args.dataset_format or "")
     dataset = process_hf_dataset(
         dataset={"type": load_dataset, "path": _loader(args.file_type), "data_files": paths},
-        tokenizer=AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True),
+        tokenizer=load_pretrained(
+            AutoTokenizer, args.tokenizer_path, trusted=args.trust_remote_code
+        ),
         max_length=args.max_length,
         dataset_map_fn=_map_fn(layout.map_fn) if layout else None,
         template_map_fn=template_map_fn_factory(template=template) if template else None,

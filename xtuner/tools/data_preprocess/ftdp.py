@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from xtuner.tools.arguments import add_trust_remote_code
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Tokenizer
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help=tr("save the tokenizer with the chat's special tokens here"),
     )
+    add_trust_remote_code(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,11 +49,14 @@ def run(args: argparse.Namespace) -> int:
         0.
     """
     from xtuner.dataset.data_order import find_by_suffix
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import AutoTokenizer
 
     source, target = Path(args.processed_dir), Path(args.tokenized_dir)
     files = find_by_suffix(source, ".jsonl")
-    tokenizer: Any = AutoTokenizer.from_pretrained(args.tokenizer_path, trust_remote_code=True)
+    tokenizer: Any = load_pretrained(
+        AutoTokenizer, args.tokenizer_path, trusted=args.trust_remote_code
+    )
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([word for word in SPECIAL if word not in known], special_tokens=True)
     if args.tokenizer_w_special_tokens_save_dir:

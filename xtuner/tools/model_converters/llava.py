@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
-from xtuner.tools.arguments import add_dtype, add_max_shard_size
+from xtuner.tools.arguments import add_dtype, add_max_shard_size, add_trust_remote_code
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--visual-select-layer", type=int, default=-2, help=tr("default: -2"))
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
     add_max_shard_size(parser)
+    add_trust_remote_code(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,6 +77,7 @@ def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from xtuner.chat.vision_language import build_vision_language_model
     from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
 
+    trusted = args.trust_remote_code
     adapter = llava_adapter(args.source)
     if args.llm is None and not (Path(args.source) / "config.json").is_file():
         raise UserError(
@@ -82,9 +85,15 @@ def _read_parts(args: argparse.Namespace) -> tuple[Any, Any, Any]:
             hint="--llm",
         )
     folder, adapter_folder = locate(args.llm or args.source, adapter)
-    llm, tokenizer = load_for_chat(folder, adapter_folder, dtype=args.torch_dtype)
+    llm, tokenizer = load_for_chat(
+        folder, adapter_folder, dtype=args.torch_dtype, trust_remote_code=trusted
+    )
     seeing = build_vision_language_model(
-        llm, Path(args.source), args.visual_encoder, args.visual_select_layer
+        llm,
+        Path(args.source),
+        args.visual_encoder,
+        args.visual_select_layer,
+        trust_remote_code=trusted,
     )
     seeing.llava.freeze_llm = args.llm is not None
     return seeing.llava, tokenizer, seeing.image_processor
@@ -95,10 +104,13 @@ def _read_whole(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from transformers import AutoImageProcessor
 
     from xtuner.model.modules.llava_reading import read_huggingface
+    from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import AutoTokenizer
     from xtuner.utils.dtypes import torch_dtype
 
     name = args.torch_dtype
     model = read_huggingface(args.source, name if name == "auto" else torch_dtype(name))
-    tokenizer = AutoTokenizer.from_pretrained(args.source)
-    return model, tokenizer, AutoImageProcessor.from_pretrained(args.source)
+    load = functools.partial(
+        load_pretrained, name_or_path=args.source, trusted=args.trust_remote_code
+    )
+    return model, load(AutoTokenizer), load(AutoImageProcessor)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xtuner.tools.arguments import add_dtype, add_max_shard_size, add_safe_serialization
+from xtuner.tools.arguments import (
+    add_dtype,
+    add_max_shard_size,
+    add_safe_serialization,
+    add_trust_remote_code,
+)
 from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import copy_side_files
@@ -46,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=tr("merge into another base of the same shapes"),
     )
+    add_trust_remote_code(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         if model_folder.copy_tokenizer(adapter, aside):
             print(tr("tokenizer and chat template: the adapter's"))
         if not args.is_clip and _should_verify(args.verify, weights.nbytes):
-            _verify(base, adapter, aside)
+            _verify(base, adapter, aside, args.trust_remote_code)
     print(tr("wrote {out}", out=out))
     if is_reward_model(base, adapter):
         print(tr("Score answers with it:") + f"\n  xtuner chat {out}")
@@ -124,7 +131,9 @@ def _write(
     try:
         if args.is_clip:
             raise CannotStream(tr("CLIP models"))
-        merge = prepare_streaming_merge(weights, adapter, dtype, device)
+        merge = prepare_streaming_merge(
+            weights, adapter, dtype, device, trust_remote_code=args.trust_remote_code
+        )
     except CannotStream as reason:
         print(tr("{reason} are merged with the full model in memory", reason=reason))
         _write_in_memory(weights.path, adapter, aside, dtype, args)
@@ -159,11 +168,19 @@ def _write_in_memory(
 
     whole = aside.parent / "whole"
     whole.mkdir()
-    merge_in_memory(base, adapter, whole, dtype=dtype, device=args.device, is_clip=args.is_clip)
+    merge_in_memory(
+        base,
+        adapter,
+        whole,
+        dtype=dtype,
+        device=args.device,
+        is_clip=args.is_clip,
+        trust_remote_code=args.trust_remote_code,
+    )
     reshard(whole, aside, parse_size(args.max_shard_size), args.safe_serialization)
 
 
-def _verify(base: Path, adapter: Path, merged: Path) -> None:
+def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     """Compare stock peft's base + adapter with the merged folder in stock transformers."""
     import torch
     from peft import PeftConfig, PeftModel
@@ -175,15 +192,18 @@ def _verify(base: Path, adapter: Path, merged: Path) -> None:
 
     classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")
     with verify.quiet_transformers():
-        found_model = verify.load_with_transformers(merged, classifier=classifier)
+        load = functools.partial(
+            verify.load_with_transformers, classifier=classifier, trust_remote_code=trusted
+        )
+        found_model = load(merged)
         ids = verify.probe_ids(found_model.config.vocab_size)
         found = verify.compute_logits(found_model, ids)
         labels = found_model.config.num_labels
         del found_model
         if "quantization_config" in read_json(base / "config.json"):
-            model = load_base(base, torch.float32, "cpu", is_clip=False)
+            model = load_base(base, torch.float32, "cpu", is_clip=False, trust_remote_code=trusted)
         else:
-            model = verify.load_with_transformers(base, classifier=classifier, num_labels=labels)
+            model = load(base, num_labels=labels)
         resize_embeddings(model, read_adapter(adapter))
         expected = verify.compute_logits(PeftModel.from_pretrained(model, str(adapter)), ids)
     settings = read_json(merged / "config.json")

@@ -279,7 +279,10 @@ def _verify(
         if adapter:
             written = verify.load_with_peft(cfg.model.llm, aside, classifier=classifier)
         else:
-            written = verify.load_with_transformers(aside, classifier=classifier)
+            trusted = bool(cfg.model.llm.get("trust_remote_code"))
+            written = verify.load_with_transformers(
+                aside, classifier=classifier, trust_remote_code=trusted
+            )
         found = measure(verify.to_fp32(written), ids)
     dtypes = {info.dtype for info in weights.infos.values()}
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16

@@ -44,7 +44,9 @@ class InternVLChatModel(PreTrainedModel):
     def __init__(self, config: InternVLChatConfig) -> None:
         super().__init__(config)
         self.vision_model = InternVisionModel._from_config(config.vision_config)
-        self.language_model = AutoModelForCausalLM.from_config(config.llm_config)
+        self.language_model = AutoModelForCausalLM.from_config(
+            config.llm_config, trust_remote_code=False
+        )
         self.shrink = round(1 / config.downsample_ratio)
         wide = config.vision_config.hidden_size * self.shrink**2
         narrow = config.llm_config.hidden_size
