@@ -168,7 +168,7 @@ def with_resolved_trust(settings: Mapping[str, Any]) -> dict[str, Any]:
     name_or_path = settings.get("pretrained_model_name_or_path")
     if getattr(settings["type"], "__name__", "") != "from_pretrained" or name_or_path is None:
         return resolved
-    if _is_auto_class(loader):
+    if isinstance(loader, type) and _is_auto_class(loader):
         trusted = bool(settings.get("trust_remote_code"))
         trust = resolve_trust(loader, str(name_or_path), trusted=trusted)
         resolved["trust_remote_code"] = trust
