@@ -172,3 +172,31 @@ def test_a_schedule_by_metrics_cannot_be_computed_anew():
     kept.resume(state)
     with pytest.raises(UserError, match="depends on past metrics"):
         Run(lr=0.5, schedules=plateau).resume(state)
+
+
+def test_a_schedule_that_counted_micro_batches_goes_on_in_steps():
+    """A checkpoint of an earlier version, whose schedules advanced with each micro-batch."""
+    accumulation, length = 2, 6
+
+    def warmup(end):
+        return lambda optim: [
+            LinearLR(optim, start_factor=0.1, by_epoch=False, begin=0, end=end),
+            CosineAnnealingLR(optim, eta_min=0.0, by_epoch=True, begin=0, T_max=4),
+        ]
+
+    def train(run, micro_batches, step_of):
+        for done in range(1, micro_batches + 1):
+            run.schedulers[0].step() if done % step_of == 0 else None
+            run.schedulers[1].step() if done % length == 0 else None
+        return run
+
+    before = train(Run(schedules=warmup(10)), 8, step_of=1)
+    wanted = train(Run(schedules=warmup(5)), 8, step_of=accumulation)
+    resumed = Run(schedules=warmup(5))
+    state = before.state()
+    restored = Restored(resumed.optim, resumed.schedulers)
+    resumed.optim.load_state_dict(state["optimizer"])
+    position = Position(8, length, accumulative_counts=accumulation)
+    restored.apply(state, position, has_optimizer=True)
+    found, expected = (run.optim.param_groups[0]["lr"] for run in (resumed, wanted))
+    assert found == expected != before.optim.param_groups[0]["lr"]

@@ -54,11 +54,13 @@ class Position:
         iterations: micro-batches that are done.
         epoch_length: micro-batches of an epoch; None for a stream.
         moved: whether this is not where the checkpoint was written, as an epoch has another length.
+        accumulative_counts: micro-batches of an optimizer step.
     """
 
     iterations: int
     epoch_length: int | None
     moved: bool = False
+    accumulative_counts: int = 1
 
 
 def initial_groups(optim: HasGroups) -> list[Group]:
@@ -126,12 +128,15 @@ class Restored:
                 for key in (mark, mark.removeprefix("initial_")):
                     if key in built:
                         group[key] = built[key]
-        by_iteration = [each for each in self.schedulers if not each.by_epoch]
+        by_step = [each for each in self.schedulers if not each.by_epoch]
         by_epoch = [each for each in self.schedulers if each.by_epoch]
-        for done in range(1, position.iterations + 1):
-            _step(by_iteration)
-            if position.epoch_length and done % position.epoch_length == 0:
+        epochs = 0
+        for begun in range(0, position.iterations, position.accumulative_counts):
+            done = min(begun + position.accumulative_counts, position.iterations)
+            _step(by_step)
+            for _ in range(epochs, done // (position.epoch_length or done + 1)):
                 _step(by_epoch)
+                epochs += 1
 
 
 def _depends_on_metrics(scheduler: Scheduler) -> bool:

@@ -94,9 +94,13 @@ def restore(runner: Runner, state: dict[str, Any]) -> None:
         runner.logger.warning(
             tr("the checkpoint has no optimizer state (save_optimizer=False): it starts anew.")
         )
-    hyper_parameters.apply(
-        state, Position(done, length, moved=scale != 1), has_optimizer=has_optimizer
+    position = Position(
+        done,
+        length,
+        moved=scale != 1,
+        accumulative_counts=runner.train_loop.accumulative_counts,
     )
+    hyper_parameters.apply(state, position, has_optimizer=has_optimizer)
     runner.message_hub.load_state_dict(mmengine_hub(state.get("message_hub", {})))
     if "loop" in state:
         runner.train_loop.load_state_dict(state["loop"])

@@ -22,11 +22,10 @@ from mmengine.hooks import (
     Hook,
     IterTimerHook,
     LoggerHook,
-    ParamSchedulerHook,
     RuntimeInfoHook,
 )
 from mmengine.logging import MMLogger
-from mmengine.registry import OPTIMIZERS
+from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from xtuner.checkpoint import checkpoint, resume, run_state
@@ -36,10 +35,12 @@ from xtuner.doctor.places import Tracer
 from xtuner.engine import reference
 from xtuner.engine._strategy.strategy import Strategy
 from xtuner.engine.hooks.metrics_hook import MetricsHook
+from xtuner.engine.hooks.param_scheduler_hook import ParamSchedulerHook
 from xtuner.engine.hooks.progress_hook import ProgressHook
 from xtuner.engine.optim import FinetuneOptimWrapper, parameter_groups
 from xtuner.engine.runner.loops import TrainLoop
 from xtuner.engine.runner.scalar_visualizer import ScalarVisualizer
+from xtuner.engine.schedules import RunLength, in_optimizer_steps, is_too_short
 from xtuner.parallel.processes import init_distributed
 from xtuner.parallel.sequence.groups import (
     get_sequence_parallel_world_size,
@@ -204,22 +205,28 @@ class FinetuneRunner(Runner):
         return bound
 
     def _build_param_scheduler(self, scheduler: object, optim_wrapper: OptimWrapper) -> list[Any]:
-        """Build the schedules, without those that cover at most one iteration of this run.
+        """Build the schedules in optimizer steps, without those of at most one step.
 
-        A warm-up over 3 % of a short run may end before its first iteration; and mmengine's
-        schedules need a second one to arrive: of a warm-up over one iteration the whole run would
-        keep the first, tiny rate.
+        A warm-up over 3 % of a short run may end before its first step; and mmengine's schedules
+        need a second one to arrive: of a warm-up over one step the whole run would keep the first,
+        tiny rate.
         """
+        loop = self.train_loop
+        run = RunLength(loop.max_iters, loop.epoch_length, loop.accumulative_counts)
         given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
-        kept = []
+        built = []
         for each in given:
-            if isinstance(each, Mapping) and _is_too_short(each, self.train_loop.epoch_length):
-                self.logger.info(
-                    "left out, as it covers at most one iteration of this run: %s", each
-                )
+            if not isinstance(each, Mapping):
+                built.append(each)
                 continue
-            kept.append(each)
-        return super()._build_param_scheduler(kept, optim_wrapper)
+            settings = {"end": loop.max_epochs, **in_optimizer_steps(each, run)}
+            if is_too_short(settings):
+                self.logger.info("left out, as it covers at most one step of this run: %s", each)
+                continue
+            built.append(
+                PARAM_SCHEDULERS.build(settings, default_args={"optimizer": optim_wrapper})
+            )
+        return built
 
     def call_hook(self, fn_name: str, **kwargs: object) -> None:
         """Call the hooks; one that fails says so and does not end the training.
@@ -296,6 +303,9 @@ class FinetuneRunner(Runner):
         """Register mmengine's default hooks and ours for watching."""
         wanted = {"metrics": dict(type=MetricsHook), "progress": dict(type=ProgressHook)}
         wanted.update(hooks or {})
+        schedules = wanted.get("param_scheduler", {})
+        if isinstance(schedules, Mapping) and _is_mmengines(schedules.get("type")):
+            wanted["param_scheduler"] = {**schedules, "type": ParamSchedulerHook}
         for name in ("metrics", "progress"):
             if wanted[name] is None:  # switched off in the config
                 del wanted[name]
@@ -305,7 +315,7 @@ class FinetuneRunner(Runner):
         """Train; the terminal is given back however it ends."""
         try:
             with warnings.catch_warnings():
-                # Schedules step once a micro-batch, so before the first optimizer step: as meant.
+                # Under loss scaling the first steps of the optimizer may be left out.
                 warnings.filterwarnings("ignore", message=r"Detected call of `scheduler\.step")
                 return super().train()
         finally:
@@ -364,15 +374,10 @@ def _is_for_people(record: logging.LogRecord) -> bool:
     return not any(words in text for words in of_mmengine)
 
 
-def _is_too_short(scheduler: Mapping[str, Any], epoch_length: int | None) -> bool:
-    """Whether a schedule has fewer than the two iterations that it needs to get anywhere."""
-    begin, end = scheduler.get("begin", 0), scheduler.get("end")
-    if end is None:
-        return False
-    by_epoch = scheduler.get("by_epoch", True)
-    if by_epoch and scheduler.get("convert_to_iter_based") and epoch_length:
-        begin, end = int(begin * epoch_length), int(end * epoch_length)
-    return end - begin < 2
+def _is_mmengines(hook_type: object) -> bool:
+    """Whether a hook's type, or its name, is mmengine's ``ParamSchedulerHook``, or not given."""
+    name = getattr(hook_type, "__name__", hook_type)
+    return name in (None, "ParamSchedulerHook")
 
 
 def _initial_weights(runner: FinetuneRunner) -> str | None:
