@@ -250,5 +250,9 @@ def test_a_view_does_not_drag_its_whole_tensor_along():
 
 def test_the_config_beside_is_found(tmp_path):
     assert config_beside(tmp_path / "iter_4.pth") is None
-    (tmp_path / "my_config.py").write_text("")
+    (tmp_path / "my_config.py").write_text("model = dict(type='x')\n")
+    (tmp_path / "my_map.py").write_text("def my_map_fn(row):\n    return row\n")
+    assert config_beside(tmp_path / "iter_4.pth") == tmp_path / "my_config.py"
+    (tmp_path / "later.py").write_text("model = dict(type='y')\n")
+    (tmp_path / "run.json").write_text('{"config": "my_config.py"}')
     assert config_beside(tmp_path / "iter_4.pth") == tmp_path / "my_config.py"

@@ -107,8 +107,7 @@ def test_local_functions_stay(tmp_path):
     )
     text = spelled_out(load_config(path))
     assert "import math" in text and "def my_map_fn(row):" in text and "fn=my_map_fn" in text
-    loaded = own_values(again(text))
-    assert dict.__getitem__(loaded["data"], "fn")({"b": 9}) == {"a": 9}
+    assert again(text).data.fn({"b": 9}) == {"a": 9}
 
 
 @pytest.mark.parametrize("value", [1, 1.5, "a'b\"c\n", None, True, (1,), [], {}, {"a-b": 1, 2: 3}])

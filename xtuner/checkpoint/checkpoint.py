@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -23,6 +24,7 @@ from xtuner.checkpoint.manifest import manifest_path, read_manifest, sha256, wri
 from xtuner.checkpoint.serialize import to_serializable
 from xtuner.checkpoint.verify import find_corruption, require_intact, unusable
 from xtuner.registry import READERS
+from xtuner.utils.constants import RUN_RECORD
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -158,10 +160,18 @@ def checkpoints_of(work_dir: str | Path) -> list[Path]:
 
 
 def config_beside(path: str | Path) -> Path | None:
-    """The config that a checkpoint was trained with: the newest ``*.py`` in its folder, if any."""
-    configs = sorted(
-        Path(path).resolve().parent.glob("*.py"), key=lambda file: file.stat().st_mtime
-    )
+    """The config that a checkpoint was trained with.
+
+    The run has noted its name beside it. In the folder of a run that has not (of v0.1) it is the
+    newest file that sets ``model``.
+    """
+    beside = Path(path).resolve().parent
+    if (beside / RUN_RECORD).is_file():
+        name = json.loads((beside / RUN_RECORD).read_text("utf-8")).get("config", "")
+        if name and (beside / name).is_file():
+            return beside / name
+    files = sorted(beside.glob("*.py"), key=lambda file: file.stat().st_mtime)
+    configs = [file for file in files if re.search(r"^model\b", file.read_text("utf-8"), re.M)]
     return configs[-1] if configs else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,8 @@ def resume_command(checkpoint: str | Path | None) -> str:
     if checkpoint is None:
         return tr("start the same command again.")
     config = config_beside(checkpoint) or "CONFIG"
-    command = f"xtuner train {config} --work-dir {Path(checkpoint).parent} --resume"
+    words = ["xtuner", "train", str(config), "--work-dir", str(Path(checkpoint).parent), "--resume"]
+    command = shlex.join(words)
     return tr("go on with: {command}", command=command)
 
 

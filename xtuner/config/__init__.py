@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "document": ("ConfigDocument",),
         "load": ("load",),
         "override": ("load_config", "override"),
-        "dump": ("dump", "dump_config"),
+        "dump": ("dump", "dump_config", "write_config"),
     },
 )

@@ -11,18 +11,22 @@ import ast
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from xtuner.config.definitions import definitions_text
 from xtuner.config.document import ConfigDocument, document_of
 from xtuner.config.edit import with_imports, with_value
 from xtuner.config.load import load_source
+from xtuner.config.local_modules import write_local_files
 from xtuner.config.names import NotThere, find
 from xtuner.config.source import ConfigSource
-from xtuner.config.values import dotted_name, is_local_function, own_values
+from xtuner.config.values import dotted_name, iter_dicts, own_values
 from xtuner.config.writer import Writer
 from xtuner.utils.errors import UserError
+from xtuner.utils.files import write_text
 
 _REMOVED = object()
 
@@ -45,17 +49,29 @@ def dump(document: ConfigDocument) -> str:
     return _edited_text(document) or spelled_out(document.config)
 
 
+def write_config(config: Config | ConfigDocument, path: Path) -> None:
+    """Write a config, and beside it the modules of its folder that it imports.
+
+    Args:
+        config: the config.
+        path: the file to write.
+    """
+    is_document = isinstance(config, ConfigDocument)
+    source = config.source if is_document else document_of(config).source
+    text = dump(config) if is_document else dump_config(config)
+    write_text(path, write_local_files(source.tree, source.file, text, path.parent))
+
+
 def spelled_out(config: Config) -> str:
     """The config with every value written out: imports, then one assignment per key."""
     values = own_values(config)
     writer = Writer(taken=set(values))
-    local = _local_functions(config, values)
+    definitions = _definitions_used(values)
     body = ""
     for key, value in values.items():
-        if key not in local and not is_local_function(value):
-            text = f"{key} = {writer.lines(value)}\n"
-            body += f"\n{text}" if text.count("\n") > 1 else text
-    parts = ["\n".join(writer.imports()), *local.values(), body.strip()]
+        text = f"{key} = {writer.lines(value)}\n"
+        body += f"\n{text}" if text.count("\n") > 1 else text
+    parts = ["\n".join(writer.imports()), *definitions, body.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -65,8 +81,6 @@ def same_config(one: Config, other: Config) -> bool:
 
 
 def _canonical(value: object) -> str:
-    if is_local_function(value):
-        return f"def {value.__name__}"
     if isinstance(value, dict):
         pairs = sorted((repr(key), _canonical(item)) for key, item in dict.items(value))
         return "{" + ", ".join(f"{key}: {item}" for key, item in pairs) + "}"
@@ -86,21 +100,17 @@ def _definition(named: tuple[str, ...]) -> tuple[str, ...]:
     return named
 
 
-def _local_functions(config: Config, values: dict[str, Any]) -> dict[str, str]:
-    """The source of functions and classes that the config itself defines, and their imports."""
-    if not any(is_local_function(value) for value in values.values()):
-        return {}
-    tree = ast.parse(config._text)
-    defined = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    used = {n.id for f in defined for n in ast.walk(f) if isinstance(n, ast.Name)}
-    imports = [
-        ast.unparse(node)
-        for node in tree.body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        and used & {alias.asname or alias.name for alias in node.names}
-    ]
-    sources = {node.name: ast.get_source_segment(config._text, node) or "" for node in defined}
-    return {"": "\n".join(imports), **sources}
+def _definitions_used(values: dict[str, Any]) -> list[str]:
+    """The source of the functions and classes in the values that configs define themselves."""
+    modules: dict[str, None] = {}
+    for _, holder in iter_dicts(values):
+        for value in dict.values(holder):
+            for item in value if isinstance(value, list | tuple) else (value,):
+                named = dotted_name(item)
+                if named:
+                    modules[named[0]] = None
+    texts = map(definitions_text, modules)
+    return [text for text in texts if text is not None]
 
 
 def _edited_text(document: ConfigDocument) -> str | None:

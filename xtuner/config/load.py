@@ -21,7 +21,14 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.fileio.handlers import YamlHandler, file_handlers
 
 from xtuner import configs
+from xtuner.config.definitions import (
+    forget_definitions,
+    has_definitions,
+    with_lazy_definitions,
+    with_lazy_values,
+)
 from xtuner.config.document import ConfigDocument
+from xtuner.config.local_modules import make_importable
 from xtuner.config.source import ConfigSource
 from xtuner.config.undefined import undefined_names
 from xtuner.config.values import raw_dict
@@ -44,6 +51,7 @@ def load(name_or_path: str | os.PathLike[str]) -> ConfigDocument:
         source, config = ConfigSource("", str(name_or_path)), _load_data(Path(name_or_path))
     else:
         source = read_source(name_or_path)
+        forget_definitions(source.file)
         config = load_source(source)
     return ConfigDocument(source, config, original=source, loaded=config)
 
@@ -82,12 +90,17 @@ def load_source(source: ConfigSource) -> Config:
     Raises:
         UserError: when it raises, with file and line.
     """
-    with _as_file(source) as path:
+    make_importable(source.tree, source.file)
+    text = with_lazy_definitions(source.text, source.tree, source.file)
+    lazily = (has_definitions(source.tree) and not source.assignments("_base_")) or None
+    with _as_file(source, text) as path:
         try:
-            config = Config.fromfile(path, format_python_code=False)
+            config = Config.fromfile(path, lazy_import=lazily, format_python_code=False)
         except (Exception, SystemExit) as error:
             raise _failed(error, source, path) from error
+        functions = with_lazy_values(raw_dict(config), source.text, source.file, path)
         _relocate(raw_dict(config), path, source.file)
+    getattr(config, "_imported_names", set()).update(functions)
     object.__setattr__(config, "_filename", source.file)
     object.__setattr__(config, "_text", source.text)
     return config
@@ -107,14 +120,14 @@ def _relocate(value: object, path: str, file: str) -> None:
 
 
 @contextlib.contextmanager
-def _as_file(source: ConfigSource) -> Iterator[str]:
-    """A file with the text, for mmengine: the one it came from if that is unchanged."""
+def _as_file(source: ConfigSource, text: str) -> Iterator[str]:
+    """A file with the text, for mmengine: the one it came from if that has it."""
     original = Path(source.file)
     is_file = original.is_file()
-    if is_file and original.read_text("utf-8") == source.text:
+    if is_file and original.read_text("utf-8") == text:
         yield source.file
         return
-    beside = is_file and any(word in source.text for word in ("read_base", "_base_", "__file__"))
+    beside = is_file and any(word in text for word in ("read_base", "_base_", "__file__"))
     with tempfile.TemporaryDirectory(
         prefix=".xtuner-", dir=original.parent.resolve() if beside else None
     ) as folder:
@@ -122,7 +135,7 @@ def _as_file(source: ConfigSource) -> Iterator[str]:
         if beside:  # paths in it are relative to its folder
             path = original.resolve().parent / f"{Path(folder).name}{original.suffix}"
         try:
-            path.write_text(source.text, "utf-8")
+            path.write_text(text, "utf-8")
             yield str(path)
         finally:
             path.unlink(missing_ok=True)
@@ -143,7 +156,12 @@ def _failed(error: BaseException, source: ConfigSource, path: str) -> UserError:
 
 
 def _meant(error: BaseException, source: ConfigSource) -> str | None:
-    """The name that was probably meant where one is not defined."""
+    """The name that was probably meant where one is not defined; why an import cannot be called."""
+    if isinstance(error, RuntimeError) and not str(error):  # mmengine: a lazy object is called
+        return tr(
+            "what a config imports is not loaded while the config is read: import it inside the "
+            "function that uses it, or put what calls it into a module beside the config."
+        )
     if not isinstance(error, NameError):
         return None
     meant = [use.meant for use in undefined_names(source) if use.node.id == error.name]

@@ -50,6 +50,12 @@ def find(module: str, name: str) -> Found | None:
     return _find(module, name, DEPTH)
 
 
+def forget() -> None:
+    """Look for modules anew: there are others than before."""
+    for cached in (find, module_file, parsed, _search):
+        cached.cache_clear()
+
+
 def _find(module: str, name: str, depth: int) -> Found | None:
     file = module_file(module)
     if file is None or depth == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from xtuner.config.definitions import PREFIX as DEFINITIONS
 from xtuner.config.values import dotted_name, is_argument_name, is_local_function
 
 WIDTH = 96
@@ -72,6 +73,8 @@ class Writer:
         return f"{begin}\n" + "".join(f"{inner}{item},\n" for item in items) + " " * indent + end
 
     def _imported(self, module: str, name: str, rest: str = "") -> str:
+        if module.startswith(DEFINITIONS):  # what the config defines itself
+            return f"{name}.{rest}" if rest else name
         key = (module, name)
         if key not in self.known and key not in self.new:
             alias = name or module

@@ -15,7 +15,7 @@ from xtuner.config.adapt.adapter import RunOptions, adapt
 from xtuner.config.adapt.machine import adapt_loops
 from xtuner.config.check.checker import check_or_raise
 from xtuner.config.document import ConfigDocument
-from xtuner.config.dump import dump
+from xtuner.config.dump import write_config
 from xtuner.config.load import load
 from xtuner.config.override import override
 from xtuner.config.values import iter_dicts
@@ -155,7 +155,7 @@ def prepare(config: str, options: Sequence[str], run: RunOptions) -> ConfigDocum
     if is_first(run.launcher):
         for note in document.notes:
             print(note)
-        write_text(work_dir / f"{document.name}.py", dump(document))
+        write_config(document, work_dir / f"{document.name}.py")
     return document
 
 

@@ -16,6 +16,7 @@ from xtuner.parallel.sequence.groups import (
     get_sequence_parallel_world_size,
 )
 from xtuner.parallel.unwrap import unwrap_model
+from xtuner.utils.constants import RUN_RECORD
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from xtuner.utils.types import Runner
-
-
-RUN_FILE = "run.json"
 
 
 def run_summary(runner: Runner) -> list[tuple[str, str]]:
@@ -72,6 +70,7 @@ def backends(runner: Runner) -> list[tuple[str, str, str]]:
 def write_run(runner: Runner) -> None:
     """Write what the run trains, with which implementations and versions, to ``run.json``."""
     record = {
+        "config": _config_file(runner).name,
         "summary": dict(run_summary(runner)),
         "backends": [
             {"concept": what, "choice": name, "reason": reason}
@@ -80,7 +79,7 @@ def write_run(runner: Runner) -> None:
         "packages": runner.fingerprints.get("packages", {}),
     }
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    write_text(Path(runner.work_dir) / RUN_FILE, text + "\n")
+    write_text(Path(runner.work_dir) / RUN_RECORD, text + "\n")
 
 
 def next_steps(runner: Runner) -> list[tuple[str, str]]:
@@ -90,7 +89,7 @@ def next_steps(runner: Runner) -> list[tuple[str, str]]:
         return []
     work_dir = Path(runner.work_dir)
     base = base_model(runner)
-    config = work_dir / f"{Path(runner.cfg.filename or 'config').stem}.py"
+    config = _config_file(runner)
     checkpoint, out = Path(hub.get_info("last_ckpt")), work_dir / "hf"
     steps = [
         (
@@ -117,6 +116,11 @@ def next_steps(runner: Runner) -> list[tuple[str, str]]:
     words = [*chat, *(("--prompt-template", template) if template else ())]
     steps.append((tr("chat with it:"), _command("chat", *words)))
     return steps
+
+
+def _config_file(runner: Runner) -> Path:
+    """The run's own copy of its config."""
+    return Path(runner.work_dir) / f"{Path(runner.cfg.filename or 'config').stem}.py"
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

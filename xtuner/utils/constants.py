@@ -12,6 +12,9 @@ IMAGE_TOKEN_INDEX = -200
 DEFAULT_IMAGE_TOKEN = "<image>"
 """What stands for an image in a text."""
 
+RUN_RECORD = "run.json"
+"""In a work dir: what the run trains, with which implementations, and its config's name."""
+
 REWARD_FILE = "xtuner_reward.json"
 """Beside a reward model: which token ends the texts that it judges."""
 

@@ -5,7 +5,7 @@
 #     xtuner train config.py
 import torch
 from datasets import load_dataset
-from mmengine.config import read_base
+from map_fn import multi_turn_1_map_fn
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import (
     CheckpointHook,
@@ -30,9 +30,6 @@ from xtuner.engine.hooks import (
 from xtuner.engine.runner import TrainLoop
 from xtuner.model import SupervisedFinetune
 from xtuner.utils import PROMPT_TEMPLATE
-
-with read_base():
-    from .map_fn import multi_turn_1_map_fn
 
 #######################################################################
 #                          PART 1  Settings                           #

@@ -12,7 +12,7 @@ def test_names_that_do_not_exist():
     text = "from torch.optim import AdamV\nfrom torch.optimm import SGD\nimport no_such_package\n"
     found = findings(calls.unknown_import, text)
     assert [finding.key for finding in found] == ["AdamV", "SGD", "no_such_package"]
-    assert found[-1].hint == "pip install no_such_package"
+    assert found[-1].hint.endswith("pip install no_such_package")
 
 
 def test_an_attribute_that_does_not_exist():
@@ -89,13 +89,12 @@ def test_templates(template, wrong):
     assert all("qwen_chat" in finding.hint for finding in found)
 
 
-def test_functions_of_a_config_cannot_call_its_imports():
+def test_lambdas_of_a_config_cannot_call_its_imports():
     text = """
-def wrong(row):
-    return load_dataset(row)
+wrong = lambda row: load_dataset(row)
+also_right = lambda row: dict(row)
 def right(row):
-    from datasets import load_dataset
-    return load(row)
+    return load_dataset(row)
 """
-    (found,) = findings(calls.function_uses_lazy_import, text)
+    (found,) = findings(calls.lambda_uses_lazy_import, text)
     assert found.key == "wrong" and "load_dataset" in found.message

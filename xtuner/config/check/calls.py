@@ -145,25 +145,28 @@ def unknown_template(context: Context) -> Iterator[Finding]:
 
 
 @rule("XT0108", ERROR)
-def function_uses_lazy_import(context: Context) -> Iterator[Finding]:
-    """Imports of a config are lazy, so a function written in it cannot call them."""
+def lambda_uses_lazy_import(context: Context) -> Iterator[Finding]:
+    """Imports of a config are lazy: a function in it is run with them loaded, a lambda is not."""
     imported = context.source.imported()
-    for node in context.source.tree.body:
-        if not isinstance(node, ast.FunctionDef):
-            continue
+    for name, node in _lambdas(context.source.tree):
         calls = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
         roots = [call.value if isinstance(call, ast.Attribute) else call for call in calls]
         names = [root.id for root in roots if isinstance(root, ast.Name) and root.id in imported]
-        for name in dict.fromkeys(names):
+        for called in dict.fromkeys(names):
             yield Finding(
-                node.name,
-                tr(
-                    "'{node_name}' calls '{name}', but what a config imports is not loaded in it",
-                    node_name=node.name,
-                    name=name,
-                ),
-                tr("import it inside the function, or put the function into a module."),
+                name,
+                tr("this lambda calls '{name}', which the config imports", name=called),
+                tr("write a function instead: 'def my_map_fn(row): ...'."),
             )
+
+
+def _lambdas(tree: ast.Module) -> Iterator[tuple[str, ast.Lambda]]:
+    """The lambdas outside functions, each with the setting that it is written in."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            for node in ast.walk(statement.value):
+                if isinstance(node, ast.Lambda):
+                    yield statement.targets[0].id, node
 
 
 def _imported_values(context: Context) -> Iterator[tuple[str, Any]]:
@@ -203,7 +206,11 @@ def _not_there(error: NotThere) -> tuple[str, str | None]:
     if error.package:
         return (
             tr("there is no package '{package}' here", package=error.package),
-            f"pip install {error.package}",
+            tr(
+                "a module of your own lies beside the config as {package}.py; a package is "
+                "installed: pip install {package}",
+                package=error.package,
+            ),
         )
     if not error.name:
         return tr("there is no module '{module}'", module=error.module), None

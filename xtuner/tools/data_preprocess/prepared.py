@@ -51,15 +51,14 @@ def from_disk(folder: Path) -> dict[str, Any]:
 
 def write_config(cfg: Config, dataset: Mapping[str, Any], folder: Path) -> Path:
     """Write the config with another training dataset into the folder; gives its path."""
-    from xtuner.config import dump_config
-    from xtuner.utils.files import write_text
+    from xtuner.config import write_config as write
 
     if "train_dataloader" in cfg:
         cfg.train_dataloader.dataset = dict(dataset)
     if "train_dataset" in cfg:
         cfg.train_dataset = dict(dataset)
     path = folder / f"{Path(cfg.filename).stem}.py"
-    write_text(path, dump_config(cfg))
+    write(cfg, path)
     return path
 
 

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert; nothing is left behind unless all of it went well."""
 
-    from xtuner.config import load_config
+    from xtuner.config import load_config, write_config
     from xtuner.export import llava as llava_format
     from xtuner.export import model_folder
     from xtuner.export.meta_model import build_meta_model
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         reward_token = reward_token_of(cfg)
         if reward_token is not None:
             write_reward_token(aside, reward_token)
-        _write_config(cfg, config, aside)
+        write_config(cfg, aside / "xtuner_config.py")
         if _should_verify(meta_model, args.verify):
             _verify(cfg, weights, aside, meta_model, dtype)
     print(tr("wrote {out}", out=out))
@@ -234,14 +234,6 @@ def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
     if template is not None and not force:
         refuse(compare(tokenizer, template))
     return tokenizer
-
-
-def _write_config(cfg: Config, config: str, aside: Path) -> None:
-    from xtuner.config import dump_config
-
-    file = Path(config)
-    text = file.read_text("utf-8") if file.is_file() else dump_config(cfg)
-    (aside / "xtuner_config.py").write_text(text, "utf-8")
 
 
 def _should_verify(meta_model: FinetuneModel, asked: bool | None) -> bool:
