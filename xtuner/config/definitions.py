@@ -15,7 +15,6 @@ import functools
 import importlib.abc
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -40,7 +39,7 @@ class _Definitions(importlib.abc.InspectLoader):
 
     text: str
     file: str
-    values: Mapping[str, Any]
+    values: dict[str, Any]
 
     @functools.cached_property
     def tree(self) -> ast.Module:
@@ -131,8 +130,8 @@ def with_lazy_values(values: dict[str, Any], text: str, file: str, path: str) ->
         if isinstance(value, dict):
             for key in dict.keys(value):
                 dict.__setitem__(value, key, lazy(dict.__getitem__(value, key)))
-        elif type(value) in (list, tuple):
-            return type(value)(map(lazy, value))  # type: ignore[call-arg, attr-defined]
+        elif isinstance(value, list | tuple) and type(value) in (list, tuple):
+            return type(value)(map(lazy, value))
         return value
 
     if has_definitions(ast.parse(text)):
@@ -185,7 +184,7 @@ def _is_defined_by_a_config(value: object) -> TypeGuard[FunctionType]:
     )
 
 
-def _register(text: str, file: str, values: Mapping[str, Any]) -> str:
+def _register(text: str, file: str, values: dict[str, Any]) -> str:
     name = _module_name(file)
     before = loader_of(name)
     if isinstance(before, _Definitions) and before.file != file:  # another file of this name

@@ -100,7 +100,8 @@ def load_source(source: ConfigSource) -> Config:
             raise _failed(error, source, path) from error
         functions = with_lazy_values(raw_dict(config), source.text, source.file, path)
         _relocate(raw_dict(config), path, source.file)
-    getattr(config, "_imported_names", set()).update(functions)
+    imported: set[str] = getattr(config, "_imported_names", set())
+    imported.update(functions)
     object.__setattr__(config, "_filename", source.file)
     object.__setattr__(config, "_text", source.text)
     return config

@@ -201,7 +201,7 @@ def _with_places(text: str, here: Path, place: PurePath, places: Mapping[Path, P
             continue
         base = [here, *here.parents][node.level - 1]
         file = next(iter(_files_of(base, node.module, relative=True)), None)
-        if file in places and ".." in _relative(file, here).parts:
+        if file is not None and file in places and ".." in _relative(file, here).parts:
             dots = "." * len(place.parts)
             module = f"{dots}{'.'.join(places[file].with_suffix('').parts)}"
             line = lines[node.lineno - 1]
