@@ -68,8 +68,8 @@ class _Definitions(importlib.abc.InspectLoader):
         definitions = _definitions(self.tree)
         used = {name for node in definitions for name in _names_in(node)}
         for name in used - {node.name for node in definitions}:
-            value = dict.get(self.values, name)
             if name in self.values:
+                value = dict.__getitem__(self.values, name)
                 is_lazy = isinstance(value, LazyObject | LazyAttr)
                 setattr(module, name, value.build() if is_lazy else value)
         exec(self.get_code(module.__name__), module.__dict__)
