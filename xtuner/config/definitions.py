@@ -72,7 +72,7 @@ class _Definitions(importlib.abc.InspectLoader):
                 value = dict.__getitem__(self.values, name)
                 is_lazy = isinstance(value, LazyObject | LazyAttr)
                 setattr(module, name, value.build() if is_lazy else value)
-        exec(self.get_code(module.__name__), module.__dict__)
+        super().exec_module(module)
 
 
 def forget_definitions(file: str) -> None:
