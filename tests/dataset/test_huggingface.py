@@ -212,7 +212,7 @@ def test_a_wrong_map_function_names_the_row_and_its_fields(tokenizer):
 
 
 def test_rows_without_a_map_function_say_what_is_missing(tokenizer):
-    with pytest.raises(UserError, match="row 0 has no 'conversation'"):
+    with pytest.raises(UserError, match="row 0: it has no 'conversation'"):
         prepared(tokenizer, dataset_map_fn=None)
 
 

@@ -10,6 +10,7 @@ from xtuner.export.trained_template import (
     reward_token_of,
     set_chat_template,
     template_of,
+    tokenizer_of,
     write_stop_tokens,
 )
 from xtuner.utils.errors import UserError
@@ -54,6 +55,35 @@ def test_the_chat_template_renders_the_trained_prompt(tokenizer):
     messages = [{"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text.endswith(INTERNLM2["INSTRUCTION"].format(input="Hi"))
+
+
+def config_with(*arguments: dict) -> dict:
+    functions = [dict(type=len, template="auto", template_arguments=each) for each in arguments]
+    parts = [dict(type=len, template_map_fn=function) for function in functions]
+    return dict(train_dataloader=dict(dataset=dict(type=len, datasets=parts)))
+
+
+TALK = [{"role": "user", "content": "hi"}]
+OWN = "{{ bos_token }}{% if enable_thinking %}T{% else %}N{% endif %}{{ mode }}{{ names }}"
+
+
+def test_template_arguments_are_part_of_the_exported_chat_template(tokenizer):
+    tokenizer.chat_template = OWN
+    given = dict(enable_thinking=False, mode="a'b", names=["x", None, 1.5])
+    built = tokenizer_of({"tokenizer": tokenizer, **config_with(given, given)})
+    render = lambda **more: built.apply_chat_template(TALK, tokenize=False, **more)  # noqa: E731
+    assert render() == f"{tokenizer.bos_token}Na'b['x', None, 1.5]"
+    assert render(enable_thinking=True, mode="c", names="") == f"{tokenizer.bos_token}Tc"
+
+
+def test_without_template_arguments_the_chat_template_stays(tokenizer):
+    tokenizer.chat_template = OWN
+    assert tokenizer_of({"tokenizer": tokenizer, **config_with({}, {})}).chat_template == OWN
+
+
+def test_different_template_arguments_are_refused(tokenizer):
+    with pytest.raises(UserError, match="different template_arguments"):
+        tokenizer_of({"tokenizer": tokenizer, **config_with({"a": 1}, {"a": 2})})
 
 
 def test_the_template_of_a_config():

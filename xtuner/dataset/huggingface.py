@@ -18,12 +18,13 @@ from xtuner.dataset.prepare import arrow_writer, cache, samples
 from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.parallel_map import usable_processes
-from xtuner.dataset.prepare.rows import load_rows, row_function
-from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_one
+from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
+from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_rows
 from xtuner.dataset.prepare.token_stats import attach
 from xtuner.dataset.prepare.train_val_split import split_indices
 from xtuner.registry import BUILDER
-from xtuner.tokenization import encode, messages, segments
+from xtuner.tokenization import encode, messages, segments, thinking
+from xtuner.tokenization.thinking import TRAIN_THINKING
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction, Tokenizer
@@ -31,8 +32,12 @@ from xtuner.utils.types import RowFunction, Tokenizer
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TRAIN_ON = ("answers", "last_answer", "everything")
-LONG_SAMPLES = ("cut", "split", "drop", "error")
+CHOICES = {
+    "long_samples": ("cut", "split", "drop", "error"),
+    "train_on": ("answers", "last_answer", "everything"),
+    "bad_rows": ("error", "drop"),
+    "train_thinking": TRAIN_THINKING,
+}
 # What of ``Steps`` is a plain value.
 PLAIN_STEPS = (
     "renames",
@@ -41,6 +46,8 @@ PLAIN_STEPS = (
     "train_on",
     "with_output",
     "with_image_token",
+    "bad_rows",
+    "thinking",
 )
 
 
@@ -76,6 +83,8 @@ def process_hf_dataset(
     train_on: str = "answers",
     val_size: float = 0,
     part: str = "train",
+    bad_rows: str = "error",
+    train_thinking: str = "keep",
 ) -> Dataset:
     """Prepare a dataset for training.
 
@@ -103,6 +112,10 @@ def process_hf_dataset(
         train_on: ``answers`` (those without loss left out), the ``last_answer``, or ``everything``.
         val_size: rows kept from training, drawn by ``seed``: a share (below 1) or a number.
         part: ``train``, or ``val`` for just those rows.
+        bad_rows: rows that the map function cannot read or the chat template refuses are an
+            ``error``, or left out (``drop``) and counted; either way they are named.
+        train_thinking: ``<think>`` blocks of answers: ``keep`` them, ``mask_empty`` ones (no loss),
+            or ``drop`` the reasoning and mask empty ones.
 
     Returns:
         Columns ``input_ids``, ``labels``, ``length``, ``rows`` (numbers of the source rows); with
@@ -111,14 +124,11 @@ def process_hf_dataset(
     Raises:
         UserError: when rows cannot be read or mapped, naming the row; when no sample is left.
     """
-    _check_choice("long_samples", long_samples, LONG_SAMPLES)
-    _check_choice("train_on", train_on, TRAIN_ON)
+    _check_choices((long_samples, train_on, bad_rows, train_thinking))
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
-    rows = load_rows(dataset, split)
-    numbers: Sequence[int] = range(len(rows))
-    if max_dataset_length is not None and len(rows) > max_dataset_length:
-        numbers = sorted(random.Random(seed).sample(numbers, max_dataset_length))
+    rows, place = load_rows(dataset, split), RowPlaces(dataset)
+    numbers = _drawn(len(rows), max_dataset_length, seed)
     numbers = split_indices(numbers, part, val_size, seed)
     if len(numbers) < len(rows):
         rows = rows.select(numbers)
@@ -133,6 +143,9 @@ def process_hf_dataset(
         train_on=train_on,
         with_output=input_ids_with_output,
         with_image_token=with_image_token,
+        bad_rows=bad_rows,
+        thinking=train_thinking,
+        place=place,
     )
     if not do_dataset_tokenization:
         return _mapped(rows, numbers, steps)
@@ -143,6 +156,13 @@ def process_hf_dataset(
         packing = Packing(use_varlen_attn, max_length, seed if shuffle_before_pack else None)
     keep_columns = packing is None and not remove_unused_columns
     return _prepared_once(rows, numbers, steps, packing, keep_columns, map_num_proc)
+
+
+def _drawn(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    """The numbers of the rows: all, or so many drawn at random."""
+    if limit is None or count <= limit:
+        return range(count)
+    return sorted(random.Random(seed).sample(range(count), limit))
 
 
 def _prepared_once(
@@ -173,14 +193,16 @@ def _prepared_once(
         steps.tokenizer,
         [steps.map_row, steps.add_template],
         [plain, packing and asdict(packing), keep_columns],
-        [segments, encode, messages, samples, arrow_writer, packs],
+        [segments, encode, messages, thinking, samples, arrow_writer, packs],
     )
     return cache.prepared_once(key, write)
 
 
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}={value!r}", hint=f"one of: {', '.join(choices)}")
+def _check_choices(values: Sequence[str]) -> None:
+    """Refuse what is not among ``CHOICES``, given in their order."""
+    for (key, choices), value in zip(CHOICES.items(), values, strict=True):
+        if value not in choices:
+            raise UserError(f"{key}={value!r}", hint=f"one of: {', '.join(choices)}")
 
 
 def _renames(maps: Sequence[Any]) -> dict[str, str]:
@@ -195,7 +217,7 @@ def _renames(maps: Sequence[Any]) -> dict[str, str]:
 def _mapped(rows: Dataset, numbers: Sequence[int], steps: Steps) -> Dataset:
     from datasets import Dataset
 
-    return Dataset.from_list([map_one(i, row, steps) for i, row in zip(numbers, rows, strict=True)])
+    return Dataset.from_list(map_rows(rows, numbers, steps))
 
 
 def _require_some(encoded: Samples) -> None:

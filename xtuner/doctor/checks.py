@@ -15,6 +15,7 @@ from typing import Any
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, kind_problem, named
 from xtuner.doctor.turns import Message
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.lang import tr
 
 Problem = tuple[str, str]
@@ -223,6 +224,15 @@ def images(row: Mapping[str, Any], messages: Sequence[Message], folder: str) -> 
     if marks != len(names):
         detail = f"<image>: {marks}, image: {len(names)}"
         yield "image-mark", detail
+
+
+def images_in_text(row: Mapping[str, Any], messages: Sequence[Message]) -> Iterator[Problem]:
+    """Marks of images, or images, in a dataset that has none."""
+    named = next((key for key in ("image", "images") if row.get(key)), None)
+    if named:
+        yield "image-in-text", repr(named)
+    elif any(DEFAULT_IMAGE_TOKEN in message.text for message in messages):
+        yield "image-in-text", DEFAULT_IMAGE_TOKEN
 
 
 def _short(text: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from xtuner.dataset.prepare.token_stats import token_stats_of
 from xtuner.doctor.findings import Findings
 from xtuner.doctor.parts import find_parts, name_of
 from xtuner.doctor.places import Places
@@ -47,7 +49,7 @@ def measure_all(
         limit = int(settings["max_length"])
         tokenizer = _build(settings["tokenizer"])
         loose = {**settings, "max_length": NO_LIMIT, "pack_to_max_length": False}
-        rows = _build({**loose, "shuffle_before_pack": False})
+        rows = _build({**loose, "shuffle_before_pack": False, "bad_rows": "drop"})
         (part,) = find_parts(settings)
         places = Places(part)
         measure(
@@ -57,13 +59,39 @@ def measure_all(
             stop_ids=_stop_ids(settings, tokenizer),
             place=places,
             findings=findings,
+            empty_thoughts=_empty_thoughts(tokenizer),
         )
+        bad = _note_bad_rows(rows, settings, places, findings)
         shown = shown or _first(rows, limit, tokenizer, places)
-        if settings.get("pack_to_max_length", True):
+        if settings.get("pack_to_max_length", True) and not bad:
             packs = len(_build(settings))
             facts.packs += packs
             facts.places += packs * limit
     return facts, shown
+
+
+def _note_bad_rows(
+    rows: Dataset, settings: Mapping[str, Any], places: Places, findings: Findings
+) -> bool:
+    """Note the rows that cannot be used; gives whether training refuses the dataset for them."""
+    stats = token_stats_of(rows)
+    numbers = stats.dropped.get("bad", []) if stats else []
+    dropped = settings.get("bad_rows") == "drop"
+    for index, number in enumerate(numbers):
+        where = places(number)
+        why = stats.bad_rows[index] if stats and index < len(stats.bad_rows) else ""
+        detail = why.removeprefix(f"{where}: ")
+        findings.add("left-out" if dropped else "bad-row", replace(where, detail=detail))
+    return bool(numbers) and not dropped
+
+
+def _empty_thoughts(tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of an empty think block, for a tokenizer that has the marks as tokens."""
+    known = tokenizer.get_vocab()
+    if "<think>" not in known or "</think>" not in known:
+        return []
+    blocks = (f"<think>{space}</think>" for space in ("", "\n", "\n\n"))
+    return [list(tokenizer.encode(block, add_special_tokens=False)) for block in blocks]
 
 
 def _build(settings: object) -> Any:

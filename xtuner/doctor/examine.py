@@ -11,7 +11,7 @@ from xtuner.doctor.parts import find_parts
 from xtuner.doctor.report import Report
 from xtuner.doctor.scan import Scan, scan
 from xtuner.doctor.show import Shown
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 
@@ -38,23 +38,39 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
         try:
             facts, shown = measure_all(datasets, result.findings)
         except UserError as error:
-            result.findings.add("cannot-build", Place(config, 1, _first_line(error)))
-        except OSError as error:  # how transformers says that a tokenizer is not to be had
-            no_tokens = tr("Tokens are not counted: {error}", error=_first_line(error))
-    return Report(config, result, facts, no_tokens, advice(config, result)), shown
+            where = error.where or Where()
+            place = Place(where.file or config, where.line or 1, error.message)
+            result.findings.add("cannot-build", place)
+        except OSError as error:
+            if error.errno is None:  # how transformers says that a tokenizer is not to be had
+                no_tokens = tr("Tokens are not counted: {error}", error=_first_line(error))
+            else:  # the disk is full, the cache is read-only, ...
+                detail = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
+                result.findings.add("cannot-build", Place(config, 1, detail))
+    return Report(config, result, facts, no_tokens, advice(config, result, no_tokens)), shown
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def advice(config: str, result: Scan) -> str:
-    """What to do next, in one sentence or two."""
+def advice(config: str, result: Scan, not_built: str = "") -> str:
+    """What to do next, in one sentence or two.
+
+    Args:
+        config: the config's name or path.
+        result: of the scan.
+        not_built: why the dataset was not built as training does it; empty where it was.
+    """
     if result.findings.has_errors:
         return tr("Fix everything marked ✗, then run this command again.")
     if not result.findings.is_clean:
         return tr(
             "Look at what is marked !; the dataset can be trained on: xtuner train {config}",
             config=config,
+        )
+    if not_built:
+        return tr(
+            "Nothing is wrong with the rows; whether training can build the dataset is not known."
         )
     return tr("The dataset is ready: xtuner train {config}", config=config)

@@ -146,6 +146,23 @@ RULES: Mapping[str, Rule] = {
         ERROR, N_("training cannot build this dataset"),
         N_("fix what the message says."),
     ),
+    "bad-row": Rule(
+        ERROR, N_("training cannot use the row"),
+        N_("fix or delete the row, or leave such rows out: process_hf_dataset(bad_rows='drop')."),
+    ),
+    "left-out": Rule(
+        WARNING, N_("the row is left out (bad_rows='drop')"),
+        N_("fix the row, if it should be trained on."),
+    ),
+    "empty-think": Rule(
+        WARNING, N_("an empty think block is trained"),
+        N_("models learn from it to stop thinking; set train_thinking='mask_empty'."),
+    ),
+    "image-in-text": Rule(
+        WARNING, N_("an image in data that are trained as text"),
+        N_("the model sees the mark, not the image; use LLaVADataset or InternVL_V1_5_Dataset, or "
+           "delete the mark."),
+    ),
     "very-long": Rule(
         NOTE, N_("a very long row"),
         N_("look at it: often several rows have been joined by mistake."),

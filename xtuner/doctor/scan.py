@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xtuner.dataset.reading import Row, Unreadable
-from xtuner.doctor.checks import FIELD_CHECKS, MESSAGE_CHECKS, images, roles, same_choice
+from xtuner.doctor.checks import (
+    FIELD_CHECKS,
+    MESSAGE_CHECKS,
+    images,
+    images_in_text,
+    roles,
+    same_choice,
+)
 from xtuner.doctor.findings import Findings, Place
 from xtuner.doctor.layouts import AUTO, LAYOUTS, Layout, named, recognise
 from xtuner.doctor.turns import Message, messages_of_row
@@ -124,6 +131,8 @@ class _PartScan:
             problems += same_choice(value)
         if self.part.image_folder is not None:
             problems += images(value, messages, self.part.image_folder)
+        elif layout.name not in ("llava", "llava_image_only"):
+            problems += images_in_text(value, messages)
         for code, detail in problems:
             self._add(code, row, detail)
         self.copies.add(row, (tuple((one.role, one.text) for one in messages), _extra(value)))

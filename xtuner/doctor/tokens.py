@@ -66,6 +66,7 @@ def measure(
     stop_ids: Collection[int],
     place: Callable[[int], Place],
     findings: Findings,
+    empty_thoughts: Sequence[Sequence[int]] = (),
 ) -> None:
     """Count encoded rows.
 
@@ -76,6 +77,7 @@ def measure(
         stop_ids: tokens that may end a trained answer; empty to leave that unchecked.
         place: where the raw row with a number (from 0) is.
         findings: where mistakes are noted.
+        empty_thoughts: the ids of think blocks that hold nothing.
     """
     for number, row in enumerate(rows):
         labels = row["labels"]
@@ -97,10 +99,21 @@ def measure(
             codes.append("very-long")
         if not trained:
             codes.append("no-supervised-token")
+        if any(_contains(labels, ids) for ids in empty_thoughts):
+            codes.append("empty-think")
+        tokens = tr("{length:,} tokens", length=length)
         for code in codes:
             where = place(row["rows"][0] if row.get("rows") else number)
-            detail = tr("{length:,} tokens", length=length)
-            findings.add(code, Place(where.file, where.line, detail if code != "no-stop" else ""))
+            detail = "" if code in ("no-stop", "empty-think") else tokens
+            findings.add(code, Place(where.file, where.line, detail))
+
+
+def _contains(labels: Sequence[int], ids: Sequence[int]) -> bool:
+    """Whether ids stand in a row somewhere."""
+    if ids[0] not in labels:
+        return False
+    starts = (start for start, label in enumerate(labels) if label == ids[0])
+    return any(list(labels[start : start + len(ids)]) == list(ids) for start in starts)
 
 
 def _stops(labels: Sequence[int], stop_ids: Collection[int]) -> bool:

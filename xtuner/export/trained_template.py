@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.registry import BUILDER
-from xtuner.tokenization.chat_template import stop_ids, stop_words, to_jinja
+from xtuner.tokenization.chat_template import set_arguments, stop_ids, stop_words, to_jinja
 from xtuner.tokenization.segments import bos_and_eos
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -49,9 +49,39 @@ def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def tokenizer_of(cfg: Mapping[str, Any]) -> Any:
-    """The config's tokenizer, built; None when it names none."""
+    """The config's tokenizer, built; None when it names none.
+
+    The ``template_arguments`` of the training data are part of its chat template.
+
+    Raises:
+        UserError: when datasets of one run have different ones.
+    """
     section = cfg.get("tokenizer")
-    return BUILDER.build(section) if isinstance(section, Mapping) else section
+    tokenizer = BUILDER.build(section) if isinstance(section, Mapping) else section
+    arguments = template_arguments_of(cfg)
+    if tokenizer is not None and arguments:
+        set_arguments(tokenizer, arguments)
+    return tokenizer
+
+
+def template_arguments_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What the training data give to the tokenizer's own chat template.
+
+    Raises:
+        UserError: when datasets of one run give different values.
+    """
+    found: list[dict[str, Any]] = []
+    for section in ("train_dataloader", "train_dataset"):
+        for chosen in _template_functions(cfg.get(section)):
+            arguments = dict(chosen.get("template_arguments") or {})
+            if arguments not in found:
+                found.append(arguments)
+    if len(found) > 1:
+        raise UserError(
+            tr("the training data use different template_arguments: {found}", found=found),
+            hint=tr("use the same template_arguments for all datasets."),
+        )
+    return found[0] if found else {}
 
 
 def reward_token_of(cfg: Mapping[str, Any]) -> int | None:
@@ -61,18 +91,23 @@ def reward_token_of(cfg: Mapping[str, Any]) -> int | None:
 
 
 def _templates(node: object) -> Iterator[dict[str, Any]]:
+    for chosen in _template_functions(node):
+        template = _resolve(chosen.get("template"))
+        if template is not None:
+            yield template
+
+
+def _template_functions(node: object) -> Iterator[Mapping[str, Any]]:
     if isinstance(node, Mapping):
         chosen = node.get("template_map_fn")
         if isinstance(chosen, Mapping):
-            template = _resolve(chosen.get("template"))
-            if template is not None:
-                yield template
+            yield chosen
         for key, value in node.items():
             if key != "template_map_fn":
-                yield from _templates(value)
+                yield from _template_functions(value)
     elif isinstance(node, list | tuple):
         for item in node:
-            yield from _templates(item)
+            yield from _template_functions(item)
 
 
 def _resolve(template: object) -> dict[str, Any] | None:

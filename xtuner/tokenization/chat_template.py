@@ -68,6 +68,41 @@ def to_jinja(
     return "".join(line for line in lines if line)
 
 
+def with_arguments(template: str, arguments: Mapping[str, Any]) -> str:
+    """A chat template whose variables have values where a caller gives none.
+
+    Args:
+        template: a Jinja chat template.
+        arguments: names and values, such as ``dict(enable_thinking=False)``.
+    """
+    lines = [
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+        for name, value in arguments.items()
+    ]
+    prefix = "".join([*lines, "{{- '' }}"])
+    return template if not lines or template.startswith(prefix) else prefix + template
+
+
+def _literal(value: object) -> str:
+    """A plain value as a Jinja expression."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_literal(k)}: {_literal(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def set_arguments(tokenizer: Tokenizer, arguments: Mapping[str, Any]) -> None:
+    """Give the variables of a tokenizer's chat template (or templates) values, in place."""
+    own = tokenizer.chat_template
+    if isinstance(own, Mapping):
+        tokenizer.chat_template = {k: with_arguments(v, arguments) for k, v in own.items()}
+    elif own:
+        tokenizer.chat_template = with_arguments(own, arguments)
+
+
 def render_question(
     template: Mapping[str, Any], question: str, round: int, system: str = "", bot_name: str = "BOT"
 ) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from xtuner.tokenization.content import has_loss, text_of
 from xtuner.tokenization.encode import Sample
+from xtuner.tokenization.thinking import empty_blocks, without_reasoning
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Tokenizer
 
@@ -36,6 +37,8 @@ def encode_messages(
     *,
     tools: str | Sequence[Mapping[str, Any]] | None = None,
     last_only: bool = False,
+    thinking: str = "keep",
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> Sample:
     """Tokenise one conversation with the tokenizer's own chat template.
 
@@ -45,6 +48,8 @@ def encode_messages(
         tokenizer: a fast tokenizer with a chat template.
         tools: their JSON schemas, as a list or its text; None for none.
         last_only: train the last answer alone.
+        thinking: of ``thinking.TRAIN_THINKING``.
+        template_arguments: given to the chat template, such as ``enable_thinking``.
 
     Returns:
         ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
@@ -54,7 +59,10 @@ def encode_messages(
         ValueError: when an answer cannot be located in the text, or has no question before it.
     """
     plain = [_plain_message(message) for message in messages]
-    render = _Renderer(tokenizer, _plain(json.loads(tools) if isinstance(tools, str) else tools))
+    if thinking == "drop":
+        plain = [without_reasoning(m) if m["role"] == "assistant" else m for m in plain]
+    schemas = _plain(json.loads(tools) if isinstance(tools, str) else tools)
+    render = _Renderer(tokenizer, schemas, template_arguments or {})
     answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
     trained = answers[-1:] if last_only else answers
     trained = [number for number in trained if has_loss(messages[number])]
@@ -64,10 +72,14 @@ def encode_messages(
         raise ValueError("the conversation begins with an answer; a question must come first")
     text = render(plain)
     spans = [_span(text, plain, number, render) for number in trained]
+    untrained = [] if thinking == "keep" else empty_blocks(text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     labels = [
-        token if any(_covers(span, offsets) for span in spans) else IGNORE_INDEX
+        token
+        if any(_covers(span, offsets) for span in spans)
+        and not any(_covers(block, offsets) for block in untrained)
+        else IGNORE_INDEX
         for token, offsets in zip(ids, encoded["offset_mapping"], strict=True)
     ]
     return {"input_ids": ids, "labels": labels}
@@ -96,15 +108,24 @@ def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 class _Renderer:
-    """The tokenizer's chat template, with the tools of one conversation."""
+    """The tokenizer's chat template, with the tools of one conversation and other arguments."""
 
-    def __init__(self, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None) -> None:
-        self.tokenizer, self.tools = tokenizer, tools or None
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tools: Sequence[Mapping[str, Any]] | None,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self.tokenizer, self.tools, self.arguments = tokenizer, tools or None, arguments
 
     def __call__(self, messages: Sequence[Message], prompt: bool = False) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt
+                messages,
+                tools=self.tools,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **self.arguments,
             )
         )
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
+from collections.abc import Sequence
+from typing import Any
 
 from xtuner.utils.dtypes import SHORT_NAMES
+from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 MAX_SHARD_SIZE = "2GB"
@@ -40,6 +44,28 @@ def add_trust_remote_code(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=tr("run code of the model folder where neither transformers nor XTuner has its class"),
     )
+
+
+def read_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` words; a value is a Python literal, else text.
+
+    Raises:
+        UserError: for a word without a name.
+    """
+    read: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name.isidentifier()):
+            raise UserError(
+                tr("{word!r} is not NAME=VALUE", word=word), hint="enable_thinking=False"
+            )
+        try:
+            read[name] = ast.literal_eval(
+                {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
+            )
+        except (ValueError, SyntaxError):
+            read[name] = value
+    return read
 
 
 def add_max_shard_size(parser: argparse.ArgumentParser) -> None:

@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             templates=", ".join(templates),
         ),
     )
+    parser.add_argument(
+        "--template-arguments",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help=tr("for the tokenizer's own chat template, such as enable_thinking=False"),
+    )
     system = parser.add_mutually_exclusive_group()
     system.add_argument("--system", help=tr("the system prompt"))
     system.add_argument(
@@ -149,6 +156,8 @@ def _check(args: argparse.Namespace) -> None:
 def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> ChatSession:
     from xtuner.chat.prompt import ChatPrompt
     from xtuner.chat.session import ChatSession, Sampling
+    from xtuner.tokenization.chat_template import set_arguments
+    from xtuner.tools.arguments import read_arguments
     from xtuner.tools.chat_loading import load_for_chat
 
     run_tools = None
@@ -165,6 +174,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         trust_remote_code=args.trust_remote_code,
     )
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
+    set_arguments(tokenizer, read_arguments(args.template_arguments))
     if _is_internvl(folder):
         model, prompt_type = _internvl(model, tokenizer, args.image)
     elif args.llava:

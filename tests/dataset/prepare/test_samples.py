@@ -82,18 +82,18 @@ def test_tokenised_rows_and_the_tokenizers_own_template_keep_the_order_of_rows()
 
 def test_a_row_that_cannot_be_read_is_named():
     steps = Steps(alpaca_map_fn, None, {}, TOKENIZER)
-    with pytest.raises(UserError, match=r"row 4: alpaca_map_fn cannot .*fields are: foo") as caught:
-        map_one(4, {"foo": 1}, steps)
+    with pytest.raises(UserError, match=r"alpaca_map_fn cannot .*fields are: foo") as caught:
+        map_one({"foo": 1}, steps)
     assert "check-custom-dataset" in caught.value.hint
-    with pytest.raises(UserError, match="row 100 has no 'conversation'"):
+    with pytest.raises(UserError, match="row 100: it has no 'conversation'"):
         encoded([{"foo": 1}])
     image = [{"type": "image_url"}]
     talk = [{"role": "user", "content": image}, {"role": "assistant", "content": "a"}]
     steps = Steps(openai_map_fn, None, {}, TOKENIZER)
-    with pytest.raises(UserError, match=r"row 0: openai_map_fn cannot read it .*image_url"):
-        map_one(0, {"messages": talk}, steps)
+    with pytest.raises(UserError, match=r"openai_map_fn cannot read it .*image_url"):
+        map_one({"messages": talk}, steps)
 
 
 def test_columns_are_renamed_after_mapping():
     steps = Steps(None, None, {"turns": "conversation"}, TOKENIZER)
-    assert map_one(0, {"turns": []}, steps) == {"conversation": []}
+    assert map_one({"turns": []}, steps) == {"conversation": []}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xtuner.tokenization.chat_template import render_question
 from xtuner.tokenization.encode import is_on
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE
 
 Row = Mapping[str, Any]
@@ -31,7 +33,7 @@ def template_map_fn(example: Row, template: Mapping[str, Any]) -> dict[str, Any]
         system = str(turn.get("system") or "")
         answer = str(turn.get("output") or "")
         ends = is_on(turn, "need_eos_token") and not template.get("SUFFIX_AS_EOS", False)
-        if question or system:
+        if question or system or turn_is_answer(turn):
             question = render_question(template, question, number, system)
         turns.append(
             {
@@ -55,6 +57,7 @@ class TemplateMapFn:
     """``template_map_fn`` with its template; ``AUTO_TEMPLATE`` leaves the turns as they are."""
 
     template: Any
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, example: Row) -> dict[str, Any]:
         if self.template == AUTO_TEMPLATE:
@@ -62,14 +65,27 @@ class TemplateMapFn:
         return template_map_fn(example, self.template)
 
 
-def template_map_fn_factory(template: Mapping[str, Any] | str) -> TemplateMapFn:
+def template_map_fn_factory(
+    template: Mapping[str, Any] | str, template_arguments: Mapping[str, Any] | None = None
+) -> TemplateMapFn:
     """Make the function that adds a template to rows.
 
     Args:
         template: an entry of ``PROMPT_TEMPLATE``, its dotted name
             (``'xtuner.utils.PROMPT_TEMPLATE.default'``), or ``PROMPT_TEMPLATE.auto``.
+        template_arguments: with ``PROMPT_TEMPLATE.auto``: given to the tokenizer's chat template,
+            such as ``dict(enable_thinking=False)``.
+
+    Raises:
+        UserError: for ``template_arguments`` with a named template, which takes none.
     """
+    if template_arguments and template != AUTO_TEMPLATE:
+        raise UserError(
+            tr("a named template takes no template_arguments"),
+            hint=tr("template=PROMPT_TEMPLATE.auto uses the tokenizer's own chat template."),
+            where=Where(key="template_arguments"),
+        )
     if isinstance(template, str) and template != AUTO_TEMPLATE:
         module, _, names = template.partition(".PROMPT_TEMPLATE.")
         template = getattr(importlib.import_module(module).PROMPT_TEMPLATE, names)
-    return TemplateMapFn(template)
+    return TemplateMapFn(template, dict(template_arguments or {}))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from xtuner.dataset.reading import Unreadable, find_files, read_rows, unreadable
+from xtuner.dataset.prepare.json_columns import are_json, is_as_written, json_features
+from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows, unreadable
 from xtuner.dataset.sources import LocalFiles, local_files
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
@@ -14,6 +15,40 @@ from xtuner.utils.types import MapFunction, RowFunction
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+class RowPlaces:
+    """Where each row of a dataset stands, by its number; the files are read when first asked.
+
+    Args:
+        dataset: the config that the dataset is built from, or the dataset.
+    """
+
+    def __init__(self, dataset: object) -> None:
+        self._files: LocalFiles | None = None
+        is_part = isinstance(dataset, Mapping) and "[" in str(dataset.get("split", ""))
+        if isinstance(dataset, Mapping) and "type" in dataset and not is_part:
+            self._files = local_files(dataset)
+        self._starts: list[tuple[str, list[int]]] | None = None
+
+    def __call__(self, number: int) -> Where | None:
+        """File and line of a row; None where it is not known."""
+        if self._files is None:
+            return None
+        if self._starts is None:
+            self._starts = [
+                (file, [row.line for row in read_rows(file, field=self._files.field) if _is(row)])
+                for file in find_files(self._files.paths)
+            ]
+        for file, lines in self._starts:
+            if number < len(lines):
+                return Where(file, lines[number])
+            number -= len(lines)
+        return None
+
+
+def _is(row: Row | Unreadable) -> bool:
+    return isinstance(row, Row)
 
 
 def load_rows(dataset: Dataset, split: str | None) -> Dataset:
@@ -50,11 +85,15 @@ def _loaded(source: Mapping[str, Any]) -> Any:
         dataset = BUILDER.build(dict(source))
         if files is not None:  # the JSON reader takes bytes that are not UTF-8 for text
             _validate(dataset)
-        return dataset
+        if files is None or not are_json(files) or is_as_written(dataset, source, files):
+            return dataset
+        return BUILDER.build({**source, "features": json_features(files)})
     # StopIteration: how datasets says that a file is empty.
     except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
         if files is not None:
             _name_the_line(files)
+            if are_json(files) and "features" not in source:
+                return _loaded({**source, "features": json_features(files)})
         raise UserError(
             tr("the dataset cannot be loaded: {error}", error=_first_line(error)),
             hint=tr("your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import numpy.typing as npt
 from xtuner.dataset.map_fns.auto import auto_map_fn
 from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
-from xtuner.dataset.prepare.token_stats import TokenStats
+from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
 from xtuner.tokenization.encode import encode_conversations
 from xtuner.tokenization.messages import encode_messages, messages_of
 from xtuner.tokenization.segments import ID_BYTES, SegmentEncoder, Tokens, pack_ids, unpack_ids
+from xtuner.tokenization.thinking import turn_for
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -47,6 +48,9 @@ class Steps:
         train_on: ``answers``, ``last_answer`` or ``everything``.
         with_output: False leaves the answers out.
         with_image_token: ``<image>`` stands for an image.
+        bad_rows: rows that cannot be used: ``error`` or ``drop``.
+        thinking: of ``thinking.TRAIN_THINKING``.
+        place: where the row with a number is, None where that is not known.
     """
 
     map_row: RowFunction | None
@@ -58,6 +62,17 @@ class Steps:
     train_on: str = "answers"
     with_output: bool = True
     with_image_token: bool = False
+    bad_rows: str = "error"
+    thinking: str = "keep"
+    place: Callable[[int], Where | None] = lambda number: None
+
+    def named(self, number: int) -> str:
+        """A row by its file and line, else by its number."""
+        return str(self.place(number) or tr("row {number}", number=number))
+
+
+class RowError(UserError):
+    """A row that cannot be used; ``message`` does not name it."""
 
 
 @dataclass
@@ -152,7 +167,8 @@ def encode_rows(rows: Dataset, numbers: Sequence[int], steps: Steps, processes: 
         processes: at most.
 
     Raises:
-        UserError: for the first row that cannot be read, mapped or encoded, naming it.
+        UserError: with ``bad_rows='error'`` for rows that cannot be read, mapped or encoded, naming
+            them; when no row can be.
     """
     table = rows.data
     chunk = min(CHUNK, max(100, BYTES_A_CHUNK * table.num_rows // max(1, table.nbytes)))
@@ -170,14 +186,16 @@ def encode_rows(rows: Dataset, numbers: Sequence[int], steps: Steps, processes: 
     return Samples.joined(with_progress(results, sizes, what))
 
 
-def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
+def map_one(row: Row, steps: Steps) -> dict[str, Any]:
     """One row, mapped and with its template.
 
     Raises:
-        UserError: when the map function cannot read it.
+        RowError: when the map function cannot read it.
     """
     try:
         mapped = dict(row) if steps.map_row is None else dict(row) | dict(steps.map_row(row))
+        if steps.with_output and any(t.get("output") is None for t in _given_turns(mapped)):
+            raise ValueError("an answer is null")
         if steps.renames:
             mapped = {steps.renames.get(name, name): value for name, value in mapped.items()}
         if steps.add_template is not None and mapped.get("conversation"):
@@ -186,11 +204,9 @@ def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         name = getattr(steps.map_row, "__name__", "dataset_map_fn")
         fields = ", ".join(row)
-        raise UserError(
+        raise RowError(
             tr(
-                "row {number}: {name} cannot read it ({error_type}: {error}); "
-                "its fields are: {fields}",
-                number=number,
+                "{name} cannot read it ({error_type}: {error}); its fields are: {fields}",
                 name=name,
                 error_type=type(error).__name__,
                 error=error,
@@ -199,6 +215,27 @@ def map_one(number: int, row: Row, steps: Steps) -> dict[str, Any]:
             hint=tr("'xtuner check-custom-dataset CONFIG' names the map function that fits."),
             where=Where(key="dataset_map_fn"),
         ) from error
+
+
+def _given_turns(mapped: Row) -> list[Mapping[str, Any]]:
+    turns = mapped.get("conversation")
+    return [t for t in turns if isinstance(t, Mapping)] if isinstance(turns, list) else []
+
+
+def map_rows(rows: Iterable[Row], numbers: Iterable[int], steps: Steps) -> list[dict[str, Any]]:
+    """Rows, mapped and with their template.
+
+    Raises:
+        UserError: with ``bad_rows='error'`` for rows that cannot be read, naming them.
+    """
+    mapped, bad = [], {}
+    for number, row in zip(numbers, rows, strict=True):
+        try:
+            mapped.append(map_one(row, steps))
+        except RowError as error:
+            bad[number] = error
+    _note_bad(bad, TokenStats(), steps)
+    return mapped
 
 
 def _row_dicts(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -212,17 +249,25 @@ def _encoded(
 ) -> Samples:
     """The samples of some rows; their stats say what is dropped or truncated."""
     stats = TokenStats(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
+    bad: dict[int, RowError] = {}
     alone: dict[int, dict[str, Any]] = {}
     turns: dict[int, Sequence[Row]] = {}  # of the rows that are tokenised together
     for number, row in zip(numbers, rows, strict=True):
-        mapped = map_one(number, row, steps)
-        sample = _by_itself(number, mapped, steps)
+        try:
+            mapped = map_one(row, steps)
+            _require_tools_shown(number, mapped, steps)
+            sample = _by_itself(mapped, steps)
+            own = [] if sample is not None else _turns(mapped["conversation"], steps)
+        except RowError as error:
+            bad[number] = error
+            continue
         if sample is not None:
             alone[number] = sample
-        elif mapped["conversation"]:
-            turns[number] = _with_loss_on(mapped["conversation"], steps.train_on)
+        elif own:
+            turns[number] = own
         else:
             stats.dropped["empty"].append(number)
+    _note_bad(bad, stats, steps)
     encoded = encode_conversations(turns.values(), encoder, steps.with_output)
     samples = Samples(*encoded, np.array(list(turns), dtype=np.int64), stats)
     if alone:
@@ -232,7 +277,60 @@ def _encoded(
     return _labelled(_fitted(samples, steps), steps)
 
 
-def _by_itself(number: int, mapped: Mapping[str, Any], steps: Steps) -> dict[str, Any] | None:
+def _note_bad(bad: Mapping[int, RowError], stats: TokenStats, steps: Steps) -> None:
+    """Count the rows that cannot be used, or refuse them, naming the first ones."""
+    if not bad:
+        return
+    first = [f"{steps.named(n)}: {bad[n].message}" for n in list(bad)[:FIRST_ROWS]]
+    if steps.bad_rows == "drop":
+        stats.dropped["bad"] = list(bad)
+        stats.bad_rows = first
+        return
+    error = next(iter(bad.values()))
+    more = "\n".join(first)
+    raise UserError(
+        first[0] if len(bad) == 1 else tr("rows that cannot be used:\n{more}", more=more),
+        hint=" ".join(filter(None, [error.hint, tr("bad_rows='drop' leaves such rows out.")])),
+        where=None if len(bad) > 1 or steps.place(min(bad)) else error.where,
+    )
+
+
+def _require_tools_shown(number: int, mapped: Mapping[str, Any], steps: Steps) -> None:
+    """Refuse tools that the template has no place for: they would be left out unseen.
+
+    Raises:
+        UserError: for the whole dataset, as its template is wrong.
+    """
+    if steps.map_row not in (None, auto_map_fn, openai_map_fn):
+        return  # the user's own function has seen to them
+    messages = mapped.get("messages") or ()
+    used = {
+        "tools": bool(mapped.get("tools")),
+        "tool_calls": any(isinstance(m, Mapping) and m.get("tool_calls") for m in messages),
+    }
+    if not any(used.values()):
+        return
+    own = str(getattr(steps.tokenizer, "chat_template", None) or "")
+    is_own = getattr(steps.add_template, "template", None) == AUTO_TEMPLATE
+    missing = [name for name, there in used.items() if there and not (is_own and name in own)]
+    if missing:
+        raise UserError(
+            tr(
+                "{place} has {missing}, which the prompt template has no place for",
+                place=steps.named(number),
+                missing=", ".join(missing),
+            ),
+            hint=tr("template=PROMPT_TEMPLATE.auto: the tokenizer's own chat template has it.")
+            if all(name in own for name in missing)
+            else tr(
+                "the tokenizer's own chat template has none either: use a tokenizer whose template "
+                "has tools, such as Qwen3's, or write the tools into the text."
+            ),
+            where=Where(key="template_map_fn"),
+        )
+
+
+def _by_itself(mapped: Mapping[str, Any], steps: Steps) -> dict[str, Any] | None:
     """The sample of a row that is tokenised already or has the tokenizer's own template.
 
     Returns:
@@ -242,21 +340,17 @@ def _by_itself(number: int, mapped: Mapping[str, Any], steps: Steps) -> dict[str
     reads_messages = steps.map_row in (None, auto_map_fn, openai_map_fn)
     talk = mapped.get("messages") if own_template and reads_messages else None
     if talk:
-        return _by_own_template(number, talk, mapped.get("tools"), steps)
+        return _by_own_template(talk, mapped.get("tools"), steps)
     if "conversation" in mapped:
         if not own_template or not mapped["conversation"]:
             return None
-        return _by_own_template(number, messages_of(mapped["conversation"]), None, steps)
+        return _by_own_template(messages_of(mapped["conversation"]), None, steps)
     if "input_ids" in mapped:
         ids = list(mapped["input_ids"])
         labels = mapped.get("labels")
         return {"input_ids": ids, "labels": ids if labels is None else list(labels)}
-    raise UserError(
-        tr(
-            "row {number} has no 'conversation'; its fields are: {mapped}",
-            number=number,
-            mapped=", ".join(mapped),
-        ),
+    raise RowError(
+        tr("it has no 'conversation'; its fields are: {mapped}", mapped=", ".join(mapped)),
         hint=tr(
             "set dataset_map_fn to the function of your format: "
             "'xtuner list-dataset-format' lists them."
@@ -265,21 +359,45 @@ def _by_itself(number: int, mapped: Mapping[str, Any], steps: Steps) -> dict[str
     )
 
 
-def _with_loss_on(conversation: Sequence[Row], train_on: str) -> Sequence[Row]:
-    if train_on != "last_answer":
+def _turns(conversation: Sequence[Row], steps: Steps) -> Sequence[Row]:
+    """The turns with the loss where it belongs.
+
+    Raises:
+        RowError: when they are no turns.
+    """
+    try:
+        conversation = [turn_for(steps.thinking, turn) for turn in conversation]
+        for turn in conversation:
+            _ = turn["input"], turn["output"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RowError(
+            tr("a turn is not {{'input', 'output'}} ({error})", error=f"{error!r:.80}"),
+            where=Where(key="dataset_map_fn"),
+        ) from error
+    if steps.train_on != "last_answer":
         return conversation
     before = [{**turn, "output_with_loss": False} for turn in conversation[:-1]]
     return [*before, conversation[-1]]
 
 
 def _by_own_template(
-    number: int, talk: Sequence[Row], tools: str | Sequence[Mapping[str, Any]] | None, steps: Steps
+    talk: Sequence[Row], tools: str | Sequence[Mapping[str, Any]] | None, steps: Steps
 ) -> dict[str, Any]:
     from jinja2 import TemplateError
 
     try:
         last_only = steps.train_on == "last_answer"
-        return dict(encode_messages(talk, steps.tokenizer, tools=tools, last_only=last_only))
+        arguments = getattr(steps.add_template, "template_arguments", None)
+        return dict(
+            encode_messages(
+                talk,
+                steps.tokenizer,
+                tools=tools,
+                last_only=last_only,
+                thinking=steps.thinking,
+                template_arguments=arguments,
+            )
+        )
     # Templates fail with any of these; slow tokenizers have no offsets.
     except (
         ValueError,
@@ -289,8 +407,8 @@ def _by_own_template(
         TemplateError,
         NotImplementedError,
     ) as error:
-        raise UserError(
-            tr("row {number}: {error}", number=number, error=error),
+        raise RowError(
+            tr("the chat template refuses it: {error}", error=f"{type(error).__name__}: {error}"),
             where=Where(key="template_map_fn"),
         ) from error
 
@@ -305,8 +423,8 @@ def _fitted(samples: Samples, steps: Steps) -> Samples:
         number, length = samples.rows[too_long][0], lengths[too_long][0]
         raise UserError(
             tr(
-                "row {number} has {length} tokens, more than max_length={limit}",
-                number=number,
+                "{place} has {length} tokens, more than max_length={limit}",
+                place=steps.named(int(number)),
                 length=length,
                 limit=limit,
             ),

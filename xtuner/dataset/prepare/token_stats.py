@@ -22,6 +22,7 @@ REASONS = {
     "empty": N_("rows without a conversation"),
     "no_label": N_("rows without a supervised token"),
     "too_long": N_("rows longer than max_length"),
+    "bad": N_("rows that cannot be used"),
 }
 
 
@@ -39,6 +40,7 @@ class TokenStats:
         tokens_dropped: tokens of rows that were dropped.
         rows_truncated: numbers of the rows that were truncated.
         dropped: for each reason the numbers of the rows that were dropped.
+        bad_rows: what is wrong with the first of those that cannot be used, with file and line.
     """
 
     rows_in: int = 0
@@ -50,6 +52,7 @@ class TokenStats:
     tokens_dropped: int = 0
     rows_truncated: list[int] = field(default_factory=list)
     dropped: dict[str, list[int]] = field(default_factory=dict)
+    bad_rows: list[str] = field(default_factory=list)
 
     def add(self, other: TokenStats) -> None:
         """Add the counts of more rows."""
@@ -58,6 +61,7 @@ class TokenStats:
                 setattr(self, name, getattr(self, name) + value)
         for reason, rows in other.dropped.items():
             self.dropped.setdefault(reason, []).extend(rows)
+        self.bad_rows = self.bad_rows[:FIRST_ROWS]
 
     def text(self) -> str:
         """The counts for people, in their language."""
@@ -86,7 +90,7 @@ class TokenStats:
         for reason, rows in self.dropped.items():
             if rows:
                 lines.append(tr("dropped, ") + translate(REASONS[reason]) + ": " + _named(rows))
-        return lines
+        return lines + [f"  {each}" for each in self.bad_rows]
 
     def to_dict(self) -> dict[str, Any]:
         """The counts as plain data, by the names that files have."""

@@ -54,6 +54,8 @@ class EvaluateChatHook(Hook):
         stop_word: a text to stop at.
         stop_words: texts to stop at, besides those of the template.
         generation_kwargs: further settings of ``generate``.
+        template_arguments: given to the tokenizer's own chat template, such as
+            ``dict(enable_thinking=False)``.
     """
 
     priority = "LOW"
@@ -71,6 +73,7 @@ class EvaluateChatHook(Hook):
         stop_word: str | None = None,
         stop_words: Sequence[str] | None = None,
         generation_kwargs: Mapping[str, Any] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = _built(tokenizer)
         self.image_processor = _built(image_processor)
@@ -88,6 +91,7 @@ class EvaluateChatHook(Hook):
         self.max_new_tokens = max_new_tokens
         self.stop_words = [*_listed(stop_word), *(stop_words or ())]
         self.generation_kwargs = dict(generation_kwargs or {})
+        self.template_arguments = dict(template_arguments or {})
         self._is_due = False
         self._pictures: list[torch.Tensor | None] | None = None
 
@@ -151,7 +155,7 @@ class EvaluateChatHook(Hook):
             messages = [{"role": "system", "content": self.system}] if self.system else []
             messages.append({"role": "user", "content": question})
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                messages, tokenize=False, add_generation_prompt=True, **self.template_arguments
             )
             return self._encode(text)
         assert isinstance(self.template, Mapping)
