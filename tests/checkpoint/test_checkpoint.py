@@ -1,9 +1,7 @@
-"""Checkpoints survive kills, full disks and bit flips, and nothing in them can run."""
+"""Checkpoints survive kills and bit flips, and say what they are."""
 
-import errno
 import json
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -98,36 +96,6 @@ def test_a_checkpoint_of_v0_1_loads_with_its_history_buffers(tmp_path):
     assert find_latest(tmp_path) == tmp_path / "iter_9.pth"
 
 
-@pytest.mark.parametrize("place", ["state_dict", "meta", "message_hub"])
-def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, place):
-    trace = tmp_path / "trace"
-    bad = state()
-    bad[place] = {"x": RunsCode(trace)}
-    torch.save(bad, tmp_path / "iter_4.pth")
-    for read in (load_checkpoint, load_state_dict):
-        with pytest.raises(UserError, match=r"asks to run .*system.* nothing from it was run"):
-            read(tmp_path / "iter_4.pth")
-    assert find_latest(tmp_path, report=lambda line: None) is None
-    assert not trace.exists()
-
-
-def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path):
-    class Reaches:
-        def __reduce__(self):
-            return getattr, (HistoryBuffer, "register_statistics")
-
-    torch.save({"meta": {"x": Reaches()}, "state_dict": {}}, tmp_path / "iter_1.pth")
-    assert load_checkpoint(tmp_path / "iter_1.pth")["meta"]["x"] is None
-
-
-def test_a_bare_pickle_is_refused(tmp_path):
-    trace = tmp_path / "trace"
-    (tmp_path / "iter_1.pth").write_bytes(pickle.dumps(RunsCode(trace), protocol=2))
-    with pytest.raises(UserError):
-        load_checkpoint(tmp_path / "iter_1.pth")
-    assert not trace.exists()
-
-
 def flip_a_bit(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[data.index(torch.arange(2000.0).numpy().tobytes()) + 4001] ^= 1
@@ -173,43 +141,6 @@ def test_the_newest_is_the_one_written_last(tmp_path):
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_checkpoint(tmp_path / "iter_4.pth")
-
-
-class FullDisk:
-    """A stream on a disk that takes only so many bytes."""
-
-    def __init__(self, stream, room: int) -> None:
-        self.stream = stream
-        self.room = room
-
-    def write(self, data) -> int:
-        self.room -= len(data)
-        if self.room < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return self.stream.write(data)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-
-def test_a_full_disk_leaves_the_good_one_and_no_rubbish(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path / "iter_4.pth", state(4))
-    whole = checkpoint._HashingWriter
-    monkeypatch.setattr(checkpoint, "_HashingWriter", lambda s: whole(FullDisk(s, 3000)))
-    with pytest.raises(UserError, match="No space left on device") as caught:
-        save_checkpoint(tmp_path / "iter_4.pth", state(4))
-    assert "--work-dir" in caught.value.hint and "--resume" in caught.value.hint
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]
-    assert find_corruption(tmp_path / "iter_4.pth") is None
-
-
-def test_a_read_only_folder_is_said(tmp_path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr("xtuner.utils.files.tempfile.mkdtemp", refuse)  # root may write anywhere
-    with pytest.raises(UserError, match=r"could not be written: Permission denied"):
-        save_checkpoint(tmp_path / "iter_4.pth", state())
 
 
 def test_killed_between_the_two_renames_it_is_still_good(tmp_path, monkeypatch):

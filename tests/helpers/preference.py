@@ -15,8 +15,6 @@ PAIRS = [
     ("Give three tips", "Eat well, sleep well, walk.", "no"),
     ("add", "return a + b", "return a - b, that is what I would do!"),
 ]
-
-
 LORA = dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 

@@ -23,8 +23,6 @@ def test_alone_it_is_mmengines_sampler():
 
 
 ORIGINAL = 24  # tokens; rows are longer, half of a row is not
-
-
 LONGROPE = {
     "rope_parameters": {
         "rope_type": "longrope",
@@ -36,14 +34,10 @@ LONGROPE = {
     },
     "original_max_position_embeddings": ORIGINAL,
 }
-
-
 DYNAMIC = {
     "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
     "max_position_embeddings": ORIGINAL,
 }
-
-
 NAMES = [
     "init_sequence_parallel",
     "init_inner_sequence_parallel",

@@ -50,7 +50,8 @@ def write_packed(
         samples: what is packed, and its stats.
         packs: what each row is made of.
         folder: to write to.
-        with_borders: also ``position_ids``, restarting, and ``cumulative_len``, the borders.
+        for_varlen: also write ``position_ids``, restarting with each sample, and
+            ``cumulative_len``.
         key: names the dataset.
         threads: at most.
     """

@@ -1,0 +1,118 @@
+"""Files of torch.save: read as data only, and errors of the disk are explained."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from xtuner.checkpoint import checkpoint
+from xtuner.checkpoint.checkpoint import (
+    find_corruption,
+    find_latest,
+    load_checkpoint,
+    load_state_dict,
+    save_checkpoint,
+)
+from xtuner.utils.errors import UserError
+
+
+class RunsCode:
+    """Pickles as a call, as a hostile checkpoint does."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+def history(*values: float) -> HistoryBuffer:
+    buffer = HistoryBuffer()
+    for value in values:
+        buffer.update(value)
+    return buffer
+
+
+def state(iterations: int = 4) -> dict:
+    return {
+        "meta": {"iter": iterations, "epoch": 0, "seed": 1},
+        "state_dict": {"llm.a": torch.arange(2000.0), "llm.b": torch.ones(3, dtype=torch.bfloat16)},
+        "optimizer": {"state": {0: {"step": torch.tensor(4.0)}}, "param_groups": [{"lr": 0.1}]},
+        "message_hub": {
+            "log_scalars": {"train/loss": history(2.0, 1.5)},
+            "runtime_info": {"best_score": np.float64(0.5)},
+            "resumed_keys": {"train/loss": True, "best_score": True},
+        },
+    }
+
+
+@pytest.mark.parametrize("place", ["state_dict", "meta", "message_hub"])
+def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, place):
+    trace = tmp_path / "trace"
+    bad = state()
+    bad[place] = {"x": RunsCode(trace)}
+    torch.save(bad, tmp_path / "iter_4.pth")
+    for read in (load_checkpoint, load_state_dict):
+        with pytest.raises(UserError, match=r"asks to run .*system.* nothing from it was run"):
+            read(tmp_path / "iter_4.pth")
+    assert find_latest(tmp_path, report=lambda line: None) is None
+    assert not trace.exists()
+
+
+def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path):
+    class Reaches:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, "register_statistics")
+
+    torch.save({"meta": {"x": Reaches()}, "state_dict": {}}, tmp_path / "iter_1.pth")
+    assert load_checkpoint(tmp_path / "iter_1.pth")["meta"]["x"] is None
+
+
+def test_a_bare_pickle_is_refused(tmp_path):
+    trace = tmp_path / "trace"
+    (tmp_path / "iter_1.pth").write_bytes(pickle.dumps(RunsCode(trace), protocol=2))
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "iter_1.pth")
+    assert not trace.exists()
+
+
+class FullDisk:
+    """A stream on a disk that takes only so many bytes."""
+
+    def __init__(self, stream, room: int) -> None:
+        self.stream = stream
+        self.room = room
+
+    def write(self, data) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.stream.write(data)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def test_a_full_disk_leaves_the_good_one_and_no_rubbish(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "iter_4.pth", state(4))
+    whole = checkpoint._HashingWriter
+    monkeypatch.setattr(checkpoint, "_HashingWriter", lambda s: whole(FullDisk(s, 3000)))
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        save_checkpoint(tmp_path / "iter_4.pth", state(4))
+    assert "--work-dir" in caught.value.hint and "--resume" in caught.value.hint
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]
+    assert find_corruption(tmp_path / "iter_4.pth") is None
+
+
+def test_a_read_only_folder_is_said(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("xtuner.utils.files.tempfile.mkdtemp", refuse)  # root may write anywhere
+    with pytest.raises(UserError, match=r"could not be written: Permission denied"):
+        save_checkpoint(tmp_path / "iter_4.pth", state())
