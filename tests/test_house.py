@@ -27,6 +27,7 @@ TESTED_BY = {
     "xtuner/export/streaming_merge.py": "test_merge.py",
     "xtuner/apis/datasets.py": "test_apis.py",
     "xtuner/apis/models.py": "test_apis.py",
+    "xtuner/config/definitions.py": "test_local_modules.py",
     "xtuner/configs/datasets.py": "test_published_settings.py",
     "xtuner/configs/settings.py": "test_published_settings.py",
     "xtuner/configs/models/internlm.py": "test_published_settings.py",
@@ -358,6 +359,8 @@ def test_large_modules_have_a_test_of_their_name(trees):
     names = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
     missing = []
     for file in trees:
+        if file.parent == PACKAGE / "configs" / "oneoffs":
+            continue
         name = file.parent.name if file.stem == "__init__" else file.stem.removeprefix("modeling_")
         tested = f"test_{name.strip('_')}.py" in names or relative(file) in TESTED_BY
         if len(file.read_text("utf-8").splitlines()) > UNTESTED_LINES and not tested:
