@@ -34,6 +34,7 @@ TESTED_BY = {
     "xtuner/configs/models/llama.py": "test_published_settings.py",
     "xtuner/model/transformers_models/decoder.py": "test_golden.py",
     "xtuner/model/transformers_models/intern_vit/modeling_intern_vit.py": "test_internvl_chat.py",
+    "xtuner/tokenization/chat_template.py": "test_messages.py",
     "xtuner/utils/types.py": "test_house.py",  # types alone: mypy checks them
 }
 """Modules that are tables or parts of one thing, and the test that sees them."""
