@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import GenerationConfig
 
 from xtuner.chat.prompt import ChatPrompt, Turn, to_messages
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -44,8 +45,8 @@ def test_without_any_template_the_text_goes_in_as_it_is(without_template):
 
 
 def test_stop_ids_and_stop_texts(tokenizer):
-    prompt = ChatPrompt(tokenizer, PROMPT_TEMPLATE.internlm2_chat, ["several words"], [7])
-    ids, texts = prompt.stops()
+    prompt = ChatPrompt(tokenizer, PROMPT_TEMPLATE.internlm2_chat, ["several words"])
+    ids, texts = prompt.stops(GenerationConfig(eos_token_id=[7]))
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ids and ids[-1] == 7
     assert texts == ["several words"]
     assert len(set(ids)) == len(ids)

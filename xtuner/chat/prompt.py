@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from xtuner.tokenization.chat_template import render_question, single_token, stop_words
+from xtuner.tokenization.chat_template import answer_stops, render_question
 from xtuner.tokenization.segments import bos_and_eos, encode_segments
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
     from xtuner.utils.types import Tokenizer
 
 
@@ -34,13 +36,11 @@ class ChatPrompt:
         template: an entry of ``PROMPT_TEMPLATE``; None for the tokenizer's own chat template, or
             the plain text when it has none either.
         extra_stop_words: further texts to stop at.
-        model_stop_ids: ``eos_token_id`` of the model's generation config.
     """
 
     tokenizer: Tokenizer
     template: Mapping[str, Any] | None = None
     extra_stop_words: list[str] = field(default_factory=list)
-    model_stop_ids: list[int] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -66,17 +66,16 @@ class ChatPrompt:
         texts = [part for turn in turns for part in (turn.question, turn.answer) if part]
         return list(self.tokenizer.encode("\n".join([system, *texts] if system else texts)))
 
-    def stops(self) -> tuple[list[int], list[str]]:
-        """The stop ids of an answer, and the stop texts that are not a single token."""
-        words = list(self.extra_stop_words)
-        if self.template is not None:
-            words += stop_words(self.template, self.tokenizer.eos_token)
-        elif self.tokenizer.eos_token:
-            words.append(self.tokenizer.eos_token)
-        found = {word: single_token(self.tokenizer, word) for word in words}
-        ids = [number for number in found.values() if number is not None]
-        ids = list(dict.fromkeys([*ids, *self.model_stop_ids]))
-        return ids, [word for word, number in found.items() if number is None]
+    def stops(
+        self, generation_config: GenerationConfig | None = None
+    ) -> tuple[list[int], list[str]]:
+        """The stop ids of an answer, and the stop texts that are not a single token.
+
+        Args:
+            generation_config: of the model.
+        """
+        extra = self.extra_stop_words
+        return answer_stops(self.tokenizer, self.template, generation_config, extra)
 
     def answer_end(self) -> int | None:
         """The id that ends an answer in training: eos, or the last id of the suffix."""

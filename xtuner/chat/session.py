@@ -160,7 +160,7 @@ class ChatSession:
     @torch.no_grad()
     def _generate(self, ids: list[int], show: Say | None) -> _Answer:
         tokenizer = self.prompt.tokenizer
-        stop_ids, stop_texts = self.prompt.stops()
+        stop_ids, stop_texts = self.prompt.stops(getattr(self.model, "generation_config", None))
         streamer = _Printer(tokenizer, stop_texts, show) if show else None
         inputs = torch.tensor([ids], device=self.model.device)
         output = self.model.generate(

@@ -11,7 +11,7 @@ from xtuner.utils.lang import tr
 def serving_commands(folder: Path) -> str:
     """Commands for xtuner, LMDeploy, vLLM, Ollama and OpenCompass, the folder's path filled in."""
     path = shlex.quote(str(folder.absolute()))
-    name = folder.absolute().name.lower()
+    name = shlex.quote(folder.absolute().name.lower())
     rows = [
         ("xtuner", f"xtuner chat {path}"),
         ("LMDeploy", f"lmdeploy chat {path}"),

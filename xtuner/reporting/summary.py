@@ -19,7 +19,7 @@ from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.constants import RUN_RECORD
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
-from xtuner.utils.templates import PROMPT_TEMPLATE
+from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -98,6 +98,8 @@ def next_steps(runner: Runner) -> list[tuple[str, str]]:
         )
     ]
     chat = [out]
+    if _sees(runner.cfg):
+        return steps  # convert says how the model is asked about an image
     model = runner.cfg.get("model") or {}
     has_adapter = model.get("lora") is not None and base
     if getattr(model.get("type"), "__name__", "") == "RewardModel":
@@ -145,15 +147,23 @@ def base_model(runner: Runner) -> str | None:
     return str(name) if name else None
 
 
+def _sees(cfg: Config) -> bool:
+    """Whether the model is one for images."""
+    return bool({"visual_encoder", "vit", "model_path"} & set(cfg.get("model") or {}))
+
+
 def _llm(cfg: Config) -> Any:
     return (cfg.get("model") or {}).get("llm") or {}
 
 
 def template_name(cfg: Config) -> str | None:
-    """The published name of the template that a config trains with, where it has one."""
+    """The published name of the template that a config trains with, where it has one.
+
+    None for the tokenizer's own template, too.
+    """
     wanted = cfg.get("prompt_template")
     for name, template in PROMPT_TEMPLATE.items():
-        if wanted and wanted in (name, template):
+        if wanted and wanted in (name, template) and template != AUTO_TEMPLATE:
             return name
     return None
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.types import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 _FIELD = re.compile(r"\{(system|input|round|bot_name)\}")
 
@@ -143,6 +146,33 @@ def stop_ids(tokenizer: Tokenizer, words: list[str]) -> list[int]:
     """The ids of those stop words that are one token, without repetition."""
     found = [single_token(tokenizer, word) for word in words]
     return list(dict.fromkeys(number for number in found if number is not None))
+
+
+def answer_stops(
+    tokenizer: Tokenizer,
+    template: Mapping[str, Any] | None = None,
+    generation_config: GenerationConfig | None = None,
+    extra: Sequence[str] = (),
+) -> tuple[list[int], list[str]]:
+    """What ends an answer: template, tokenizer, the model's generation config, and ``extra``.
+
+    Args:
+        tokenizer: of the model.
+        template: an entry of ``PROMPT_TEMPLATE``; None for the tokenizer's own chat template.
+        generation_config: of the model, whose ``eos_token_id`` may have several ids.
+        extra: further texts.
+
+    Returns:
+        The ids, and the texts that are not a single token.
+    """
+    ends = [tokenizer.eos_token] if tokenizer.eos_token else []
+    words = [*extra, *(stop_words(template, tokenizer.eos_token) if template else ends)]
+    found = {word: single_token(tokenizer, word) for word in words}
+    ids = [number for number in found.values() if number is not None]
+    of_model = getattr(generation_config, "eos_token_id", None)
+    of_model = [of_model] if isinstance(of_model, int) else list(of_model or ())
+    texts = [word for word, number in found.items() if number is None]
+    return list(dict.fromkeys([*ids, *of_model])), texts
 
 
 def _expression(text: str, fields: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xtuner.tools.arguments import add_dtype, add_trust_remote_code
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
-from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
+from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,13 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image", help=tr("the image to ask about"))
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
-    templates = sorted(name for name in PROMPT_TEMPLATE if name != "auto")
+    templates = sorted(PROMPT_TEMPLATE)
     parser.add_argument(
         "--prompt-template",
         choices=templates,
         metavar="NAME",
         help=tr(
-            "default: the tokenizer's own chat template. One of: {templates}",
+            "default: auto, the tokenizer's own chat template. One of: {templates}",
             templates=", ".join(templates),
         ),
     )
@@ -130,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Check for arguments that exclude or need each other, before anything is loaded."""
+    if args.prompt_template and PROMPT_TEMPLATE[args.prompt_template] == AUTO_TEMPLATE:
+        args.prompt_template = None
     if args.visual_encoder and not args.llava:
         raise UserError(
             tr("--visual-encoder needs --llava."),
@@ -181,7 +183,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         model, prompt_type = _llava(model, args)
     else:
         prompt_type = ChatPrompt
-    prompt = prompt_type(tokenizer, template, args.stop_words, _stop_ids(model))
+    prompt = prompt_type(tokenizer, template, args.stop_words)
     _notice(_about(model, prompt))
     if _system(args) and template is not None and "SYSTEM" not in template:
         _notice(
@@ -249,14 +251,6 @@ def _image(file: str, load: Callable[[str], Image]) -> Image:
         raise UserError(
             tr("the image cannot be read: {error}", error=error), where=Where(file)
         ) from error
-
-
-def _stop_ids(model: PreTrainedModel | VisionLanguageModel) -> list[int]:
-    """``eos_token_id`` of the model's generation config, as a list."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    if ids is None:
-        return []
-    return list(ids) if isinstance(ids, list | tuple) else [int(ids)]
 
 
 def _system(args: argparse.Namespace) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def _base_and_adapter(name_or_path: str, adapter: str | None) -> tuple[str, str 
     if not base:
         raise UserError(
             tr("this adapter does not name its base model."),
-            hint=f"xtuner chat BASE --adapter {name_or_path}",
+            hint=f"xtuner chat BASE --adapter {shlex.quote(name_or_path)}",
             where=Where(str(folder)),
         )
     return str(base), name_or_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from xtuner.configs import UnknownConfig, render
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     print(tr("Copy to {path}", path=path))
     print(tr("Edit its PART 1, then:"))
-    print(f"  xtuner train {path}")
+    print(f"  {shlex.join(['xtuner', 'train', str(path)])}")
     return 0
 
 

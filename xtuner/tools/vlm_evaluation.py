@@ -85,7 +85,7 @@ def load_session(args: argparse.Namespace) -> ChatSession:
         trust_remote_code=args.trust_remote_code,
     )
     template = PROMPT_TEMPLATE[args.prompt_template]
-    prompt = ImagePrompt(tokenizer, template, list(args.stop_words), [])
+    prompt = ImagePrompt(tokenizer, template, list(args.stop_words))
     sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=0)
     return ChatSession(seeing, prompt, sampling=sampling)
 

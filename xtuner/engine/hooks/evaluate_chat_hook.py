@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
-from xtuner.tokenization.chat_template import render_question, single_token, stop_words
+from xtuner.tokenization.chat_template import answer_stops, render_question
 from xtuner.tokenization.segments import encode_segments, prefix_ids, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
@@ -23,7 +23,7 @@ from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
     from xtuner.engine.runner.finetune_runner import FinetuneRunner
     from xtuner.utils.types import ImageProcessor, Tokenizer
@@ -172,7 +172,8 @@ class EvaluateChatHook(Hook):
             assert picture is not None  # asked is what is askable
             pictures = {"pixel_values": picture.to(device)}
         ids = torch.tensor([self.prompt(question)], device=device)
-        settings = self._settings(max_new_tokens)
+        llm = getattr(model, "llm", model)
+        settings = self._settings(max_new_tokens, getattr(llm, "generation_config", None))
         generating: Any = model if hasattr(model, "generate") else model.llm
         answer = generating.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **pictures, **settings
@@ -182,23 +183,20 @@ class EvaluateChatHook(Hook):
             shown = [token for token in ids[0].tolist() if token >= 0] + shown
         return self.tokenizer.decode(shown)
 
-    def _settings(self, max_new_tokens: int) -> dict[str, Any]:
-        """Keywords of ``generate``: greedy, ending where the template or the tokenizer says."""
-        words = list(self.stop_words)
-        if isinstance(self.template, Mapping):
-            words += stop_words(self.template, self.tokenizer.eos_token)
-        elif self.tokenizer.eos_token:
-            words.append(self.tokenizer.eos_token)
-        known = {word: single_token(self.tokenizer, word) for word in words}
+    def _settings(
+        self, max_new_tokens: int, generation_config: GenerationConfig | None
+    ) -> dict[str, Any]:
+        """Keywords of ``generate``: greedy, ending where ``answer_stops`` says."""
+        template = self.template if isinstance(self.template, Mapping) else None
+        ids, texts = answer_stops(self.tokenizer, template, generation_config, self.stop_words)
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
-            "eos_token_id": [token for token in known.values() if token is not None] or None,
+            "eos_token_id": ids or None,
             "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
         }
-        long = [word for word, token in known.items() if token is None]
-        if long:
-            settings |= {"stop_strings": long, "tokenizer": self.tokenizer}
+        if texts:
+            settings |= {"stop_strings": texts, "tokenizer": self.tokenizer}
         return settings | self.generation_kwargs
 
     def _encode(self, text: str) -> list[int]:

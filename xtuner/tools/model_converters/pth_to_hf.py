@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             _verify(cfg, weights, aside, meta_model, dtype)
     print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
-        print(_next_steps(meta_model, out))
+        print(_next_steps(meta_model, out, _template_name(cfg)))
     return 0
 
 
@@ -285,7 +286,8 @@ def _verify(
     verify.check_difference(verify.compare(expected, found), dtype, tr("the trained model"))
 
 
-def _next_steps(meta_model: FinetuneModel, out: Path) -> str:
+def _next_steps(meta_model: FinetuneModel, out: Path, template: str | None) -> str:
+    """The commands that use what was written, as they can be typed."""
     from xtuner.export import write_model
     from xtuner.export.serving import serving_commands
 
@@ -293,23 +295,36 @@ def _next_steps(meta_model: FinetuneModel, out: Path) -> str:
     if hasattr(meta_model, "visual_encoder"):
         own = (out / "config.json").is_file() or not llm.name_or_path
         vision = getattr(meta_model.visual_encoder, "name_or_path", "") or "VISUAL_ENCODER"
-        words = f"{out if own else llm.name_or_path} --llava {out} --visual-encoder {vision}"
-        return (
-            tr("Ask about an image:")
-            + f"\n  xtuner chat {words} --image FILE --prompt-template NAME"
-        )
+        words = [out if own else llm.name_or_path, "--llava", out, "--visual-encoder", vision]
+        words += ["--image", "FILE", "--prompt-template", template or "NAME"]
+        return tr("Ask about an image:") + f"\n  {_command('chat', *words)}"
     if hasattr(meta_model, "v_head"):
-        base = (
-            f"{llm.get_base_model().name_or_path} --adapter " if write_model.is_adapter(llm) else ""
-        )
-        return tr("Score answers with it:") + f"\n  xtuner chat {base}{out}"
+        adapter = write_model.is_adapter(llm)
+        judge = [llm.get_base_model().name_or_path, "--adapter", out] if adapter else [out]
+        return tr("Score answers with it:") + f"\n  {_command('chat', *judge)}"
     if not write_model.is_adapter(llm):
         return serving_commands(out)
     base = str(llm.get_base_model().name_or_path)
     return "\n".join(
         [
             tr("Use it:"),
-            f"  xtuner chat {base} --adapter {out}",
-            f"  xtuner convert merge {base} {out} {out}_merged",
+            f"  {_command('chat', base, '--adapter', out)}",
+            f"  {_command('convert', 'merge', base, out, f'{out}_merged')}",
         ]
     )
+
+
+def _template_name(cfg: Config) -> str | None:
+    """The name of the template that the data use, where it is a published one."""
+    from xtuner.export.trained_template import template_of
+    from xtuner.utils.templates import PROMPT_TEMPLATE
+
+    try:
+        used = template_of(cfg)
+    except UserError:
+        return None
+    return next((name for name, each in PROMPT_TEMPLATE.items() if used and each == used), None)
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["xtuner", *map(str, words)])
