@@ -17,6 +17,7 @@ from xtuner.parallel.sequence.groups import (
 )
 from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.constants import RUN_RECORD
+from xtuner.utils.few_steps import few_steps_advice
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
@@ -53,6 +54,11 @@ def run_summary(runner: Runner) -> list[tuple[str, str]]:
     chosen = backends(runner)
     if chosen:
         lines.insert(-1, (tr("backends"), "; ".join(f"{what} {name}" for what, name, _ in chosen)))
+    by_epochs = (runner.cfg.get("train_cfg") or {}).get("max_epochs") is not None
+    epoch_length = loop.epoch_length if by_epochs else None
+    advice = few_steps_advice(loop.max_iters, loop.accumulative_counts, epoch_length)
+    if advice:
+        lines.append((tr("warning"), advice))
     if loop.iter:
         note = tr("after iteration {iter}", iter=loop.iter)
         lines.append((tr("resumed"), note))

@@ -1,0 +1,43 @@
+"""A run of very few optimizer steps learns next to nothing: said before it starts."""
+
+from __future__ import annotations
+
+import math
+
+from xtuner.utils.lang import tr
+
+MIN_STEPS = 20
+"""Below this many optimizer steps a fine-tuning hardly moves the model."""
+
+
+def few_steps_advice(
+    micro_batches: int, accumulative_counts: int, epoch_length: int | None
+) -> str | None:
+    """What to set where a run has too few optimizer steps.
+
+    Args:
+        micro_batches: of the whole run, on each process.
+        accumulative_counts: micro-batches of an optimizer step.
+        epoch_length: micro-batches of an epoch; None where the run is given in iterations.
+
+    Returns:
+        A sentence with the settings to change; None where there are enough steps.
+    """
+    steps = math.ceil(micro_batches / accumulative_counts)
+    if steps >= MIN_STEPS:
+        return None
+    count = max(1, micro_batches // MIN_STEPS)
+    settings = [f"accumulative_counts = {count}"] if count < accumulative_counts else []
+    if micro_batches / count < MIN_STEPS:
+        wanted = MIN_STEPS * count
+        settings.append(
+            f"max_epochs = {math.ceil(wanted / epoch_length)}"
+            if epoch_length is not None
+            else f"max_iters = {wanted}"
+        )
+    return tr(
+        "{steps} optimizer steps are few to learn from; for at least {wanted}: {settings}",
+        steps=steps,
+        wanted=MIN_STEPS,
+        settings=", ".join(settings),
+    )
