@@ -24,6 +24,22 @@ def test_which_checkpoint(tmp_path):
     assert "iter_4.pth" in caught.value.hint
 
 
+@pytest.mark.parametrize("by_path", [False, True])
+def test_without_a_usable_checkpoint_nothing_is_overwritten(tmp_path, by_path):
+    for number in (4, 8):
+        path = tmp_path / f"iter_{number}.pth"
+        save_checkpoint(path, {"meta": {"iter": number}, "state_dict": {}})
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError) as refused:
+        checkpoint_to_resume(tmp_path, tmp_path if by_path else True)
+    if not by_path:
+        assert "none of the 2 checkpoints" in str(refused.value)
+        assert "--resume-allow restart" in refused.value.hint
+        with pytest.raises(UserError):  # it says nothing about damaged checkpoints
+            checkpoint_to_resume(tmp_path, True, ["all"])
+        assert checkpoint_to_resume(tmp_path, True, ["restart"]) is None
+
+
 def test_what_was_logged_after_the_checkpoint_is_cut(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"iter": i, "loss": i / 2}) for i in range(1, 8)]

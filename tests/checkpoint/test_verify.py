@@ -1,5 +1,7 @@
 """Each file of a checkpoint is hashed once, by one of the ranks."""
 
+import json
+
 import pytest
 import torch
 
@@ -51,6 +53,18 @@ def test_all_ranks_find_a_missing_or_short_file(folder):
     assert all(find_corruption(folder, rank=rank, world_size=2) for rank in range(2))
     (folder / "shard_0").unlink()
     assert "shard_0 is missing" in find_corruption(folder, rank=1, world_size=2)
+
+
+def test_a_folder_with_a_bad_manifest_is_read(folder, capsys):
+    manifest = folder.with_name("iter_4.pth.json")
+    entries = json.loads(manifest.read_text())
+    entries["files"].popitem()  # a file that it says nothing of
+    manifest.write_text(json.dumps(entries))
+    assert find_corruption(folder) is None
+    assert "the checkpoint itself is read" in capsys.readouterr().err
+    run_file = folder / "run.pth"
+    run_file.write_bytes(run_file.read_bytes()[:-40])
+    assert "run.pth" in find_corruption(folder)
 
 
 def test_only_the_first_rank_tries_to_load_a_file_without_a_manifest(tmp_path):

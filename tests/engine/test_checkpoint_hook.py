@@ -7,6 +7,7 @@ import torch
 
 from tests.equivalence.runs import ROOT, TOY, train
 from xtuner.checkpoint.checkpoint import load_checkpoint
+from xtuner.engine.stop import SAVE, Stop
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -52,6 +53,13 @@ def test_near_the_end_of_a_slurm_job_one_is_written(tmp_path, monkeypatch):
     status, printed = train(TOY, tmp_path, *options)
     assert status == 75 and "the time limit is near: stopped after iteration 2" in printed
     assert names(tmp_path) == ["iter_2.pth"]
+
+
+def test_usr1_writes_one_and_the_run_goes_on(tmp_path, monkeypatch):
+    asked = [SAVE]
+    monkeypatch.setattr(Stop, "agreed", lambda self: asked.pop() if asked else None)
+    run(tmp_path, "default_hooks.checkpoint.interval=500")
+    assert names(tmp_path) == ["iter_11.pth", "iter_2.pth"]
 
 
 def test_a_full_disk_ends_the_run_with_the_good_one_intact(tmp_path, monkeypatch):

@@ -7,11 +7,13 @@ import time
 import pytest
 import torch
 
-from xtuner.engine.stop import OUT_OF_TIME, Stop, exit_status, told
+from xtuner.engine.stop import OUT_OF_TIME, SAVE, Stop, exit_status, told
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_first_signal_is_noted_and_the_handlers_are_given_back(number, status):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_the_first_signal_is_noted_and_the_handlers_are_given_back(number, status, capfd):
     before = signal.getsignal(number)
     stop = Stop()
     stop.install()
@@ -20,6 +22,45 @@ def test_the_first_signal_is_noted_and_the_handlers_are_given_back(number, statu
     assert stop.agreed() == number and exit_status(number) == status
     assert signal.getsignal(number) == before
     assert number.name in told(number)
+    assert f"{number.name} was received: after this optimizer step" in capfd.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = Stop()
+    try:
+        stop.install()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.agreed() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        stop.uninstall()
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_usr1_saves_once_and_goes_on(capfd):
+    stop = Stop()
+    stop.install()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert [stop.agreed(), stop.agreed()] == [SAVE, None]
+    assert "SIGUSR1 was received" in capfd.readouterr().err
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGTERM)  # matters more
+    assert stop.agreed() == signal.SIGTERM
+
+
+def test_all_ranks_save_when_one_is_told_to(monkeypatch):
+    stop = Stop()
+    monkeypatch.setattr("xtuner.engine.stop.get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    wish_of_another = [SAVE, signal.SIGTERM]
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_reduce",
+        lambda told, op: told.fill_(max(int(told), wish_of_another.pop(0))),
+    )
+    assert [stop.agreed(), stop.agreed()] == [SAVE, signal.SIGTERM]
 
 
 def test_the_end_of_a_slurm_job_is_heeded_only_where_asked(monkeypatch):

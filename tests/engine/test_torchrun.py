@@ -9,7 +9,8 @@ import pytest
 
 SHOW = """
 import os, sys
-print(*(os.environ[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE")), sys.argv[1:], flush=True)
+said = [os.environ[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] + [str(sys.argv[1:])]
+sys.stdout.write(" ".join(said) + "\\n")
 """
 FAIL = """
 import os, signal, sys, time
@@ -42,3 +43,23 @@ def test_processes_get_their_ranks_and_the_words(tmp_path):
 )
 def test_the_status_is_that_of_the_first_failure(tmp_path, end, status):
     assert run(tmp_path, FAIL.format(end=end)).returncode == status
+
+
+ASKED = """
+import os, signal, sys, time
+def save(*_):
+    sys.stdout.write("saved " + os.environ["RANK"] + "\\n")
+    sys.exit()
+signal.signal(signal.SIGUSR1, save)
+if os.environ["RANK"] == "1":
+    time.sleep(1)
+    agent = os.getppid()
+    os.kill(agent, signal.SIGUSR1)
+time.sleep(60)
+"""
+
+
+def test_usr1_reaches_every_process_and_spares_the_launcher(tmp_path):
+    done = run(tmp_path, ASKED)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["0", "1", "saved", "saved"]

@@ -20,7 +20,13 @@ import torch
 
 from xtuner.checkpoint import deepspeed, folder
 from xtuner.checkpoint.io import explained_write_failure, read_torch_file
-from xtuner.checkpoint.manifest import manifest_path, read_manifest, sha256, write_manifest
+from xtuner.checkpoint.manifest import (
+    iterations_of,
+    manifest_path,
+    saved_at,
+    sha256,
+    write_manifest,
+)
 from xtuner.checkpoint.serialize import to_serializable
 from xtuner.checkpoint.verify import find_corruption, require_intact, unusable
 from xtuner.registry import READERS
@@ -111,7 +117,7 @@ def load_state_dict(path: str | Path, *, verify: bool = True) -> Mapping[str, to
 
 
 def find_latest(work_dir: str | Path, report: Callable[[str], None] | None = None) -> Path | None:
-    """Find the newest intact checkpoint of a run, the one written last.
+    """Find the newest intact checkpoint of a run, the one with the most iterations.
 
     Args:
         work_dir: the folder of the run.
@@ -152,11 +158,25 @@ def first_intact(
 
 
 def checkpoints_of(work_dir: str | Path) -> list[Path]:
-    """All checkpoints of a run, intact or not, the one written last first."""
+    """All checkpoints of a run, intact or not, the one with the most iterations first.
+
+    Where another one was written later (a clock was set back, or a longer run has left its own
+    here), a line on stderr says so.
+    """
     parent = Path(work_dir)
     entries = parent.iterdir() if parent.is_dir() else ()
     found = [entry for entry in entries if NAME.fullmatch(entry.name)]
-    return sorted(found, key=_saved_at, reverse=True)
+    times = {path: saved_at(path) for path in found}
+    found.sort(key=lambda path: (iterations_of(path), _number_in(path), times[path]), reverse=True)
+    later = max(found, key=lambda path: times[path], default=None)
+    if later is not None and times[later] > times[found[0]]:
+        line = tr(
+            "{newest} has the most iterations, although {later} was written later by the clock",
+            newest=found[0].name,
+            later=later.name,
+        )
+        print(line, file=sys.stderr)
+    return found
 
 
 def config_beside(path: str | Path) -> Path | None:
@@ -195,12 +215,8 @@ def remove_leftovers(work_dir: str | Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _saved_at(path: Path) -> float:
-    try:
-        manifest = read_manifest(path) or {}
-    except ValueError:
-        manifest = {}
-    return float(manifest.get("saved_at", path.stat().st_mtime))
+def _number_in(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
 
 
 def _load_folder(source: Path) -> Mapping[str, torch.Tensor]:

@@ -17,6 +17,8 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     from xtuner.utils.types import Tokenizer
 
+RESTART = "restart"
+"""Allows to start from the beginning where no checkpoint is usable."""
 KINDS = ("config", "data", "tokenizer", "packages", "world_size")
 PACKAGES = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 
@@ -122,7 +124,7 @@ def refuse_changes(
     Raises:
         UserError: listing all changes that are not allowed.
     """
-    unknown = sorted(set(allowed) - {*KINDS, "all"})
+    unknown = sorted(set(allowed) - {*KINDS, "all", RESTART})
     if unknown:
         raise UserError(
             tr("--resume-allow does not know {unknown}.", unknown=", ".join(unknown)),

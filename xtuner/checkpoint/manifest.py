@@ -2,7 +2,8 @@
 
 ``iter_4.pth`` (a file, or a folder from DeepSpeed or FSDP) has its manifest in ``iter_4.pth.json``.
 A checkpoint is good when it is there and agrees with its manifest, or has no manifest (written by
-XTuner v0.1, or the run was killed in the moment between the two renames) and passes a load test.
+XTuner v0.1, or the run was killed in the moment between the two renames), or one that is damaged or
+of other files, and passes a load test.
 Both are renamed into place only after they are flushed to disk, the manifest last.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,15 +62,52 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     """Read the manifest of a checkpoint; None when it has none.
 
     Raises:
-        ValueError: when there is one that cannot be read.
+        ValueError: when there is one that cannot be read, is damaged, or is of other files.
     """
     path = manifest_path(checkpoint)
-    if not path.exists():
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ValueError(f"{path} is not a manifest")
+        raise ValueError("it is no manifest")
+    files: dict[str, Any] = manifest["files"]
+    if not all(map(_is_entry, files.values())):
+        raise ValueError("it lacks sizes or checksums")
+    own = {file.relative_to(checkpoint.parent).as_posix() for file in _files(checkpoint)}
+    beginning = f"{checkpoint.name}/" if checkpoint.is_dir() else checkpoint.name
+    if own - files.keys() or not all(name.startswith(beginning) for name in files):
+        raise ValueError("it does not list the files of this checkpoint")
     return manifest
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether this is what a manifest says of a file."""
+    if not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+
+
+def saved_at(checkpoint: Path) -> float:
+    """When a checkpoint was written, by its manifest or else by the file system."""
+    return _number(checkpoint, "saved_at", checkpoint.stat().st_mtime)
+
+
+def iterations_of(checkpoint: Path) -> int:
+    """Micro-batches that were done, by its manifest or its name (``iter_4.pth``); -1 if unknown."""
+    kind, _, number = checkpoint.stem.rpartition("_")
+    named = int(number) if kind == "iter" and number.isdigit() else -1
+    return int(_number(checkpoint, "iter", named))
+
+
+def _number(checkpoint: Path, key: str, default: float) -> float:
+    try:
+        value = (read_manifest(checkpoint) or {}).get(key)
+    except ValueError:
+        return default
+    return value if isinstance(value, int | float) and math.isfinite(value) else default
 
 
 def find_mismatch(

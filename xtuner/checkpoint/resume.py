@@ -17,7 +17,7 @@ from xtuner.checkpoint.checkpoint import (
     load_checkpoint,
     remove_leftovers,
 )
-from xtuner.checkpoint.fingerprint import changes, fingerprints, refuse_changes
+from xtuner.checkpoint.fingerprint import RESTART, changes, fingerprints, refuse_changes
 from xtuner.checkpoint.run_state import restore
 from xtuner.checkpoint.verify import find_corruption_together, require_intact
 from xtuner.parallel.sequence.groups import get_data_parallel_world_size
@@ -33,24 +33,36 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 
 
-def checkpoint_to_resume(work_dir: str | Path, resume: str | bool | Path) -> Path | None:
+def checkpoint_to_resume(
+    work_dir: str | Path, resume: str | bool | Path, allowed: Collection[str] = ()
+) -> Path | None:
     """Choose the checkpoint to resume from; called on every rank.
 
     Args:
         work_dir: the folder of the run.
         resume: a path, or True for the newest intact checkpoint of ``work_dir``; False for none.
+        allowed: with ``restart``, a work dir without a usable checkpoint is a fresh start.
 
     Returns:
         A file or folder, compared with its manifest by the ranks together; None when there is
         nothing to resume (a fresh start, of which a line is printed).
 
     Raises:
-        UserError: when the path that was asked for does not exist or is damaged.
+        UserError: when the path that was asked for does not exist or is damaged, or the work dir
+            has checkpoints and none is usable.
     """
     if not resume:
         return None
     if resume is True:
-        found = _newest(Path(work_dir))
+        found, unusable = _newest(Path(work_dir))
+        if unusable and RESTART not in allowed:
+            raise UserError(
+                tr("none of the {count} checkpoints in this folder can be used.", count=unusable),
+                hint=tr(
+                    "to train from the beginning and overwrite them: '--resume-allow restart'."
+                ),
+                where=Where(str(work_dir)),
+            )
         if found is None and is_main_process():
             print(
                 tr("No checkpoint in {work_dir}: starting from the beginning.", work_dir=work_dir)
@@ -58,7 +70,7 @@ def checkpoint_to_resume(work_dir: str | Path, resume: str | bool | Path) -> Pat
         return found
     path = Path(resume)
     if path.is_dir() and not path.name.endswith(".pth"):
-        found = _newest(path)
+        found, _ = _newest(path)
         if found is None:
             raise UserError(
                 tr("there is no good checkpoint in this folder."),
@@ -146,15 +158,19 @@ def resume_command(checkpoint: str | Path | None) -> str:
     return tr("go on with: {command}", command=command)
 
 
-def _newest(folder: Path) -> Path | None:
-    """The newest intact checkpoint; every rank gets the same list and hashes a share of each."""
+def _newest(folder: Path) -> tuple[Path | None, int]:
+    """The newest intact checkpoint, and where there is none, how many damaged ones there are.
+
+    Every rank gets the same list and hashes a share of each.
+    """
     if is_main_process() and folder.is_dir():
         remove_leftovers(folder)  # and complete what a killed run had written
     barrier()
     listed: list[Any] = [checkpoints_of(folder) if is_main_process() else None]
     broadcast_object_list(listed)
     report = None if is_main_process() else _ignore
-    return first_intact(listed[0], find_corruption_together, report)
+    found = first_intact(listed[0], find_corruption_together, report)
+    return found, 0 if found else len(listed[0])
 
 
 def _ignore(line: str) -> None:

@@ -5,6 +5,7 @@ With several processes each of them hashes a share of the files, so that each fi
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,12 +72,31 @@ def _find_corruption(path: Path, rank: int, world_size: int) -> str | None:
     try:
         manifest = read_manifest(path)
     except ValueError as error:
-        return tr("its manifest cannot be read ({error})", error=error)
+        manifest = None
+        if rank == 0:
+            ignored = tr(
+                "the manifest of {path} cannot be used ({error}): the checkpoint itself is read",
+                path=path,
+                error=error,
+            )
+            print(ignored, file=sys.stderr)
     if manifest is not None:
         return find_mismatch(path, manifest, rank=rank, world_size=world_size)
-    if path.is_dir():
-        return None if any(path.iterdir()) else tr("it is no checkpoint: empty")
-    return _try_to_load(path) if rank == 0 else None
+    if rank != 0:
+        return None
+    return _try_to_load_folder(path) if path.is_dir() else _try_to_load(path)
+
+
+def _try_to_load_folder(folder: Path) -> str | None:
+    """What is wrong with a folder without a manifest: the first of its files that does not load."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not files:
+        return tr("it is no checkpoint: empty")
+    for file in files:
+        problem = _try_to_load(file) if file.suffix in (".pt", ".pth") else None
+        if problem is not None:
+            return f"{file.name}: {problem}"
+    return None
 
 
 def _try_to_load(file: Path) -> str | None:

@@ -1,23 +1,33 @@
-"""Being asked to stop: SIGTERM, SIGINT and time limits, heeded at the end of an optimizer step."""
+"""Being asked to stop or to save, by signals and time limits: at the end of an optimizer step.
+
+SIGINT, SIGTERM and SIGHUP (a closed terminal) stop the run, SIGUSR1 saves and goes on.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import time
 from types import FrameType
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import get_world_size, is_main_process
 
 from xtuner.utils.lang import tr
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAVING = signal.SIGUSR1
 OUT_OF_TIME = 0
+SAVE = -1
+_GO_ON = -2
 
 
 class Stop:
     """Notes that the run is to stop. The first signal is noted, a second one acts at once.
+
+    A signal that is ignored, as ``nohup`` has SIGHUP ignored, stays ignored.
 
     Args:
         save_before: stop this many seconds before the time limit of the Slurm job
@@ -26,13 +36,16 @@ class Stop:
 
     def __init__(self, save_before: float | None = None) -> None:
         self.reason: int | None = None
+        self._save = False
         self._deadline = _deadline(save_before)
         self._previous: dict[int, object] = {}
 
     def install(self) -> None:
         """Take over the signals (in the main thread, where the training runs)."""
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
+        self._previous[SAVING] = signal.signal(SAVING, self._note_save)
 
     def uninstall(self) -> None:
         """Give the signals back to whoever had them."""
@@ -43,24 +56,48 @@ class Stop:
     def agreed(self) -> int | None:
         """Why all ranks stop now (a signal's number, or ``OUT_OF_TIME``); None to go on.
 
+        ``SAVE`` where they are to save and go on.
+
         Every rank must ask at the same step: one that is told to stop stops them all.
         """
         if self.reason is None and self._deadline is not None and time.time() >= self._deadline:
             self.reason = OUT_OF_TIME
+        wish = self.reason if self.reason is not None else SAVE if self._save else _GO_ON
+        self._save = False
         if get_world_size() == 1:
-            return self.reason
-        told = torch.tensor(-1 if self.reason is None else self.reason)
+            return None if wish == _GO_ON else wish
+        told = torch.tensor(wish)
         if torch.distributed.get_backend() == "nccl":
             told = told.cuda()
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        if told.item() < 0:
+        agreed = int(told.item())
+        if agreed == _GO_ON:
             return None  # a signal noted since this rank was asked is told at the next step
-        self.reason = int(told.item())
-        return self.reason
+        if agreed != SAVE:
+            self.reason = agreed
+        return agreed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = number
         self.uninstall()
+        if is_main_process():
+            answer = tr(
+                "{signal} was received: after this optimizer step a checkpoint is written and the "
+                "run ends. A second one ends it at once.",
+                signal=signal.Signals(number).name,
+            )
+            _say(answer)
+
+    def _note_save(self, number: int, frame: FrameType | None) -> None:
+        self._save = True
+        if is_main_process():
+            _say(tr("SIGUSR1 was received: a checkpoint is written after this optimizer step."))
+
+
+def _say(line: str) -> None:
+    """Write to stderr from a signal handler, where a stream may be in use."""
+    with contextlib.suppress(OSError):  # a closed terminal
+        os.write(sys.stderr.fileno() if sys.stderr else 2, f"\n{line}\n".encode())
 
 
 def exit_status(reason: int) -> int:

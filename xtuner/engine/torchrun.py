@@ -8,9 +8,16 @@ is the last output.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import itertools
+import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -39,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
             "run_id": "xtuner",
         }
     )
+    signal.signal(signal.SIGUSR1, functools.partial(_pass_on, module=args.module))
     config = LaunchConfig(
         min_nodes=args.nnodes,
         max_nodes=args.nnodes,
@@ -56,6 +64,16 @@ def main(arguments: Sequence[str]) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _pass_on(number: int, frame: FrameType | None, *, module: str) -> None:
+    """Send a signal on to the processes that run ``module``; Slurm sends it to this one alone."""
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for process in listed.read_text().split():
+            with contextlib.suppress(OSError):  # it has just ended
+                words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+                if ("-m", module) in itertools.pairwise(words):
+                    os.kill(int(process), number)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from xtuner.config.load import load
 from xtuner.config.override import override
 from xtuner.config.values import iter_dicts
 from xtuner.engine.startup import import_runner, optimizer_name
+from xtuner.engine.work_dir_lock import GUARD, locked
 from xtuner.utils.errors import UserError, Where, activity
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
@@ -62,9 +64,10 @@ def train(
         UserError: for everything that a user can fix.
     """
     run = RunOptions(work_dir, launcher, seed, deepspeed, fsdp, fsdp_offload)
-    cfg = prepare(config, options, run).config
-    with activity(tr("training"), cfg.work_dir):
-        return _train(cfg, resume, resume_allow)
+    with contextlib.ExitStack() as held:
+        cfg = prepare(config, options, run, held).config
+        with activity(tr("training"), cfg.work_dir):
+            return _train(cfg, resume, resume_allow)
 
 
 def _train(cfg: Config, resume: str | bool, resume_allow: Sequence[str]) -> int:
@@ -73,13 +76,13 @@ def _train(cfg: Config, resume: str | bool, resume_allow: Sequence[str]) -> int:
 
         return train_with_trainer(cfg, resume=resume)
     if isinstance(resume, str) and not Path(resume).exists():
-        _find_checkpoint(cfg, resume)  # says so before the model is built
+        _find_checkpoint(cfg, resume, resume_allow)  # says so before the model is built
     with activity(tr("preparing the data")):
         _prepare_data(cfg)
     with activity(tr("building the model and the data loaders")):
         runner = build_runner(cfg)
     if resume:
-        runner.resume_from = _find_checkpoint(cfg, resume)
+        runner.resume_from = _find_checkpoint(cfg, resume, resume_allow)
         runner.resume_allow = resume_allow
     runner.train()
     _shut_down()
@@ -128,7 +131,12 @@ def test(
     return 0
 
 
-def prepare(config: str, options: Sequence[str], run: RunOptions) -> ConfigDocument:
+def prepare(
+    config: str,
+    options: Sequence[str],
+    run: RunOptions,
+    held: contextlib.ExitStack | None = None,
+) -> ConfigDocument:
     """The stages of a config before a run: load, override, check, adapt, write.
 
     Its ``before_run`` functions are called on the way, by one process of each machine at a time.
@@ -137,6 +145,7 @@ def prepare(config: str, options: Sequence[str], run: RunOptions) -> ConfigDocum
         config: name or path of the config.
         options: ``key=value`` words that change it.
         run: what else the command line says.
+        held: takes the work dir's lock, where the run is to have the folder for itself.
 
     Returns:
         The config as the run uses it; it has been written into its work dir.
@@ -150,6 +159,8 @@ def prepare(config: str, options: Sequence[str], run: RunOptions) -> ConfigDocum
     import_runner(optimizer_name(document))
     document = adapt(document, run)
     work_dir = _writable(Path(document.config.work_dir))
+    if held is not None and is_first(run.launcher):
+        held.enter_context(locked(work_dir))
     _call_before_run(document)
     _require_models(document)
     if is_first(run.launcher):
@@ -183,10 +194,10 @@ def _shut_down() -> None:
     shutdown_distributed()
 
 
-def _find_checkpoint(cfg: Config, resume: str | bool) -> Path | None:
+def _find_checkpoint(cfg: Config, resume: str | bool, allowed: Sequence[str]) -> Path | None:
     from xtuner.checkpoint.resume import checkpoint_to_resume
 
-    return checkpoint_to_resume(cfg.work_dir, resume)
+    return checkpoint_to_resume(cfg.work_dir, resume, allowed)
 
 
 def _prepare_data(cfg: Config) -> None:
@@ -250,7 +261,7 @@ def _writable(folder: Path) -> Path:
 def _call_before_run(document: ConfigDocument) -> None:
     """Call the config's own functions, in order; processes of one machine take turns."""
     cfg = document.config
-    with FileLock(Path(cfg.work_dir).resolve() / ".before_run.lock"):
+    with FileLock(Path(cfg.work_dir).resolve() / GUARD):
         for step in cfg.get("before_run") or []:
             arguments = {key: value for key, value in step.items() if key != "type"}
             step.type(**arguments)

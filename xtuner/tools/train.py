@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KINDS",
         default="",
         help=tr(
-            "what may have changed since, by commas: config,data,tokenizer,packages,world_size,all"
+            "what may have changed since, by commas: config,data,tokenizer,packages,world_size,all "
+            "(restart: begin anew where no checkpoint is usable)"
         ),
     )
     parser.add_argument("--seed", type=int, help=tr("random seed"))

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 
 from xtuner.checkpoint.checkpoint import remove, remove_leftovers
 from xtuner.checkpoint.resume import resume_command
-from xtuner.engine.stop import Stop, exit_status, told
+from xtuner.engine.stop import SAVE, Stop, exit_status, told
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
@@ -29,8 +29,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     * A checkpoint is written at the end of an optimizer step, never within one, and after the
       validation that is due at the same iteration.
     * An old one is deleted only after the new one is written and checked.
-    * On SIGTERM, SIGINT, or ``save_before`` seconds before a Slurm job's end, one is written at the
-      end of the step and the run ends with the command that goes on.
+    * On SIGTERM, SIGINT, SIGHUP, or ``save_before`` seconds before a Slurm job's end, one is
+      written at the end of the step and the run ends with the command that goes on. On SIGUSR1 one
+      is written and the run goes on.
     * Its files have manifests, which are deleted with them.
 
     Args:
@@ -82,6 +83,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         if not runner.train_loop.step_finished:
             return
         self._reason = self._stop.agreed()
+        if self._reason == SAVE:
+            self._due, self._reason = True, None
         self._validation_follows = runner.train_loop.validation_follows()
         if not self._validation_follows and not self._epoch_ends(runner, done):
             self._write_what_is_due(runner, runner.epoch, done)

@@ -282,7 +282,9 @@ class FinetuneRunner(Runner):
         training = isinstance(self._train_loop, TrainLoop)
         wanted = self.resume_from
         if wanted is None and self._resume:
-            wanted = resume.checkpoint_to_resume(self.work_dir, self._load_from or True)
+            wanted = resume.checkpoint_to_resume(
+                self.work_dir, self._load_from or True, self.resume_allow
+            )
         initial = _initial_weights(self)
         model: Any = unwrap_model(self.model)
         with_reference = reference.has_reference(model)

@@ -1,0 +1,106 @@
+"""One run in a work dir at a time; the lock of a run that has ended passes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from tests.engine.toy import write_config
+from xtuner.engine import work_dir_lock
+from xtuner.engine.work_dir_lock import NAME, STALE_AFTER, Owner, locked
+from xtuner.entry_point import main
+from xtuner.utils.errors import UserError
+
+
+@pytest.fixture
+def other():
+    """Another process, which lives as long as the test."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield replace(
+            Owner.this(), process=process.pid, started=work_dir_lock._started(process.pid)
+        )
+
+
+def write(folder, owner: Owner, silent_for: float = 0.0):
+    file = folder / NAME
+    file.write_text(json.dumps(asdict(owner)))
+    now = file.stat().st_mtime
+    os.utime(file, (now - silent_for, now - silent_for))
+    return file
+
+
+def test_a_second_run_is_refused_and_the_first_one_is_named(tmp_path, other):
+    file = write(tmp_path, other, silent_for=10 * STALE_AFTER)  # it lives, however busy it is
+    with pytest.raises(UserError) as refused, locked(tmp_path):
+        pass
+    assert f"process {other.process} on {other.host}" in str(refused.value)
+    assert json.loads(file.read_text()) == asdict(other)
+
+
+def test_the_command_refuses_before_it_writes_anything(tmp_path, other, capsys, monkeypatch):
+    config = write_config(tmp_path)
+    work_dir = tmp_path / "work"
+    work_dir.mkdir()
+    write(work_dir, other)
+    assert main(["train", str(config), "--work-dir", str(work_dir)]) == 1
+    assert f"process {other.process}" in capsys.readouterr().err
+    assert {file.name for file in work_dir.iterdir()} <= {NAME, work_dir_lock.GUARD}
+
+
+def test_it_is_given_back_however_the_run_ends(tmp_path):
+    with locked(tmp_path):
+        assert (tmp_path / NAME).exists()
+        with locked(tmp_path):  # the same process
+            pass
+    with pytest.raises(RuntimeError), locked(tmp_path):
+        raise RuntimeError
+    assert not (tmp_path / NAME).exists()
+
+
+def ended(owner: Owner) -> list[Owner]:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return [replace(owner, process=process.pid), replace(owner, started="1")]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["ended", "number of another process"])
+def test_the_lock_of_a_dead_process_passes(tmp_path, other, number, capsys):
+    write(tmp_path, ended(other)[number])
+    with locked(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text()) == asdict(Owner.this())
+    assert "ended without giving this work dir back" in capsys.readouterr().out
+
+
+def test_the_lock_of_another_machine_passes_when_it_is_silent(tmp_path, other):
+    elsewhere = replace(other, host="elsewhere")
+    write(tmp_path, elsewhere, silent_for=STALE_AFTER / 2)
+    with pytest.raises(UserError, match="on elsewhere"), locked(tmp_path):
+        pass
+    write(tmp_path, elsewhere, silent_for=STALE_AFTER * 2)
+    with locked(tmp_path):
+        pass
+
+
+def test_it_is_touched_while_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(work_dir_lock, "TOUCH_EVERY", 0.01)
+    file = tmp_path / NAME
+    with locked(tmp_path):
+        os.utime(file, (0, 0))
+        for _ in range(200):
+            if file.stat().st_mtime > 0:
+                break
+            time.sleep(0.01)
+        assert file.stat().st_mtime > 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
+def test_a_damaged_lock_passes(tmp_path, content):
+    (tmp_path / NAME).write_text(content)
+    with locked(tmp_path):
+        pass
