@@ -1,7 +1,7 @@
 """DPO beside TRL's DPOTrainer: tokens per second and peak memory of full training on a CPU.
 
 Both train the same Llama (34M parameters, 8k vocabulary) in bf16 autocast on the same pairs, in the
-same order, with the reference computed ahead, each in a process of its own; the rounds of the two
+same order, with the reference precomputed, each in a process of its own; the rounds of the two
 take turns. Prints medians and ratios, and writes ``results/preference.json``.
 
     python benchmarks/preference.py            # needs trl
@@ -132,7 +132,7 @@ def ours(folder: Path) -> dict[str, float]:
 
 
 def trl(folder: Path) -> dict[str, float]:
-    """Through TRL's DPOTrainer with its reference computed ahead as well."""
+    """Through TRL's DPOTrainer with its reference precomputed as well."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer

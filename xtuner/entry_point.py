@@ -66,7 +66,7 @@ CONVERT = {
 
 PREPROCESS = {
     "sft": Command(
-        N_("prepare a config's dataset ahead of training"),
+        N_("prepare a config's dataset before training"),
         "data_preprocess.sft",
     ),
     "arxiv": Command(N_("filter the arXiv metadata dump"), "data_preprocess.arxiv"),
@@ -83,7 +83,7 @@ PREPROCESS = {
         "data_preprocess.folder",
     ),
     "llava": Command(
-        N_("tokenize an image config's texts ahead of training"),
+        N_("tokenize an image config's texts before training"),
         "data_preprocess.llava",
     ),
     "ftdp": Command(

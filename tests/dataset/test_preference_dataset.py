@@ -77,11 +77,11 @@ def test_packing_keeps_pairs_whole_and_loses_nothing(tokenizer):
     assert len(packed) < 20
     found = {}
     for row in packed:
-        borders = row["cumulative_len"]
-        assert len(borders) == 2 * len(row["rows"]) + 1
-        samples = [row["input_ids"][a:b] for a, b in itertools.pairwise(borders)]
+        cu_seqlens = row["cumulative_len"]
+        assert len(cu_seqlens) == 2 * len(row["rows"]) + 1
+        samples = [row["input_ids"][a:b] for a, b in itertools.pairwise(cu_seqlens)]
         found |= dict(zip(row["rows"], zip(samples[::2], samples[1::2], strict=True), strict=True))
-        assert row["position_ids"][borders[1]] == 0
+        assert row["position_ids"][cu_seqlens[1]] == 0
     assert sorted(found) == list(range(20))
     for row in single:
         assert found[row["rows"][0]] == (row["chosen_ids"], row["rejected_ids"])

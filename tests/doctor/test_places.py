@@ -32,9 +32,9 @@ def test_rows_of_joined_datasets_keep_their_places(tmp_path):
     dataset = BUILDER.build(settings)
     batch = default_collate_fn([dataset[i] for i in range(len(dataset))], use_varlen_attn=True)
     traced = Tracer(settings)(batch["data"])
-    borders = batch["data"]["cumulative_len"][0].tolist()
+    cu_seqlens = batch["data"]["cumulative_len"][0].tolist()
     ids = batch["data"]["input_ids"][0].tolist()
-    for place, start, stop in zip(traced, borders, borders[1:], strict=False):
+    for place, start, stop in zip(traced, cu_seqlens, cu_seqlens[1:], strict=False):
         file, _, line = place.rpartition(":")
         name = file.rpartition("/")[2].removesuffix(".jsonl")
         assert words[name][int(line) - 1] in tokenizer.decode(ids[start:stop])

@@ -18,7 +18,7 @@ def shown(text, trained, **settings):
 
 
 def test_a_packed_sample_is_cut_at_its_borders_and_where_training_begins():
-    found = shown("abcdef", "--++-+", borders=[0, 4, 6], sources=["x:1"])
+    found = shown("abcdef", "--++-+", cu_seqlens=[0, 4, 6], sources=["x:1"])
     first, second = found.rows
     assert first.segments == [Piece("ab", False), Piece("cd", True)]
     assert second.segments == [Piece("e", False), Piece("f", True)]

@@ -17,7 +17,7 @@ REPOSITORY = str(Path(__file__).parents[2])
 
 
 def typed(folder: Path, *words: str, stdin: str = "", status: int = 0) -> str:
-    """Run ``xtuner`` as a user does; give back what it printed."""
+    """Run ``xtuner`` as a user does; return what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "xtuner", *words],
         cwd=folder,

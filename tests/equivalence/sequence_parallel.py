@@ -11,7 +11,7 @@ IGNORED = -100
 
 
 class Rows(Dataset):
-    """Rows of 9 to 31 tokens whose last few are trained: often those of one rank's stretch."""
+    """Rows of 9 to 31 tokens whose last few are trained: often those of one rank's shard."""
 
     def __init__(self, count: int = 44, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)

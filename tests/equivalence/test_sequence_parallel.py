@@ -30,7 +30,7 @@ PROCESSES = 4
 # Kinds, and how many processes share a row; to four go six heads and three key heads unevenly.
 SHARED = [(kind, 2, "") for kind in ("full", "lora", "batch", "dpo", "orpo")]
 SHARED += [(kind, 4, "") for kind in ("lora", "packed", "dpo_lora_ahead", "reward")]
-# Weights are cut among all four. A process keeps ZeRO-3 in mind, so that comes last.
+# Weights are sharded over all four. A process keeps ZeRO-3 in mind, so that comes last.
 SHARED += [(kind, 2, "--fsdp") for kind in ("lora", "dpo", "reward")]
 SHARED += [("packed", 2, "deepspeed_zero2")]
 SHARED += [(kind, 2, "deepspeed_zero3") for kind in ("lora", "dpo", "reward")]

@@ -1,4 +1,4 @@
-# A run of three epochs of eleven micro-batches; the optimizer steps cross the epochs' borders.
+# A run of three epochs of eleven micro-batches; the optimizer steps cross the epochs' cu_seqlens.
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import (
     CheckpointHook,

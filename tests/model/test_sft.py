@@ -34,12 +34,12 @@ def samples(seed=0):
 
 
 def packed(rows):
-    borders = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
     return {
         "input_ids": torch.cat([ids for ids, _ in rows])[None],
         "labels": torch.cat([labels for _, labels in rows])[None],
         "position_ids": torch.cat([torch.arange(len(ids)) for ids, _ in rows])[None],
-        "cumulative_len": [borders],
+        "cumulative_len": [cu_seqlens],
         "max_seqlen": max(LENGTHS),
     }
 
@@ -338,5 +338,5 @@ def test_a_longer_context_scales_the_rotary_embedding(tiny_llama):
 
 def test_a_longer_context_without_a_rotary_embedding_is_refused(tmp_path):
     make_model("gpt2", n_positions=64).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="gpt2 cannot be stretched"):
+    with pytest.raises(UserError, match="the context of gpt2 cannot be extended"):
         SupervisedFinetune(config_of(tmp_path), max_position_embeddings=1300)

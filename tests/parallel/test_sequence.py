@@ -102,8 +102,8 @@ def worked(size):
     found["all_to_all"] += [again - tokens]
     found["gathered"] = [sequence.gather_for_sequence_parallel(tokens, 1, group)]
     padded = sequence.pad_for_sequence_parallel(torch.ones(1, 3), 7)
-    borders, mask = sequence.pad_cumulative_len_for_sequence_parallel([torch.tensor([0, 2, 5])])
-    found["padded"] = [padded, borders[0], mask]
+    cu_seqlens, mask = sequence.pad_cumulative_len_for_sequence_parallel([torch.tensor([0, 2, 5])])
+    found["padded"] = [padded, cu_seqlens[0], mask]
     loss = torch.tensor([4.0, float("nan")][rank], requires_grad=True)
     mean = sequence.reduce_sequence_parallel_loss(loss, [3, 0][rank])
     mean.backward()

@@ -39,8 +39,8 @@ def case(heads, kind):
     }.get(kind, {})
     inputs = {"input_ids": torch.zeros(rows, LENGTH, dtype=torch.long)}
     if kind == "packed":
-        borders = torch.tensor([0, 5, 6, LENGTH], dtype=torch.int32)
-        inputs |= {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
+        cu_seqlens = torch.tensor([0, 5, 6, LENGTH], dtype=torch.int32)
+        inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
         inputs |= {"max_length_q": 7, "max_length_k": 7}
     if kind == "padded":
         inputs["attention_mask"] = (torch.arange(LENGTH) < torch.tensor([[LENGTH], [6]])).long()

@@ -126,7 +126,7 @@ def _whole(
     count: int,
     shape: Sequence[int],
 ) -> torch.Tensor:
-    """One tensor: the same stretch of each part, end to end, without the padding behind it."""
+    """One tensor: the same slice of each part, concatenated, without the padding after it."""
     cut = [_take(segments, start, share) for segments in parts]
     return (cut[0] if len(cut) == 1 else torch.cat(cut))[:count].view(shape).detach()
 
@@ -151,7 +151,7 @@ def _require(segments: Sequence[torch.Tensor], expected: int) -> None:
 
 
 def _frozen(name: str, value: torch.Tensor, models: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    """A weight that was not trained: whole in ZeRO 1 and 2, cut among the ranks in ZeRO 3."""
+    """A weight that was not trained: whole in ZeRO 1 and 2, sharded over the ranks in ZeRO 3."""
     shape = dict(models[0].get("frozen_param_shapes") or {}).get(name)
     if value.numel() or shape is None:
         return value.detach()

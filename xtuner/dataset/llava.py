@@ -1,4 +1,4 @@
-"""Conversations about images, for LLaVA: texts prepared ahead, images read when they are needed."""
+"""Conversations about images, for LLaVA: texts are tokenized once, images read when needed."""
 
 from __future__ import annotations
 

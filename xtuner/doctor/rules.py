@@ -100,7 +100,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "template-token": Rule(
         WARNING, N_("a template's own token inside the content"),
-        N_("the model takes it for a border; delete it from the data (the template adds it)."),
+        N_("for the model it ends or begins a turn; delete it (the template adds it)."),
     ),
     "invisible": Rule(
         WARNING, N_("invisible or control characters"),

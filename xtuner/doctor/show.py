@@ -1,4 +1,4 @@
-"""One sample as the model sees it: trained tokens coloured, borders of packed rows marked.
+"""One sample as the model sees it: trained tokens coloured, samples of packed rows marked.
 
 ``Shown`` holds the pieces; ``print_sample`` shows them in a terminal, ``sample_html`` in a page.
 """
@@ -24,7 +24,7 @@ IMAGE = "<image>"
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of tokens that are all trained, or all not."""
+    """A span of tokens that are all trained, or all not."""
 
     text: str
     trained: bool
@@ -53,7 +53,7 @@ def show_sample(
     input_ids: Sequence[int],
     labels: Sequence[int],
     decode: Callable[[list[int]], str],
-    borders: Sequence[int] | None = None,
+    cu_seqlens: Sequence[int] | None = None,
     sources: Sequence[str] = (),
 ) -> Shown:
     """Cut a sample into rows and stretches.
@@ -62,12 +62,12 @@ def show_sample(
         title: what to call it.
         input_ids, labels: of equal length.
         decode: turns ids into text without leaving special tokens out.
-        borders: borders of packed rows, from 0 to the length; None when there is one row.
+        cu_seqlens: of a packed row, from 0 to its length; None for a single sample.
         sources: the ``file:line`` of each row, as far as known.
     """
-    borders = list(borders) if borders is not None else [0, len(input_ids)]
+    cu_seqlens = list(cu_seqlens) if cu_seqlens is not None else [0, len(input_ids)]
     rows = []
-    for number, (start, stop) in enumerate(itertools.pairwise(borders)):
+    for number, (start, stop) in enumerate(itertools.pairwise(cu_seqlens)):
         ids, wanted = input_ids[start:stop], labels[start:stop]
         rows.append(
             ShownRow(

@@ -117,7 +117,7 @@ def _contains(labels: Sequence[int], ids: Sequence[int]) -> bool:
 
 
 def _stops(labels: Sequence[int], stop_ids: Collection[int]) -> bool:
-    """Whether every trained stretch has a stop token near its end.
+    """Whether every trained span has a stop token near its end.
 
     A template may train a newline after the stop token, so the last three count.
     """
@@ -133,7 +133,7 @@ def _stops(labels: Sequence[int], stop_ids: Collection[int]) -> bool:
 
 
 def histogram(lengths: Sequence[int]) -> list[Bar]:
-    """Lengths in at most 16 bars whose borders are powers of two; empty ends are left out."""
+    """Lengths in at most 16 bars whose edges are powers of two; empty ends are left out."""
     counts: dict[int, int] = {}
     for length in lengths:
         power = max(length, 1).bit_length() - 1

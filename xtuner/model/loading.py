@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What our function computes as well, with the same result.
 REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-# Layers that look along the row by attention alone. In others (convolutions, state spaces, linear
+# Layers that mix tokens by attention alone. In others (convolutions, state spaces, linear
 # attention) a rank would see its own shard only.
 BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 VOCABULARY_MULTIPLE = 64
@@ -72,8 +72,8 @@ def use_shareable_attention(llm: PreTrainedModel) -> None:
         llm: a transformers model; its attention function may be changed.
 
     Raises:
-        UserError: when rows cannot be shared because something else than that function looks along
-            them.
+        UserError: when rows cannot be shared because something else than that function mixes
+            their tokens.
     """
     config = llm.config.get_text_config()
     kinds = {str(kind) for kind in getattr(config, "layer_types", None) or ()}
@@ -167,7 +167,8 @@ def _with_longer_context(settings: Mapping[str, Any], length: int) -> Any:
     if not trained or not rope:
         raise UserError(
             tr(
-                "{name} cannot be stretched: its rotary embedding, if it has one, has no settings.",
+                "the context of {name} cannot be extended: its rotary embedding, if it has one, "
+                "has no settings.",
                 name=config.model_type,
             ),
             hint=tr("remove max_position_embeddings."),

@@ -51,10 +51,10 @@ class ORPO(PreferenceModel):
 
 def _chosen_tokens(data: Batch) -> int:
     """Labelled tokens of every second sample, as many as the loss has."""
-    borders = packed_cu_seqlens(data)
-    trained = shift_labels(data["labels"], borders, data.get("attention_mask")) != IGNORE_INDEX
-    if borders is None:
+    cu_seqlens = packed_cu_seqlens(data)
+    trained = shift_labels(data["labels"], cu_seqlens, data.get("attention_mask")) != IGNORE_INDEX
+    if cu_seqlens is None:
         return int(trained[::2].sum())
-    marks = borders.tolist()
+    marks = cu_seqlens.tolist()
     spans = zip(marks[:-1:2], marks[1::2], strict=True)
     return sum(int(trained[0, start:stop].sum()) for start, stop in spans)

@@ -45,14 +45,14 @@ class PreferenceModel(FinetuneModel):
             The same on all ranks that share the rows; a loss computed from it must be scaled by
             ``scale_loss``.
         """
-        borders, shard = packed_cu_seqlens(data), self.shard(data)
-        targets = shift_labels(data["labels"], borders, data.get("attention_mask"))
+        cu_seqlens, shard = packed_cu_seqlens(data), self.shard(data)
+        targets = shift_labels(data["labels"], cu_seqlens, data.get("attention_mask"))
         targets = shard.shard(targets, IGNORE_INDEX).flatten()
         positions = (targets != IGNORE_INDEX).nonzero().flatten()
-        if borders is None:
+        if cu_seqlens is None:
             samples = positions // shard.tokens
         else:
-            ends = borders[1:].to(positions.dtype)
+            ends = cu_seqlens[1:].to(positions.dtype)
             samples = torch.bucketize(positions + shard.start, ends, right=True)
         log_probs = self._token_log_probs(data, shard, positions, targets[positions], llm)
         empty = log_probs.new_zeros(2 * count_pairs(data))
@@ -88,8 +88,8 @@ class PreferenceModel(FinetuneModel):
 
 def count_pairs(data: Batch) -> int:
     """P: the pairs of a micro-batch."""
-    borders = packed_cu_seqlens(data)
-    samples = len(data["input_ids"]) if borders is None else len(borders) - 1
+    cu_seqlens = packed_cu_seqlens(data)
+    samples = len(data["input_ids"]) if cu_seqlens is None else len(cu_seqlens) - 1
     return samples // 2
 
 

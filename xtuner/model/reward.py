@@ -101,9 +101,9 @@ class RewardModel(FinetuneModel):
         pairs = max(1, num_items_in_batch["pairs"])
         chosen, rejected = self._rewards(data)
         loss = REWARD_LOSSES[self.loss_type](chosen, rejected).sum() / pairs
-        walls = PENALTIES[self.penalty_type](torch.cat([chosen, rejected])).sum() / (2 * pairs)
+        penalty = PENALTIES[self.penalty_type](torch.cat([chosen, rejected])).sum() / (2 * pairs)
         outputs = {
-            "loss": loss + self.penalty_weight * walls,
+            "loss": loss + self.penalty_weight * penalty,
             **reward_metrics(chosen, rejected, pairs),
         }
         return self.shard(data).scale_loss(outputs)

@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
     dataset = build(settings)
     index = position(args.index, len(dataset))
     sample = dataset[index]
-    ids, labels, borders = tokens_of(sample)
+    ids, labels, cu_seqlens = tokens_of(sample)
     is_pair = "input_ids" not in sample
     shown = show_sample(
         tr("sample {index} of {count:,}", index=index, count=len(dataset)),
         ids,
         labels,
         tokenizer.decode,
-        borders=borders,
+        cu_seqlens=cu_seqlens,
         sources=CHOICES if is_pair else sources_of(settings, dataset, index, sample),
     )
     if args.show in ("text", "all"):
@@ -79,14 +79,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tokens_of(sample: Mapping[str, Any]) -> tuple[list[int], list[int], list[int] | None]:
-    """Ids, labels and borders of a sample, of a pack, or of a pair of answers.
+    """Ids, labels and ``cu_seqlens`` of a sample, of a pack, or of a pair of answers.
 
     Raises:
         UserError: when the sample has none.
     """
     if "input_ids" in sample:
-        borders = _ints(sample["cumulative_len"]) if "cumulative_len" in sample else None
-        return _ints(sample["input_ids"]), _ints(sample["labels"]), borders
+        cu_seqlens = _ints(sample["cumulative_len"]) if "cumulative_len" in sample else None
+        return _ints(sample["input_ids"]), _ints(sample["labels"]), cu_seqlens
     if all(f"{choice}_ids" in sample for choice in CHOICES):
         ids = [_ints(sample[f"{choice}_ids"]) for choice in CHOICES]
         labels = [_ints(sample[f"{choice}_labels"]) for choice in CHOICES]

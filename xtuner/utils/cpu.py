@@ -12,13 +12,13 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from glib
 _MOST_THRESHOLD = 32 * 2**20
 """More glibc does not take: larger tensors go back to the system, which also keeps peaks low."""
 SURPLUS, PAUSE = 512 * 2**20, 15.0
-"""Freed memory, in pieces between what is in use, above which it is given back after all, if that
+"""Freed memory, in pieces between what is in use, above which it is returned to the system, if that
 was not done in the last so many seconds: to get a gigabyte anew takes a third of a second."""
 PRODUCTS_KNOWN = 256
 """Shapes of products for which oneDNN keeps the code that it made, a megabyte each. By itself it
 keeps 1,024, and rows of other lengths make other shapes; the layers of a model share theirs."""
 FINEST_STEP = 16
-"""Rows of a product are made up to a multiple of the largest power of 2 in this part of them."""
+"""Rows of a product are padded to a multiple of the largest power of 2 in this part of them."""
 _given_back = float("-inf")
 
 
@@ -44,7 +44,7 @@ def pad_to_bucket(rows: int) -> int:
 
     oneDNN makes code for each number of rows it meets, of each layer's shape, in milliseconds each;
     and the allocator finds no gap for tensors of ever other sizes. Packed rows differ by a few
-    tokens: made up to the same number, all that was made for one serves the others.
+    tokens: padded to the same number, all that was made for one serves the others.
     """
     step = 1 << max(0, (rows // FINEST_STEP).bit_length() - 1)
     return -(-rows // step) * step
@@ -80,7 +80,7 @@ def trim_heap(now: float) -> bool:
         now: seconds of any steady clock.
 
     Returns:
-        Whether it was given back.
+        Whether it was returned.
     """
     global _given_back
     if now - _given_back < PAUSE:

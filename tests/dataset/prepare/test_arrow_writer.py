@@ -36,8 +36,8 @@ def test_written_rows_are_made_of_their_parts(whole, lengths, seed, tmp_path_fac
         patch.setattr(arrow_writer, "TOKENS_AT_ONCE", 40)
         arrow_writer.write_packed(samples, made, folder, for_varlen=whole, key="k", threads=2)
     written = load_from_disk(str(folder))
-    borders = np.cumsum(sizes)[:-1]
-    by_sample = [[part.tolist() for part in np.split(each, borders)] for each in (ids, labels)]
+    cu_seqlens = np.cumsum(sizes)[:-1]
+    by_sample = [[part.tolist() for part in np.split(each, cu_seqlens)] for each in (ids, labels)]
     expected = []
     for parts in made.parts():
         row = join(*by_sample, parts)

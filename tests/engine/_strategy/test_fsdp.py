@@ -117,5 +117,5 @@ def test_optimizers_of_bitsandbytes_are_refused():
     optimizer = type("Adam8bit", (torch.optim.SGD,), {"__module__": "bitsandbytes.optim.adam"})
     model = torch.nn.Linear(2, 2)
     wrapped = FinetuneOptimWrapper(optimizer(model.parameters(), lr=0.1))
-    with pytest.raises(UserError, match="Adam8bit does not work on weights cut by FSDP"):
+    with pytest.raises(UserError, match="Adam8bit does not work on weights sharded by FSDP"):
         FSDPStrategy().setup(model, wrapped)

@@ -65,7 +65,7 @@ def test_the_cost_of_a_token():
 
 
 def test_attention_is_counted_within_samples():
-    borders = [torch.tensor([0, 3, 10], dtype=torch.int32)]
+    cu_seqlens = [torch.tensor([0, 3, 10], dtype=torch.int32)]
     ids = torch.zeros(1, 10, dtype=torch.long)
-    assert attended({"input_ids": ids, "cumulative_len": borders}) == 9 + 49
+    assert attended({"input_ids": ids, "cumulative_len": cu_seqlens}) == 9 + 49
     assert attended({"input_ids": ids}) == 100

@@ -113,7 +113,7 @@ def test_only_the_backward_is_broken(monkeypatch):
     monkeypatch.setattr(fast_lora, "_dequantized", late)
     with pytest.raises(AssertionError):
         assert_near(theirs, outcome(quick, x), 1e-6)
-    assert next(calls) == 4, "each weight is made whole once a direction"
+    assert next(calls) == 4, "each weight is dequantized once a direction"
 
 
 def test_nothing_whole_is_kept_for_the_backward():

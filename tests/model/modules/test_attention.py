@@ -25,22 +25,22 @@ def row(heads, few, tokens, width=16, dtype=torch.float32):
     ]
 
 
-def plain(query, key, value, borders):
+def plain(query, key, value, cu_seqlens):
     """(1, S, H, D) in float64, sample by sample."""
     parts = [
         scaled_dot_product_attention(
             *(t[:, :, a:b].double() for t in (query, key, value)), is_causal=True, enable_gqa=True
         )
-        for a, b in itertools.pairwise(borders)
+        for a, b in itertools.pairwise(cu_seqlens)
         if b > a
     ]
     return torch.cat(parts, 2).transpose(1, 2)
 
 
-def compare(tensors, borders, bound):
+def compare(tensors, cu_seqlens, bound):
     """Output and gradients with those of plain attention in float64."""
-    found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=torch.tensor(borders))
-    expected = plain(*tensors, borders)
+    found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=torch.tensor(cu_seqlens))
+    expected = plain(*tensors, cu_seqlens)
     slope = torch.randn_like(expected)
     assert (found - expected).norm() < bound * expected.norm()
     ours = torch.autograd.grad(found, tensors, slope.to(found.dtype))
@@ -58,13 +58,15 @@ def compiled(request, monkeypatch):
     assert Kernel.compiled == request.param  # compiling did not fail
 
 
-@pytest.mark.parametrize("borders", [[0, 1], [0, 7, 7, 8, 61], [0, 37, 400, 431, 560, 1400]])
+@pytest.mark.parametrize("cu_seqlens", [[0, 1], [0, 7, 7, 8, 61], [0, 37, 400, 431, 560, 1400]])
 @pytest.mark.parametrize("heads, few", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "float32"])
-def test_packed_rows_equal_plain_attention_on_each_sample(borders, heads, few, autocast, compiled):
-    tensors = row(heads, few, borders[-1])
+def test_packed_rows_equal_plain_attention_on_each_sample(
+    cu_seqlens, heads, few, autocast, compiled
+):
+    tensors = row(heads, few, cu_seqlens[-1])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        compare(tensors, borders, 1e-2 if autocast else 1e-5)
+        compare(tensors, cu_seqlens, 1e-2 if autocast else 1e-5)
 
 
 def test_the_bound_is_one_that_a_broken_path_passes_not(monkeypatch, compiled):
@@ -97,7 +99,7 @@ def test_which_backward_is_taken(monkeypatch):
         monkeypatch.setattr(
             cpu_attention._Row, name, lambda row, part, name=name: taken.append((name, part))
         )
-    borders = torch.tensor([0, 30, 830, 833])
+    cu_seqlens = torch.tensor([0, 30, 830, 833])
     short, long, last = slice(0, 30), slice(30, 830), slice(830, 833)
     for is_compiled, dtype, expected in (
         (False, torch.bfloat16, [("backward_by_torch", part) for part in (short, long, last)]),
@@ -110,7 +112,7 @@ def test_which_backward_is_taken(monkeypatch):
     ):
         monkeypatch.setattr(Kernel, "compiled", is_compiled)
         tensors = row(2, 2, 833, dtype=dtype)
-        found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=borders)
+        found, _ = attention(nn.Module(), *tensors, None, cu_seq_lens_q=cu_seqlens)
         found.sum().backward()
         assert taken == expected
         taken.clear()
@@ -126,9 +128,9 @@ def test_batches_are_bounded(monkeypatch):
         "_batch",
         lambda row, parts, *rest: sizes.append(len(parts)) or true(row, parts, *rest),
     )
-    borders = [0, 20, 50, 60, 123, 130]
+    cu_seqlens = [0, 20, 50, 60, 123, 130]
     with torch.autocast("cpu", torch.bfloat16):
-        compare(row(2, 2, 130), borders, 1e-2)
+        compare(row(2, 2, 130), cu_seqlens, 1e-2)
     assert sizes == [2, 2, 1]
 
 
@@ -205,8 +207,8 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize("heads, few", [(4, 4), (6, 2)])
 def test_packed_rows_on_a_gpu_are_one_call_that_sees_no_other_sample_and_no_future(heads, few, gpu):
-    borders = [0, 7, 8, 61]
-    compare(row(heads, few, 61, dtype=torch.bfloat16), borders, 1e-2)
+    cu_seqlens = [0, 7, 8, 61]
+    compare(row(heads, few, 61, dtype=torch.bfloat16), cu_seqlens, 1e-2)
     assert gpu == [(torch.bfloat16, 53)]
 
 
@@ -264,9 +266,9 @@ def test_packed_samples_of_a_bidirectional_layer_see_what_follows():
 def test_the_output_is_contiguous(dtype, packed):
     """Some models take a view of it (AFMoE, JetMoE)."""
     query, key, value = row(4, 2, 12, dtype=dtype)
-    borders = torch.tensor([0, 5, 12]) if packed else None
+    cu_seqlens = torch.tensor([0, 5, 12]) if packed else None
     for softcap in (None, 1.0):
         found, _ = attention(
-            nn.Module(), query, key, value, None, cu_seq_lens_q=borders, softcap=softcap
+            nn.Module(), query, key, value, None, cu_seq_lens_q=cu_seqlens, softcap=softcap
         )
         assert found.is_contiguous()

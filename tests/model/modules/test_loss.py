@@ -24,8 +24,8 @@ def test_token_log_probs_equal_the_plain_ones(monkeypatch):
 def test_shift_never_crosses_a_border():
     labels = torch.tensor([[1, 2, 3, 4, 5, 6]])
     assert shift_labels(labels).tolist() == [[2, 3, 4, 5, 6, IGNORED]]
-    borders = torch.tensor([0, 2, 6])
-    assert shift_labels(labels, borders).tolist() == [[2, IGNORED, 4, 5, 6, IGNORED]]
+    cu_seqlens = torch.tensor([0, 2, 6])
+    assert shift_labels(labels, cu_seqlens).tolist() == [[2, IGNORED, 4, 5, 6, IGNORED]]
 
 
 def test_nothing_is_predicted_from_padding():

@@ -89,13 +89,13 @@ def test_the_balance_loss_of_a_packed_row_is_that_of_its_samples():
     rows = torch.nn.utils.rnn.pad_sequence(ids[0].split(lengths), batch_first=True)
     mask = torch.tensor([[1] * 5 + [0] * 2, [1] * 7])
     padded = model(input_ids=rows, attention_mask=mask).aux_loss
-    borders = torch.tensor([0, 5, 12], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, 5, 12], dtype=torch.int32)
     model.set_attn_implementation("xtuner")
     packed = model(
         input_ids=ids,
         position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
-        cu_seq_lens_q=borders,
-        cu_seq_lens_k=borders,
+        cu_seq_lens_q=cu_seqlens,
+        cu_seq_lens_k=cu_seqlens,
         max_length_q=7,
         max_length_k=7,
     ).aux_loss

@@ -75,9 +75,9 @@ def test_packed_samples_are_as_alone(case):
     model = build(case, attention.NAME)
     ids = tokens(1, 40, model.config.vocab_size)
     lengths = (11, 3, 26)  # with dynamic scaling, one is longer than the trained length
-    borders = torch.tensor([0, *lengths]).cumsum(0).int()
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    sides = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
+    sides = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
     sides |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     packed = model(ids, position_ids=positions, use_cache=False, **sides).logits
     packed.square().sum().backward()

@@ -62,14 +62,14 @@ def _padded(instances: Sequence[Mapping[str, Any]], pad_index: int) -> dict[str,
 def _joined(instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sizes: list[int] = []
     for row in instances:
-        borders = row.get("cumulative_len") or [0, len(row["input_ids"])]
-        sizes += [b - a for a, b in itertools.pairwise(borders)]
-    borders = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+        bounds = row.get("cumulative_len") or [0, len(row["input_ids"])]
+        sizes += [b - a for a, b in itertools.pairwise(bounds)]
+    cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
     return {
         "input_ids": torch.cat([_ids(row["input_ids"]) for row in instances])[None],
         "labels": torch.cat([_ids(row["labels"]) for row in instances])[None],
         "position_ids": torch.cat([torch.arange(size) for size in sizes])[None],
-        "cumulative_len": [borders],
+        "cumulative_len": [cu_seqlens],
         "max_seqlen": max(sizes),
     }
 

@@ -63,14 +63,14 @@ def write_packed(
     attach(empty, samples.stats)
     shards = min(SHARDS, max(1, len(packs)))
     empty.save_to_disk(str(folder), num_shards=shards)
-    borders = np.linspace(0, len(packs), shards + 1).astype(int).tolist()
+    shard_bounds = np.linspace(0, len(packs), shards + 1).astype(int).tolist()
     ids = _bytes_by_sample(samples.input_ids, samples.lengths)
     labels = _bytes_by_sample(samples.labels, samples.lengths)
 
     def write(shard: int) -> None:
         """Put the rows of a shard where the empty dataset has none."""
         file = folder / f"data-{shard:05d}-of-{shards:05d}.arrow"
-        first, last = borders[shard], borders[shard + 1]
+        first, last = shard_bounds[shard], shard_bounds[shard + 1]
         at_once = max(1, TOKENS_AT_ONCE * len(packs) // max(1, len(samples.input_ids)))
         with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
             for start in range(first, last, at_once):
@@ -124,14 +124,14 @@ def _join(
     lengths = np.add.reduceat(sizes, firsts)
     places = np.arange(ends[-1], dtype=np.int32)
     places -= np.repeat((ends - sizes).astype(np.int32), sizes)
-    # The borders of a row are where its parts begin, and its end.
+    # Where the parts of a row begin, and its end.
     offsets = ends - sizes - np.repeat(np.cumsum(lengths) - lengths, packs.counts)
-    borders = np.insert(offsets, firsts + packs.counts, lengths)
+    cu_seqlens = np.insert(offsets, firsts + packs.counts, lengths)
     return {
         "input_ids": _lists(_gather(ids_by_sample, packs), lengths),
         "labels": _lists(_gather(labels_by_sample, packs), lengths),
         "position_ids": _lists(places, lengths),
-        "cumulative_len": _lists(borders, packs.counts + 1),
+        "cumulative_len": _lists(cu_seqlens, packs.counts + 1),
         "length": pa.array(lengths),
         "rows": _lists(rows[packs.samples], packs.counts),
     }
@@ -139,8 +139,8 @@ def _join(
 
 def _bytes_by_sample(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
     """The tokens as the bytes of each sample: what Arrow gathers at the speed of memory."""
-    borders = np.concatenate([[0], np.cumsum(lengths)]) * ID_BYTES
-    buffers = [None, pa.py_buffer(borders), pa.py_buffer(tokens)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]) * ID_BYTES
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(tokens)]
     return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
 
 
@@ -155,5 +155,5 @@ def _gather(by_sample: pa.LargeBinaryArray, packs: Packs) -> Tokens:
 
 
 def _lists(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> pa.ListArray:
-    borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(borders), pa.array(values))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

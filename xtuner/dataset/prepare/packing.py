@@ -111,8 +111,8 @@ def concat_and_chunk(lengths: Numbers, max_length: int) -> Packs:
     """
     ends = np.cumsum(lengths)
     total = int(lengths.sum())
-    borders = np.unique(np.concatenate([[0], ends, np.arange(0, total, max_length)]))
-    starts, stops = borders[:-1], borders[1:]
+    bounds = np.unique(np.concatenate([[0], ends, np.arange(0, total, max_length)]))
+    starts, stops = bounds[:-1], bounds[1:]
     samples = np.searchsorted(ends, starts, side="right")
     offsets = (ends - lengths)[samples]
     counts = np.bincount(starts // max_length)
@@ -130,7 +130,7 @@ def join(
         parts: what the row is made of.
 
     Returns:
-        ``input_ids``, ``labels``, ``position_ids`` (restarting), ``cumulative_len`` (borders from 0
+        ``input_ids``, ``labels``, ``position_ids`` (restarting), ``cumulative_len`` (bounds from 0
         to the length).
     """
     sizes = [stop - start for _, start, stop in parts]

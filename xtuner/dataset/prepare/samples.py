@@ -135,8 +135,8 @@ class Samples:
 
     def picked(self, order: npt.NDArray[np.int64]) -> Samples:
         """The samples in another order."""
-        borders = np.cumsum(self.lengths)[:-1]
-        ids, labels = np.split(self.input_ids, borders), np.split(self.labels, borders)
+        bounds = np.cumsum(self.lengths)[:-1]
+        ids, labels = np.split(self.input_ids, bounds), np.split(self.labels, bounds)
         return replace(
             self,
             input_ids=np.concatenate([ids[number] for number in order]),

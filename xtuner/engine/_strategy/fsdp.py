@@ -98,8 +98,8 @@ class FSDPStrategy(Strategy):
         if type(optim.optimizer).__module__.startswith("bitsandbytes"):
             name = type(optim.optimizer).__name__
             raise UserError(
-                tr("bitsandbytes' {name} does not work on weights cut by FSDP.", name=name),
-                hint=tr("take torch.optim.AdamW: FSDP cuts its state among the processes."),
+                tr("bitsandbytes' {name} does not work on weights sharded by FSDP.", name=name),
+                hint=tr("take torch.optim.AdamW: FSDP shards its state over the ranks."),
             )
         return model, optim
 

@@ -80,9 +80,9 @@ class ThroughputHook(Hook):
 
 def attended(data: dict[str, Any]) -> int:
     """Sum over the samples of a batch of the square of their length."""
-    borders = data.get("cumulative_len")
-    if borders:
-        return sum(int(((b[1:] - b[:-1]).long() ** 2).sum()) for b in borders)
+    cu_seqlens = data.get("cumulative_len")
+    if cu_seqlens:
+        return sum(int(((b[1:] - b[:-1]).long() ** 2).sum()) for b in cu_seqlens)
     rows, length = data["input_ids"].shape
     return rows * length * length
 

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 class VarlenAttnArgsToMessageHubHook(Hook):
     """Does nothing.
 
-    In XTuner v0.1 it passed the borders of packed samples to the attention through a global hub.
+    In XTuner v0.1 it passed ``cu_seqlens`` of packed samples to the attention through a global hub.
     Here every batch has them (``cumulative_len``, ``max_seqlen``) and the model hands them to its
     attention as arguments. The name stays so that configs which list the hook go on working.
     """

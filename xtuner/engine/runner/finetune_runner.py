@@ -314,7 +314,7 @@ class FinetuneRunner(Runner):
         super().register_default_hooks(wanted)
 
     def train(self) -> torch.nn.Module:
-        """Train; the terminal is given back however it ends."""
+        """Train; the terminal is restored however it ends."""
         try:
             with warnings.catch_warnings():
                 # Under loss scaling the first steps of the optimizer may be left out.

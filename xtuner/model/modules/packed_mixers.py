@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 CU_SEQLENS = ("cu_seq_lens_q", "cu_seq_lens_k")
-BORDER_ARGUMENTS = frozenset({*CU_SEQLENS, "max_length_q", "max_length_k"})
+PACKING_ARGUMENTS = frozenset({*CU_SEQLENS, "max_length_q", "max_length_k"})
 MIXES = 2e-2
 """Relative change of an output token that no rounding explains."""
 
 
-def find_mixers(model: nn.Module, run: Callable[[], object], border: int) -> list[str]:
+def find_mixers(model: nn.Module, run: Callable[[], object], boundary: int) -> list[str]:
     """Find the modules that carry something from the first packed sample into the second.
 
     Args:
         model: a transformers model; the children of its decoder layers are tried.
         run: calls the model, without gradients, on one packed row of two samples.
-        border: the second sample's first token.
+        boundary: the second sample's first token.
 
     Returns:
         Names of modules within ``model``, in the order of its layers: those whose output changes,
@@ -40,10 +40,10 @@ def find_mixers(model: nn.Module, run: Callable[[], object], border: int) -> lis
     trials: list[_Trial] = []
     hooks = []
     for layer_name, layer in _layers(model).items():
-        borders = _Borders()
-        hooks.append(layer.register_forward_pre_hook(borders.take, with_kwargs=True))
+        cu_seqlens = _CuSeqlens()
+        hooks.append(layer.register_forward_pre_hook(cu_seqlens.take, with_kwargs=True))
         for child_name, child in layer.named_children():
-            trials.append(_Trial(f"{layer_name}.{child_name}", child, borders, border))
+            trials.append(_Trial(f"{layer_name}.{child_name}", child, cu_seqlens, boundary))
     try:
         run()
     finally:
@@ -64,9 +64,9 @@ def split_mixers(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         layer = model.get_submodule(name.rpartition(".")[0])
         mixer: Any = model.get_submodule(name)
-        borders = _Borders()
-        layer.register_forward_pre_hook(borders.take, with_kwargs=True)
-        mixer.forward = _PerSample(mixer.forward, borders)
+        cu_seqlens = _CuSeqlens()
+        layer.register_forward_pre_hook(cu_seqlens.take, with_kwargs=True)
+        mixer.forward = _PerSample(mixer.forward, cu_seqlens)
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -78,7 +78,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @dataclass
-class _Borders:
+class _CuSeqlens:
     """``cu_seqlens`` of the layer that is being computed: its keyword arguments bring them.
 
     They are taken in each call, so that a layer that is computed again in the backward pass
@@ -95,21 +95,21 @@ class _Borders:
 class _PerSample:
     """The ``forward`` of a module, called once for each packed sample."""
 
-    def __init__(self, forward: Callable[..., object], borders: _Borders) -> None:
-        self.forward, self.borders = forward, borders
+    def __init__(self, forward: Callable[..., object], cu_seqlens: _CuSeqlens) -> None:
+        self.forward, self.cu_seqlens = forward, cu_seqlens
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        borders = self.borders.values
-        if not borders:
+        cu_seqlens = self.cu_seqlens.values
+        if not cu_seqlens:
             return self.forward(*args, **kwargs)
-        kwargs = {name: None if name in BORDER_ARGUMENTS else v for name, v in kwargs.items()}
+        kwargs = {name: None if name in PACKING_ARGUMENTS else v for name, v in kwargs.items()}
         outputs = []
-        for start, stop in itertools.pairwise(borders):
+        for start, stop in itertools.pairwise(cu_seqlens):
             if start == stop:
                 continue
             part = slice(start, stop)
-            positional = [_sliced(value, part, borders[-1]) for value in args]
-            named = {name: _sliced(value, part, borders[-1]) for name, value in kwargs.items()}
+            positional = [_sliced(value, part, cu_seqlens[-1]) for value in args]
+            named = {name: _sliced(value, part, cu_seqlens[-1]) for name, value in kwargs.items()}
             outputs.append(self.forward(*positional, **named))
         return _joined(outputs)
 
@@ -117,8 +117,8 @@ class _PerSample:
 class _Trial:
     """A module whose ``forward`` is called again with another first sample."""
 
-    def __init__(self, name: str, module: nn.Module, borders: _Borders, border: int) -> None:
-        self.name, self.module, self.borders, self.border = name, module, borders, border
+    def __init__(self, name: str, module: nn.Module, cu_seqlens: _CuSeqlens, boundary: int) -> None:
+        self.name, self.module, self.cu_seqlens, self.boundary = name, module, cu_seqlens, boundary
         self.mixes = False
         self.replaced = module.__dict__.get("forward")
         self.forward: Callable[..., object] = module.forward
@@ -132,13 +132,13 @@ class _Trial:
             self.module.forward = self.replaced
 
     def call(self, *args: object, **kwargs: object) -> object:
-        if not self.borders.values:  # a call without packed samples
+        if not self.cu_seqlens.values:  # a call without packed samples
             return self.forward(*args, **kwargs)
         try:
             output = self.forward(*args, **kwargs)
         except Exception:  # libraries say in many ways that they cannot compute packed rows
             self.mixes = True
-            return _PerSample(self.forward, self.borders)(*args, **kwargs)
+            return _PerSample(self.forward, self.cu_seqlens)(*args, **kwargs)
         hidden = args[0] if args else kwargs.get("hidden_states")
         before = _first_tensor(output)
         if not isinstance(hidden, Tensor) or before is None or before.ndim != 3:
@@ -146,14 +146,14 @@ class _Trial:
         if hidden.shape[:2] != before.shape[:2]:
             return output
         changed = hidden.clone()
-        changed[:, : self.border] = changed[:, : self.border].flip(1) * 2 + hidden.std()
+        changed[:, : self.boundary] = changed[:, : self.boundary].flip(1) * 2 + hidden.std()
         if args:
             after = _first_tensor(self.forward(changed, *args[1:], **kwargs))
         else:
             after = _first_tensor(self.forward(**{**kwargs, "hidden_states": changed}))
         assert after is not None
-        wanted = before[:, self.border :].float()
-        moved = (after[:, self.border :].float() - wanted).norm(dim=-1)
+        wanted = before[:, self.boundary :].float()
+        moved = (after[:, self.boundary :].float() - wanted).norm(dim=-1)
         self.mixes |= bool((moved / wanted.norm(dim=-1).clamp_min(1e-12)).amax() > MIXES)
         return output
 

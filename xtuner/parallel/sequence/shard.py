@@ -26,7 +26,7 @@ class SequenceShard:
     Args:
         length: S.
         group: the ranks that share the rows; those of ``init_sequence_parallel`` by default.
-        bucketed: pad shards to one of few lengths (``pad_to_bucket``), for packed rows on a CPU:
+        bucketed: pad shards to a bucketed length (``pad_to_bucket``), for packed rows on a CPU:
             another length costs new code and fits no gap of memory. The padding is a sample of its
             own.
     """

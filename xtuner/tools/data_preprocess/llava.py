@@ -1,4 +1,4 @@
-"""``xtuner preprocess llava``: make the tokens of an image config's texts ahead.
+"""``xtuner preprocess llava``: tokenize an image config's texts before training.
 
 The images are read in training as before; the config that is written reads the texts from the
 folder through ``offline_processed_text_folder``.

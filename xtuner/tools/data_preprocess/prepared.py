@@ -1,4 +1,4 @@
-"""A dataset prepared ahead: a folder with its tokens, and a config that trains on that folder.
+"""A prepared dataset: a folder with its tokens, and a config that trains on that folder.
 
 ``OUT/dataset`` is an Arrow dataset (``datasets.load_from_disk`` opens it, memory-mapped);
 ``OUT/<config>.py`` is the config with its training dataset replaced.
@@ -31,7 +31,10 @@ def save(dataset: object, folder: Path) -> None:
 
     if not hasattr(dataset, "save_to_disk"):
         raise UserError(
-            tr("a {dataset_type} cannot be prepared ahead", dataset_type=type(dataset).__name__),
+            tr(
+                "a {dataset_type} cannot be prepared before training",
+                dataset_type=type(dataset).__name__,
+            ),
             hint=tr(
                 "prepare the parts of a ConcatDataset one by one; text datasets "
                 "(process_hf_dataset) can be prepared."

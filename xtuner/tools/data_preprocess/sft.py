@@ -1,4 +1,4 @@
-"""``xtuner preprocess sft``: make a config's tokens ahead, and a config that trains on them.
+"""``xtuner preprocess sft``: tokenize a config's dataset, and write a config that trains on it.
 
 Also answers to ``untokenized CONFIG --save-folder FOLDER``, the words of the published script.
 """

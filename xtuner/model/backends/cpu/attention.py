@@ -38,7 +38,7 @@ SHORT = 384
 LONGEST = 768
 """Tokens up to which products of whole matrices are quicker than torch's kernel; likewise."""
 STEP = 64
-"""Samples put together are made up to a multiple of so many tokens."""
+"""Samples computed in one batch are padded to a multiple of so many tokens."""
 SCORES = 2**23
 """Scores of a batch: 16 MiB, twice; more only where one sample has more."""
 
@@ -187,7 +187,7 @@ class _Row:
                 self._batch(members[start : start + count], length, dots)
 
     def _batch(self, parts: list[slice], length: int, dots: Tensor) -> None:
-        """Samples made up to ``length`` tokens; ``dots`` (T, H) are the row's."""
+        """Samples padded to ``length`` tokens; ``dots`` (T, H) are the row's."""
         count, (_, heads, width) = len(parts), self.out.shape
         # zeros behind a sample: no token sees them, and their own gradients are 0
         batch = self.out.new_zeros(4, count, heads, length, width)

@@ -238,7 +238,7 @@ def sample_of_token(
     Args:
         hidden_states: (B, S, H).
         attention_mask: (B, S), 0 at padding.
-        cu_seq_lens: (samples + 1,) borders of the samples of a packed row.
+        cu_seq_lens: (samples + 1,) cumulative lengths of the samples of a packed row.
     """
     rows, length = hidden_states.shape[:2]
     device = hidden_states.device

@@ -49,7 +49,7 @@ class InternVisionEmbeddings(nn.Module):
         return torch.cat((first, patches.flatten(2).transpose(1, 2)), dim=1) + places
 
     def _places(self, height: int, width: int) -> Tensor:
-        """(1, S, C): those of the configured size, stretched where the image has another one."""
+        """(1, S, C): those of the configured size, interpolated where the image has another one."""
         if (height, width) == (self.side, self.side):
             return self.position_embedding
         first, grid = self.position_embedding.split((1, self.side**2), dim=1)
