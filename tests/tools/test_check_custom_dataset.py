@@ -25,6 +25,7 @@ def rows_of(path):
 """
 
 ALPACA = {"instruction": "Name a river.", "input": "", "output": "The Rhine."}
+ROLE = {"role": "assistant"}
 CHAT = {
     "messages": [
         {"role": "user", "content": "Name a river."},
@@ -70,6 +71,101 @@ def test_clean_data_gives_status_0(workspace, capsys):
     assert report["clean"] is True
     assert report["rows"] == report["good"] == 1
     assert report["layouts"] == {"alpaca": 1}
+
+
+def test_the_map_function_that_fits_is_written_where_the_config_has_the_wrong_one(
+    workspace, capsys
+):
+    """Also where the dataset is a variable of its own, and the column stands in the way."""
+    write("a.jsonl", CHAT)
+    text = f"{HEAD}train_dataset = {ALPACA_PART.format(file='a.jsonl')}\n"
+    text += "train_dataloader = dict(dataset=train_dataset)\n"
+    Path("config.py").write_text(text)
+    line = next(n for n, each in enumerate(text.splitlines(), 1) if each.startswith("train_data"))
+    assert main(["check-custom-dataset", "config.py"]) == 1
+    assert f"replace dataset_map_fn at config.py:{line}; --fix" in capsys.readouterr().out
+    assert main(["check-custom-dataset", "config.py", "--fix"]) == 1
+    assert "Written to config.py" in capsys.readouterr().out
+    assert Path("config.py.bak").read_text() == text
+    assert main(["check-custom-dataset", "config.py"]) == 0
+    fixed = Path("config.py").read_text()
+    assert "dataset_map_fn=openai_map_fn" in fixed and "alpaca_map_fn, max_length" not in fixed
+
+
+OTHERS = {
+    "ms-swift": {"query": "q", "response": "a", "history": [["b", "c"]], "system": "S"},
+    "llama-factory": {"instruction": "q", "input": "", "output": "a", "history": [["b", "c"]]},
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "1+2?"},
+            {"from": "function_call", "value": "{}"},
+            {"from": "observation", "value": "3"},
+            {"from": "gpt", "value": "3."},
+        ]
+    },
+    "sharegpt (role/content)": {"conversations": CHAT["messages"]},
+    "question/answer": {"question": "q", "answer": "a", "system": "S"},
+}
+
+
+@pytest.mark.parametrize(("name", "row"), OTHERS.items(), ids=OTHERS)
+@pytest.mark.parametrize("map_fn", ["alpaca_map_fn", "None", "auto_map_fn"])
+def test_layouts_of_other_tools_are_named(name, row, map_fn, workspace, capsys):
+    write("a.jsonl", row)
+    part = ALPACA_PART.format(file="a.jsonl").replace("alpaca_map_fn", map_fn)
+    part = part.replace("auto_map_fn", "'auto_map_fn'") if map_fn == "auto_map_fn" else part
+    _, report = check(part, capsys)
+    if map_fn == "auto_map_fn":
+        assert report["layouts"] == {name: 1}
+        assert not [f for f in report["findings"] if f["level"] == "error"]
+        return
+    (finding,) = [f for f in report["findings"] if f["level"] == "error"]
+    assert finding["code"] == "wrong-map-fn"
+    assert "dataset_map_fn=auto_map_fn" in finding["paste"]
+    assert finding["places"][0]["detail"] == f"layout {name}"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": CHAT["messages"], "rejected": [*CHAT["messages"][:1], {**ROLE, "content": "b"}]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"chosen": "q a", "rejected": "q b"},
+        {"prompt": CHAT["messages"][:1], "chosen": "a", "rejected": "b"},
+    ],
+)
+def test_preference_rows_in_their_spellings(row, workspace, capsys):
+    write("a.jsonl", row)
+    part = "dict(type=build_preference_dataset, dataset=dict(type=load_jsonl_dataset, "
+    status, report = check(f"{part}data_files='a.jsonl'))", capsys)
+    assert (status, codes(report)) == (0, {})
+
+
+def test_missing_fields_list_those_that_are_there(workspace, capsys):
+    write("a.jsonl", {"foo": "a", "bar": "b"})
+    _, report = check(ALPACA_PART.format(file="a.jsonl"), capsys)
+    assert "(there are: foo, bar)" in report["findings"][0]["places"][0]["detail"]
+    Path("a.json").write_text(json.dumps({"data": [ALPACA] * 2}))
+    _, report = check(ALPACA_PART.format(file="a.json"), capsys)
+    assert "field='data'" in report["findings"][0]["places"][0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ("max_epochs=3", 3 * 60 // 16 + 1),
+        ("max_iters=160", 10),
+        ("max_epochs=6", None),
+        ("max_iters=400", None),
+    ],
+)
+def test_a_run_of_few_optimizer_steps_is_noticed(settings, steps, workspace, capsys):
+    from xtuner.doctor.few_steps import optimizer_steps
+
+    batches = dict(train_dataloader=dict(batch_size=1), optim_wrapper=dict(accumulative_counts=16))
+    loop = eval(f"dict({settings})")
+    found = optimizer_steps(60, {**batches, "train_cfg": loop})
+    assert (found if found < 20 else None) == steps
 
 
 def test_every_row_is_looked_at_not_only_the_first(workspace, capsys):

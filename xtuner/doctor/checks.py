@@ -28,8 +28,20 @@ def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
         if name in row:
             continue
         near = difflib.get_close_matches(name, map(str, row), n=1, cutoff=0.6)
-        hint = tr(" (there is {near!r})", near=near[0]) if near else ""
+        hint = tr(" (there is {near!r})", near=near[0]) if near else _fields_there(row)
         yield "missing-field", f"{name!r}{hint}"
+
+
+def _fields_there(row: Mapping[str, Any]) -> str:
+    """The fields of a row, or the key that holds the rows where a file is one object."""
+    holders = [
+        name
+        for name, value in row.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    ]
+    if len(row) == len(holders) == 1 and holders[0] not in ("messages", "conversations"):
+        return tr(" (the rows are inside: load_dataset(..., field={key!r}))", key=holders[0])
+    return tr(" (there are: {names})", names=", ".join(map(str, row))[:80])
 
 
 def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:

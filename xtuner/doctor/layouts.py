@@ -6,7 +6,7 @@ Standard library only, so that ``xtuner list-dataset-format`` answers at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xtuner.tokenization import roles
@@ -103,6 +103,18 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 """Every layout by its key in ``DATASET_FORMAT_MAPPING``; the last three are for preferences."""
 
+BY_AUTO: Mapping[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("ms-swift", _texts("query", "response"), "auto_map_fn"),
+        Layout("llama-factory", _texts("instruction", "output"), "auto_map_fn"),
+        Layout("question/answer", _texts("question", "answer"), "auto_map_fn"),
+        Layout("sharegpt", {"conversations": SHAREGPT}, "auto_map_fn", roles.ANY),
+        Layout("sharegpt (role/content)", {"conversations": MESSAGES}, "auto_map_fn", roles.ANY),
+    )
+}
+"""Layouts of other tools, which no published map function reads whole."""
+
 AUTO = Layout("auto", {}, "auto_map_fn", roles.ANY)
 """Recognises the layout of each row by itself."""
 
@@ -151,8 +163,42 @@ def named(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def layout_named(name: str) -> Layout:
+    """A layout by its name, of this or of other tools."""
+    return LAYOUTS.get(name) or BY_AUTO[name]
+
+
+def _of_other_tools(row: Mapping[str, Any]) -> Layout | None:
+    """The layout that only ``auto_map_fn`` reads whole."""
+    turns = row.get("conversations")
+    who = (
+        {str(turn.get("from")).lower() for turn in turns if isinstance(turn, dict)}
+        if (isinstance(turns, list))
+        else set()
+    )
+    if who - {"human", "gpt", "none"} and who <= set(roles.ANY) and not who & {"user", "assistant"}:
+        return BY_AUTO["sharegpt"]
+    earlier = row.get("history") or row.get("system")
+    names = ("llama-factory", "question/answer") if earlier else ()
+    fitting = (BY_AUTO[name] for name in (*names, "ms-swift", "sharegpt (role/content)"))
+    return next((layout for layout in fitting if layout.fits(row)), None)
+
+
+def preference_layout(row: Mapping[str, Any]) -> Layout:
+    """The layout ``preference`` as a row spells it: without a prompt, or with plain texts."""
+    fields = {
+        name: TEXT if isinstance(row.get(name), str) else MESSAGES
+        for name in ("prompt", "chosen", "rejected")
+        if name in row or name != "prompt"
+    }
+    return replace(LAYOUTS["preference"], fields=fields)
+
+
 def recognise(row: Mapping[str, Any]) -> Layout | None:
     """The layout that reads the most of a row; None when no layout fits."""
+    other = _of_other_tools(row)
+    if other is not None:
+        return other
     fitting = [layout for layout in LAYOUTS.values() if layout.fits(row)]
     if not fitting:
         return None

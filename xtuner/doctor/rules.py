@@ -163,6 +163,10 @@ RULES: Mapping[str, Rule] = {
         N_("the model sees the mark, not the image; use LLaVADataset or InternVL_V1_5_Dataset, or "
            "delete the mark."),
     ),
+    "few-steps": Rule(
+        WARNING, N_("the run is very short"),
+        N_("hardly anything is learnt in fewer than 20 optimizer steps."),
+    ),
     "very-long": Rule(
         NOTE, N_("a very long row"),
         N_("look at it: often several rows have been joined by mistake."),

@@ -17,7 +17,15 @@ from xtuner.doctor.checks import (
     same_choice,
 )
 from xtuner.doctor.findings import Findings, Place
-from xtuner.doctor.layouts import AUTO, LAYOUTS, Layout, named, recognise
+from xtuner.doctor.layouts import (
+    AUTO,
+    LAYOUTS,
+    Layout,
+    layout_named,
+    named,
+    preference_layout,
+    recognise,
+)
 from xtuner.doctor.turns import Message, messages_of_row
 from xtuner.utils.lang import tr
 
@@ -141,6 +149,9 @@ class _PartScan:
     def _layout(self, row: Row) -> Layout | None:
         """The layout to check a row against; None when it is of another than the config's."""
         layout, found = self.part.layout, recognise(row.value)
+        if layout is not None and layout.name == "preference" and layout.preference:
+            layout = preference_layout(row.value)
+            found = layout if found is None or layout.fits(row.value) else found
         if layout is None:
             self._note_types(row)
             return CUSTOM
@@ -188,7 +199,9 @@ class _PartScan:
         for name, (count, places) in self.other_layouts.items():
             wrong = self.fitting == 0 or count > self.fitting
             code, paste = (
-                ("wrong-map-fn", lines_to_paste(LAYOUTS[name])) if wrong else ("mixed-layouts", "")
+                ("wrong-map-fn", lines_to_paste(layout_named(name)))
+                if wrong
+                else ("mixed-layouts", "")
             )
             for index, place in enumerate(places):
                 last = index == len(places) - 1
@@ -220,6 +233,8 @@ class _PartScan:
 
 def _reads_as_much(layout: Layout, found: Layout, row: Mapping[str, Any]) -> bool:
     """Whether the config's layout suits the row as well as the recognised one."""
+    if found.name in ("llama-factory", "question/answer"):
+        return False  # their columns besides question and answer would be dropped
     if layout.fits(row):
         return not set(found.fields) > set(layout.fields)
     # A row that has most of its fields is rather a broken row of this layout.

@@ -83,4 +83,11 @@ def _from_preference(row: Mapping[str, Any], layout: Layout) -> list[Message]:
     """Prompt and chosen answer; the rejected one is compared by its own check."""
     if layout.name == "intel_orca_dpo":
         return [Message("user", row["question"]), Message("assistant", row["chosen"])]
-    return _from_messages([*row.get("prompt", []), *row["chosen"]], layout)
+    asked = row.get("prompt") or []
+    asked = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    chosen = row["chosen"]
+    if isinstance(chosen, str):
+        chosen = [{"role": "assistant", "content": chosen}]
+    if not asked and len(chosen) == 1:
+        asked = [{"role": "user", "content": "-"}]  # the prompt is inside the text
+    return _from_messages([*asked, *chosen], layout)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from xtuner.config.document import ConfigDocument
+    from xtuner.doctor.report import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--html",
         metavar="FILE",
         help=tr("write the report as one HTML file"),
+    )
+    parser.add_argument(
+        "--fix",
+        action="store_true",
+        help=tr("write the map function that fits into the config"),
     )
     parser.add_argument("--json", action="store_true", help=tr("print the report as JSON"))
     parser.add_argument(
@@ -32,20 +42,25 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from xtuner.config import load_config
+    from xtuner.config.load import load
+    from xtuner.config.override import override
+    from xtuner.config.values import raw_dict
     from xtuner.doctor.examine import examine
+    from xtuner.doctor.few_steps import with_few_steps
     from xtuner.doctor.page import report_page
     from xtuner.doctor.report import print_report
     from xtuner.doctor.show import print_sample
     from xtuner.tools.train_dataset import call_before_run, train_dataset_of
     from xtuner.utils.files import write_text
 
-    cfg = load_config(args.config, args.cfg_options)
+    document = override(load(args.config), args.cfg_options)
+    cfg = document.config
     dataset = train_dataset_of(cfg, args.config)
     call_before_run(cfg)
     quiet = Console(stderr=True)
     with quiet.status(tr("reading the rows ...")):
         report, shown = examine(args.config, dataset)
+    report = with_few_steps(report, raw_dict(cfg))
     if args.html:
         write_text(args.html, report_page(report, shown))
     if args.json:
@@ -55,8 +70,37 @@ def run(args: argparse.Namespace) -> int:
         print_report(report, console)
         if shown:
             print_sample(shown, console)
-        console.print(report.advice, style="bold", markup=False)
+        console.print(report.advice, style="bold", markup=False, soft_wrap=True)
         if args.html:
             print(tr("The report is in {html}", html=args.html))
     findings = report.scan.findings
+    if not args.json:
+        _say_where_to_paste(report, document, args.fix)
     return 1 if findings.has_errors or (args.strict and not findings.is_clean) else 0
+
+
+def _say_where_to_paste(report: Report, document: ConfigDocument, fix: bool) -> None:
+    """Say which line of the config the lines to paste replace, or write them."""
+    from pathlib import Path
+
+    from xtuner.tools.fix_map_fn import map_fn_line, with_map_fn
+    from xtuner.utils.files import write_text
+
+    paste = next((f.paste for f in report.scan.findings if f.code == "wrong-map-fn"), "")
+    line = map_fn_line(document)
+    if not paste or line is None or paste.count("dataset_map_fn=") > 1:
+        return
+    place = f"{document.file}:{line}"
+    if not fix or not Path(document.file).is_file():
+        print(tr("These lines replace dataset_map_fn at {place}; --fix writes them.", place=place))
+        return
+    write_text(document.file, with_map_fn(document, paste).text)
+    print(tr("Written to {file}; the old text is in {backup}.", file=place, backup=_keep(document)))
+
+
+def _keep(document: ConfigDocument) -> str:
+    from xtuner.utils.files import write_text
+
+    backup = f"{document.file}.bak"
+    write_text(backup, document.original.text)
+    return backup

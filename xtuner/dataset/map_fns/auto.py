@@ -15,6 +15,15 @@ from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
 )
 from xtuner.tokenization.roles import ANY, CALLS
 
+PAIRS = (
+    ("query", "response"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+)
+"""Names of a question and its answer, each in a field."""
+
 
 def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
     """Recognise a row's layout and map it.
@@ -23,7 +32,8 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
         example: a row with ``conversation``, ``messages``, ``conversations`` (ShareGPT in any
             common spelling, also with calls of tools and a column ``system``),
             ``instruction``/``output`` (also with ``history`` and ``system``), their ``_zh``,
-            ``input``/``output``, or ``text``.
+            ``input``/``output``, one of ``PAIRS`` (as in ms-swift also with ``history`` and
+            ``system``), or ``text``.
 
     Returns:
         ``conversation``; for ShareGPT rows also ``messages``, which the tokenizer's own template
@@ -48,6 +58,11 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
         return alpaca_zh_map_fn(example)
     if "input" in example and "output" in example:
         return default_map_fn(example)
+    pair = next((pair for pair in PAIRS if all(name in example for name in pair)), None)
+    if pair:
+        ask, answer = (example[name] for name in pair)
+        turn = {"input": ask, "output": answer}
+        return _with_history(example, {"conversation": [turn]})
     if "text" in example:
         looks_like_oasst = "### Human:" in str(example["text"])
         return oasst1_map_fn(example) if looks_like_oasst else pretrain_map_fn(example)
