@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from xtuner.doctor.encoded import measure_all, text_datasets
+from xtuner.doctor.few_steps import FEW_STEPS, few_steps_text, optimizer_steps
 from xtuner.doctor.findings import Place
 from xtuner.doctor.parts import find_parts
 from xtuner.doctor.report import Report
@@ -48,6 +50,23 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
                 detail = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
                 result.findings.add("cannot-build", Place(config, 1, detail))
     return Report(config, result, facts, no_tokens, advice(config, result, no_tokens)), shown
+
+
+def with_few_steps(report: Report, settings: Mapping[str, Any]) -> Report:
+    """The report, with a warning where the run takes fewer steps than teach anything.
+
+    Args:
+        report: of the training dataset.
+        settings: the whole config.
+    """
+    if report.tokens is None:
+        return report
+    rows = report.tokens.packs or len(report.tokens.lengths)
+    steps = optimizer_steps(rows, settings)
+    if steps is None or steps >= FEW_STEPS:
+        return report
+    report.scan.findings.add("few-steps", Place(report.config, 1, few_steps_text(steps)))
+    return replace(report, advice=advice(report.config, report.scan, report.no_tokens))
 
 
 def _first_line(error: Exception) -> str:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from xtuner.doctor.examine import advice
-from xtuner.doctor.findings import Place
-from xtuner.doctor.report import Report
 from xtuner.utils.lang import tr
 
 FEW_STEPS = 20
@@ -34,23 +30,6 @@ def optimizer_steps(rows: int, settings: Mapping[str, Any], processes: int = 1) 
         return None
     micro_batches = iters if iters is not None else math.ceil(rows / batch / processes) * epochs
     return math.ceil(micro_batches / counts)
-
-
-def with_few_steps(report: Report, settings: Mapping[str, Any]) -> Report:
-    """The report, with a warning where the run takes fewer steps than teach anything.
-
-    Args:
-        report: of the training dataset.
-        settings: the whole config.
-    """
-    if report.tokens is None:
-        return report
-    rows = report.tokens.packs or len(report.tokens.lengths)
-    steps = optimizer_steps(rows, settings)
-    if steps is None or steps >= FEW_STEPS:
-        return report
-    report.scan.findings.add("few-steps", Place(report.config, 1, few_steps_text(steps)))
-    return replace(report, advice=advice(report.config, report.scan, report.no_tokens))
 
 
 def few_steps_text(steps: int) -> str:

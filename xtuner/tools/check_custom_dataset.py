@@ -45,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.config.load import load
     from xtuner.config.override import override
     from xtuner.config.values import raw_dict
-    from xtuner.doctor.examine import examine
-    from xtuner.doctor.few_steps import with_few_steps
+    from xtuner.doctor.examine import examine, with_few_steps
     from xtuner.doctor.page import report_page
     from xtuner.doctor.report import print_report
     from xtuner.doctor.show import print_sample
