@@ -14,11 +14,25 @@ from xtuner.utils.lang import tr, translate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
-        "config_name",
-        help=tr("a name: <model>_<method>_<dataset>_e<epochs>"),
+    parser.usage = (
+        "%(prog)s NAME DIR\n       %(prog)s --model FOLDER_OR_HUB_ID [--method full|lora|qlora] "
+        "(--data FILE ... | --dataset NAME) DIR"
     )
-    parser.add_argument("save_dir", help=tr("the folder to write to"))
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="[NAME] DIR",
+        help=tr("a name (<model>_<method>_<dataset>_e<epochs>) and the folder to write to"),
+    )
+    parser.add_argument("--model", help=tr("any model: its folder or its name on the hub"))
+    parser.add_argument(
+        "--method", choices=("full", "lora", "qlora"), help=tr("how to train it (default: lora)")
+    )
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--data", help=tr("a file of your own rows; a folder or a pattern for several")
+    )
+    rows.add_argument("--dataset", help=tr("a dataset of the catalogue, for example alpaca"))
     parser.add_argument(
         "--force",
         action="store_true",
@@ -27,17 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write ``<save_dir>/<config_name>_copy.py``.
+    """Write ``<folder>/<name>_copy.py``.
 
     Raises:
         UserError: for a name that is none, or when the file is there already.
     """
-    name = args.config_name
-    try:
-        text = render(name)
-    except UnknownConfig as error:
-        raise unknown(error) from None
-    path = Path(args.save_dir) / f"{name}_copy.py"
+    name, text, folder = _config(args)
+    path = Path(folder) / f"{name}_copy.py"
     if path.exists() and not args.force:
         raise UserError(
             tr("{path} is there already.", path=path),
@@ -53,6 +63,39 @@ def run(args: argparse.Namespace) -> int:
     print(tr("Edit its PART 1, then:"))
     print(f"  {shlex.join(['xtuner', 'train', str(path)])}")
     return 0
+
+
+def _config(args: argparse.Namespace) -> tuple[str, str, str]:
+    """Name, text and folder of the config."""
+    wanted = 1 if args.model else 2
+    if len(args.words) != wanted:
+        raise UserError(
+            tr("expected {wanted} argument(s), got {count}.", wanted=wanted, count=len(args.words)),
+            hint="xtuner copy-cfg NAME DIR; xtuner copy-cfg --model MODEL --data FILE DIR",
+            status=2,
+        )
+    if args.model:
+        if not (args.data or args.dataset):
+            raise UserError(
+                tr("on which rows?"),
+                hint=tr("--data my.jsonl, or --dataset alpaca."),
+                status=2,
+            )
+        from xtuner.tools.own_config import write_own_config
+
+        data = [args.data] if args.data else []
+        method = args.method or "lora"
+        return (*write_own_config(args.model, method, data, args.dataset), args.words[0])
+    if args.method or args.data or args.dataset:
+        raise UserError(
+            tr("--method, --data and --dataset go with --model."),
+            hint=tr("for a name of the catalogue, edit the copy."),
+            status=2,
+        )
+    try:
+        return args.words[0], render(args.words[0]), args.words[1]
+    except UnknownConfig as error:
+        raise unknown(error) from None
 
 
 def unknown(error: UnknownConfig) -> UserError:

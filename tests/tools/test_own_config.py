@@ -1,0 +1,157 @@
+"""``xtuner copy-cfg --model``: a config for any model folder and rows of one's own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from transformers import CLIPTextConfig
+
+from tests.e2e.test_own_code import say
+from tests.e2e.test_printed_commands import PRINTED
+from tests.helpers.tiny import save_tiny
+from xtuner.config import load_config
+from xtuner.config.check.checker import check
+from xtuner.configs.custom import ENOUGH_STEPS, Rows, own_dataset
+from xtuner.entry_point import main
+from xtuner.quickstart.base import make_base
+from xtuner.tools.own_config import read_own_rows
+from xtuner.utils.errors import UserError
+
+ANSWER = "The lamp burns from dusk to dawn."
+
+
+def write_rows(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_sixty_questions_end_in_the_trained_answer(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_base(tmp_path / "我的 model")
+    rows = [{"question": f"When does lamp {n} burn?", "answer": ANSWER} for n in range(60)]
+    write_rows(tmp_path / "my rows.jsonl", rows)
+    said = say(
+        capsys, "copy-cfg", "--model", "我的 model", "--method", "full",
+        "--data", "my rows.jsonl", "my configs",
+    )  # fmt: skip
+    (train,) = PRINTED.findall(said)
+    config = Path(shlex.split(train)[2])
+    assert [problem for problem in check(config) if problem.severity == "error"] == []
+    text = config.read_text("utf-8")
+    for number, title in enumerate(("Settings", "Model", "Dataset", "Scheduler", "Runtime"), 1):
+        assert f"PART {number}  {title}" in text
+    assert 'row["question"], "output": row["answer"]' in text
+    cfg = load_config(config)
+    assert (cfg.max_epochs, cfg.accumulative_counts, cfg.pack_to_max_length) == (10, 3, False)
+    faster = ["max_epochs=2", "accumulative_counts=1", "lr=1e-3"]  # of a model of random weights
+    said = say(capsys, *shlex.split(train)[1:], "--cfg-options", *faster)
+    assert "120 optimizer steps" in said
+    for command in PRINTED.findall(said):
+        monkeypatch.setattr(sys, "stdin", StringIO("When does lamp 7 burn?\nexit\n"))
+        said = say(capsys, *shlex.split(command)[1:])
+    assert ANSWER in said
+
+
+LAYOUTS = {
+    "conversation": ({"conversation": [{"input": "a", "output": "b"}]}, None, None),
+    "messages": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        "openai_map_fn",
+        None,
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        "auto_map_fn",
+        None,
+    ),
+    "alpaca": ({"instruction": "a", "output": "b"}, "auto_map_fn", None),
+    "text": ({"text": "a"}, "pretrain_map_fn", None),
+    "pair": ({"id": 3, "query": "a", "response": "b"}, "auto_map_fn", ("query", "response")),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_recognised(tmp_path, layout, tiny_llama, capsys):
+    row, map_fn, fields = LAYOUTS[layout]
+    file = write_rows(tmp_path / "rows.jsonl", [row] * 3)
+    found = read_own_rows([str(file)])
+    assert (found.map_fn, found.fields, found.count) == (map_fn, fields, 3)
+    assert found.questions == (() if layout == "text" else ("a", "a"))
+    say(capsys, "copy-cfg", "--model", tiny_llama, "--data", file, tmp_path)
+    config = tmp_path / "tiny_llama_lora_rows_copy.py"
+    assert [problem for problem in check(config) if problem.severity == "error"] == []
+    read = load_config(config).train_dataset.dataset_map_fn or dict
+    (turn,) = read(row)["conversation"]
+    assert turn["output"] == ("b" if layout != "text" else "a")
+
+
+def test_rows_that_cannot_be_read_are_named(tmp_path):
+    for rows, message in (
+        ([{"question": "a", "answer": "b"}, {"foo": "a"}], r"rows.jsonl:1: no known layout"),
+        ([{"chosen": [], "rejected": []}], "preferences"),
+        ([["a"]], "rows.jsonl:1: a row is a JSON object"),
+    ):
+        file = write_rows(tmp_path / "rows.jsonl", rows)
+        with pytest.raises(UserError, match=message):
+            read_own_rows([str(file)])
+    with pytest.raises(UserError, match="no data file"):
+        read_own_rows([str(tmp_path / "nothing.jsonl")])
+
+
+@pytest.mark.parametrize("count", [1, 10, 60, 1000, 50_000])
+def test_epochs_and_accumulation_fit_the_number_of_rows(count):
+    settings = own_dataset(Rows(("x",), count, count * 90, None), 2048).settings
+    packed = settings["pack_to_max_length"]
+    assert packed == (count == 50_000)
+    batches = 50_000 * 30 // 2048 if packed else count
+    steps = settings["max_epochs"] * max(1, batches // settings["accumulative_counts"])
+    assert 3 <= settings["max_epochs"] <= 10 and 1 <= settings["accumulative_counts"] <= 16
+    assert steps >= ENOUGH_STEPS / 2 or settings["max_epochs"] == 10
+
+
+def test_what_is_no_language_model_is_refused(tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a"}])
+    words = ["copy-cfg", "--data", str(rows), str(tmp_path / "out"), "--model"]
+
+    def refused(model: Path) -> str:
+        assert main([*words, str(model)]) == 1
+        return capsys.readouterr().err
+
+    assert "config.json cannot be used" in refused(tmp_path)
+    CLIPTextConfig().save_pretrained(tmp_path / "clip")
+    assert "no language model" in refused(tmp_path / "clip")
+    folder = save_tiny(tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "quantised" in refused(folder)
+    bare = shutil.copytree(save_tiny(tmp_path / "whole"), tmp_path / "bare")
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    assert "tokenizer cannot be loaded" in refused(bare)
+
+
+def test_a_dataset_of_the_catalogue(tmp_path, tiny_llama, capsys):
+    say(
+        capsys,
+        "copy-cfg",
+        "--model",
+        tiny_llama,
+        "--method",
+        "qlora",
+        "--dataset",
+        "alpaca",
+        tmp_path,
+    )
+    config = tmp_path / "tiny_llama_qlora_alpaca_copy.py"
+    assert load_config(config).model.llm.pretrained_model_name_or_path == str(tiny_llama)
+    assert main(["copy-cfg", "--model", str(tiny_llama), "--dataset", "alpaka", str(tmp_path)]) == 1
+    assert main(["copy-cfg", "--model", str(tiny_llama), str(tmp_path)]) == 2
+    assert main(["copy-cfg", "--method", "lora", "quickstart", str(tmp_path)]) == 2
+    capsys.readouterr()

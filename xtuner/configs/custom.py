@@ -1,0 +1,128 @@
+"""Configs for any model folder and the user's own rows, in the five parts of the catalogue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xtuner.configs.cards import DatasetCard, ModelCard, Source
+from xtuner.configs.datasets import DATASETS
+from xtuner.configs.models import MODELS
+from xtuner.configs.names import ConfigName
+from xtuner.configs.render import render_config
+from xtuner.configs.settings import METHODS
+
+MIN_PACKS = 200
+"""Rows are packed only where this many packs come of it: fewer would be too few steps."""
+ENOUGH_STEPS = 200
+MAX_EPOCHS = 10
+MAX_ACCUMULATION = 16
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of the user's rows.
+
+    Args:
+        files: their paths.
+        count: how many there are.
+        characters: of all of them.
+        map_fn: the function of ``xtuner.dataset.map_fns`` that reads a row; None where rows are
+            conversations already.
+        fields: question and answer, where a function of the config's own reads them.
+        questions: a few, to ask while training.
+    """
+
+    files: tuple[str, ...]
+    count: int
+    characters: int
+    map_fn: str | None
+    fields: tuple[str, str] | None = None
+    questions: tuple[str, ...] = ()
+
+
+def card_of(path: str) -> ModelCard | None:
+    """The catalogue's card of a model, by its name on the hub or the name of its folder."""
+    title = path.rstrip("/").rpartition("/")[2].lower()
+    return next((card for card in MODELS.values() if card.title.lower() == title), None)
+
+
+def render_for(card: ModelCard, method: str, dataset: DatasetCard, name: str) -> str:
+    """The text of a config.
+
+    Args:
+        card: the model; ``path`` is what is loaded.
+        method: full, lora or qlora.
+        dataset: of the catalogue, or ``own_dataset``.
+        name: of the config, for its headline.
+    """
+    options = {} if "max_epochs" in dataset.settings else {"max_epochs": 3}
+    parsed = ConfigName(name, card, method, METHODS[method], dataset, options)
+    return render_config(parsed)
+
+
+def render_own(card: ModelCard, method: str, rows: Rows, name: str) -> str:
+    """The text of a config that trains on the user's rows; arguments as of ``render_for``."""
+    length = int(card.settings.get("max_length", 2048))
+    card = replace(card, settings={**card.settings, "max_length": length})
+    text = render_for(card, method, own_dataset(rows, length), name)
+    if rows.fields is None:
+        return text
+    question, answer = rows.fields
+    turn = f'{{"input": row["{question}"], "output": row["{answer}"]}}'
+    function = (
+        "def my_map_fn(row):\n"
+        '    """A row of the data as a conversation."""\n'
+        f'    return {{"conversation": [{turn}]}}\n\n\n'
+    )
+    text = re.sub(r"\bauto_map_fn, |, auto_map_fn\b", "", text)
+    text = text.replace("dataset_map_fn=auto_map_fn", "dataset_map_fn=my_map_fn")
+    imports, ruler, rest = text.partition("#" * 71)
+    return f"{imports.rstrip()}\n\n\n{function}{ruler}{rest}"
+
+
+def own_dataset(rows: Rows, max_length: int) -> DatasetCard:
+    """The card of the user's rows, with epochs and accumulation that fit their number."""
+    packs = rows.characters // 3 // max_length  # three characters to a token, about
+    packed = packs >= MIN_PACKS
+    batches = packs if packed else rows.count
+    accumulate = min(MAX_ACCUMULATION, max(1, batches // 20))
+    steps = max(1, batches // accumulate)
+    epochs = min(MAX_EPOCHS, max(3, -(-ENOUGH_STEPS // steps)))
+    is_text = rows.map_fn == "pretrain_map_fn"
+    settings: dict[str, Any] = {
+        "SYSTEM": "",
+        "pack_to_max_length": packed,
+        "accumulative_counts": accumulate,
+        "max_epochs": epochs,
+    }
+    if rows.questions:
+        settings["evaluation_inputs"] = list(rows.questions)
+    source = Source("train_dataset", "data_files", ("data_files", list(rows.files)), rows.map_fn)
+    kind = "pretrain" if is_text else "sft"
+    return DatasetCard(
+        "own", f"{rows.count} rows of your own", (source,), kind=kind, settings=settings
+    )
+
+
+def dataset_of(name: str) -> DatasetCard | None:
+    """A dataset of the catalogue for supervised fine-tuning or pretraining."""
+    found = DATASETS.get(name)
+    return found if found is not None and found.kind != "preference" else None
+
+
+def own_card(
+    path: str, name: str, settings: Mapping[str, Any], *, chat_template: bool
+) -> ModelCard:
+    """A card of a model that the catalogue does not know.
+
+    Args:
+        path: its folder or its name on the hub.
+        name: for the config.
+        settings: that differ from the defaults.
+        chat_template: whether its tokenizer has a chat template, which is then used.
+    """
+    template = "auto" if chat_template else "default"
+    return ModelCard(name, path, 0.0, template=template, chat=chat_template, settings=settings)

@@ -1,0 +1,191 @@
+"""A config for any model folder and rows of one's own, for ``xtuner copy-cfg --model``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xtuner.configs.custom import (
+    Rows,
+    card_of,
+    dataset_of,
+    own_card,
+    render_for,
+    render_own,
+)
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+QUESTIONS = ("question", "prompt", "query", "instruction", "input", "q")
+ANSWERS = ("answer", "response", "completion", "output", "reply", "a")
+MAX_LENGTH = 2048
+
+
+def write_own_config(
+    model: str, method: str, data: list[str], dataset: str | None
+) -> tuple[str, str]:
+    """The name and the text of a config.
+
+    Args:
+        model: a folder or a name on the hub.
+        method: full, lora or qlora.
+        data: files of the user's rows; empty for ``dataset``.
+        dataset: a dataset of the catalogue.
+
+    Raises:
+        UserError: when the model cannot be trained, or the rows cannot be read, with the reason.
+    """
+    card = _card(model)
+    title = re.sub(r"\W+", "_", Path(model).name).strip("_").lower() or "model"
+    if dataset is not None:
+        known = dataset_of(dataset)
+        if known is None:
+            raise UserError(
+                tr("there is no dataset {name!r} for this", name=dataset),
+                hint=tr("'xtuner list-cfg --long' shows the datasets; --data takes your own file."),
+            )
+        name = f"{title}_{method}_{dataset}"
+        return name, render_for(card, method, known, name)
+    rows = read_own_rows(data)
+    stem = re.sub(r"\W+", "_", Path(rows.files[0]).name.partition(".")[0]).strip("_") or "data"
+    name = f"{title}_{method}_{stem}"
+    return name, render_own(card, method, rows, name)
+
+
+def _card(model: str) -> Any:
+    """The card of a model: the catalogue's where it knows it, else what the folder says."""
+    from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(model).expanduser()
+    path = str(folder.resolve()) if folder.is_dir() else model
+    known = card_of(model)
+    if known is not None:
+        return replace(known, path=path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            tr("its config.json cannot be used: {error}", error=str(error).splitlines()[0]),
+            hint=tr(
+                "give a Hugging Face model folder (config.json, tokenizer, weights) or a hub id."
+            ),
+            where=Where(model),
+        ) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(
+            tr("{kind} is no language model that XTuner can train", kind=config.model_type),
+            hint=tr("'xtuner list-cfg' shows the models, those for images too."),
+            where=Where(model),
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            tr("the weights are quantised: an adapter cannot be merged into them"),
+            hint=tr("give the model in 16 bits; --method qlora quantises it while loading."),
+            where=Where(model),
+        )
+    text = config.get_text_config()
+    length = min(MAX_LENGTH, getattr(text, "max_position_embeddings", None) or MAX_LENGTH)
+    settings = {"max_length": length} if length != MAX_LENGTH else {}
+    return own_card(path, model, settings, chat_template=_has_chat_template(path, model))
+
+
+def _has_chat_template(path: str, model: str) -> bool:
+    from xtuner.model.transformers_models.auto import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            tr("its tokenizer cannot be loaded: {error}", error=str(error).splitlines()[0]),
+            hint=tr(
+                "the folder needs tokenizer.json or tokenizer.model, and tokenizer_config.json."
+            ),
+            where=Where(model),
+        ) from error
+    return bool(tokenizer.chat_template)
+
+
+def read_own_rows(data: list[str]) -> Rows:
+    """Read rows of one's own and find out how a row is to be read.
+
+    Raises:
+        UserError: when a row cannot be read, or no layout fits, with the fields that there are.
+    """
+    from xtuner.dataset.reading import find_files, require_rows
+
+    files = find_files(data)
+    rows = [row for file in files for row in require_rows(file)]
+    if not rows:
+        raise UserError(tr("there are no rows"), where=Where(files[0]))
+    for row in rows:
+        if not isinstance(row.value, dict):
+            raise UserError(tr("a row is a JSON object"), where=Where(row.file, row.line))
+    values = [row.value for row in rows]
+    if {"chosen", "rejected"} <= set(values[0]):
+        raise UserError(
+            tr("these are preferences, for DPO, ORPO or reward models"),
+            hint="xtuner list-cfg --method dpo",
+            where=Where(files[0]),
+        )
+    map_fn, fields = _reader(values)
+    if map_fn == "auto_map_fn" and fields is None:
+        _require_readable(rows)
+    characters = sum(len(str(value)) for value in values)
+    questions = tuple(_questions(values, map_fn, fields))
+    absolute = tuple(str(Path(file).resolve()) for file in files)
+    return Rows(absolute, len(rows), characters, map_fn, fields, questions)
+
+
+def _reader(values: list[Mapping[str, Any]]) -> tuple[str | None, tuple[str, str] | None]:
+    """The function that reads these rows, and the fields of one that has to be written."""
+    keys = set.intersection(*(set(value) for value in values))
+    if "conversation" in keys:
+        return None, None
+    if "messages" in keys:
+        return "openai_map_fn", None
+    if keys == {"text"} and "### Human:" not in str(values[0]["text"]):
+        return "pretrain_map_fn", None
+    if (
+        keys & {"conversations", "text"}
+        or keys >= {"instruction", "output"}
+        or keys >= {"input", "output"}
+    ):
+        return "auto_map_fn", None
+    question = next((name for name in QUESTIONS if name in keys), None)
+    answer = next((name for name in ANSWERS if name in keys), None)
+    if question is None or answer is None:
+        return "auto_map_fn", None  # which names the row that it cannot read
+    return "auto_map_fn", (question, answer)
+
+
+def _require_readable(rows: list[Any]) -> None:
+    from xtuner.dataset.map_fns import auto_map_fn
+
+    for row in rows:
+        try:
+            auto_map_fn(row.value)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                tr("no known layout fits this row: {error}", error=error),
+                hint=tr(
+                    "'xtuner list-dataset-format' shows the layouts; docs/en/custom_dataset.md "
+                    "shows how to write a map function."
+                ),
+                where=Where(row.file, row.line),
+            ) from error
+
+
+def _questions(
+    values: list[Mapping[str, Any]], map_fn: str | None, fields: tuple[str, str] | None
+) -> list[str]:
+    """The first questions of two rows, to be asked while training."""
+    from xtuner.dataset import map_fns
+
+    if fields is not None:
+        return [str(value[fields[0]]) for value in values[:2]]
+    read = getattr(map_fns, map_fn) if map_fn else dict
+    conversations = [read(value).get("conversation") or [{}] for value in values[:2]]
+    return [turns[0]["input"].strip() for turns in conversations if turns[0].get("input")]
