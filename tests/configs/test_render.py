@@ -157,10 +157,9 @@ def test_the_lines_that_guides_edit() -> None:
     assert "dataset_map_fn=alpaca_map_fn," in lines
 
 
-def test_remote_code_only_where_there_is_no_class() -> None:
-    for name in ("qwen2_5_7b_instruct_qlora_alpaca_e3", "internlm2_chat_7b_qlora_alpaca_e3"):
-        assert "trust_remote_code" not in render(name)
-    assert "trust_remote_code=True" in render("internlm3_8b_instruct_qlora_alpaca_e3")
+def test_no_config_runs_the_code_of_a_models_folder() -> None:
+    asked = [name for name in COMPOSED if "trust_remote_code" in TEXTS[name]]
+    assert not asked
 
 
 VALUES = st.recursive(

@@ -176,6 +176,30 @@ MODELS = {
     ),
     "internlm2": _internlm2(rope_scaling={"factor": 1.0, "type": "dynamic"}),
     "internlm2_5": _internlm2(rope_scaling={"factor": 2.0, "type": "dynamic"}, pretraining_tp=1),
+    "internlm3": HubModel(
+        architecture="InternLM3ForCausalLM",
+        auto_map=_auto_map(
+            "internlm3", "InternLM3Config", "InternLM3ForCausalLM", AutoModel="InternLM3Model"
+        ),
+        tokenizer="internlm3",
+        config={
+            "model_type": "internlm3",
+            "attention_dropout": 0.0,
+            "bias": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 2,
+            "pad_token_id": 2,
+            "qkv_bias": False,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"},
+            "rope_theta": 50000000,
+        },
+        recipe="internlm3_8b_instruct_qlora_alpaca_e3",
+    ),
     "chatglm2": _chatglm("chatglm2", "chatglm2_6b_qlora_alpaca_e3"),
     "chatglm3": _chatglm("chatglm3", "chatglm3_6b_qlora_alpaca_e3"),
     "qwen": HubModel(

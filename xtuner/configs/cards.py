@@ -24,7 +24,6 @@ class ModelCard:
         template: the ``PROMPT_TEMPLATE`` that it was, or is to be, trained with; ``auto`` stands
             for the tokenizer's own chat template.
         chat: whether it has already learnt to answer (base models have not).
-        remote_code: whether its code lives on the hub because transformers has no class for it.
         tokenizer: keyword arguments for its tokenizer besides the usual ones.
         settings: settings that differ from the defaults and the dataset's.
         recipes: what ``list-cfg`` shows of it: the rest of a name after the model's.
@@ -37,7 +36,6 @@ class ModelCard:
     billions: float
     template: str = "default"
     chat: bool = False
-    remote_code: bool = False
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipes: tuple[str, ...] = ()

@@ -131,11 +131,6 @@ def headline(what: str, name: str, weights: str, billions: float, values: Mappin
     return "\n".join(lines) + "\n"
 
 
-def remote_code(model: ModelCard) -> dict[str, str]:
-    """``trust_remote_code`` for a model that needs it."""
-    return {"trust_remote_code": "True"} if model.remote_code else {}
-
-
 def _tokenizer(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
     path = "tokenizer_path" if "tokenizer_path" in values else "pretrained_model_name_or_path"
     return tokenizer(parsed.model, path, values)
@@ -148,7 +143,6 @@ def tokenizer(model: ModelCard, path: str, values: Mapping[str, Any]) -> Fragmen
         part("tokenizer"),
         {
             "MODEL_PATH": path,
-            "REMOTE_CODE": remote_code(model),
             "PADDING_SIDE": literal(values["padding_side"]),
             "TOKENIZER_FIELDS": fields,
         },
@@ -173,7 +167,7 @@ def _model(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
 
 def language_model(model: ModelCard, weights: str, path: str) -> Fragment:
     """``parts/llm_<weights>.py`` for a model whose path is in the setting ``path``."""
-    return filled(part(f"llm_{weights}"), {"MODEL_PATH": path, "REMOTE_CODE": remote_code(model)})
+    return filled(part(f"llm_{weights}"), {"MODEL_PATH": path})
 
 
 def lora_placeholders(values: Mapping[str, Any]) -> Placeholders:

@@ -28,6 +28,7 @@ PUBLISHED: dict[str, tuple[str, set[str]]] = {
         "model.layers",
         {"attention.wqkv", "attention.wo", *(f"feed_forward.w{number}" for number in (1, 2, 3))},
     ),
+    "internlm3": ("model.layers", LLAMA | MLP),
     "baichuan": ("model.layers", {"self_attn.W_pack", "self_attn.o_proj"} | MLP),
     "chatglm": (
         "transformer.encoder.layers",

@@ -199,7 +199,6 @@ CARDS = (
         billions=8.8,
         template="auto",
         chat=True,
-        remote_code=True,
         recipes=CHAT_PREFERENCE,
     ),
 )

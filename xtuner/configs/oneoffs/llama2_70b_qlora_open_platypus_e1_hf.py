@@ -13,7 +13,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-
 from xtuner.dataset import process_hf_dataset
 from xtuner.dataset.map_fns import alpaca_map_fn, template_map_fn_factory
 from xtuner.utils import PROMPT_TEMPLATE

@@ -21,7 +21,6 @@ from transformers import (
     CLIPImageProcessor,
     CLIPVisionModel,
 )
-
 from xtuner.dataset import ConcatDataset, LLaVADataset
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.map_fns import llava_map_fn, template_map_fn_factory

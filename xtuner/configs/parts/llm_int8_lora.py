@@ -6,7 +6,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 llm = dict(
     type=AutoModelForCausalLM.from_pretrained,
     pretrained_model_name_or_path=MODEL_PATH_HERE,
-    **REMOTE_CODE_HERE,
     dtype=torch.bfloat16,
     quantization_config=dict(type=BitsAndBytesConfig, load_in_8bit=True),
 )

@@ -6,6 +6,5 @@ from transformers import AutoModelForCausalLM
 llm = dict(
     type=AutoModelForCausalLM.from_pretrained,
     pretrained_model_name_or_path=MODEL_PATH_HERE,
-    **REMOTE_CODE_HERE,
     dtype=torch.bfloat16,
 )

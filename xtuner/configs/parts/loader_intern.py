@@ -1,7 +1,6 @@
 """Batches in the order of InternLM's own training code."""
 
 from torch.utils.data import BatchSampler
-
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.samplers import InternRepoSampler
 

@@ -1,7 +1,6 @@
 """Batches of images in any order."""
 
 from mmengine.dataset import DefaultSampler
-
 from xtuner.dataset.collate_fns import default_collate_fn
 
 train_dataloader = dict(

@@ -1,7 +1,6 @@
 """A language model that sees: a visual encoder, a projector and a language model."""
 
 from transformers import CLIPVisionModel
-
 from xtuner.model import LLaVAModel
 
 model = dict(

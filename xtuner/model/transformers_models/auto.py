@@ -97,6 +97,15 @@ FAMILIES: dict[str, Family] = {
             ),
         },
     ),
+    "internlm3": Family(
+        folder="internlm3",
+        config="InternLM3Config",
+        models={
+            "AutoModel": "InternLM3Model",
+            "AutoModelForCausalLM": "InternLM3ForCausalLM",
+            "AutoModelForSequenceClassification": "InternLM3ForSequenceClassification",
+        },
+    ),
     "intern_vit_6b": Family(
         folder="intern_vit",
         config="InternVisionConfig",
@@ -144,7 +153,7 @@ FAMILIES: dict[str, Family] = {
 TOKENIZERS: dict[str, str] = {
     name: f"{PACKAGE}.tokenizers.families:{name}"
     for name in (
-        *("InternLMTokenizer", "InternLM2Tokenizer", "QWenTokenizer"),
+        *("InternLMTokenizer", "InternLM2Tokenizer", "InternLM3Tokenizer", "QWenTokenizer"),
         *("BaichuanTokenizer", "BaiChuanTokenizer", "ChatGLMTokenizer"),
     )
 }
@@ -171,7 +180,12 @@ def register_models(config_class: type) -> None:
         config_class: the family's configuration class; one of another kind is left alone.
     """
     for family in FAMILIES.values():
-        if family.config != config_class.__name__ or config_class in AutoModel._model_mapping:
+        if family.config != config_class.__name__:
+            continue
+        # transformers may have classes for a configuration of this name
+        known = AutoModel._model_mapping.get(config_class, None)
+        known = known[0] if isinstance(known, tuple) else known
+        if known is not None and known.__module__.startswith(PACKAGE):
             continue
         for auto, model_class in family.model_classes().items():
             getattr(transformers, auto).register(config_class, model_class, exist_ok=True)

@@ -12,7 +12,7 @@ from xtuner.model.transformers_models.tokenizers.conversion import from_sentence
 from xtuner.utils.errors import UserError
 
 
-@pytest.mark.parametrize("family", ["internlm", "internvl"])
+@pytest.mark.parametrize("family", ["internlm", "internlm3", "internvl"])
 def test_converted_sentencepiece_gives_sentencepieces_ids(tmp_path, family):
     import sentencepiece
 

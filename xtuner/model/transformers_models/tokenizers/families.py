@@ -1,7 +1,7 @@
 """The tokenizers of InternLM, Baichuan, ChatGLM and Qwen, under the hub's class names.
 
-The ids are those of the hub's own code. InternLM's and Qwen's vocabularies have fast tokenizers
-with the same ids; Baichuan and ChatGLM, whose code knows no fast one, use SentencePiece itself.
+The ids are those of the hub's own code. The vocabularies of InternLM 1 to 3 and Qwen have fast
+tokenizers with the same ids; Baichuan and ChatGLM use SentencePiece itself.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class InternLM2Tokenizer(_Fast):
 
 class InternLMTokenizer(InternLM2Tokenizer):
     """InternLM."""
+
+
+class InternLM3Tokenizer(InternLM2Tokenizer):
+    """InternLM3."""
 
 
 class QWenTokenizer(_Fast):
