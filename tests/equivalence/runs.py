@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,65 @@ def start(
         text=True,
         start_new_session=True,
     )
+
+
+def train_in_processes(
+    size: int, runs: Sequence[tuple[str | Path, Path, Sequence[str]]], folder: Path
+) -> None:
+    """Run ``xtuner train`` several times in ``size`` processes that are forked from this one.
+
+    Runs with ZeRO-3 come last: a process keeps it in mind.
+
+    Args:
+        size: number of processes, of one gloo group.
+        runs: config, work dir and further words of each run, in order.
+        folder: for what the processes print.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    arguments = (size, port, runs, folder)
+    workers = [fork.Process(target=_train_all, args=(rank, *arguments)) for rank in range(size)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+    said = [folder / f"rank_{rank}.txt" for rank in range(size)]
+    assert all(worker.exitcode == 0 for worker in workers), "\n".join(
+        file.read_text()[-3000:] for file in said if file.exists()
+    )
+
+
+def _train_all(
+    rank: int,
+    size: int,
+    port: int,
+    runs: Sequence[tuple[str | Path, Path, Sequence[str]]],
+    folder: Path,
+) -> None:
+    """One of the processes of ``train_in_processes``."""
+    from xtuner.entry_point import main
+    from xtuner.parallel import processes
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # DeepSpeed holds on to the groups of the first run
+    processes.shutdown_distributed = lambda: None
+    printed = io.StringIO()
+    status = 1
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            for config, work_dir, words in runs:
+                common = ["--work-dir", str(work_dir), "--launcher", "pytorch"]
+                status = main(["train", str(config), *common, *words])
+                if status:
+                    break
+    except BaseException:
+        traceback.print_exc(file=printed)
+        status = 1
+    (folder / f"rank_{rank}.txt").write_text(printed.getvalue())
+    os._exit(status)
 
 
 def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:

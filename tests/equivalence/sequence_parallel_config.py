@@ -1,4 +1,4 @@
-# Ten optimizer steps of a tiny model, in as many processes as there are, some of which share rows.
+# A few optimizer steps of a tiny model; some of the processes may share rows.
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import DistSamplerSeedHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import AmpOptimWrapper
@@ -20,6 +20,7 @@ ahead = False  # the reference's log-probabilities are computed before the first
 sequence_parallel_size = 1
 ways = 1  # groups of processes that read rows of their own
 batch_size = 1
+steps = 10
 
 pairs = kind != "sft"
 model = dict(
@@ -64,7 +65,7 @@ optim_wrapper = dict(
     dtype="float32",
 )
 param_scheduler = []
-train_cfg = dict(type=TrainLoop, max_iters=10 * accumulative_counts)
+train_cfg = dict(type=TrainLoop, max_iters=steps * accumulative_counts)
 default_hooks = dict(
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=1),
     param_scheduler=dict(type=ParamSchedulerHook),

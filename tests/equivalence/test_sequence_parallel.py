@@ -1,19 +1,9 @@
 """Ten steps of the real command: processes that share rows train what one process does."""
 
-import contextlib
-import io
-import multiprocessing
-import os
-import socket
-import traceback
-
 import pytest
-import torch
 
-from tests.equivalence.runs import metrics, train
+from tests.equivalence.runs import metrics, train, train_in_processes
 from xtuner.checkpoint.checkpoint import find_latest, load_state_dict
-from xtuner.entry_point import main
-from xtuner.parallel import processes
 
 CONFIG = "tests/equivalence/sequence_parallel_config.py"
 KINDS = {
@@ -43,37 +33,6 @@ def options(base, kind, size):
     return ["--cfg-options", *words]
 
 
-def one_of_many(rank, port, folder, base):
-    """A process that goes through the runs; the others do the same."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes.shutdown_distributed = lambda: (
-        None
-    )  # DeepSpeed holds on to the groups of the first run
-    printed = io.StringIO()
-    status = 1
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            for kind, size, way in SHARED:
-                words = ["--work-dir", str(folder / f"{kind}_{size}{way}"), "--launcher", "pytorch"]
-                if way:
-                    words += [way] if way == "--fsdp" else ["--deepspeed", way]
-                status = main(["train", CONFIG, *words, *options(base, kind, size)])
-                if status:
-                    break
-    except BaseException:
-        traceback.print_exc(file=printed)
-        status = 1
-    (folder / f"rank_{rank}.txt").write_text(printed.getvalue())
-    os._exit(status)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def all_runs(folder):
     """All runs: alone in this process, shared in four that are forked from it."""
     from tests.helpers.tiny import save_tiny
@@ -83,27 +42,18 @@ def all_runs(folder):
     for kind in KINDS:
         status, printed = train(CONFIG, folder / f"{kind}_1", *options(base, kind, 1))
         assert status == 0, printed
-    fork = multiprocessing.get_context("fork")
-    port = free_port()
-    workers = [
-        fork.Process(target=one_of_many, args=(rank, port, folder, base))
-        for rank in range(PROCESSES)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(200)
-    said = [folder / f"rank_{rank}.txt" for rank in range(PROCESSES)]
-    assert all(worker.exitcode == 0 for worker in workers), "\n".join(
-        file.read_text()[-3000:] for file in said if file.exists()
-    )
+    runs = []
+    for kind, size, way in SHARED:
+        words = ["--deepspeed", way] if way.startswith("deepspeed") else way.split()
+        runs.append((CONFIG, folder / f"{kind}_{size}{way}", [*words, *options(base, kind, size)]))
+    train_in_processes(PROCESSES, runs, folder)
 
 
-def differences(alone, shared):
+def differences(alone, shared, steps=10):
     """What two runs do not agree in."""
     lines = list(zip(metrics(alone), metrics(shared), strict=True))
-    if len(lines) != 11:
-        yield f"{len(lines)} lines instead of ten steps and a validation"
+    if len(lines) != steps + 1:
+        yield f"{len(lines)} lines instead of {steps} steps and a validation"
     for one, other in lines:
         one.pop("iter"), other.pop("iter")  # micro-batches of a rank
         if one != pytest.approx(other, rel=2e-5, abs=2e-5):

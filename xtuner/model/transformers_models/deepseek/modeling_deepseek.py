@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import linear, one_hot
 from transformers import initialization as init
@@ -97,9 +98,11 @@ class DeepseekMoE(nn.Module):
     def routed(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """The weighted sum of each token's experts, (T, H).
 
-        Experts without a token are called as well while training: their weights get a gradient of
-        zeros, and processes that gather them (ZeRO-3, FSDP) all do so.
+        Experts without a token are called as well while training, so that their weights get a
+        gradient of zeros, and with several processes: those that gather weights (ZeRO-3) all
+        have to do so, in validation as well.
         """
+        calls_all = torch.is_grad_enabled() or dist.is_initialized()
         experts = len(self.experts)
         order = chosen.flatten().argsort(stable=True)
         counts = chosen.flatten().bincount(minlength=experts).tolist()
@@ -107,7 +110,7 @@ class DeepseekMoE(nn.Module):
         factors = weights.flatten()[order].split(counts)
         output = torch.zeros_like(tokens)
         for expert, place, factor in zip(self.experts, places, factors, strict=True):
-            if len(place) or torch.is_grad_enabled():
+            if calls_all or len(place):
                 found = expert(tokens[place]) * factor[:, None]
                 output.index_add_(0, place, found.to(output.dtype))
         return output
