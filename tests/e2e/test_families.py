@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ TEXTS = [
 ]
 
 
+RESUMED = [name for name in MODELS if name not in ("internlm2", "chatglm2", "baichuan2_13b")]
+"""One of each ``model_type``, of Baichuan one of each way to tell positions and vocabulary."""
+
+
 def words_of(base: Path, data: Path, out: Path, *options: str) -> list[str]:
     """The words after ``xtuner train CONFIG`` that put a recipe on a tiny folder and tiny data."""
     settings = {
@@ -33,6 +38,7 @@ def words_of(base: Path, data: Path, out: Path, *options: str) -> list[str]:
         "max_length": 96,
         "max_epochs": 1,
         "save_steps": 2,
+        "accumulative_counts": 2,
         "evaluation_freq": 1000,
         "custom_hooks.1.max_new_tokens": 4,  # of the sample answers
     }
@@ -91,16 +97,15 @@ def test_the_config_of_the_run_is_right(journey):
     assert main(["check-cfg", str(config)]) == 0
 
 
-def test_a_stopped_run_goes_on(data, tmp_path):
-    base, run = save_hub_model(tmp_path / "base", "internlm2_5"), tmp_path / "run"
-    words = [MODELS["internlm2_5"].recipe, *words_of(base, data, run, "save_total_limit=-1")]
-    assert main(["train", *words]) == 0
-    wanted = losses(run)[-1]
-    last = last_checkpoint(run)
-    earlier = min(run.glob("iter_*.pth"), key=lambda file: file.stat().st_mtime)
-    assert earlier != last
+@pytest.mark.parametrize("journey", RESUMED, indirect=True)
+def test_a_stopped_run_goes_on(journey, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(journey.run, run)
+    wanted, last = losses(run)[-1], last_checkpoint(run)
+    (earlier,) = set(run.glob("iter_*.pth")) - {last}
     (run / "metrics.jsonl").unlink()
-    assert main(["train", *words[:1], "--resume", str(earlier), *words[1:]]) == 0
+    words = words_of(journey.base, journey.data, run)
+    assert main(["train", journey.model.recipe, "--resume", str(earlier), *words]) == 0
     assert losses(run)[-1] == pytest.approx(wanted, rel=1e-5)
 
 
