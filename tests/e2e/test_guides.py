@@ -116,12 +116,3 @@ def test_the_assistant_of_the_guides(terminal):
         f"{QUESTION}\nexit\n",
     )
     assert re.search(f"assistant: .*{ANSWER}", said)
-
-    options = (
-        "model.pretrained=./internlm2_5-7b-chat optimizer.lr=1e-5 train_dataloader.batch_size=4"
-    )
-    line = f"xtuner train ./{CONFIG} --work-dir ./out --gpu-id 0 --cfg-options {options}"
-    said = terminal.type(f"{line} max_epochs=1")
-    assert "lr 1e-05" in said and "(rows of a step: 4 x 1 x 1)" in said
-    terminal.type(f"xtuner convert pth_to_hf {terminal.newest('out/iter_*.pth')} ./out/hf")
-    assert (terminal.folder / "out/hf/adapter_model.safetensors").is_file()
