@@ -184,8 +184,8 @@ def register_models(config_class: type) -> None:
             continue
         # transformers may have classes for a configuration of this name
         known = AutoModel._model_mapping.get(config_class, None)
-        known = known[0] if isinstance(known, tuple) else known
-        if known is not None and known.__module__.startswith(PACKAGE):
+        first = known[0] if isinstance(known, tuple) else known
+        if first is not None and first.__module__.startswith(PACKAGE):
             continue
         for auto, model_class in family.model_classes().items():
             getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
