@@ -1,6 +1,7 @@
 """Fixtures that many tests share: a tiny model folder, one per test session."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _future_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that run in this process keep pyproject's filters: announcements fail the tests."""
     monkeypatch.setattr("xtuner.utils.log_filters.ignore_future_warnings", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays() -> Iterator[None]:
+    """Variables that a test adds, such as a launcher's, do not reach the commands of the next."""
+    before = set(os.environ)
+    yield
+    for name in set(os.environ) - before:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """A process group is joined from a launcher's environment, and destroyed with what hangs on it."""
 
+import os
+
 import pytest
 import torch.distributed as dist
 
@@ -38,6 +40,14 @@ def test_shutdown_calls_each_callback_once_while_the_group_exists(alone, monkeyp
     assert not dist.is_initialized()
     processes.shutdown_distributed()  # nothing is left to do
     assert seen == [True]
+
+
+def test_a_single_process_leaves_no_variables_of_a_launcher_behind(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    processes.init_single_process()
+    assert os.environ["LOCAL_RANK"] == "0"
+    processes.shutdown_distributed()
+    assert "LOCAL_RANK" not in os.environ
 
 
 def test_shutdown_drops_the_sequence_parallel_groups(alone, monkeypatch):

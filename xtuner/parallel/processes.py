@@ -82,11 +82,18 @@ def init_single_process() -> None:
     """Initialize a process group of this process alone, where there is none: libraries need one."""
     if torch.distributed.is_initialized():
         return
-    os.environ.setdefault("LOCAL_RANK", "0")
+    if "LOCAL_RANK" not in os.environ:  # DeepSpeed asks for it
+        os.environ["LOCAL_RANK"] = "0"
+        on_shutdown(_forget_local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(
         backend, store=torch.distributed.HashStore(), rank=0, world_size=1
     )
+
+
+def _forget_local_rank() -> None:
+    """A command started by this process would take it for a launcher's."""
+    os.environ.pop("LOCAL_RANK", None)
 
 
 def _terminate_with_parent() -> None:
