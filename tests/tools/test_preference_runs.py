@@ -41,7 +41,17 @@ def train(folder, name, *options):
         *options,
     ]
     out = folder / f"{name}_{len(options)}"
-    typed = ["train", name, "--work-dir", str(out), "--seed", "0", "--cfg-options", *words]
+    typed = [
+        "train",
+        name,
+        "--work-dir",
+        str(out),
+        "--overwrite",
+        "--seed",
+        "0",
+        "--cfg-options",
+        *words,
+    ]
     assert main(typed) == 0
     return out
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from xtuner.config.dump import write_config
 from xtuner.config.load import load
 from xtuner.config.override import override
 from xtuner.config.values import iter_dicts
+from xtuner.engine.run_folder import run_folder
 from xtuner.engine.startup import import_runner, optimizer_name
 from xtuner.engine.work_dir_lock import GUARD, locked
 from xtuner.utils.errors import UserError, Where, activity
@@ -40,6 +42,7 @@ def train(
     resume: str | bool = False,
     resume_allow: Sequence[str] = (),
     seed: int | None = None,
+    overwrite: bool = False,
     options: Sequence[str] = (),
     launcher: str = "none",
 ) -> int:
@@ -54,6 +57,7 @@ def train(
         resume: a checkpoint, or True for the newest good one of the work dir.
         resume_allow: what may have changed since that checkpoint (``resume.KINDS``, ``all``).
         seed: the random seed; the config's when None.
+        overwrite: replace the checkpoints that the work dir has.
         options: ``key=value`` words that change the config.
         launcher: who started the processes: none, pytorch, slurm or mpi.
 
@@ -64,8 +68,19 @@ def train(
         UserError: for everything that a user can fix.
     """
     run = RunOptions(work_dir, launcher, seed, deepspeed, fsdp, fsdp_offload)
+
+    def choose(document: ConfigDocument) -> str:
+        given = work_dir or document.values.get("work_dir")
+        return run_folder(
+            given or f"./work_dirs/{document.name}",
+            chosen=bool(given),
+            resume=bool(resume or document.values.get("resume")),
+            overwrite=overwrite,
+            alone=launcher == "none",
+        )
+
     with contextlib.ExitStack() as held:
-        cfg = prepare(config, options, run, held).config
+        cfg = prepare(config, options, run, held, choose).config
         with activity(tr("training"), cfg.work_dir):
             return _train(cfg, resume, resume_allow)
 
@@ -136,6 +151,7 @@ def prepare(
     options: Sequence[str],
     run: RunOptions,
     held: contextlib.ExitStack | None = None,
+    choose: Callable[[ConfigDocument], str] | None = None,
 ) -> ConfigDocument:
     """The stages of a config before a run: load, override, check, adapt, write.
 
@@ -145,6 +161,7 @@ def prepare(
         config: name or path of the config.
         options: ``key=value`` words that change it.
         run: what else the command line says.
+        choose: gives the work dir, where it is not the command line's or the config's.
         held: takes the work dir's lock, where the run is to have the folder for itself.
 
     Returns:
@@ -157,6 +174,8 @@ def prepare(
     document = override(document, options)
     check_or_raise(document)
     import_runner(optimizer_name(document))
+    if choose is not None:
+        run = replace(run, work_dir=choose(document))
     document = adapt(document, run)
     work_dir = _writable(Path(document.config.work_dir))
     if held is not None and is_first(run.launcher):

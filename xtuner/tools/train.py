@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "(restart: begin anew where no checkpoint is usable)"
         ),
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help=tr("replace the checkpoints of an earlier run in the work dir"),
+    )
     parser.add_argument("--seed", type=int, help=tr("random seed"))
     parser.add_argument("--gpu-id", type=int, help=tr("the GPU to use, with one process"))
     add_shared_arguments(parser)
@@ -87,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         resume_allow=[word for word in args.resume_allow.split(",") if word],
         seed=args.seed,
+        overwrite=args.overwrite,
         options=args.cfg_options,
         launcher=args.launcher,
     )
