@@ -270,6 +270,11 @@ INTERNALS = [
     ),
     # mmengine
     Internal(
+        "mmengine.config.utils._is_builtin_module",
+        "config/load.py",
+        "which imports of a config are not lazy; without it os.environ.get fails in a config",
+    ),
+    Internal(
         "mmengine.Config._to_lazy_dict",
         "tools/train_dataset.py",
         "a config with its lazy objects; without it train_dataset fails",
@@ -334,6 +339,7 @@ OF_INSTANCES = {
     "_buffers": "torch.nn.Module",
     "_modules": "torch.nn.Module",
     "_fingerprint": "datasets.Dataset",
+    "_indices": "datasets.Dataset",
     "_inner_count": "mmengine.optim.OptimWrapper",
     "_text": "mmengine.Config._to_lazy_dict",
     "_cfg_dict": "mmengine.Config._to_lazy_dict",

@@ -58,3 +58,11 @@ def test_a_folder_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     assert main(["copy-cfg", NAME, str(tmp_path / "file")]) == 1
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_python_file_may_be_named(tmp_path):
+    file = tmp_path / "deep" / "my_config.py"
+    assert main(["copy-cfg", "quickstart", str(file)]) == 0
+    assert file.is_file()
+    assert not (file / "quickstart_copy.py").exists()
+    assert main(["copy-cfg", "quickstart", str(file)]) == 1

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import json
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any, TextIO
 
 import yaml
 from mmengine.config import Config
+from mmengine.config import config as mmengine_config
+from mmengine.config import utils as mmengine_utils
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.fileio.handlers import YamlHandler, file_handlers
 
@@ -69,11 +72,18 @@ def read_source(name_or_path: str | os.PathLike[str]) -> ConfigSource:
             return ConfigSource(path.read_text("utf-8"), name)
         except UnicodeDecodeError as error:
             raise UserError(tr("this file is not UTF-8 text"), where=Where(name)) from error
+    beside = Path(f"{name}.py")
+    if beside.is_file() and not path.is_dir():
+        raise UserError(
+            tr("there is no such config file"), hint=_did_you_mean([str(beside)]), where=Where(name)
+        )
     if path.suffix == ".py" or path.name != name:
         raise _no_file(path)
     try:
         return ConfigSource(configs.render(name), f"{name}.py")
     except configs.UnknownConfig as error:
+        if path.is_dir():
+            raise _no_file(path) from error
         raise UserError(
             tr(
                 "there is no config {name!r}: {reason}",
@@ -95,16 +105,41 @@ def load_source(source: ConfigSource) -> Config:
     lazily = (has_definitions(source.tree) and not source.assignments("_base_")) or None
     with _as_file(source, text) as path:
         try:
-            config = Config.fromfile(path, lazy_import=lazily, format_python_code=False)
+            with _standard_library_runs():
+                config = Config.fromfile(path, lazy_import=lazily, format_python_code=False)
         except (Exception, SystemExit) as error:
             raise _failed(error, source, path) from error
         functions = with_lazy_values(raw_dict(config), source.text, source.file, path)
         _relocate(raw_dict(config), path, source.file)
     imported: set[str] = getattr(config, "_imported_names", set())
     imported.update(functions)
+    imported.update(name for name in source.imported() if not source.assignments(name))
     object.__setattr__(config, "_filename", source.file)
     object.__setattr__(config, "_text", source.text)
     return config
+
+
+def _is_standard_library(module: str) -> bool:
+    root = module.partition(".")[0]
+    return root in sys.stdlib_module_names or module.startswith("mmengine.config")
+
+
+@contextlib.contextmanager
+def _standard_library_runs() -> Iterator[None]:
+    """Let a config call the standard library at its top level: only other imports are lazy.
+
+    mmengine tells it by the folder of a module's file and takes it for a third party's where a
+    virtual environment's Python lies elsewhere (pyenv, uv, conda).
+    """
+    places = (mmengine_config, mmengine_utils)
+    before = mmengine_utils._is_builtin_module
+    for module in places:
+        module._is_builtin_module = _is_standard_library
+    try:
+        yield
+    finally:
+        for module in places:
+            module._is_builtin_module = before
 
 
 def _relocate(value: object, path: str, file: str) -> None:
@@ -148,7 +183,7 @@ def _failed(error: BaseException, source: ConfigSource, path: str) -> UserError:
     line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
     in_text = line is not None and line <= len(source.lines)
     shown = f"\n    {source.lines[line - 1].strip()}" if line and in_text else ""
-    what = f"{type(error).__name__}: {error}".replace(path, source.file)
+    what = f"{type(error).__name__}: {error}".replace(path, source.file).rstrip(": ")
     return UserError(
         tr("this config fails while loading: {what}{shown}", what=what, shown=shown),
         hint=_meant(error, source),
@@ -211,6 +246,8 @@ def _no_file(path: Path) -> UserError:
     folder = path.parent
     there = [str(folder / p.name) for p in folder.glob("*.py")] if folder.is_dir() else []
     near = difflib.get_close_matches(str(path), there, n=3)
+    if path.is_dir():
+        near = sorted(str(file) for file in path.glob("*.py"))[:3]
     name = path.name.removesuffix(".py")
     if not near:
         near = difflib.get_close_matches(name, configs.names(), n=3)

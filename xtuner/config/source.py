@@ -257,6 +257,26 @@ def _child(node: ast.expr, key: str) -> ast.expr | None:
     return None
 
 
+FULL_WIDTH = str.maketrans(
+    "\uff0c\u3002\uff1a\uff1b\uff08\uff09\u201c\u201d\u2018\u2019\u3010\u3011\uff1d",
+    ",.:;()\"\"''[]=",
+)
+"""Punctuation of Chinese input methods, and what Python wants instead."""
+
+
+def _hint_for(what: str, shown: str) -> str:
+    """What to do about a line that is not Python, by what Python says."""
+    found = [char for char in shown if ord(char) in FULL_WIDTH]
+    if found and "invalid character" in what:
+        right = found[0].translate(FULL_WIDTH)
+        return tr("{found} is a full-width character; write {right}", found=found[0], right=right)
+    if "unicodeescape" in what:
+        return tr("backslashes of a Windows path: write r'C:\\data' or 'C:/data'.")
+    if "unterminated" in what and "string" in what:
+        return tr("a quotation mark is missing at the end of this text.")
+    return tr("fix this line; a missing comma or bracket is often on the line before it.")
+
+
 def _not_python(error: SyntaxError | ValueError, text: str, file: str) -> UserError:
     line = error.lineno if isinstance(error, SyntaxError) else None
     what = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -264,6 +284,6 @@ def _not_python(error: SyntaxError | ValueError, text: str, file: str) -> UserEr
     shown = f"\n    {lines[line - 1].strip()}" if line and line <= len(lines) else ""
     return UserError(
         tr("this is not valid Python: {what}{shown}", what=what, shown=shown),
-        hint=tr("fix this line; a missing comma or bracket is often on the line before it."),
+        hint=_hint_for(what, shown),
         where=Where(file, line),
     )

@@ -41,13 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write ``<folder>/<name>_copy.py``.
+    """Write ``<folder>/<name>_copy.py``, or the ``.py`` file that is named.
 
     Raises:
         UserError: for a name that is none, or when the file is there already.
     """
     name, text, folder = _config(args)
-    path = Path(folder) / f"{name}_copy.py"
+    given = Path(folder)
+    path = given if given.suffix == ".py" and not given.is_dir() else given / f"{name}_copy.py"
     if path.exists() and not args.force:
         raise UserError(
             tr("{path} is there already.", path=path),

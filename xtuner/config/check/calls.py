@@ -98,6 +98,8 @@ def missing_argument(context: Context) -> Iterator[Finding]:
     for key, value, parameters in _calls(context):
         if key.endswith(("collate_fn", "data_collator")):  # called with the samples later
             continue
+        if _is_built_by_others(context, key):
+            continue
         given = {*dict.keys(value), *_by_place(SUPPLIED, key)}
         lacking = [name for name in parameters.required if name not in given]
         if lacking:
@@ -167,6 +169,20 @@ def _lambdas(tree: ast.Module) -> Iterator[tuple[str, ast.Lambda]]:
             for node in ast.walk(statement.value):
                 if isinstance(node, ast.Lambda):
                     yield statement.targets[0].id, node
+
+
+OURS = ("xtuner", "mmengine", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+"""Packages that build the dicts inside their own arguments as a config says."""
+
+
+def _is_built_by_others(context: Context, key: str) -> bool:
+    """Whether a dict is inside one of another package, which may add arguments of its own."""
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        named = dotted_name(context.get(f"{'.'.join(parts[:depth])}.type"))
+        if named and named[0].partition(".")[0] not in OURS:
+            return True
+    return False
 
 
 def _imported_values(context: Context) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,13 @@ from collections.abc import Sequence
 
 from mmengine.config import Config
 
-from xtuner.config.check import calls, sections, training, values  # noqa: F401 (they register)
+from xtuner.config.check import (  # noqa: F401 (they register)
+    calls,
+    packages,
+    sections,
+    training,
+    values,
+)
 from xtuner.config.check.problem import ERROR, RULES, WARNING, Context, Problem
 from xtuner.config.document import ConfigDocument, document_of
 from xtuner.config.load import DATA_FORMATS, load, load_source, read_source

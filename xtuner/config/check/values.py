@@ -214,10 +214,10 @@ def two_quantizations(context: Context) -> Iterator[Finding]:
 def bad_evaluation_interval(context: Context) -> Iterator[Finding]:
     for key in context.typed("EvaluateChatHook"):
         every = context.get(f"{key}.every_n_iters")
-        if every is not None and (not is_number(every) or every <= 0):
+        if every is not None and (not is_number(every) or every < 0):
             yield Finding(
                 f"{key}.every_n_iters",
-                tr("expected a number above 0, got {every!r}", every=every),
+                tr("expected a number above 0, or 0 for never, got {every!r}", every=every),
             )
 
 

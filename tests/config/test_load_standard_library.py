@@ -1,0 +1,81 @@
+"""The standard library works at the top level of a config; wrong files get the right suggestion."""
+
+from __future__ import annotations
+
+import pytest
+
+from xtuner.config.dump import dump
+from xtuner.config.load import load
+from xtuner.config.values import own_values
+from xtuner.utils.errors import UserError
+
+CALLS = """
+import json
+import os
+import os.path as osp
+from datetime import datetime
+from pathlib import Path
+
+from torch.optim import AdamW
+
+model_dir = os.environ.get("MODEL_DIR", "x")
+stamp = datetime.now().strftime("%Y")
+folder = str(Path("/a") / "b")
+file = osp.join("a", "b")
+settings = json.loads('{"lr": 1}')
+optimizer = dict(type=AdamW, lr=settings["lr"])
+"""
+
+
+def test_the_standard_library_runs_and_other_imports_stay_lazy(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL_DIR", "/models")
+    config = tmp_path / "c.py"
+    config.write_text(CALLS)
+    document = load(config)
+    values = own_values(document.config)
+    assert {name: values[name] for name in ("model_dir", "folder", "file")} == {
+        "model_dir": "/models",
+        "folder": "/a/b",
+        "file": "a/b",
+    }
+    assert values["optimizer"]["lr"] == 1
+    assert not {"Path", "datetime", "os", "json", "osp"} & set(values)
+    again = tmp_path / "again.py"
+    again.write_text(dump(document))
+    assert own_values(load(again).config)["file"] == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("from torch.optim import AdamW\nx = AdamW(3)\n", 2, "is not loaded while"),
+        ("a = 1\nb = 2，\n", 2, "， is a full-width character; write ,"),
+        ("a = dict（b=1）\n", 1, "（ is a full-width character; write ("),
+        ("a = “b”\n", 1, '“ is a full-width character; write "'),
+        ('a = "C:\\Users\\me"\n', 1, "backslashes of a Windows path"),
+        ('a = "b\n', 1, "a quotation mark is missing"),
+        ("a = dict(b=1\nc = 2\n", 1, "missing comma or bracket"),
+        ("a = 1 / 0\n", 1, None),
+    ],
+)
+def test_what_does_not_load_is_named_with_its_line(text, line, hint, tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(config)
+    assert caught.value.where.line == line
+    assert (hint is None and caught.value.hint is None) or hint in caught.value.hint
+    assert not caught.value.message.rstrip().endswith(":")
+
+
+def test_the_file_beside_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstar.py").write_text("a = 1\n")
+    with pytest.raises(UserError) as caught:
+        load("quickstar")
+    assert caught.value.hint == "did you mean quickstar.py?"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "c.py").write_text("a = 1\n")
+    with pytest.raises(UserError, match="a folder, not a config") as caught:
+        load("folder/")
+    assert "folder/c.py" in caught.value.hint
