@@ -34,8 +34,14 @@ def small_blocks(request, monkeypatch):
     loss_module.loss_kernel.cache_clear()
 
 
+def plain_logits(hidden, head, rule):
+    """Scaled, then capped, by the formulas of the models that do so."""
+    logits = head(hidden).float() * rule.scale
+    return logits if rule.softcap is None else rule.softcap * torch.tanh(logits / rule.softcap)
+
+
 def plain(hidden, head, targets, rule):
-    return cross_entropy(rule(head(hidden).float()), targets, reduction="sum")
+    return cross_entropy(plain_logits(hidden, head, rule), targets, reduction="sum")
 
 
 @pytest.mark.parametrize("count", [1, 16, 20, 53])
@@ -76,7 +82,7 @@ def test_smoothed_labels_and_z_loss_equal_the_plain_ones(count, terms, rule):
     targets = torch.randint(0, 97, (count,))
 
     def all_at_once(hidden, head, targets, rule, terms):
-        logits = rule(head(hidden).float())
+        logits = plain_logits(hidden, head, rule)
         smoothed = cross_entropy(logits, targets, reduction="sum", label_smoothing=terms[0])
         return smoothed + terms[1] * logits.exp().sum(-1).log().square().sum()
 
