@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from xtuner.entry_point import main
-from xtuner.reporting.curves import decode_with_mask, draw, read_run, running_mean
+from xtuner.reporting.curves import draw, read_run, running_mean, text_curves
 
 
 @pytest.fixture
@@ -56,9 +56,7 @@ def test_the_command_draws_and_tells(folder, capsys):
 
 
 def test_words_show_the_way_down(folder):
-    (line,) = [
-        text for text in decode_with_mask(read_run(folder)) if text.strip().startswith("loss")
-    ]
+    (line,) = [text for text in text_curves(read_run(folder)) if text.strip().startswith("loss")]
     assert re.search("█[▃▄▅].*▂.*▁▁▁", line)
 
 
@@ -78,7 +76,7 @@ def test_rewards_of_preference_runs_are_drawn(tmp_path):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = read_run(tmp_path)
-    shown = "\n".join(decode_with_mask(run))
+    shown = "\n".join(text_curves(run))
     assert "reward accuracy" in shown
     assert "reward margin" in shown
     draw([run], tmp_path / "few.png", ["loss"])

@@ -143,7 +143,7 @@ def running_mean(values: Sequence[float], keep: float) -> list[float]:
     return means
 
 
-def decode_with_mask(run: Run, width: int = 48) -> list[str]:
+def text_curves(run: Run, width: int = 48) -> list[str]:
     """The curves of a run as lines of text: a row of bars, then first, last and range."""
     lines = [run.name]
     for name in SHOWN:

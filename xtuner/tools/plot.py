@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the runs, show them as text and write the picture."""
-    from xtuner.reporting.curves import decode_with_mask, draw, read_run
+    from xtuner.reporting.curves import draw, read_run, text_curves
 
     runs = [read_run(Path(folder)) for folder in args.work_dirs]
     for each in runs:
-        print("\n".join(decode_with_mask(each)))
+        print("\n".join(text_curves(each)))
     out = Path(args.out or Path(args.work_dirs[0]) / "curves.png")
     draw(runs, out)
     print(out)
