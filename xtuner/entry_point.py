@@ -107,6 +107,7 @@ COMMANDS: Mapping[str, Command] = {
     "check-custom-dataset": Command(N_("examine a config's whole dataset"), "check_custom_dataset"),
     "log-dataset": Command(N_("show a sample as the model will see it"), "log_dataset"),
     "preprocess": Command(N_("prepare data"), commands=PREPROCESS),
+    "cache": Command(N_("list or delete prepared data"), "cache"),
     "train": Command(N_("train"), "train"),
     "dist_train": Command(N_("train with several processes"), "dist_train"),
     "test": Command(N_("evaluate a checkpoint"), "test"),

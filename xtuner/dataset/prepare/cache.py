@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import inspect
 import json
 import os
+import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.environment import dataset_timeout
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Tokenizer
@@ -22,6 +27,10 @@ from xtuner.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+CHECKSUMS = "checksums.json"
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def content_key(
@@ -51,7 +60,8 @@ def content_key(
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _home() -> Path:
+def cache_folder() -> Path:
+    """The folder of the prepared datasets: ``XTUNER_CACHE``, else the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("XTUNER_CACHE") or Path(base) / "xtuner") / "datasets"
 
@@ -104,24 +114,29 @@ def _without_bars() -> Iterator[None]:
 def prepared_once(key: str, write: Callable[[Path], None]) -> Dataset:
     """Map the prepared dataset from the cache; the first process of the machine prepares it.
 
+    A damaged entry is made again, and that is said.
+
     Args:
         key: of ``content_key``.
         write: makes the dataset and writes it to a folder, as ``save_to_disk`` does.
 
     Raises:
-        UserError: when another process does not finish in ``XTUNER_DATASET_TIMEOUT`` minutes.
+        UserError: when another process does not finish in ``XTUNER_DATASET_TIMEOUT`` minutes, or
+            the cache cannot be written.
     """
     import filelock
-    from datasets import load_from_disk
 
-    home = _home() / key
+    home = cache_folder() / key
     minutes = dataset_timeout()
-    home.parent.mkdir(parents=True, exist_ok=True)
     try:
+        home.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{home}.lock", timeout=minutes * 60):
-            if not home.exists():
-                with written_aside(home) as aside, _without_bars():
-                    write(aside)
+            found = _loaded(home)
+            if found is not None:
+                return found
+            with written_aside(home) as aside, _without_bars():
+                write(aside)
+                _write_checksums(aside)
     except filelock.Timeout as error:
         raise UserError(
             tr(
@@ -133,4 +148,105 @@ def prepared_once(key: str, write: Callable[[Path], None]) -> Dataset:
                 "'xtuner preprocess sft'."
             ),
         ) from error
-    return load_from_disk(str(home))
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        raise UserError(
+            tr("the cache of prepared data cannot be written: {why}", why=error.strerror),
+            hint=tr("XTUNER_CACHE=/another/folder, or make room with 'xtuner cache prune'."),
+            where=Where(str(home.parent)),
+        ) from error
+    found = _loaded(home)
+    assert found is not None
+    return found
+
+
+def _loaded(home: Path) -> Dataset | None:
+    """An entry of the cache; None where there is none, or it was damaged and is removed."""
+    from datasets import load_from_disk
+
+    if not home.exists():
+        return None
+    damage = _damage(home) if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    if damage is None:
+        try:
+            dataset = load_from_disk(str(home))
+        except (OSError, ValueError, KeyError) as error:  # an entry without checksums
+            damage = f"{type(error).__name__}: {error}".partition("\n")[0]
+        else:
+            with contextlib.suppress(OSError):  # when it was used last
+                os.utime(home)
+            return dataset
+    print(
+        tr(
+            "{home}: this cached dataset is damaged ({damage}); made again",
+            home=home,
+            damage=damage,
+        ),
+        file=sys.stderr,
+    )
+    shutil.rmtree(home)
+    return None
+
+
+def _write_checksums(folder: Path) -> None:
+    sums = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with an entry by its checksums; None where all is well, or it has none."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text("utf-8"))
+        wrong = [name for name, digest in sums.items() if _digest(folder / name) != digest]
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename)).name
+        return None if missing == CHECKSUMS else tr("{name} is missing", name=missing)
+    except (ValueError, AttributeError):
+        return tr("{name} differs", name=CHECKSUMS)
+    return tr("{name} differs", name=wrong[0]) if wrong else None
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prepared dataset in the cache: its folder, bytes, and the days since its last use."""
+
+    folder: Path
+    size: int
+    days: float
+
+
+def entries() -> list[Entry]:
+    """What the cache holds, the least recently used first."""
+    home = cache_folder()
+    folders = [each for each in home.iterdir() if each.is_dir()] if home.is_dir() else []
+    found = [
+        Entry(
+            folder,
+            sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+            (time.time() - folder.stat().st_mtime) / 86400,
+        )
+        for folder in folders
+    ]
+    return sorted(found, key=lambda entry: -entry.days)
+
+
+def remove(entry: Entry) -> bool:
+    """Delete an entry; gives False where a process is preparing it."""
+    import filelock
+
+    lock = filelock.FileLock(f"{entry.folder}.lock", timeout=0)
+    try:
+        with lock:
+            shutil.rmtree(entry.folder)
+    except filelock.Timeout:
+        return False
+    return True
