@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from mmengine.config import Config
@@ -69,12 +69,12 @@ def train(
     """
     run = RunOptions(work_dir, launcher, seed, deepspeed, fsdp, fsdp_offload)
 
-    def choose(document: ConfigDocument) -> str:
-        given = work_dir or document.values.get("work_dir")
+    def choose(name: str, values: Mapping[str, Any]) -> str:
+        given = work_dir or values.get("work_dir")
         return run_folder(
-            given or f"./work_dirs/{document.name}",
+            given or f"./work_dirs/{name}",
             chosen=bool(given),
-            resume=bool(resume or document.values.get("resume")),
+            resume=bool(resume or values.get("resume")),
             overwrite=overwrite,
             alone=launcher == "none",
         )
@@ -151,7 +151,7 @@ def prepare(
     options: Sequence[str],
     run: RunOptions,
     held: contextlib.ExitStack | None = None,
-    choose: Callable[[ConfigDocument], str] | None = None,
+    choose: Callable[[str, Mapping[str, Any]], str] | None = None,
 ) -> ConfigDocument:
     """The stages of a config before a run: load, override, check, adapt, write.
 
@@ -161,7 +161,7 @@ def prepare(
         config: name or path of the config.
         options: ``key=value`` words that change it.
         run: what else the command line says.
-        choose: gives the work dir, where it is not the command line's or the config's.
+        choose: gives the run's folder, from the config's name and values.
         held: takes the work dir's lock, where the run is to have the folder for itself.
 
     Returns:
@@ -175,7 +175,7 @@ def prepare(
     check_or_raise(document)
     import_runner(optimizer_name(document))
     if choose is not None:
-        run = replace(run, work_dir=choose(document))
+        run = replace(run, work_dir=choose(document.name, document.values))
     document = adapt(document, run)
     work_dir = _writable(Path(document.config.work_dir))
     if held is not None and is_first(run.launcher):
