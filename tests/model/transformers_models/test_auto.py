@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import transformers
+from transformers import configuration_utils
 
 from xtuner.model.transformers_models import auto
 
@@ -86,6 +88,17 @@ def test_what_is_saved_keeps_the_fields_of_the_hub(folder):
         else:
             assert after[key] == before[key], key
     assert "rope_parameters" not in after
+
+
+def test_saving_warns_of_no_deprecated_name(tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(configuration_utils.logger, "warning_once", warned.append)
+    config = transformers.AutoConfig.for_model("internlm2", **TINY, dtype="bfloat16")
+    config.save_pretrained(tmp_path)
+    assert not warned
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["torch_dtype"] == "bfloat16"
+    assert transformers.AutoConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
 def test_the_tuple_of_an_auto_class_is_read_by_architectures(tmp_path):

@@ -155,6 +155,7 @@ TOKENIZERS: dict[str, str] = {
     for name in (
         *("InternLMTokenizer", "InternLM2Tokenizer", "InternLM3Tokenizer", "QWenTokenizer"),
         *("BaichuanTokenizer", "BaiChuanTokenizer", "ChatGLMTokenizer"),
+        *("LlamaTokenizer", "LlamaTokenizerFast"),
     )
 }
 """``module:Class`` by the ``tokenizer_class`` of ``tokenizer_config.json``."""

@@ -31,6 +31,15 @@ class HubConfig(PreTrainedConfig):
         """As transformers does, without the folder's choice of an attention class."""
         return super().from_dict(without_loading(config_dict), **kwargs)
 
+    @property
+    def torch_dtype(self) -> Any:
+        """``dtype`` under the name that is saved; transformers' own property warns."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: Any) -> None:
+        self.dtype = value
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as the hub's code names them."""
         return self.hub_fields(super().to_dict())

@@ -29,12 +29,14 @@ class _Fast(HubFiles, TokenizersBackend):
 
     padding_side = "right"
     vocab_file: str | None = None
+    slow_reads_json = False
 
     def __init__(
         self, vocab_file: str | None = None, tokenizer_file: str | None = None, **kwargs: Any
     ) -> None:
         settings = self.named_tokens | kwargs
-        if vocab_file is not None and not has_fast_class(settings):
+        reads_json = self.slow_reads_json or has_fast_class(settings)
+        if vocab_file is not None and not reads_json:
             tokenizer_file = None  # the hub's slow class does not read it
         if tokenizer_file is None:
             self._tokenizer = self.convert_vocabulary(_required(vocab_file), settings)
@@ -105,6 +107,33 @@ class InternLMTokenizer(InternLM2Tokenizer):
 
 class InternLM3Tokenizer(InternLM2Tokenizer):
     """InternLM3."""
+
+
+class LlamaTokenizer(_Fast):
+    """Llama, Vicuna, Yi, MiniCPM and others: as ``tokenizer.json`` says, or SentencePiece.
+
+    transformers' class of this name builds a tokenizer of its own from the vocabulary: it drops a
+    space at the beginning of a text, and takes text after a special token for that of a new word.
+    """
+
+    padding_side = "left"
+    slow_reads_json = True
+    vocab_files_names = {"vocab_file": "tokenizer.model", "tokenizer_file": TOKENIZER_FILE}
+    named_tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+
+    def __init__(
+        self, vocab_file: str | None = None, tokenizer_file: str | None = None, **kwargs: Any
+    ) -> None:
+        if tokenizer_file is None or "add_eos_token" in kwargs:
+            kwargs.setdefault("add_bos_token", True)
+        super().__init__(vocab_file, tokenizer_file, **kwargs)
+
+    @classmethod
+    def convert_vocabulary(cls, vocab_file: str, settings: dict[str, Any]) -> Any:
+        return from_sentencepiece(vocab_file, split_symbols=True)
+
+
+LlamaTokenizerFast = LlamaTokenizer
 
 
 class QWenTokenizer(_Fast):
