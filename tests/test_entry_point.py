@@ -47,7 +47,7 @@ def test_unknown_subcommand_gets_a_suggestion(capsys):
 def test_a_wrong_argument_is_one_message(capsys):
     assert main(["copy-cfg"]) == 2
     err = capsys.readouterr().err
-    assert "config_name" in err
+    assert "[NAME] DIR" in err
     assert "Traceback" not in err
 
 

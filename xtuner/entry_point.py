@@ -249,9 +249,27 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(
             f"{self.prog}: {message}",
-            hint=tr("'{prog} --help' lists the arguments.", prog=self.prog),
+            hint=self._meant(message) or tr("'{prog} --help' lists the arguments.", prog=self.prog),
             status=USAGE_ERROR,
         )
+
+    def _meant(self, message: str) -> str | None:
+        """The argument that was probably meant by one that there is not."""
+        word = next((word for word in message.split() if word.startswith("--")), "")
+        name, _, value = word.partition("=")
+        known = [key for key in self._option_string_actions if key.startswith("--")]
+        near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75)
+        if not name or name in known:
+            return None
+        if near:
+            return tr("did you mean '{near}'?", near=near[0])
+        if "--cfg-options" in known:
+            setting = f"{name.lstrip('-')}={value or 'VALUE'}"
+            return tr(
+                "a setting of the config is changed with '--cfg-options {setting}'.",
+                setting=setting,
+            )
+        return None
 
 
 def _print_error(message: str) -> None:

@@ -123,11 +123,26 @@ def _resolve(template: object) -> dict[str, Any] | None:
     return dict(template) if isinstance(template, Mapping) else None
 
 
+def trained_templates(tokenizer: Tokenizer) -> list[str]:
+    """The names of the published template that ``set_chat_template`` put into a tokenizer.
+
+    Several where they are the same; empty where its chat template is none of them.
+    """
+    return [
+        name
+        for name, template in PROMPT_TEMPLATE.items()
+        if isinstance(template, Mapping) and _jinja(tokenizer, template) == tokenizer.chat_template
+    ]
+
+
+def _jinja(tokenizer: Tokenizer, template: Mapping[str, Any]) -> str:
+    prefix, _ = bos_and_eos(tokenizer)
+    return to_jinja(template, with_bos=tokenizer.bos_token_id is not None, prefix=prefix)
+
+
 def set_chat_template(tokenizer: Tokenizer, template: Mapping[str, Any]) -> None:
     """Make a template the tokenizer's chat template, whose special tokens it finds in a text."""
-    with_bos = tokenizer.bos_token_id is not None
-    prefix, _ = bos_and_eos(tokenizer)
-    tokenizer.chat_template = to_jinja(template, with_bos=with_bos, prefix=prefix)
+    tokenizer.chat_template = _jinja(tokenizer, template)
     if hasattr(tokenizer, "mark_template_tokens"):
         tokenizer.mark_template_tokens()
 

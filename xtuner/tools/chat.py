@@ -183,6 +183,8 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         model, prompt_type = _llava(model, args)
     else:
         prompt_type = ChatPrompt
+    if template is not None:
+        _warn_of_another_template(tokenizer, args.prompt_template)
     prompt = prompt_type(tokenizer, template, args.stop_words)
     _notice(_about(model, prompt))
     if _system(args) and template is not None and "SYSTEM" not in template:
@@ -206,6 +208,22 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         run_tools=run_tools,
         notice=_notice,
     )
+
+
+def _warn_of_another_template(tokenizer: Tokenizer, name: str) -> None:
+    """Say so when a converted model was trained with another template than is asked for."""
+    from xtuner.export.trained_template import trained_templates
+
+    trained = trained_templates(tokenizer)
+    if trained and name not in trained:
+        _notice(
+            tr(
+                "[this model was trained with the template {trained}, not with {name}: leave "
+                "--prompt-template out]",
+                trained=trained[0],
+                name=name,
+            )
+        )
 
 
 def _is_internvl(folder: Path) -> bool:

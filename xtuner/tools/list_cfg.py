@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 from xtuner.configs import UnknownConfig, describe, names
@@ -17,6 +18,7 @@ RULER = 60
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
+    parser.add_argument("text", nargs="?", default="", help=tr("the same as --pattern"))
     parser.add_argument(
         "-p",
         "--pattern",
@@ -43,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=tr("show parameters, method, dataset and model path"),
     )
+    parser.add_argument(
+        "--models", action="store_true", help=tr("show families, models and methods instead")
+    )
     parser.add_argument("--json", action="store_true", help=tr("print one JSON list"))
 
 
@@ -52,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when no name fits.
     """
+    args.pattern = args.pattern or args.text
+    if args.models:
+        return _print_models(args.pattern)
     chosen = _chosen(args)
     if args.json:
         print(json.dumps([describe(name) for name in chosen], ensure_ascii=False, indent=2))
@@ -70,11 +78,37 @@ def run(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace) -> list[str]:
     """The curated names that fit."""
-    pattern = args.pattern.lower()
-    chosen = [name for name in names() if pattern in name.lower()]
+    pattern = _plain(args.pattern)
+    chosen = [name for name in names() if pattern in _plain(name)]
     if args.model or args.method or args.dataset:
         chosen = [name for name in chosen if _fits(describe(name), args)]
     return chosen
+
+
+def _plain(text: str) -> str:
+    """A name without what people write differently: InternLM2.5-7B is internlm2_5_7b."""
+    return re.sub(r"[-. ]", "_", text.lower())
+
+
+def _print_models(pattern: str) -> int:
+    """Print a line for each family of models: its models and how they can be trained."""
+    families: dict[str, dict[str, set[str]]] = {}
+    for name in names():
+        facts = describe(name)
+        if not facts["model"] or _plain(pattern) not in _plain(facts["model"]):
+            continue
+        family, _, size = facts["model"].partition("_")
+        methods = families.setdefault(family, {}).setdefault(size or "-", set())
+        methods.add(facts["method"])
+    for family, sizes in families.items():
+        print(family)
+        width = max(map(len, sizes))
+        for size, methods in sizes.items():
+            print(f"  {size:<{width}}  {', '.join(sorted(methods))}")
+    if not families:
+        print(tr("No model fits."))
+    print(tr("Any other model: 'xtuner copy-cfg --model FOLDER_OR_HUB_ID --data FILE DIR'."))
+    return 0 if families else 1
 
 
 def _fits(facts: dict[str, Any], args: argparse.Namespace) -> bool:

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fits(layout: Layout, pattern: str) -> bool:
-    return pattern.lower() in layout.name
+    """Whether the name, a field or the shape of the rows (sharegpt) has the text."""
+    shapes = ["sharegpt"] if SHAREGPT in layout.fields.values() else []
+    return any(pattern.lower() in word for word in (layout.name, *layout.fields, *shapes))
 
 
 def _line(layout: Layout) -> str:

@@ -73,6 +73,11 @@ def run(args: argparse.Namespace) -> int:
     """Train; with several processes asked for by the environment, through torchrun."""
     from xtuner.engine.launch import become_torchrun, read_layout
 
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            tr("loading {config} and the libraries that it needs ...", config=args.config),
+            flush=True,
+        )
     if args.launcher == "none":
         layout = read_layout(os.environ)
         if layout is not None:

@@ -84,6 +84,10 @@ def activity_of(error: BaseException) -> tuple[str, str | None]:
     return what, folder
 
 
+_NAMES = {"liger_kernel": "liger-kernel", "flash_attn": "flash-attn"}
+"""What pip calls packages whose module has another name."""
+
+
 def require(module: str, *, extra: str, purpose: str) -> None:
     """Check that an optional package is installed.
 
@@ -102,5 +106,5 @@ def require(module: str, *, extra: str, purpose: str) -> None:
                 purpose=purpose,
                 module=module,
             ),
-            hint=f"pip install 'xtuner[{extra}]'",
+            hint=f"pip install {_NAMES.get(module, module)}",
         )

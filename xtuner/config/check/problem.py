@@ -63,6 +63,7 @@ class Context:
 
     def __init__(self, document: ConfigDocument) -> None:
         self.source = document.source
+        self.original = document.original
         self.values = document.values
         self._dicts = [
             pair for key, value in self.values.items() for pair in iter_dicts(value, key)

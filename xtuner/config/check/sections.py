@@ -17,11 +17,14 @@ TYPED = ("model", "tokenizer", "optim_wrapper", "optim_wrapper.optimizer", "trai
 
 
 def _unread(context: Context) -> Iterator[str]:
-    """Top-level names that no section is made of and that nothing in the file uses."""
-    tree = context.source.tree
+    """Top-level names that no section is made of and that nothing in the file uses.
+
+    What used a name may have been replaced by ``--cfg-options``: the user need not remove it.
+    """
     used = {
         node.id
-        for node in ast.walk(tree)
+        for source in (context.source, context.original)
+        for node in ast.walk(source.tree)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }
     for name, value in context.values.items():

@@ -1,0 +1,74 @@
+"""Small things of the first hour: what is asked for in other words is found or answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.test_own_code import say
+from tests.helpers.tiny import make_tokenizer
+from xtuner.config.check.checker import check
+from xtuner.entry_point import main
+from xtuner.export.trained_template import set_chat_template, trained_templates
+from xtuner.tools.chat import _warn_of_another_template
+from xtuner.utils.errors import UserError, require
+from xtuner.utils.templates import PROMPT_TEMPLATE
+
+
+@pytest.mark.parametrize("words", [["qwen3"], ["-p", "internlm2.5"], ["InternLM2.5-7B"]])
+def test_names_are_found_as_people_write_them(capsys, words):
+    lines = say(capsys, "list-cfg", *words).splitlines()
+    assert any(line.startswith(("qwen3_", "internlm2_5_")) for line in lines)
+
+
+def test_models_at_a_glance(capsys):
+    said = say(capsys, "list-cfg", "--models", "qwen3")
+    assert said.startswith("qwen3\n") and "8b" in said and "qlora" in said
+    assert "copy-cfg --model" in said and len(said.splitlines()) < 40
+    assert len(say(capsys, "list-cfg", "--models").splitlines()) < 300
+    assert main(["list-cfg", "--models", "nothing_like_this"]) == 1
+
+
+@pytest.mark.parametrize("pattern", ["sharegpt", "messages", "instruction"])
+def test_layouts_are_found_by_shape_and_field(capsys, pattern):
+    lines = say(capsys, "list-dataset-format", "-p", pattern).splitlines()
+    assert len([line for line in lines if not line.startswith(("=", "-"))]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--work_dir", "out"], "did you mean '--work-dir'?"),
+        (["--lr", "1e-5"], "--cfg-options lr=VALUE"),
+        (["--lr=1e-5"], "--cfg-options lr=1e-5"),
+    ],
+)
+def test_other_spellings_are_answered(capsys, words, answer):
+    status = main(["train", "no_such_config.py", *words])
+    said = capsys.readouterr().err
+    assert status == 2
+    assert answer in said
+
+
+def test_a_setting_that_an_option_replaces_is_not_called_unused():
+    name = "internlm2_chat_1_8b_qlora_oasst1_e3"
+    options = ["train_dataloader.batch_size=4", "optim_wrapper.optimizer.lr=1e-5"]
+    assert [problem for problem in check(name, options) if problem.code == "XT0202"] == []
+
+
+def test_missing_packages_are_named_as_pip_knows_them():
+    with pytest.raises(UserError) as error:
+        require("no_such_package_here", extra="quant", purpose="QLoRA")
+    assert error.value.hint == "pip install no_such_package_here"
+
+
+def test_chat_with_another_template_than_trained_says_so(capsys):
+    tokenizer = make_tokenizer()
+    assert trained_templates(tokenizer) == []
+    _warn_of_another_template(tokenizer, "vicuna")
+    assert capsys.readouterr().err == ""
+    set_chat_template(tokenizer, PROMPT_TEMPLATE.internlm2_chat)
+    assert trained_templates(tokenizer) == ["internlm2_chat", "qwen_chat"]  # they are the same
+    _warn_of_another_template(tokenizer, "internlm2_chat")
+    assert capsys.readouterr().err == ""
+    _warn_of_another_template(tokenizer, "vicuna")
+    assert "trained with the template internlm2_chat, not with vicuna" in capsys.readouterr().err
