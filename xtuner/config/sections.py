@@ -51,6 +51,7 @@ SECTIONS: Mapping[str, frozenset[str] | None] = {
     "max_length": ANY,
     "sequence_parallel_size": ANY,
     "val_size": ANY,
+    "find_unused_parameters": ANY,
 }
 
 DATALOADER_KEYS = frozenset(

@@ -42,8 +42,11 @@ def merge_in_memory(
     """
     from peft import PeftModel
 
+    from xtuner.export.streaming_merge import read_adapter, resize_embeddings
+
     model = load_base(base, dtype, device, is_clip=is_clip, trust_remote_code=trust_remote_code)
     try:
+        resize_embeddings(model, read_adapter(adapter))
         wrapped = PeftModel.from_pretrained(model, str(adapter))
         _check_tied(wrapped, adapter)
         merged = wrapped.merge_and_unload()

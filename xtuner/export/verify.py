@@ -166,6 +166,7 @@ def load_with_peft(llm: Mapping[str, Any], folder: Path, *, classifier: bool = F
     """
     from peft import PeftModel
 
+    from xtuner.export.streaming_merge import read_adapter, resize_embeddings
     from xtuner.model.loading import build_llm
     from xtuner.model.transformers_models.auto import AutoModelForSequenceClassification
 
@@ -174,7 +175,9 @@ def load_with_peft(llm: Mapping[str, Any], folder: Path, *, classifier: bool = F
         loader: Any = AutoModelForSequenceClassification
         settings |= {"type": loader.from_pretrained, "num_labels": 1}
     # fp32 before the adapter is loaded: a base in bf16 would round its head
-    return PeftModel.from_pretrained(to_fp32(build_llm(settings, full=False)), str(folder))
+    base: Any = to_fp32(build_llm(settings, full=False))
+    resize_embeddings(base, read_adapter(folder))
+    return PeftModel.from_pretrained(base, str(folder))
 
 
 def to_fp32(model: nn.Module) -> nn.Module:

@@ -25,13 +25,15 @@ from xtuner.model.loading import (
     resize_token_embeddings,
 )
 from xtuner.model.lora import experts
-from xtuner.model.lora.targets import set_default_targets
+from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
 from xtuner.model.modules.loss import LogitTransform
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
 from xtuner.model.probe import ensure_exact_rows
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.registry import BUILDER
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
+from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch, Tokenizer
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class FinetuneModel(BaseModel):
             experts.quantize_experts(
                 self.llm, getattr(self.llm.config, "quantization_config", None)
             )
+        for name in not_reached_by_text(self.causal_lm):
+            self.causal_lm.get_submodule(name).requires_grad_(False)
         self.compiles = compile  # read when the run's length is known
         self.backends: list[Installed] = install(self.causal_lm, compiled=compile is True)
         if use_activation_checkpointing:
@@ -115,7 +119,17 @@ class FinetuneModel(BaseModel):
         self.llm = get_peft_model(self.llm, config)
 
     def _train_embeddings(self, config: PreTrainedConfig) -> None:
-        """Train and save embeddings and head with the adapter: new tokens are learned there."""
+        """Train and save embeddings and head with the adapter: new tokens are learned there.
+
+        Raises:
+            UserError: when the config trains single tokens, whose adapter lacks the new rows.
+        """
+        if getattr(config, "trainable_token_indices", None):
+            raise UserError(
+                tr("the tokenizer has tokens that the model lacks: all embeddings are trained."),
+                hint=tr("remove trainable_token_indices, or the tokens."),
+                where=Where(key="model.lora.trainable_token_indices"),
+            )
         layers = [self.llm.get_input_embeddings(), self.llm.get_output_embeddings()]
         names = [name for name, module in self.llm.named_modules() if module in layers]
         leaves = {name.rpartition(".")[2] for name in names}

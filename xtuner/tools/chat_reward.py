@@ -109,6 +109,9 @@ def _load(folder: Path, adapter: Path | None, dtype: str, trusted: bool) -> tupl
             if adapter is not None:
                 from peft import PeftModel
 
+                from xtuner.export.streaming_merge import read_adapter, resize_embeddings
+
+                resize_embeddings(model, read_adapter(adapter))
                 model = PeftModel.from_pretrained(model, str(adapter))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(

@@ -8,7 +8,8 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.architectures import BASE, VOCABULARY, make_architecture
-from xtuner.model.lora.targets import default_targets
+from tests.helpers.tiny import make_model
+from xtuner.model.lora.targets import default_targets, not_reached_by_text
 from xtuner.model.modules import attention
 from xtuner.model.sft import SupervisedFinetune
 
@@ -83,7 +84,7 @@ def test_experts_are_adapted_on_request_without_dropout(targets, caplog):
     assert "lora_dropout=0.1 is set to 0" in caplog.text
 
 
-def test_the_vision_tower_of_a_multimodal_model_gets_no_adapter():
+def multimodal():
     text = {**BASE, "layer_types": ["full_attention"] * 2}
     vision = {
         "hidden_size": 32,
@@ -94,7 +95,44 @@ def test_the_vision_tower_of_a_multimodal_model_gets_no_adapter():
         "patch_size": 14,
     }
     config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
-    llm = AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config)
+
+
+IDS = torch.arange(5, 25)[None]
+TEXT_ROWS = {"input_ids": IDS, "labels": IDS, "attention_mask": torch.ones_like(IDS)}
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        None,
+        {},
+        {"target_modules": ["q_proj", "out_proj"]},
+        {"target_modules": r".*(self_attn|mlp)\..*(proj|fc1)"},
+        {"target_modules": ["q_proj", "fc1"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    ],
+    ids=["full", "default", "names", "pattern", "excluding"],
+)
+def test_everything_that_is_trained_gets_a_gradient_from_text(lora):
+    """A parameter without one would leave the other processes waiting."""
+    settings = None if lora is None else LoraConfig(r=4, task_type="CAUSAL_LM", **lora)
+    model = SupervisedFinetune(multimodal(), lora=settings)
+    model(TEXT_ROWS)["loss"].backward()
+    trained = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    assert trained and all(weight.grad is not None for weight in trained.values())
+    assert not any("vision" in name or "projector" in name for name in trained)
+    assert any("language_model" in name for name in trained)
+    if lora and "exclude_modules" in lora:
+        assert any("layers.1.self_attn.q_proj" in name for name in trained)
+        assert not any("layers.0.self_attn.q_proj" in name for name in trained)
+
+
+def test_a_model_of_text_is_reached_everywhere():
+    assert not_reached_by_text(make_model()) == []
+
+
+def test_the_vision_tower_of_a_multimodal_model_gets_no_adapter():
+    llm = multimodal()
     linear = {name for name, layer in llm.named_modules() if isinstance(layer, torch.nn.Linear)}
     assert any("vision" in name for name in linear)
     targets = default_targets(llm)

@@ -46,16 +46,48 @@ class LoraTargets:
 def set_default_targets(lora: LoraConfig, llm: PreTrainedModel) -> None:
     """Fill in the layers that get an adapter where a config names none, or says ``all-linear``.
 
+    Parts that rows of text do not reach get none, whatever the config names.
+
     Args:
         lora: changed in place.
         llm: a transformers model without an adapter.
     """
-    if lora.target_modules is not None and lora.target_modules != "all-linear":
-        return
-    targets = default_targets(llm)
-    lora.target_modules = targets.target_modules
-    if targets.exclude_modules and not lora.exclude_modules:
-        lora.exclude_modules = targets.exclude_modules
+    if lora.target_modules is None or lora.target_modules == "all-linear":
+        targets = default_targets(llm)
+        lora.target_modules = targets.target_modules
+        if targets.exclude_modules and not lora.exclude_modules:
+            lora.exclude_modules = targets.exclude_modules
+    unreached = [rf"{re.escape(name)}(\..*)?" for name in not_reached_by_text(llm)]
+    if unreached:
+        lora.exclude_modules = "|".join([*_as_patterns(lora.exclude_modules), *unreached])
+
+
+def not_reached_by_text(llm: PreTrainedModel) -> list[str]:
+    """Names of the parts of a multimodal model that rows of text do not reach, the outermost.
+
+    Vision and audio towers and their projectors: they get no gradient from text, for which
+    several processes would wait.
+    """
+    if llm.config.get_text_config() is llm.config:
+        return []
+    parts = (llm.get_decoder(), llm.get_input_embeddings(), llm.get_output_embeddings())
+    reached = {id(weight) for part in parts if part is not None for weight in part.parameters()}
+    body = llm.base_model
+    found: list[str] = []
+    for name, module in llm.named_modules():
+        inside = f"{llm.base_model_prefix}." if body is not llm else ""
+        weights = [id(weight) for weight in module.parameters()]
+        is_new = not any(name.startswith(f"{outer}.") for outer in found)
+        if name.startswith(inside) and name and weights and is_new and not reached & {*weights}:
+            found.append(name)
+    return found
+
+
+def _as_patterns(exclude_modules: str | list[str] | None) -> list[str]:
+    """``exclude_modules`` of peft as regular expressions for the whole name of a module."""
+    if exclude_modules is None or isinstance(exclude_modules, str):
+        return [exclude_modules] if exclude_modules else []
+    return [rf"(.*\.)?{re.escape(name)}" for name in exclude_modules]
 
 
 def default_targets(llm: PreTrainedModel) -> LoraTargets:
