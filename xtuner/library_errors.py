@@ -220,6 +220,16 @@ def _safetensors(error: BaseException) -> UserError | None:
     )
 
 
+def _pickle(error: BaseException) -> UserError | None:
+    """torch's text advises to switch its protection off, so it is not quoted."""
+    file = _file_in(error, (".bin", ".pt", ".pth", ".ckpt"))
+    return UserError(
+        tr("this file holds more than data, or is damaged; nothing from it was run."),
+        hint=tr("use weights in safetensors, from a source that you trust."),
+        where=Where(file) if file else None,
+    )
+
+
 def _tokenizers(error: BaseException) -> UserError | None:
     """The tokenizers library raises plain ``Exception`` for a file that it cannot read."""
     if not _raised_in(error, ("transformers", "tokenizers")):
@@ -278,6 +288,8 @@ TRANSLATORS: Mapping[str, Translator] = {
     "httpx": _hub,
     "requests": _hub,
     "yaml": _yaml,
+    "_pickle": _pickle,
+    "pickle": _pickle,
     "torch": _torch,
     "zipfile": _archive,
     "zlib": _archive,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from transformers import GenerationConfig
 
-from xtuner.chat.prompt import ChatPrompt, Turn, to_messages
+from tests.helpers.tiny import make_tokenizer
+from xtuner.chat.prompt import ChatPrompt, Turn, time_limit, to_messages
+from xtuner.utils.errors import UserError
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 TURNS = [Turn("Hi", "Hello"), Turn("Who?")]
@@ -65,3 +69,21 @@ def test_messages_of_a_conversation():
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "Who?"},
     ]
+
+
+def test_a_template_that_does_not_end_is_refused(monkeypatch):
+    monkeypatch.setattr("xtuner.chat.prompt.TEMPLATE_SECONDS", 0.2)
+    loop = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+    for template in (loop, "{{ range(10 ** 9) }}"):
+        tokenizer = make_tokenizer(chat_template=template)
+        with pytest.raises(UserError, match="does not end") as refused:
+            ChatPrompt(tokenizer).ids([Turn("hi")])
+        assert "--prompt-template" in refused.value.hint
+
+
+def test_a_time_limit_leaves_nothing_behind():
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(1):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -44,18 +44,62 @@ def test_history_reset_undo_retry_system_save(session, tmp_path, monkeypatch, ca
         (QUESTIONS[0], 1),
         (QUESTIONS[0], 1),
         (QUESTIONS[1], 2),
-        ("/nothing special", 2),
     ]
     saved = json.loads((tmp_path / "talk.jsonl").read_text())
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
     assert saved["messages"][1]["content"] == ANSWER
     assert session.turns == [] and session.system == "You are kind."
-    assert "nothing to undo" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nothing to undo" in said and "there is no command /nothing" in said
 
 
 def run(session, lines, monkeypatch, **settings):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     screen.run_chat(session, **settings)
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "exit"])
+def test_words_that_end_the_chat(word, session, monkeypatch):
+    run(session, [word, QUESTIONS[0]], monkeypatch)
+    assert session.turns == []
+
+
+@pytest.mark.parametrize("word", ["/reset", "/clear", "RESET"])
+def test_words_that_clear_the_history(word, session, monkeypatch):
+    run(session, [QUESTIONS[0], word], monkeypatch)
+    assert session.turns == []
+
+
+def test_a_path_is_a_question(session, monkeypatch):
+    asked = []
+    monkeypatch.setattr(session, "ask", lambda question, show=None: asked.append(question) or "")
+    run(session, ["/etc/hosts is what?", "/foo", "/Foo bar"], monkeypatch)
+    assert asked == ["/etc/hosts is what?"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_cannot_control_the_terminal(stream, session, monkeypatch, capsys):
+    hostile = "a\x1b[31mred\x1b]0;title\x07 \r\x08\x9b2J\tend\n"
+
+    def ask(question, show=None):
+        for part in hostile if show else ():
+            show(part)
+        return hostile
+
+    monkeypatch.setattr(session, "ask", ask)
+    run(session, ["hi"], monkeypatch, stream=stream)
+    out = capsys.readouterr().out
+    assert "a[31mred]0;title 2J\tend\n" in out
+    assert not any(code in out for code in "\x1b\x07\x08\r\x9b")
+
+
+def test_the_history_is_private(tmp_path):
+    file = tmp_path / "chat_history"
+    file.write_text("old")
+    file.chmod(0o644)
+    for each in (file, tmp_path / "new"):
+        assert screen._private(each).stat().st_mode & 0o777 == 0o600
+    assert file.read_text() == "old"
 
 
 def test_saving_needs_a_file_that_can_be_written(session, tmp_path, monkeypatch, capsys):

@@ -6,17 +6,59 @@ separately as the continuation of the text before it (see ``tokenization/segment
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from xtuner.tokenization.chat_template import answer_stops, render_question
 from xtuner.tokenization.segments import bos_and_eos, encode_segments
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
     from xtuner.utils.types import Tokenizer
+
+
+TEMPLATE_SECONDS = 10
+"""A chat template renders in milliseconds; one that takes so long does not end, or is hostile."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """End the block with an error after some seconds, in the main thread.
+
+    Raises:
+        UserError: when it takes longer, or more memory than there is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise _endless()
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except (MemoryError, OverflowError) as error:
+        raise _endless() from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _endless() -> UserError:
+    return UserError(
+        tr("the tokenizer's chat template does not end, or needs too much memory."),
+        hint=tr("use a template of ours: --prompt-template NAME"),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,9 +101,10 @@ class ChatPrompt:
             segments = encode_segments(self.tokenizer, self.segments(turns, system))
             return [number for segment in segments for number in segment]
         if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                to_messages(turns, system), tokenize=False, add_generation_prompt=True
-            )
+            with time_limit(TEMPLATE_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    to_messages(turns, system), tokenize=False, add_generation_prompt=True
+                )
             return self.encode(text)
         texts = [part for turn in turns for part in (turn.question, turn.answer) if part]
         return list(self.tokenizer.encode("\n".join([system, *texts] if system else texts)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent
 
 USER, ASSISTANT = "user: ", "assistant: "
+_COMMAND = re.compile(r"/[A-Za-z]+")
+_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def run_chat(session: ChatSession, *, stream: bool = True) -> None:
@@ -33,15 +36,16 @@ def run_chat(session: ChatSession, *, stream: bool = True) -> None:
         print(tr("exit: quit, RESET: clear the history, Alt-Enter: new line, /help: more commands"))
     for line in _typed() if in_terminal else _piped():
         question = line.strip()
-        if question.lower() == "exit":
+        word = question.partition(" ")[0]
+        if question.lower() == "exit" or word in ("/exit", "/quit"):
             return
         if not question:
             continue
-        if question == "RESET":
+        if question == "RESET" or word in ("/reset", "/clear"):
             session.reset()
             _note(tr("[history cleared]"))
-        elif question.startswith("/") and _command(session, question, stream):
-            continue
+        elif _COMMAND.fullmatch(word):
+            _command(session, question, stream)
         else:
             _answer(session, question, stream)
 
@@ -61,7 +65,7 @@ def _typed() -> Iterator[str]:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xtuner"
     cache.mkdir(parents=True, exist_ok=True)
     editor: PromptSession[str] = PromptSession(
-        USER, history=FileHistory(str(cache / "chat_history")), key_bindings=keys
+        USER, history=FileHistory(str(_private(cache / "chat_history"))), key_bindings=keys
     )
     while True:
         try:
@@ -70,6 +74,22 @@ def _typed() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             _note(tr("[Ctrl-D or exit: quit]"))
+
+
+def _private(file: Path) -> Path:
+    """A file that only its user can read: questions may hold secrets."""
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    return file
+
+
+def printable(text: str) -> str:
+    """A text without control characters, which could move the cursor or change the terminal.
+
+    Args:
+        text: of a model; line breaks and tabs stay.
+    """
+    return text.translate(_CONTROL)
 
 
 def _piped() -> Iterator[str]:
@@ -84,10 +104,10 @@ def _answer(session: ChatSession, question: str, stream: bool) -> None:
     print(ASSISTANT, end="", flush=True)
     try:
         if stream:
-            session.ask(question, lambda text: print(text, end="", flush=True))
+            session.ask(question, lambda text: print(printable(text), end="", flush=True))
             print(flush=True)
         else:
-            print(session.ask(question), flush=True)
+            print(printable(session.ask(question)), flush=True)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
@@ -97,8 +117,8 @@ def _answer(session: ChatSession, question: str, stream: bool) -> None:
         _note(f"[{error}]")
 
 
-def _command(session: ChatSession, line: str, stream: bool) -> bool:
-    """Run a line that begins with ``/``; False when it is not a command but a question."""
+def _command(session: ChatSession, line: str, stream: bool) -> None:
+    """Run a line that begins with ``/`` and a word."""
     word, _, rest = line.partition(" ")
     if word == "/help":
         _note(_help())
@@ -122,14 +142,13 @@ def _command(session: ChatSession, line: str, stream: bool) -> bool:
         else:
             _answer(session, turn.question, stream)
     else:
-        return False
-    return True
+        _note(tr("[there is no command {word}; /help lists them]", word=word))
 
 
 def _help() -> str:
     rows = {
-        "exit, EXIT, Ctrl-D": tr("quit"),
-        "RESET": tr("clear the history"),
+        "exit, /quit, Ctrl-D": tr("quit"),
+        "RESET, /clear": tr("clear the history"),
         "/system TEXT": tr("set the system prompt and clear the history"),
         "/retry": tr("answer the last question again"),
         "/undo": tr("remove the last question"),

@@ -95,7 +95,7 @@ def _refusal(file: Path, error: pickle.UnpicklingError) -> UserError:
         asked = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except (pickle.UnpicklingError, *READ_ERRORS):
         asked = []
-    named = ", ".join(asked) or first_line(error)
+    named = ", ".join(asked) or tr("objects")  # torch's text advises to trust the file
     return UserError(
         tr(
             "this checkpoint holds more than data: it asks to run {named}. It was not loaded and "

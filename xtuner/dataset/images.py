@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from xtuner.utils.lang import tr
@@ -42,14 +43,32 @@ def _read(text: str) -> Image.Image:
         from urllib.request import urlopen
 
         with urlopen(text, timeout=30) as answer:
-            return Image.open(io.BytesIO(answer.read())).convert("RGB")
+            return to_rgb(Image.open(io.BytesIO(answer.read())))
     with Image.open(text) as image:
-        return image.convert("RGB")
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an image in RGB; 16 bits a channel are scaled to 8.
+
+    Raises:
+        OSError: when it has so many pixels that it is no photograph but a decompression bomb.
+    """
+    limit = Image.MAX_IMAGE_PIXELS or 0
+    if limit and image.width * image.height > limit:
+        raise OSError(
+            f"it has {image.width:,} x {image.height:,} pixels; more than {limit:,} are refused"
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float32)
+        scale = 257.0 if values.max(initial=0) > 255 or image.mode != "I" else 1.0
+        image = Image.fromarray((values / scale).round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def decode_base64_to_image(text: str) -> Image.Image:
     """An image from base64."""
-    return Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
+    return to_rgb(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
 def expand2square(image: Image.Image, background_color: Color) -> Image.Image:
@@ -93,8 +112,9 @@ def problems_of(files: Sequence[Path]) -> list[str | None]:
 
 def _problem_of(file: Path) -> str | None:
     try:
-        with Image.open(file):
-            return None
+        with Image.open(file) as image:
+            too_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
+            return tr("has too many pixels") if too_large else None
     except UnidentifiedImageError:
         return tr("is no image")
     except OSError as error:

@@ -143,8 +143,9 @@ def load_pretrained(
     remote = resolve_trust(loader, str(name_or_path), trusted=trusted, consent=consent)
     from_pretrained: Any = getattr(loader, "from_pretrained")  # noqa: B009
     loaded = from_pretrained(name_or_path, trust_remote_code=remote, **settings)
-    if remote and isinstance(loaded, nn.Module):
-        restore_buffers(loaded)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+    if remote and isinstance(model, nn.Module):
+        restore_buffers(model)
     return loaded
 
 

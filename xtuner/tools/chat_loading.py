@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,20 +84,49 @@ def load_for_chat(
     if bits:
         settings["quantization_config"] = _quantisation(bits)
     try:
-        model: Any = load_pretrained(
-            AutoModelForCausalLM, folder, trusted=trust_remote_code, **settings
+        model, report = load_pretrained(
+            AutoModelForCausalLM,
+            folder,
+            trusted=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **settings,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             tr("the model cannot be loaded: {error}", error=error),
             where=Where(str(folder)),
         ) from error
+    _require_whole(report, folder)
     has_own = adapter_folder is not None and any(adapter_folder.glob("tokenizer*"))
     place = adapter_folder if has_own and adapter_folder is not None else folder
     tokenizer = load_pretrained(AutoTokenizer, place, trusted=trust_remote_code)
     if adapter_folder is not None:
         model = _with_adapter(model, folder, adapter_folder)
     return model.eval(), tokenizer
+
+
+def _require_whole(report: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model some of whose weights would be random.
+
+    Args:
+        report: of ``from_pretrained``: ``missing_keys`` and ``mismatched_keys``.
+        folder: the model's.
+    """
+    wrong = [
+        tr("{name}: {found} where its config.json asks for {wanted}", name=n, found=f, wanted=w)
+        for n, f, w in (
+            (name, list(found), list(wanted)) for name, found, wanted in report["mismatched_keys"]
+        )
+    ]
+    missing = [tr("{name} is missing", name=name) for name in sorted(report["missing_keys"])]
+    if wrong or missing:
+        shown = "; ".join([*wrong, *missing][:3])
+        raise UserError(
+            tr("{count} weights are not whole: {shown}", count=len(wrong + missing), shown=shown),
+            hint=tr("the files are damaged or of another model; get them again."),
+            where=Where(str(folder)),
+        )
 
 
 def _base_and_adapter(name_or_path: str, adapter: str | None) -> tuple[str, str | None]:

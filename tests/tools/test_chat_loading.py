@@ -1,0 +1,75 @@
+"""Loading a model for chat: what is damaged, hostile or not whole is refused in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from xtuner.entry_point import main
+from xtuner.tools.chat_loading import load_for_chat
+
+
+class RunsCode:
+    """Pickles as a call."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def cut(folder):
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def another_shape(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 96}))
+
+
+def a_tensor_less(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": RunsCode(f"touch {folder / 'ran'}")}, folder / "pytorch_model.bin")
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (cut, "weights file is damaged"),
+        (another_shape, "mlp.down_proj.weight: [64,"),
+        (a_tensor_less, "model.layers.1.mlp.up_proj.weight is missing"),
+        (pickled, "holds more than data"),
+        (no_weights, "no file named"),
+    ],
+)
+def test_weights_that_are_not_whole(harm, words, tiny_llama, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    harm(folder)
+    assert main(["chat", str(folder)]) == 1
+    shown = capsys.readouterr().err
+    assert words in shown and str(folder) in shown
+    assert "weights_only" not in shown and "Traceback" not in shown
+    assert not (folder / "ran").exists()
+
+
+def test_a_whole_model_is_loaded(tiny_llama):
+    model, tokenizer = load_for_chat(tiny_llama)
+    assert not model.training and len(tokenizer) > 0
