@@ -17,6 +17,7 @@ from xtuner.dataset.prepare import cache, packing
 from xtuner.dataset.prepare.rows import load_rows, row_function
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.registry import BUILDER
+from xtuner.tokenization.offsets import encode_with_offsets
 from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -223,11 +224,10 @@ def _encode(
         before = tokenizer.apply_chat_template(prompt, tokenize=False)
     if not text.startswith(before):
         raise ValueError("the chat template writes the prompt differently once an answer follows")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
+    ids, places = encode_with_offsets(tokenizer, text)
     labels = [
         token if first >= len(before) else IGNORE_INDEX
-        for token, (first, _) in zip(ids, encoded["offset_mapping"], strict=True)
+        for token, (first, _) in zip(ids, places, strict=True)
     ]
     return ids, labels
 

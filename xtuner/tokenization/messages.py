@@ -19,12 +19,12 @@ from typing import Any
 
 from xtuner.tokenization.content import has_loss, text_of
 from xtuner.tokenization.encode import Sample
+from xtuner.tokenization.offsets import Span, encode_with_offsets
 from xtuner.tokenization.thinking import empty_blocks, without_reasoning
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Tokenizer
 
 Message = dict[str, Any]
-Span = tuple[int, int]
 
 # Two contents whose first and last characters differ, so that one of them differs from the true
 # content at either end.
@@ -45,7 +45,7 @@ def encode_messages(
     Args:
         messages: OpenAI messages: ``role``, ``content``, where given ``tool_calls``,
             ``reasoning_content`` and, for an answer without loss, ``loss`` false.
-        tokenizer: a fast tokenizer with a chat template.
+        tokenizer: a tokenizer with a chat template.
         tools: their JSON schemas, as a list or its text; None for none.
         last_only: train the last answer alone.
         thinking: of ``thinking.TRAIN_THINKING``.
@@ -73,14 +73,13 @@ def encode_messages(
     text = render(plain)
     spans = [_span(text, plain, number, render) for number in trained]
     untrained = [] if thinking == "keep" else empty_blocks(text)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
+    ids, places = encode_with_offsets(tokenizer, text)
     labels = [
         token
         if any(_covers(span, offsets) for span in spans)
         and not any(_covers(block, offsets) for block in untrained)
         else IGNORE_INDEX
-        for token, offsets in zip(ids, encoded["offset_mapping"], strict=True)
+        for token, offsets in zip(ids, places, strict=True)
     ]
     return {"input_ids": ids, "labels": labels}
 

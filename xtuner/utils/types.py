@@ -65,6 +65,7 @@ class Tokenizer(Protocol):
     name_or_path: str
     padding_side: str
     all_special_ids: list[int]
+    all_special_tokens: list[str]
     special_tokens_map: dict[str, str]
     vocab_size: int
 
@@ -73,6 +74,8 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
     def encode(self, text: str, **settings: object) -> list[int]: ...
+
+    def tokenize(self, text: str) -> list[str]: ...
 
     def decode(self, token_ids: object, **settings: object) -> str: ...
 
