@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from xtuner.model.modules.packed_mixers import find_mixers, split_mixers
+from xtuner.model.modules.packed_rotary import split_rotary
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
@@ -110,6 +111,8 @@ def ensure_exact_rows(
     device = llm.device
     name = type(llm).__name__
     forward = _explained(forward)
+    if packed or padded:
+        split_rotary(llm)
     if packed:
         samples = _Samples(vocabulary, device, seed=0)
         row = samples.packed(samples.first, samples.second)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from xtuner.model.modules.packed_rotary import depends_on_length
 from xtuner.parallel.sequence.padding import padded
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.errors import UserError, Where
@@ -147,7 +148,7 @@ def _whole_positions(
 
     handles: list[Any] = []
     for module in model.modules():
-        if _depends_on_length(module):
+        if depends_on_length(module):
             handles.append(module.register_forward_pre_hook(give_whole, with_kwargs=True))
             handles.append(module.register_forward_hook(take_shard))
     try:
@@ -155,11 +156,3 @@ def _whole_positions(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _depends_on_length(module: nn.Module) -> bool:
-    kinds = getattr(module, "rope_type", None)
-    if not isinstance(kinds, (str, dict)):
-        return False
-    named = kinds.values() if isinstance(kinds, dict) else [kinds]
-    return any(kind == "longrope" or "dynamic" in str(kind) for kind in named)
