@@ -93,7 +93,7 @@ def test_layouts_are_recognised(tmp_path, layout, tiny_llama, capsys):
 
 def test_rows_that_cannot_be_read_are_named(tmp_path):
     for rows, message in (
-        ([{"question": "a", "answer": "b"}, {"foo": "a"}], r"rows.jsonl:1: no known layout"),
+        ([{"text": "a"}, {"foo": "a"}], r"rows.jsonl:2: no known layout"),
         ([{"chosen": [], "rejected": []}], "preferences"),
         ([["a"]], "rows.jsonl:1: a row is a JSON object"),
     ):
