@@ -58,7 +58,21 @@ def answering_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A byte-level tokenizer with 512 entries."""
+    """A byte-level tokenizer with 512 entries, which tests leave as it is."""
     from tests.helpers.tiny import make_tokenizer
 
     return make_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def _tokenizer_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that changes the shared tokenizer fails itself, not one of those after it."""
+    if "tokenizer" not in request.fixturenames:
+        yield
+        return
+    shared = request.getfixturevalue("tokenizer")
+    before = getattr(shared, "chat_template", None)
+    yield
+    after = getattr(shared, "chat_template", None)
+    shared.chat_template = before
+    assert after == before

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.helpers.tiny import make_tokenizer
 from xtuner.export.trained_template import (
     reward_token_of,
     set_chat_template,
@@ -50,7 +51,8 @@ def test_without_a_generation_config_the_tokenizers_ids_are_written(tokenizer, t
     }
 
 
-def test_the_chat_template_renders_the_trained_prompt(tokenizer):
+def test_the_chat_template_renders_the_trained_prompt():
+    tokenizer = make_tokenizer()
     set_chat_template(tokenizer, INTERNLM2)
     messages = [{"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -67,7 +69,8 @@ TALK = [{"role": "user", "content": "hi"}]
 OWN = "{{ bos_token }}{% if enable_thinking %}T{% else %}N{% endif %}{{ mode }}{{ names }}"
 
 
-def test_template_arguments_are_part_of_the_exported_chat_template(tokenizer):
+def test_template_arguments_are_part_of_the_exported_chat_template():
+    tokenizer = make_tokenizer()
     tokenizer.chat_template = OWN
     given = dict(enable_thinking=False, mode="a'b", names=["x", None, 1.5])
     built = tokenizer_of({"tokenizer": tokenizer, **config_with(given, given)})
@@ -76,7 +79,8 @@ def test_template_arguments_are_part_of_the_exported_chat_template(tokenizer):
     assert render(enable_thinking=True, mode="c", names="") == f"{tokenizer.bos_token}Tc"
 
 
-def test_without_template_arguments_the_chat_template_stays(tokenizer):
+def test_without_template_arguments_the_chat_template_stays():
+    tokenizer = make_tokenizer()
     tokenizer.chat_template = OWN
     assert tokenizer_of({"tokenizer": tokenizer, **config_with({}, {})}).chat_template == OWN
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from tests.helpers.tiny import CHAT_TEMPLATE, make_tokenizer
 from xtuner.chat import ChatPrompt, ChatSession
 from xtuner.engine.hooks import EvaluateChatHook
-from xtuner.tokenization.chat_template import answer_stops
+from xtuner.export.sidecar_files import write_tokenizer
+from xtuner.tokenization.chat_template import answer_stops, turn_end_ids
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 INTERNLM2 = PROMPT_TEMPLATE.internlm2_chat
@@ -26,12 +29,42 @@ def end(tokenizer):
 
 def test_every_source_counts(tokenizer, end):
     eos = tokenizer.eos_token_id
-    assert answer_stops(tokenizer) == ([eos], [])
-    assert answer_stops(tokenizer, None, GenerationConfig(eos_token_id=[end, eos]))[0] == [eos, end]
-    assert answer_stops(tokenizer, None, GenerationConfig(eos_token_id=end))[0] == [eos, end]
-    assert answer_stops(tokenizer, None, GenerationConfig()) == ([eos], [])
+    assert answer_stops(tokenizer) == ([eos, end], [])  # the chat template ends answers so
+    plain = make_tokenizer(chat_template=None)
+    assert answer_stops(plain) == ([eos], [])
+    assert answer_stops(plain, None, GenerationConfig(eos_token_id=[end, eos]))[0] == [eos, end]
+    assert answer_stops(plain, None, GenerationConfig(eos_token_id=end))[0] == [eos, end]
+    assert answer_stops(plain, None, GenerationConfig()) == ([eos], [])
     assert set(answer_stops(tokenizer, INTERNLM2)[0]) == {end, eos}
-    assert answer_stops(tokenizer, extra=["two words"]) == ([eos], ["two words"])
+    assert answer_stops(plain, extra=["two words"]) == ([eos], ["two words"])
+
+
+TURN_ENDS = {
+    "none": (None, []),
+    "a text": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", []),
+    "a special token": (CHAT_TEMPLATE, ["<|im_end|>"]),
+    "a space before it": ("{% for m in messages %}{{ m.content }} </s>{% endfor %}", ["</s>"]),
+    "the next turn's role": ("{% for m in messages %}<s>{{ m.content }}{% endfor %}", ["<s>"]),
+    "two turns refused": ("{% if messages|length > 1 %}{{ raise() }}{% endif %}", []),
+}
+
+
+@pytest.mark.parametrize(("template", "ends"), TURN_ENDS.values(), ids=TURN_ENDS)
+def test_the_chat_template_says_what_ends_a_turn(template, ends):
+    own = make_tokenizer(chat_template=template)
+    assert own.convert_ids_to_tokens(turn_end_ids(own)) == ends
+
+
+def test_an_export_stops_at_the_end_of_a_turn(tokenizer, end, tmp_path):
+    eos = tokenizer.eos_token_id
+    file = tmp_path / "generation_config.json"
+    file.write_text('{"eos_token_id": 7}')
+    write_tokenizer(tmp_path, tokenizer, None)
+    assert json.loads(file.read_text())["eos_token_id"] == [eos, end, 7]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    write_tokenizer(plain, make_tokenizer(chat_template=None), None)
+    assert not (plain / "generation_config.json").exists()
 
 
 class _Model:

@@ -25,11 +25,12 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, template: Mapping[str, A
     Args:
         folder: of the exported model or adapter.
         tokenizer: of the run; with a template its chat template is replaced.
-        template: the fields of a ``PROMPT_TEMPLATE``; None leaves the tokenizer unchanged.
+        template: the fields of a ``PROMPT_TEMPLATE``; None leaves the tokenizer unchanged, and
+            the stop tokens are those of its own chat template.
     """
     if template is not None:
         set_chat_template(tokenizer, template)
-        write_stop_tokens(folder, tokenizer, template)
+    write_stop_tokens(folder, tokenizer, template)
     tokenizer.save_pretrained(folder)
     _rename_special_tokens(folder, tokenizer)
 

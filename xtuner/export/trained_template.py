@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.registry import BUILDER
-from xtuner.tokenization.chat_template import set_arguments, stop_ids, stop_words, to_jinja
+from xtuner.tokenization.chat_template import answer_stops, set_arguments, to_jinja
 from xtuner.tokenization.segments import bos_and_eos
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -147,15 +147,24 @@ def set_chat_template(tokenizer: Tokenizer, template: Mapping[str, Any]) -> None
         tokenizer.mark_template_tokens()
 
 
-def write_stop_tokens(folder: Path, tokenizer: Tokenizer, template: Mapping[str, Any]) -> list[int]:
+def write_stop_tokens(
+    folder: Path, tokenizer: Tokenizer, template: Mapping[str, Any] | None
+) -> list[int]:
     """Add the template's stop tokens to ``eos_token_id`` of a folder's generation config.
 
     The ids that the base stops at are kept.
 
+    Args:
+        folder: of the exported model or adapter.
+        tokenizer: of the run.
+        template: the fields of a ``PROMPT_TEMPLATE``; None for the tokenizer's own chat template.
+
     Returns:
         The ids of the template's stop tokens.
     """
-    ids = stop_ids(tokenizer, stop_words(template, tokenizer.eos_token))
+    ids = answer_stops(tokenizer, template)[0]
+    if template is None and ids in ([], [tokenizer.eos_token_id]):
+        return ids  # what everyone stops at
     file = folder / "generation_config.json"
     content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     base_ids = content.get("eos_token_id")

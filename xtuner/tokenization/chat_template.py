@@ -148,6 +148,25 @@ def stop_ids(tokenizer: Tokenizer, words: list[str]) -> list[int]:
     return list(dict.fromkeys(number for number in found if number is not None))
 
 
+def turn_end_ids(tokenizer: Tokenizer) -> list[int]:
+    """The special token that the tokenizer's chat template writes after an answer, if there is one.
+
+    It is often not the tokenizer's eos: base models of the Qwen2.5 kind end texts with
+    ``<|endoftext|>`` and turns with ``<|im_end|>``.
+    """
+    answer = "XTunerAnswer"
+    turns = [("user", "Hi"), ("assistant", answer), ("user", "Bye")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # no template, or one that wants other messages: it says nothing
+        return []
+    after = text.partition(answer)[2].lstrip()
+    ids = tokenizer.encode(after, add_special_tokens=False)[:1]
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return [number for number in ids if number in special]
+
+
 def answer_stops(
     tokenizer: Tokenizer,
     template: Mapping[str, Any] | None = None,
@@ -169,6 +188,8 @@ def answer_stops(
     words = [*extra, *(stop_words(template, tokenizer.eos_token) if template else ends)]
     found = {word: single_token(tokenizer, word) for word in words}
     ids = [number for number in found.values() if number is not None]
+    if not template:
+        ids += turn_end_ids(tokenizer)
     of_model = getattr(generation_config, "eos_token_id", None)
     of_model = [of_model] if isinstance(of_model, int) else list(of_model or ())
     texts = [word for word, number in found.items() if number is None]

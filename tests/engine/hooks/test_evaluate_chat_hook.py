@@ -104,9 +104,9 @@ def test_hooks_share_no_stop_words(tokenizer):
 
 
 def test_a_stop_word_of_several_tokens_ends_an_answer(tokenizer):
-    settings = chat_hook(tokenizer, stop_word="<eoa> and more")._settings(5)
+    settings = chat_hook(tokenizer, stop_word="<eoa> and more")._settings(5, None)
     assert settings["stop_strings"] == ["<eoa> and more"]
-    assert settings["eos_token_id"] == [tokenizer.eos_token_id]
+    assert settings["eos_token_id"][0] == tokenizer.eos_token_id
 
 
 def test_mistakes_in_its_settings_are_named(tokenizer):
