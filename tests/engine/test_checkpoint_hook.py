@@ -63,7 +63,7 @@ def test_usr1_writes_one_and_the_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_the_run_with_the_good_one_intact(tmp_path, monkeypatch):
-    from tests.checkpoint.test_checkpoint import FullDisk
+    from tests.checkpoint.test_io import FullDisk
     from xtuner.checkpoint import checkpoint
     from xtuner.checkpoint.checkpoint import find_corruption
 

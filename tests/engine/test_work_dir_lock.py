@@ -48,9 +48,12 @@ def test_the_command_refuses_before_it_writes_anything(tmp_path, other, capsys, 
     work_dir = tmp_path / "work"
     work_dir.mkdir()
     write(work_dir, other)
-    assert main(["train", str(config), "--work-dir", str(work_dir)]) == 1
-    assert f"process {other.process}" in capsys.readouterr().err
-    assert {file.name for file in work_dir.iterdir()} <= {NAME, work_dir_lock.GUARD}
+    (work_dir / "iter_4.pth").write_bytes(b"of the run that goes on")
+    for words in ([], ["--overwrite"], ["--resume"]):
+        assert main(["train", str(config), "--work-dir", str(work_dir), *words]) == 1
+        assert f"process {other.process}" in capsys.readouterr().err
+    names = {file.name for file in work_dir.iterdir()}
+    assert names <= {NAME, work_dir_lock.GUARD, "iter_4.pth"} and "iter_4.pth" in names
 
 
 def test_it_is_given_back_however_the_run_ends(tmp_path):

@@ -8,9 +8,9 @@ import textwrap
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
-from tests.helpers.tiny import save_tiny
+from tests.helpers.tiny import make_tokenizer, save_tiny
 from xtuner.config import load_config
 from xtuner.entry_point import main
 from xtuner.registry import BUILDER
@@ -88,3 +88,35 @@ def test_trained_converted_and_merged_compute_the_same(kind, tmp_path, capsys):
     if kind != "qlora":  # its base is rounded to 4 bits, the merged one is not
         torch.testing.assert_close(expected, ours, rtol=1e-3, atol=1e-4)
     assert json.loads((tmp_path / "hf" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_multimodal_class_trained_on_text(tmp_path, capsys):
+    base = tmp_path / "base"
+    make_tokenizer().save_pretrained(base)
+    text = {"vocab_size": 512, "hidden_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(base)
+    file = tmp_path / "my.py"
+    lora = 'target_modules=["q_proj"]'  # a name that the vision tower has, too
+    file.write_text(CONFIG.format(path=str(base), lora=lora, quantization=""), "utf-8")
+    model = BUILDER.build(load_config(str(file)).model)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    state = model.state_dict()
+    assert state and not any("vision" in name for name in state)
+    torch.save({"state_dict": state, "meta": {"iter": 3}}, tmp_path / "iter_3.pth")
+    words = ["convert", "pth_to_hf", str(file), str(tmp_path / "iter_3.pth")]
+    assert main([*words, str(tmp_path / "hf")]) == 0
+    assert main(["convert", "merge", str(base), str(tmp_path / "hf"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("verified") == 2
+    merged = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = model.eval()({"input_ids": ids}, mode="tensor").logits
+        found = merged.eval()(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -23,7 +23,7 @@ from xtuner.config.override import override
 from xtuner.config.values import iter_dicts
 from xtuner.engine.run_folder import run_folder
 from xtuner.engine.startup import import_runner, optimizer_name
-from xtuner.engine.work_dir_lock import GUARD, locked
+from xtuner.engine.work_dir_lock import GUARD, locked, require_free
 from xtuner.utils.errors import UserError, Where, activity
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
@@ -71,8 +71,11 @@ def train(
 
     def choose(name: str, values: Mapping[str, Any]) -> str:
         given = work_dir or values.get("work_dir")
+        folder = given or f"./work_dirs/{name}"
+        if is_first(launcher) and (given or overwrite):
+            require_free(Path(folder))
         return run_folder(
-            given or f"./work_dirs/{name}",
+            folder,
             chosen=bool(given),
             resume=bool(resume or values.get("resume")),
             overwrite=overwrite,

@@ -77,7 +77,16 @@ def locked(work_dir: Path) -> Iterator[None]:
     """
     file = work_dir / NAME
     with FileLock(work_dir.resolve() / GUARD):
-        _refuse_if_taken(file)
+        require_free(work_dir)
+        earlier = _owner(file)
+        if earlier is not None and earlier != Owner.this():
+            print(
+                tr(
+                    "a run of process {process} on {host} ended without giving this work dir back.",
+                    process=earlier.process,
+                    host=earlier.host,
+                )
+            )
         file.write_text(json.dumps(asdict(Owner.this())) + "\n", "utf-8")
     ended = threading.Event()
     threading.Thread(target=_keep_touching, args=(file, ended), daemon=True).start()
@@ -89,18 +98,15 @@ def locked(work_dir: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-def _refuse_if_taken(file: Path) -> None:
+def require_free(work_dir: Path) -> None:
+    """Check that no other run holds a work dir's lock, without taking it.
+
+    Raises:
+        UserError: when one does.
+    """
+    file = work_dir / NAME
     owner = _owner(file)
-    if owner is None or owner == Owner.this():
-        return
-    if owner.has_ended(_silent_for(file)):
-        print(
-            tr(
-                "a run of process {process} on {host} ended without giving this work dir back.",
-                process=owner.process,
-                host=owner.host,
-            )
-        )
+    if owner is None or owner == Owner.this() or owner.has_ended(_silent_for(file)):
         return
     raise UserError(
         tr(
@@ -112,7 +118,7 @@ def _refuse_if_taken(file: Path) -> None:
             "choose another with '--work-dir', or wait. If it has ended, delete {file}.",
             file=file,
         ),
-        where=Where(str(file.parent)),
+        where=Where(str(work_dir)),
     )
 
 

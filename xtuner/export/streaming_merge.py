@@ -150,13 +150,14 @@ def prepare_streaming_merge(
     if _initialization_of(config).startswith(_NOT_REPEATABLE):
         raise CannotStream(tr("adapters with a data-driven initialization"))
     model = _build_meta_base(base.path, config.task_type, adapter, trust_remote_code)
-    vocab_size = model.config.vocab_size
+    text = model.config.get_text_config()
+    vocab_size = text.vocab_size
     rename = _names_in(base, model)
     _check_names(model, base, rename)
     wrapped = _attach_adapter(model, config, adapter)
     merge = StreamingMerge(base, config, dtype, device)
-    if model.config.vocab_size != vocab_size:
-        if rename is not _same:
+    if text.vocab_size != vocab_size:
+        if rename is not _same or text is not model.config:
             raise CannotStream(tr("vision-language models with a grown vocabulary"))
         key = model.config.attribute_map.get("vocab_size", "vocab_size")
         merge.config_changes[key] = model.config.vocab_size

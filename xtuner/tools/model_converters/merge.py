@@ -196,7 +196,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
             verify.load_with_transformers, classifier=classifier, trust_remote_code=trusted
         )
         found_model = load(merged)
-        ids = verify.probe_ids(found_model.config.vocab_size)
+        ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
         found = verify.compute_logits(found_model, ids)
         labels = found_model.config.num_labels
         del found_model

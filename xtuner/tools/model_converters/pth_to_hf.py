@@ -266,7 +266,7 @@ def _verify(
         trained = BUILDER.build(cfg.model)
         trained.load_state_dict(weights.tensors, strict=False)
         verify.to_fp32(trained.llm)
-        ids = verify.probe_ids(trained.llm.config.vocab_size)
+        ids = verify.probe_ids(trained.llm.config.get_text_config().vocab_size)
         expected = measure(trained if classifier else trained.llm, ids)
         del trained
         if adapter:
