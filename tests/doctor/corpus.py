@@ -190,7 +190,6 @@ _IN_ROWS: tuple[tuple[str, str, Any, str], ...] = (
     ("conversation is text", "xtuner", {"conversation": "[{}]"}, "wrong-type"),
     ("turn is a list", "xtuner", {"conversation": [["a", "b"]]}, "wrong-type"),
     ("turn output number", "xtuner", _turns(_turn(output=3)), "wrong-type"),
-    ("turn input null", "xtuner", _turns(_turn(input=None)), "wrong-type"),
     ("loss as text", "xtuner", _turns(_turn(output_with_loss="yes")), "wrong-type"),
     ("messages is text", "openai", {"messages": "[]"}, "wrong-type"),
     ("message is text", "openai", {"messages": ["hi"]}, "wrong-type"),

@@ -82,9 +82,8 @@ def _turn(turn: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, str]]:
     for key in ("input", "output", "system", "sep"):
         if key in turn and not isinstance(turn[key], str) and turn[key] is not None:
             yield "wrong-type", key, named(turn[key])
-    for key in ("input", "output"):
-        if key in turn and turn[key] is None:
-            yield "wrong-type", key, "null"
+    if "output" in turn and turn["output"] is None:
+        yield "wrong-type", "output", "null"
     for key in ("output_with_loss", "need_eos_token"):
         if turn.get(key) is not None and not isinstance(turn[key], bool):
             yield "wrong-type", key, named(turn[key])
@@ -187,7 +186,7 @@ def template_tokens(messages: Sequence[Message], layout: Layout) -> Iterator[Pro
 
 # Joiners (U+200C, U+200D) belong to Persian, Indian languages and emoji, so they are fine.
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b\u2060\u202a-\u202e\u2066-\u2069\ufeff]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\u202a-\u202e\u2066-\u2069\ufeff]"
 )
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 

@@ -46,7 +46,7 @@ def from_turns(conversation: list[Mapping[str, Any]]) -> list[Message]:
     for turn in conversation:
         if turn.get("system"):
             messages.append(Message("system", turn["system"]))
-        messages.append(Message("user", turn["input"]))
+        messages.append(Message("user", turn["input"] or ""))
         messages.append(Message("assistant", turn["output"], is_on(turn, "output_with_loss")))
     return messages
 

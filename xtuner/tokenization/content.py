@@ -14,6 +14,18 @@ def has_loss(message: Mapping[str, Any]) -> bool:
     return True if value is None else bool(value)
 
 
+def text_value(value: Any) -> Any:
+    """A text, number or switch as it is.
+
+    Raises:
+        ValueError: for nothing, a list or an object: as text they would be Python's ``None``,
+            ``[...]`` and ``{...}``.
+    """
+    if value is None or isinstance(value, list | tuple | Mapping):
+        raise ValueError(f"{value!r:.40} is no text")
+    return value
+
+
 def text_of(content: object) -> str:
     """The text of a message's content: a text, nothing, or the parts of OpenAI's list.
 
@@ -23,7 +35,7 @@ def text_of(content: object) -> str:
     if content is None:
         return ""
     if not isinstance(content, list):
-        return str(content)
+        return str(text_value(content))
     texts = []
     for part in content:
         text = part if isinstance(part, str) else _text_of_part(part)

@@ -42,6 +42,7 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: when no layout fits.
     """
+    example = {name: value for name, value in example.items() if value is not None}
     if "conversation" in example:
         return {"conversation": example["conversation"]}
     if "messages" in example:

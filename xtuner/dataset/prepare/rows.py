@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from xtuner.dataset.prepare.json_columns import are_json, is_as_written, json_features
-from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows, unreadable
+from xtuner.dataset.reading import (
+    Row,
+    Unreadable,
+    find_files,
+    kind_of,
+    read_rows,
+    unreadable,
+)
 from xtuner.dataset.sources import LocalFiles, local_files
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
@@ -81,6 +88,8 @@ def _loaded(source: Mapping[str, Any]) -> Any:
     from datasets.exceptions import DatasetsError
 
     files = local_files(source)
+    if files is not None and all(kind_of(f) in (".csv", ".tsv") for f in find_files(files.paths)):
+        _name_the_line(files)  # pandas shifts the columns of a line that has too many
     try:
         dataset = BUILDER.build(dict(source))
         if files is not None:  # the JSON reader takes bytes that are not UTF-8 for text
@@ -115,6 +124,8 @@ def _name_the_line(files: LocalFiles) -> None:
         for row in read_rows(file, field=files.field):
             if isinstance(row, Unreadable):
                 raise unreadable(row.why, file, row.line)
+            if not isinstance(row.value, dict):
+                raise unreadable(tr("the row is not an object"), file, row.line)
             is_empty = False
         if is_empty:
             raise UserError(tr("the file has no rows"), where=Where(file))

@@ -13,6 +13,7 @@ from xtuner.dataset.map_fns.auto import auto_map_fn
 from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
+from xtuner.tokenization.content import text_value
 from xtuner.tokenization.encode import encode_conversations
 from xtuner.tokenization.messages import encode_messages, messages_of
 from xtuner.tokenization.segments import ID_BYTES, SegmentEncoder, Tokens, pack_ids, unpack_ids
@@ -194,8 +195,10 @@ def map_one(row: Row, steps: Steps) -> dict[str, Any]:
     """
     try:
         mapped = dict(row) if steps.map_row is None else dict(row) | dict(steps.map_row(row))
-        if steps.with_output and any(t.get("output") is None for t in _given_turns(mapped)):
-            raise ValueError("an answer is null")
+        for turn in _given_turns(mapped):
+            text_value("" if turn.get("input") is None else turn["input"])
+            if steps.with_output:
+                text_value(turn.get("output"))
         if steps.renames:
             mapped = {steps.renames.get(name, name): value for name, value in mapped.items()}
         if steps.add_template is not None and mapped.get("conversation"):

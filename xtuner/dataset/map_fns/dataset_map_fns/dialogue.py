@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xtuner.tokenization.content import has_loss, text_of
+from xtuner.tokenization.content import has_loss, text_of, text_value
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 Row = Mapping[str, Any]
@@ -53,11 +53,11 @@ def _turns(messages: Iterable[Row]) -> Iterable[dict[str, Any]]:
         if message["value"] is None:
             raise ValueError("a message's 'value' is null")
         if message["from"] == "human":
-            question, asked = question + str(message["value"]), True
+            question, asked = question + str(text_value(message["value"])), True
         elif message["from"] == "gpt":
             if not asked:
                 continue  # an answer to nothing: conversations begin with a question
-            yield {"input": question, "output": str(message["value"])}
+            yield {"input": question, "output": str(text_value(message["value"]))}
             question = ""
         else:
             raise ValueError(f"'from' is {message['from']!r}, expected 'human' or 'gpt'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xtuner.tokenization.content import text_value
 from xtuner.utils.templates import SYSTEM_TEMPLATE
 
 Row = Mapping[str, Any]
@@ -17,7 +18,9 @@ def _turn(question: str, answer: str, system: str | None = None) -> Mapped:
 
 
 def _two(first: str, second: str | None) -> str:
-    return f"{first}\n{second or ''}"
+    if second is None:
+        second = ""
+    return f"{text_value(first)}\n{text_value(second)}"
 
 
 def alpaca_map_fn(example: Row) -> Mapped:
@@ -76,7 +79,7 @@ def openorca_map_fn(example: Row) -> Mapped:
 
 def pretrain_map_fn(example: Row) -> Mapped:
     """``text``, all of it trained, without an eos."""
-    text = str(example["text"]).strip()
+    text = str(text_value(example["text"])).strip()
     return {"conversation": [{"input": "", "output": text, "need_eos_token": False}]}
 
 
