@@ -29,8 +29,8 @@ from xtuner.config.values import (
 
 TEXT = """
 import math
-from antigravity import nothing
-import colorsys.inner as inner
+from not_installed_here import nothing
+import neither_installed.inner as inner
 def double(x):
     return 2 * x
 a = dict(b=[1, dict(c=2, t=nothing)], f=double, g=inner.some.thing)
@@ -44,7 +44,7 @@ def config():
 
 def test_own_values_are_what_the_file_defines(config):
     assert set(own_values(config)) == {"a"}
-    assert "antigravity" not in sys.modules
+    assert "not_installed_here" not in sys.modules
 
 
 def test_items(config):
