@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml requirements/tested.txt
 
 # Fine-tune the embedded tiny model on the embedded data, convert it and ask it a question.
 quickstart: install
-	$(BIN)/xtuner train quickstart --work-dir $(OUT)
+	$(BIN)/xtuner train quickstart --work-dir $(OUT) --overwrite
 	$(BIN)/xtuner convert pth_to_hf $$(ls -t $(OUT)/*.pth | head -n 1) $(OUT)/hf --force
 	printf '请做一下自我介绍\nRESET\nPlease introduce yourself\nexit\n' | \
 		$(BIN)/xtuner chat $(OUT)/hf --prompt-template internlm2_chat
