@@ -150,24 +150,6 @@ def test_missing_fields_list_those_that_are_there(workspace, capsys):
     assert "field='data'" in report["findings"][0]["places"][0]["detail"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "steps"),
-    [
-        ("max_epochs=3", 3 * 60 // 16 + 1),
-        ("max_iters=160", 10),
-        ("max_epochs=6", None),
-        ("max_iters=400", None),
-    ],
-)
-def test_a_run_of_few_optimizer_steps_is_noticed(settings, steps, workspace, capsys):
-    from xtuner.doctor.few_steps import optimizer_steps
-
-    batches = dict(train_dataloader=dict(batch_size=1), optim_wrapper=dict(accumulative_counts=16))
-    loop = eval(f"dict({settings})")
-    found = optimizer_steps(60, {**batches, "train_cfg": loop})
-    assert (found if found < 20 else None) == steps
-
-
 def test_every_row_is_looked_at_not_only_the_first(workspace, capsys):
     rows = [{**ALPACA, "instruction": f"Name river {n}."} for n in range(300)]
     rows[299]["output"] = None

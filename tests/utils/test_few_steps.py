@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from xtuner.utils.few_steps import MIN_STEPS, few_steps_advice
+from xtuner.utils.few_steps import MIN_STEPS, few_steps_advice, few_steps_advice_of
 
 
 def test_sixty_rows_with_the_accumulation_of_the_catalogue():
@@ -34,3 +34,21 @@ def test_the_settings_named_are_enough(rows, accumulate, epochs):
     assert set_to
     then = math.ceil(rows * set_to.get("max_epochs", epochs))
     assert math.ceil(then / set_to.get("accumulative_counts", accumulate)) >= MIN_STEPS
+
+
+@pytest.mark.parametrize(
+    ("loop", "steps"),
+    [
+        ({"max_epochs": 3}, 12),
+        ({"max_epochs": 0.5}, 2),
+        ({"max_iters": 160}, 10),
+        ({"max_epochs": 6}, None),
+        ({"max_iters": 400}, None),
+        ({"max_epochs": "many"}, None),
+        ({}, None),
+    ],
+)
+def test_a_run_that_is_not_built(loop, steps):
+    batches = dict(train_dataloader=dict(batch_size=1), optim_wrapper=dict(accumulative_counts=16))
+    advice = few_steps_advice_of(60, {**batches, "train_cfg": loop})
+    assert (advice and int(advice.split()[0])) == steps

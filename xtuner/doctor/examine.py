@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from xtuner.doctor.encoded import measure_all, text_datasets
-from xtuner.doctor.few_steps import FEW_STEPS, few_steps_text, optimizer_steps
 from xtuner.doctor.findings import Place
 from xtuner.doctor.parts import find_parts
 from xtuner.doctor.report import Report
 from xtuner.doctor.scan import Scan, scan
 from xtuner.doctor.show import Shown
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.few_steps import few_steps_advice_of
 from xtuner.utils.lang import tr
 
 
@@ -62,10 +62,10 @@ def with_few_steps(report: Report, settings: Mapping[str, Any]) -> Report:
     if report.tokens is None:
         return report
     rows = report.tokens.packs or len(report.tokens.lengths)
-    steps = optimizer_steps(rows, settings)
-    if steps is None or steps >= FEW_STEPS:
+    too_few = few_steps_advice_of(rows, settings)
+    if too_few is None:
         return report
-    report.scan.findings.add("few-steps", Place(report.config, 1, few_steps_text(steps)))
+    report.scan.findings.add("few-steps", Place(report.config, 1, too_few))
     return replace(report, advice=advice(report.config, report.scan, report.no_tokens))
 
 

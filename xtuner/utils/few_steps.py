@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from xtuner.utils.lang import tr
 
@@ -41,3 +43,26 @@ def few_steps_advice(
         wanted=MIN_STEPS,
         settings=", ".join(settings),
     )
+
+
+def few_steps_advice_of(rows: int, settings: Mapping[str, Any]) -> str | None:
+    """``few_steps_advice`` for a run of one process that is not built.
+
+    Args:
+        rows: of the dataset, packed where they are packed.
+        settings: a config's ``train_dataloader``, ``optim_wrapper`` and ``train_cfg``.
+
+    Returns:
+        None also where the settings do not tell how long the run is.
+    """
+    loop = settings.get("train_cfg") or {}
+    batch_size = (settings.get("train_dataloader") or {}).get("batch_size", 1)
+    accumulative_counts = (settings.get("optim_wrapper") or {}).get("accumulative_counts", 1)
+    epochs, iters = loop.get("max_epochs"), loop.get("max_iters")
+    numbers = (batch_size, accumulative_counts, iters or epochs)
+    if not all(isinstance(value, int | float) and value > 0 for value in numbers):
+        return None
+    if iters:
+        return few_steps_advice(iters, accumulative_counts, None)
+    epoch_length = math.ceil(rows / batch_size)
+    return few_steps_advice(math.ceil(epoch_length * epochs), accumulative_counts, epoch_length)
