@@ -178,6 +178,12 @@ def test_one_chinese_term_for_each_concept(word):
         assert not found, f"write {OTHER_TERMS[word]}: {found}"
 
 
+def test_both_glossaries_have_the_same_rows():
+    english, chinese = (tables_of(page)[-1][1:] for page in PAIRS["README.md"])
+    assert len(english) > 20
+    assert [row[:2] for row in english] == [row[:2] for row in chinese]
+
+
 def test_the_readme_is_short():
     for page in PAIRS["/README.md"]:
         assert len(page.read_text(encoding="utf-8").splitlines()) <= 150, page
