@@ -50,6 +50,6 @@ def test_what_was_logged_after_the_checkpoint_is_cut(tmp_path):
 
 
 def test_the_hint_is_a_command(tmp_path):
-    (tmp_path / "my.py").write_text("")
+    (tmp_path / "my.py").write_text("model = dict()\n")
     hint = resume_command(tmp_path / "iter_4.pth")
     assert f"xtuner train {tmp_path / 'my.py'} --work-dir {tmp_path} --resume" in hint
