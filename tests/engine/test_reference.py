@@ -22,7 +22,8 @@ def base(tmp_path_factory):
 
 
 def run(base, work_dir, *options, words=()):
-    status, printed = train(CONFIG, work_dir, *words, "--cfg-options", f"base={base}", *options)
+    words = ("--overwrite", *words, "--cfg-options", f"base={base}", *options)
+    status, printed = train(CONFIG, work_dir, *words)
     assert status == 0, printed
     return printed
 

@@ -291,7 +291,7 @@ def _call_before_run(document: ConfigDocument) -> None:
 
 def _require_models(document: ConfigDocument) -> None:
     """Check that the models that a config names exist or can be downloaded."""
-    from xtuner.engine.hub import require_available
+    from xtuner.utils.hub import require_available
 
     keys: dict[str, str] = {}
     for path, part in iter_dicts(document.values.get("model"), "model"):

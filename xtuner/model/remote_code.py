@@ -23,6 +23,7 @@ from torch import nn
 from xtuner.model.utils import LoadWoInit
 from xtuner.registry import LOADER_SETTINGS
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.hub import require_available
 from xtuner.utils.lang import tr
 
 IN_CONFIG = "trust_remote_code=True"
@@ -191,7 +192,12 @@ def _base_of(name_or_path: str) -> str:
 
 
 def _read_settings(loader: type, name_or_path: str) -> dict[str, Any]:
-    """The JSON file that names the class for an Auto class; ``{}`` where there is none."""
+    """The JSON file that names the class for an Auto class; ``{}`` where there is none.
+
+    Raises:
+        UserError: when there is no such folder, cached model or model on the hub.
+    """
+    require_available(name_or_path)
     from transformers.configuration_utils import PreTrainedConfig
     from transformers.utils import cached_file
 

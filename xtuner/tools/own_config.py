@@ -17,6 +17,7 @@ from xtuner.configs.custom import (
     render_own,
 )
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.hub import require_available
 from xtuner.utils.lang import tr
 
 QUESTIONS = ("question", "prompt", "query", "instruction", "input", "q")
@@ -61,6 +62,7 @@ def _card(model: str) -> Any:
 
     folder = Path(model).expanduser()
     path = str(folder.resolve()) if folder.is_dir() else model
+    require_available(path, Where(key="--model"))
     known = card_of(model)
     if known is not None:
         return replace(known, path=path)

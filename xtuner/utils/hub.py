@@ -12,18 +12,18 @@ TIMEOUT = 3.0
 """Seconds to wait for the hub's answer; a download itself may take longer."""
 
 
-def require_available(name: str, where: Where) -> None:
+def require_available(name: str, where: Where | None = None) -> None:
     """Check that a model can be loaded, before anything takes long.
 
     Args:
         name: a folder, or a name on the hub.
-        where: the place in the config that names it.
+        where: the place in a config that names it.
 
     Raises:
         UserError: when it looks like a folder that does not exist, or is a name on the hub that is
             neither in the local cache nor can be downloaded.
     """
-    if Path(name).is_dir():
+    if Path(name).expanduser().is_dir():
         return
     if _looks_like_a_path(name):
         raise UserError(
@@ -44,12 +44,15 @@ def _is_cached(name: str) -> bool:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return any(
+            isinstance(try_to_load_from_cache(name, file), str)
+            for file in ("config.json", "tokenizer_config.json")
+        )
     except HFValidationError:  # no name of the hub looks like this
         return False
 
 
-def _require_on_hub(name: str, where: Where) -> None:
+def _require_on_hub(name: str, where: Where | None) -> None:
     """Ask the hub (or the mirror of ``HF_ENDPOINT``) for the model's config.json, without it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
@@ -80,8 +83,8 @@ def _require_on_hub(name: str, where: Where) -> None:
                 name=name,
             ),
             hint=tr(
-                "fetch it elsewhere and give its folder: --cfg-options model.pretrained=/PATH; or "
-                "set HF_ENDPOINT to a mirror."
+                "fetch it elsewhere and give its folder (in a config --cfg-options "
+                "model.pretrained=/PATH); or set HF_ENDPOINT to a mirror."
             ),
             where=where,
         ) from error

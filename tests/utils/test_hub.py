@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import huggingface_hub.constants
 import pytest
 
-from xtuner.engine import hub
+from xtuner.utils import hub
 from xtuner.utils.errors import UserError, Where
 
 NAME = "somebody/some-model"
