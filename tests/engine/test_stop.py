@@ -7,13 +7,26 @@ import time
 import pytest
 import torch
 
-from xtuner.engine.stop import OUT_OF_TIME, SAVE, Stop, exit_status, told
+from xtuner.engine.stop import OUT_OF_TIME, SAVE, STOPPING, Stop, exit_status, told
+
+
+@pytest.fixture
+def not_ignored():
+    """A shell's background job has SIGINT ignored, and with it the tests that run there."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
-def test_the_first_signal_is_noted_and_the_handlers_are_given_back(number, status, capfd):
+def test_the_first_signal_is_noted_and_the_handlers_are_given_back(
+    number, status, capfd, not_ignored
+):
     before = signal.getsignal(number)
     stop = Stop()
     stop.install()
