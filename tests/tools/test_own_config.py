@@ -20,7 +20,7 @@ from xtuner.config.check.checker import check
 from xtuner.configs.custom import ENOUGH_STEPS, Rows, own_dataset
 from xtuner.entry_point import main
 from xtuner.quickstart.base import make_base
-from xtuner.tools.own_config import read_own_rows
+from xtuner.tools.config_writers.own_config import read_own_rows
 from xtuner.utils.errors import UserError
 
 ANSWER = "The lamp burns from dusk to dawn."

@@ -82,7 +82,7 @@ def _say_where_to_paste(report: Report, document: ConfigDocument, fix: bool) -> 
     """Say which line of the config the lines to paste replace, or write them."""
     from pathlib import Path
 
-    from xtuner.tools.fix_map_fn import map_fn_line, with_map_fn
+    from xtuner.tools.config_writers.fix_map_fn import map_fn_line, with_map_fn
     from xtuner.utils.files import write_text
 
     paste = next((f.paste for f in report.scan.findings if f.code == "wrong-map-fn"), "")

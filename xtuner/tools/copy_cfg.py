@@ -82,7 +82,7 @@ def _config(args: argparse.Namespace) -> tuple[str, str, str]:
                 hint=tr("--data my.jsonl, or --dataset alpaca."),
                 status=2,
             )
-        from xtuner.tools.own_config import write_own_config
+        from xtuner.tools.config_writers.own_config import write_own_config
 
         data = [args.data] if args.data else []
         method = args.method or "lora"
