@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xtuner.utils.lang import N_, translate
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
+ERROR, WARNING, NOTE = "error", "warning", N_("note")
 """Errors stop or spoil the training, warnings likely harm it, notes are good to know."""
 
 

@@ -5,7 +5,8 @@ from xtuner.utils.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "checker": ("check", "check_or_raise"),
-        "problem": ("ERROR", "RULES", "WARNING", "Problem"),
+        "checker": ("check", "check_or_raise", "codes"),
+        "code": ("ERROR", "WARNING"),
+        "problem": ("RULES", "Problem"),
     },
 )

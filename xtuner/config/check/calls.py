@@ -9,12 +9,13 @@ from typing import Any
 
 from mmengine.config.lazy import LazyObject
 
-from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
+from xtuner.config.check.code import ERROR, WARNING
+from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.compat import adapted_keys
 from xtuner.config.names import NotThere
 from xtuner.config.signatures import Parameters, missing, parameters_of
 from xtuner.config.values import dotted_name, is_imported, name_of
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr
 from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 # Packages that published configs name but that only some users install.
@@ -48,14 +49,31 @@ LOADING = (
 )
 
 
-@rule("XT0101", ERROR)
+@rule(
+    "XT0101",
+    ERROR,
+    N_("a name that cannot be imported"),
+    N_(
+        "Imports of a config are loaded when the run builds its parts; a wrong one would stop "
+        "the run there."
+    ),
+    wrong="from xtuner.model import SupervisedFinetuning",
+    right="from xtuner.model import SupervisedFinetune",
+)
 def unknown_import(context: Context) -> Iterator[Finding]:
     for key, error in _missing(context):
         if error.package not in OPTIONAL_PACKAGES:
             yield Finding(key, *_not_there(error))
 
 
-@rule("XT0107", WARNING)
+@rule(
+    "XT0107",
+    WARNING,
+    N_("an optional package that is not installed"),
+    N_("The config names a package that only some runs need. If this run uses it, install it."),
+    wrong="from modelscope.msdatasets import MsDataset",
+    right="from datasets import load_dataset",
+)
 def missing_optional_package(context: Context) -> Iterator[Finding]:
     for key, error in _missing(context):
         if error.package in OPTIONAL_PACKAGES:
@@ -77,7 +95,17 @@ def _missing(context: Context) -> Iterator[tuple[str, NotThere]]:
             yield key, error
 
 
-@rule("XT0102", ERROR)
+@rule(
+    "XT0102",
+    ERROR,
+    N_("an argument that the callee does not take"),
+    N_(
+        "The dict is called with its keys as keyword arguments: one that the function or "
+        "class does not have is an error when it is built."
+    ),
+    wrong="optimizer = dict(type=AdamW, learning_rate=1e-4)",
+    right="optimizer = dict(type=AdamW, lr=1e-4)",
+)
 def unknown_argument(context: Context) -> Iterator[Finding]:
     for key, value, parameters in _calls(context):
         if parameters.any_keyword:
@@ -93,7 +121,15 @@ def unknown_argument(context: Context) -> Iterator[Finding]:
                 )
 
 
-@rule("XT0103", ERROR)
+@rule(
+    "XT0103",
+    ERROR,
+    N_("a required argument is missing"),
+    N_("The function or class has a parameter without a default value, and the config gives none."),
+    wrong="train_dataset = dict(type=process_hf_dataset)",
+    right="train_dataset = dict(type=process_hf_dataset, dataset=dict(type=load_dataset, "
+    "path='json'))",
+)
 def missing_argument(context: Context) -> Iterator[Finding]:
     for key, value, parameters in _calls(context):
         if key.endswith(("collate_fn", "data_collator")):  # called with the samples later
@@ -111,7 +147,14 @@ def missing_argument(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0104", WARNING)
+@rule(
+    "XT0104",
+    WARNING,
+    N_("an argument that looks misspelt"),
+    N_("The callee accepts any keyword (**kwargs), so a misspelt one has no effect and no error."),
+    wrong="llm = dict(type=AutoModelForCausalLM.from_pretrained, quantisation_config=None)",
+    right="llm = dict(type=AutoModelForCausalLM.from_pretrained, quantization_config=None)",
+)
 def likely_misspelt_argument(context: Context) -> Iterator[Finding]:
     """A callee with ``**kwargs`` accepts a misspelt argument too."""
     for key, value, parameters in _calls(context):
@@ -130,7 +173,17 @@ def likely_misspelt_argument(context: Context) -> Iterator[Finding]:
                 )
 
 
-@rule("XT0105", ERROR)
+@rule(
+    "XT0105",
+    ERROR,
+    N_("a template that does not exist"),
+    N_(
+        "PROMPT_TEMPLATE and SYSTEM_TEMPLATE have fixed names; 'auto' is the tokenizer's own "
+        "chat template."
+    ),
+    wrong="prompt_template = PROMPT_TEMPLATE.qwen_chatt",
+    right="prompt_template = PROMPT_TEMPLATE.qwen_chat",
+)
 def unknown_template(context: Context) -> Iterator[Finding]:
     tables = {"PROMPT_TEMPLATE": PROMPT_TEMPLATE, "SYSTEM_TEMPLATE": SYSTEM_TEMPLATE}
     for key, value in _imported_values(context):
@@ -146,7 +199,17 @@ def unknown_template(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0108", ERROR)
+@rule(
+    "XT0108",
+    ERROR,
+    N_("a lambda calls a name that the config imports"),
+    N_(
+        "Imports of a config are lazy. They are loaded when a function of the config runs, "
+        "but not for a lambda."
+    ),
+    wrong="fn = lambda row: alpaca_map_fn(row)",
+    right="def fn(row):\n    return alpaca_map_fn(row)",
+)
 def lambda_uses_lazy_import(context: Context) -> Iterator[Finding]:
     """Imports of a config are lazy: a function in it is run with them loaded, a lambda is not."""
     imported = context.source.imported()

@@ -21,7 +21,8 @@ from xtuner.config.check import (  # noqa: F401 (they register)
     training,
     values,
 )
-from xtuner.config.check.problem import ERROR, RULES, WARNING, Context, Problem
+from xtuner.config.check.code import ERROR, NOT_FOUND, NOT_LOADED, WARNING, Code
+from xtuner.config.check.problem import RULES, Context, Problem
 from xtuner.config.document import ConfigDocument, document_of
 from xtuner.config.load import DATA_FORMATS, load, load_source, read_source
 from xtuner.config.override import override
@@ -29,6 +30,11 @@ from xtuner.config.source import ConfigSource
 from xtuner.config.undefined import Undefined, undefined_names, with_meant_names
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+
+
+def codes() -> list[Code]:
+    """All codes of problems, in order."""
+    return [NOT_LOADED, NOT_FOUND, *(RULES[code] for code in sorted(RULES))]
 
 
 def check(config: str | os.PathLike[str] | Config, options: Sequence[str] = ()) -> list[Problem]:
@@ -53,7 +59,7 @@ def check(config: str | os.PathLike[str] | Config, options: Sequence[str] = ()) 
         document = override(load(config), options)
     except UserError as error:
         where = error.where or Where(os.fspath(config))
-        code = "XT0001" if where.line else "XT0002"
+        code = (NOT_LOADED if where.line else NOT_FOUND).code
         return [Problem(code, ERROR, where, 1 if where.line else None, error.message, error.hint)]
     return check_document(document)
 
@@ -112,7 +118,7 @@ def _undefined(source: ConfigSource, found: list[Undefined]) -> list[Problem]:
     """The names that are not defined, and the problems of the text with the meant ones instead."""
     problems = [
         Problem(
-            "XT0001",
+            NOT_LOADED.code,
             ERROR,
             Where(source.file, use.node.lineno),
             use.node.col_offset + 1,

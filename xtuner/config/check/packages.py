@@ -6,9 +6,10 @@ import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping
 
-from xtuner.config.check.problem import ERROR, Context, Finding, rule
+from xtuner.config.check.code import ERROR
+from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.values import name_of
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr
 
 PACKAGES: Mapping[str, str] = {
     "BitsAndBytesConfig": "bitsandbytes",
@@ -47,7 +48,15 @@ def _is_missing(package: str) -> bool:
     return importlib.util.find_spec(package) is None
 
 
-@rule("XT0340", ERROR)
+@rule(
+    "XT0340",
+    ERROR,
+    N_("a package that the run needs is not installed"),
+    N_("The run would stop when it builds this part, after the data are prepared."),
+    wrong="quantization = dict(type=BitsAndBytesConfig, load_in_4bit=True)\n"
+    "model = dict(llm=dict(quantization_config=quantization))",
+    right="pip install bitsandbytes",
+)
 def missing_package(context: Context) -> Iterator[Finding]:
     for key, value in context.dicts():
         package = PACKAGES.get(name_of(dict.get(value, "type")))
@@ -63,7 +72,17 @@ def missing_package(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0341", ERROR)
+@rule(
+    "XT0341",
+    ERROR,
+    N_("an optimizer that does not exist"),
+    N_(
+        "An optimizer by name is one of torch or of an installed package (bitsandbytes, "
+        "lion_pytorch); any other is imported in the config and given as type=TheClass."
+    ),
+    wrong="optim_wrapper = dict(optimizer=dict(type='AdamX'))",
+    right="optim_wrapper = dict(optimizer=dict(type='AdamW'))",
+)
 def unknown_optimizer(context: Context) -> Iterator[Finding]:
     """An optimizer by its registered name; own ones are registered by ``custom_imports``."""
     key = "optim_wrapper.optimizer.type"

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from xtuner.config.check.code import ERROR, Code
 from xtuner.config.document import ConfigDocument
 from xtuner.config.values import has_key, iter_dicts, name_of, value_at
 from xtuner.utils.errors import Where
 from xtuner.utils.lang import tr
-
-ERROR, WARNING = "error", "warning"
 
 
 @dataclass(frozen=True)
@@ -102,23 +101,32 @@ RuleFunction = Callable[[Context], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A rule with its code and what it means for the run."""
+class Rule(Code):
+    """A code with the function that finds its problems."""
 
-    code: str
-    severity: str
     find: RuleFunction
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(code: str, severity: str) -> Callable[[RuleFunction], RuleFunction]:
-    """Register a rule under its code."""
+def rule(
+    code: str, severity: str, title: str, reason: str, *, wrong: str, right: str
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a rule under its code.
+
+    Args:
+        code: such as ``XT0302``.
+        severity: ``ERROR`` or ``WARNING``.
+        title: what is wrong, in a few words, marked with ``N_``.
+        reason: why, and what to do, marked with ``N_``.
+        wrong: lines of a config in which the rule finds a problem.
+        right: the same lines without the problem.
+    """
 
     def register(function: RuleFunction) -> RuleFunction:
         assert code not in RULES, f"{code} is taken"
-        RULES[code] = Rule(code, severity, function)
+        RULES[code] = Rule(code, severity, title, reason, wrong, right, function)
         return function
 
     return register

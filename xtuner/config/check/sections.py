@@ -7,9 +7,10 @@ import difflib
 from collections.abc import Iterator
 from types import FunctionType
 
-from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
+from xtuner.config.check.code import ERROR, WARNING
+from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.sections import SECTIONS, known_keys
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr
 
 NEEDED = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
 NEEDED_HUGGINGFACE = ("model", "train_dataset", "training_args")
@@ -38,7 +39,14 @@ def _meant(name: str) -> str | None:
     return near[0] if near else None
 
 
-@rule("XT0201", ERROR)
+@rule(
+    "XT0201",
+    ERROR,
+    N_("a misspelt section"),
+    N_("Nothing reads a section of this name, so its settings have no effect."),
+    wrong="train_dataloder = dict(batch_size=1)",
+    right="train_dataloader = dict(batch_size=1)",
+)
 def misspelt_section(context: Context) -> Iterator[Finding]:
     for name in _unread(context):
         meant = _meant(name)
@@ -50,7 +58,14 @@ def misspelt_section(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0202", WARNING)
+@rule(
+    "XT0202",
+    WARNING,
+    N_("a setting that nothing uses"),
+    N_("The name is neither a section nor used by one: changing it changes nothing."),
+    wrong="warmup = 0.1",
+    right="warmup_ratio = 0.1\nparam_scheduler = [dict(type=LinearLR, end=warmup_ratio)]",
+)
 def unused_setting(context: Context) -> Iterator[Finding]:
     for name in _unread(context):
         meant = _meant(name)
@@ -62,7 +77,20 @@ def unused_setting(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0203", ERROR)
+@rule(
+    "XT0203",
+    ERROR,
+    N_("a required section is missing"),
+    N_(
+        "A run needs model, train_dataloader, optim_wrapper and train_cfg; a Trainer config "
+        "(framework='huggingface') model, train_dataset and training_args."
+    ),
+    wrong="model = dict(type=SupervisedFinetune)",
+    right="model = dict(type=SupervisedFinetune)\n"
+    "train_dataloader = dict(batch_size=1)\n"
+    "optim_wrapper = dict(optimizer=dict(type=AdamW))\n"
+    "train_cfg = dict(type=TrainLoop, max_epochs=1)",
+)
 def missing_section(context: Context) -> Iterator[Finding]:
     needed = NEEDED_HUGGINGFACE if context.get("framework") == "huggingface" else NEEDED
     misspelt = {_meant(name) for name in _unread(context)}
@@ -75,7 +103,14 @@ def missing_section(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0204", ERROR)
+@rule(
+    "XT0204",
+    ERROR,
+    N_("a section without a type"),
+    N_("The type says which class or function to build; the other keys are its arguments."),
+    wrong="train_cfg = dict(max_epochs=1)",
+    right="train_cfg = dict(type=TrainLoop, max_epochs=1)",
+)
 def missing_type(context: Context) -> Iterator[Finding]:
     for key in TYPED:
         value = context.get(key)
@@ -89,7 +124,17 @@ def missing_type(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0205", ERROR)
+@rule(
+    "XT0205",
+    ERROR,
+    N_("a setting that the section does not have"),
+    N_(
+        "The section takes a fixed set of keys; another one has no effect or is an error when "
+        "the run starts."
+    ),
+    wrong="randomness = dict(sed=0)",
+    right="randomness = dict(seed=0)",
+)
 def unknown_key_of_section(context: Context) -> Iterator[Finding]:
     for key, value in context.dicts():
         known = known_keys(tuple(key.split(".")))
@@ -108,7 +153,17 @@ def unknown_key_of_section(context: Context) -> Iterator[Finding]:
                 )
 
 
-@rule("XT0206", ERROR)
+@rule(
+    "XT0206",
+    ERROR,
+    N_("validation or test without data"),
+    N_(
+        "val_cfg or val_evaluator needs val_dataloader, test_cfg or test_evaluator needs "
+        "test_dataloader."
+    ),
+    wrong="val_cfg = dict()",
+    right="val_cfg = dict()\nval_dataloader = dict(batch_size=1)",
+)
 def incomplete_evaluation(context: Context) -> Iterator[Finding]:
     """Validation and test need data; without an evaluator they measure the loss."""
     for part in ("val", "test"):

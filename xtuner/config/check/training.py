@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
+from xtuner.config.check.code import ERROR, WARNING
+from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.check.values import looks_local
 from xtuner.config.values import is_number, name_of
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 SFT = "SupervisedFinetune"
@@ -60,7 +61,16 @@ def local_json(folder: str, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-@rule("XT0301", ERROR)
+@rule(
+    "XT0301",
+    ERROR,
+    N_("packing with other columns kept"),
+    N_("Packing joins several rows into one; a column with one value per row cannot be kept."),
+    wrong="train_dataset = dict(type=process_hf_dataset, pack_to_max_length=True, "
+    "remove_unused_columns=False)",
+    right="train_dataset = dict(type=process_hf_dataset, pack_to_max_length=True, "
+    "remove_unused_columns=True)",
+)
 def pack_keeps_columns(context: Context) -> Iterator[Finding]:
     for key in context.typed(*HF_DATASETS):
         packs = context.get(f"{key}.pack_to_max_length", True)
@@ -72,7 +82,21 @@ def pack_keeps_columns(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0302", WARNING)
+@rule(
+    "XT0302",
+    WARNING,
+    N_("batch_size above 1 with packed rows"),
+    N_(
+        "With use_varlen_attn the packed rows of a batch are joined into one row of "
+        "batch_size x max_length tokens. The loss is right, but memory grows with it. Keep it "
+        "if the memory suffices; otherwise accumulate."
+    ),
+    wrong="model = dict(type=SupervisedFinetune, use_varlen_attn=True)\n"
+    "train_dataloader = dict(batch_size=4)",
+    right="model = dict(type=SupervisedFinetune, use_varlen_attn=True)\n"
+    "train_dataloader = dict(batch_size=1)\n"
+    "optim_wrapper = dict(accumulative_counts=4)",
+)
 def varlen_joins_rows(context: Context) -> Iterator[Finding]:
     size = context.get("train_dataloader.batch_size")
     if context.get("model.use_varlen_attn") and is_number(size) and size > 1:
@@ -92,7 +116,19 @@ def varlen_joins_rows(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0303", ERROR)
+@rule(
+    "XT0303",
+    ERROR,
+    N_("use_varlen_attn differs between model and data"),
+    N_(
+        "The model, the dataset and the collate function must agree on whether samples are "
+        "packed with their lengths."
+    ),
+    wrong="model = dict(type=SupervisedFinetune, use_varlen_attn=True)\n"
+    "train_dataset = dict(type=process_hf_dataset, use_varlen_attn=False)",
+    right="model = dict(type=SupervisedFinetune, use_varlen_attn=True)\n"
+    "train_dataset = dict(type=process_hf_dataset, use_varlen_attn=True)",
+)
 def varlen_disagrees(context: Context) -> Iterator[Finding]:
     model = bool(context.get("model.use_varlen_attn"))
     keys = ["train_dataloader.collate_fn", *context.typed(*HF_DATASETS, "build_preference_dataset")]
@@ -110,7 +146,17 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0305", ERROR)
+@rule(
+    "XT0305",
+    ERROR,
+    N_("sequence_parallel_size does not divide the processes"),
+    N_(
+        "Each group of sequence_parallel_size processes shares a row, so the number of "
+        "processes must be a multiple of it."
+    ),
+    wrong="sequence_parallel_size = 3  # 8 processes",
+    right="sequence_parallel_size = 4  # 8 processes",
+)
 def sequence_parallel_divides_world(context: Context) -> Iterator[Finding]:
     size = context.get("sequence_parallel_size", 1)
     world = os.environ.get("WORLD_SIZE", "")
@@ -125,7 +171,16 @@ def sequence_parallel_divides_world(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0307", WARNING)
+@rule(
+    "XT0307",
+    WARNING,
+    N_("the checkpoint interval is longer than the training"),
+    N_("No checkpoint is written before the end: a run that is stopped early is lost."),
+    wrong="train_cfg = dict(type=TrainLoop, max_iters=100)\n"
+    "default_hooks = dict(checkpoint=dict(interval=500))",
+    right="train_cfg = dict(type=TrainLoop, max_iters=100)\n"
+    "default_hooks = dict(checkpoint=dict(interval=50))",
+)
 def saves_only_at_the_end(context: Context) -> Iterator[Finding]:
     steps = context.get("train_cfg.max_iters")
     interval = context.get("default_hooks.checkpoint.interval")
@@ -140,7 +195,16 @@ def saves_only_at_the_end(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0308", ERROR)
+@rule(
+    "XT0308",
+    ERROR,
+    N_("the warmup is longer than the training"),
+    N_("The learning rate never reaches its full value."),
+    wrong="param_scheduler = [dict(type=LinearLR, by_epoch=True, end=3)]\n"
+    "train_cfg = dict(type=TrainLoop, max_epochs=1)",
+    right="param_scheduler = [dict(type=LinearLR, by_epoch=True, end=0.03)]\n"
+    "train_cfg = dict(type=TrainLoop, max_epochs=1)",
+)
 def warmup_outlasts_training(context: Context) -> Iterator[Finding]:
     for number, scheduler in enumerate(_schedulers(context)):
         by_epoch = dict.get(scheduler, "by_epoch", True)
@@ -164,7 +228,19 @@ def _schedulers(context: Context) -> list[dict[str, Any]]:
     return [s for s in (value if isinstance(value, list) else [value]) if isinstance(s, dict)]
 
 
-@rule("XT0309", WARNING)
+@rule(
+    "XT0309",
+    WARNING,
+    N_("the template of another model family"),
+    N_(
+        "A chat model has learnt the special tokens of its own template; another template "
+        "makes it learn them anew. 'auto' takes the one of the tokenizer."
+    ),
+    wrong="model = dict(llm=dict(pretrained_model_name_or_path='Qwen/Qwen2.5-7B-Instruct'))\n"
+    "fn = dict(type=template_map_fn_factory, template=PROMPT_TEMPLATE.vicuna)",
+    right="model = dict(llm=dict(pretrained_model_name_or_path='Qwen/Qwen2.5-7B-Instruct'))\n"
+    "fn = dict(type=template_map_fn_factory, template=PROMPT_TEMPLATE.qwen_chat)",
+)
 def template_of_another_family(context: Context) -> Iterator[Finding]:
     name = base_path(context).rstrip("/").lower()
     fits = next((names for pattern, names in CHAT_FAMILIES if re.search(pattern, name)), None)
@@ -183,7 +259,19 @@ def template_of_another_family(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0330", ERROR)
+@rule(
+    "XT0330",
+    ERROR,
+    N_("full training of a quantized model"),
+    N_(
+        "Weights in 4 or 8 bits have no gradient. Train adapters on them (QLoRA), or load the "
+        "model unquantized."
+    ),
+    wrong="model = dict(type=SupervisedFinetune, "
+    "llm=dict(quantization_config=dict(load_in_4bit=True)))",
+    right="model = dict(type=SupervisedFinetune, "
+    "llm=dict(quantization_config=dict(load_in_4bit=True)), lora=dict(r=64))",
+)
 def quantized_full_training(context: Context) -> Iterator[Finding]:
     llm = context.get("model.llm")
     if name_of(context.get("model.type")) != SFT or not isinstance(llm, dict):
@@ -197,7 +285,19 @@ def quantized_full_training(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0331", WARNING)
+@rule(
+    "XT0331",
+    WARNING,
+    N_("a learning rate of another method"),
+    N_(
+        "LoRA usually takes 1e-4 to 3e-4, full training 1e-5 to 5e-5: the adapters start at "
+        "0, the weights do not."
+    ),
+    wrong="model = dict(type=SupervisedFinetune, lora=dict(r=64))\n"
+    "optim_wrapper = dict(optimizer=dict(lr=1e-6))",
+    right="model = dict(type=SupervisedFinetune, lora=dict(r=64))\n"
+    "optim_wrapper = dict(optimizer=dict(lr=2e-4))",
+)
 def learning_rate_of_lora(context: Context) -> Iterator[Finding]:
     lr = context.get("optim_wrapper.optimizer.lr")
     if name_of(context.get("model.type")) != SFT or not is_number(lr) or lr <= 0:
@@ -217,7 +317,14 @@ def learning_rate_of_lora(context: Context) -> Iterator[Finding]:
         yield Finding("optim_wrapper.optimizer.lr", message, "lr = 2e-4")
 
 
-@rule("XT0332", WARNING)
+@rule(
+    "XT0332",
+    WARNING,
+    N_("braces in a system text"),
+    N_("The system text of EvaluateChatHook is taken literally; nothing is filled into {}."),
+    wrong="custom_hooks = [dict(type=EvaluateChatHook, system='You are {name}.')]",
+    right="custom_hooks = [dict(type=EvaluateChatHook, system='You are Ada.')]",
+)
 def braces_in_system(context: Context) -> Iterator[Finding]:
     for key in context.typed("EvaluateChatHook"):
         system = context.get(f"{key}.system")
@@ -228,7 +335,14 @@ def braces_in_system(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0333", ERROR)
+@rule(
+    "XT0333",
+    ERROR,
+    N_("a token that the tokenizer does not have"),
+    N_("eos_token and pad_token must be in the vocabulary: a new one has no trained embedding."),
+    wrong="tokenizer = dict(pretrained_model_name_or_path='./model', eos_token='<|endd|>')",
+    right="tokenizer = dict(pretrained_model_name_or_path='./model')",
+)
 def eos_not_in_tokenizer(context: Context) -> Iterator[Finding]:
     folder = context.get("tokenizer.pretrained_model_name_or_path")
     content = local_json(folder, "tokenizer.json") if isinstance(folder, str) else {}
@@ -250,7 +364,17 @@ def eos_not_in_tokenizer(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0334", WARNING)
+@rule(
+    "XT0334",
+    WARNING,
+    N_("pad_token equals eos_token"),
+    N_(
+        "Where padding is masked by its id, the end of each answer is masked with it, and the "
+        "model does not learn to stop."
+    ),
+    wrong="tokenizer = dict(pad_token='</s>', eos_token='</s>')",
+    right="tokenizer = dict(pad_token='<unk>', eos_token='</s>')",
+)
 def pad_is_eos(context: Context) -> Iterator[Finding]:
     pad, eos = context.get("tokenizer.pad_token"), context.get("tokenizer.eos_token")
     if isinstance(pad, str) and pad == eos:
@@ -263,7 +387,20 @@ def pad_is_eos(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0335", WARNING)
+@rule(
+    "XT0335",
+    WARNING,
+    N_("the tokenizer of another model"),
+    N_(
+        "The ids of another tokenizer mean other tokens to the model. Where two names mean "
+        "the same tokenizer, use one."
+    ),
+    wrong="tokenizer = dict(pretrained_model_name_or_path='Qwen/Qwen2.5-7B')\n"
+    "model = dict(llm=dict(pretrained_model_name_or_path='Qwen/Qwen3-8B'))",
+    right="path = 'Qwen/Qwen3-8B'\n"
+    "tokenizer = dict(pretrained_model_name_or_path=path)\n"
+    "model = dict(llm=dict(pretrained_model_name_or_path=path))",
+)
 def tokenizer_of_another_model(context: Context) -> Iterator[Finding]:
     key = "tokenizer.pretrained_model_name_or_path"
     tokenizer, model = context.get(key), context.get("model.llm.pretrained_model_name_or_path")
@@ -279,7 +416,23 @@ def tokenizer_of_another_model(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0336", WARNING)
+@rule(
+    "XT0336",
+    WARNING,
+    N_("rows are grouped by another batch size"),
+    N_(
+        "LengthGroupedSampler puts rows of similar length into one optimizer step, so it "
+        "needs batch_size x accumulative_counts."
+    ),
+    wrong="from xtuner.dataset.samplers import LengthGroupedSampler\n"
+    "train_dataloader = dict(batch_size=2, sampler=dict(type=LengthGroupedSampler, "
+    "per_device_batch_size=2))\n"
+    "optim_wrapper = dict(accumulative_counts=8)",
+    right="from xtuner.dataset.samplers import LengthGroupedSampler\n"
+    "train_dataloader = dict(batch_size=2, sampler=dict(type=LengthGroupedSampler, "
+    "per_device_batch_size=16))\n"
+    "optim_wrapper = dict(accumulative_counts=8)",
+)
 def groups_of_another_batch_size(context: Context) -> Iterator[Finding]:
     if context.kind("train_dataloader.sampler") != "LengthGroupedSampler":
         return
@@ -299,7 +452,14 @@ def groups_of_another_batch_size(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0337", ERROR)
+@rule(
+    "XT0337",
+    ERROR,
+    N_("an unknown loss_scale"),
+    N_("loss_scale is a number or 'dynamic'."),
+    wrong="optim_wrapper = dict(loss_scale='dynamik', dtype='float16')",
+    right="optim_wrapper = dict(loss_scale='dynamic', dtype='float16')",
+)
 def unknown_loss_scale(context: Context) -> Iterator[Finding]:
     scale, dtype = context.get("optim_wrapper.loss_scale"), context.get("optim_wrapper.dtype")
     if isinstance(scale, str) and scale != "dynamic":
@@ -310,7 +470,20 @@ def unknown_loss_scale(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0338", WARNING)
+@rule(
+    "XT0338",
+    WARNING,
+    N_("conversations without a template"),
+    N_(
+        "The template puts the marks of each turn around questions and answers; without it "
+        "they are joined as one text."
+    ),
+    wrong="train_dataset = dict(type=process_hf_dataset, dataset_map_fn=alpaca_map_fn, "
+    "template_map_fn=None)",
+    right="train_dataset = dict(type=process_hf_dataset, dataset_map_fn=alpaca_map_fn, "
+    "template_map_fn=dict(type=template_map_fn_factory, "
+    "template=PROMPT_TEMPLATE.qwen_chat))",
+)
 def template_missing(context: Context) -> Iterator[Finding]:
     """Turns without a template run into each other."""
     for key in context.typed(*HF_DATASETS):

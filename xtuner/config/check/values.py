@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
-from xtuner.config.check.problem import ERROR, WARNING, Context, Finding, rule
+from xtuner.config.check.code import ERROR, WARNING
+from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.values import is_number, name_of
 from xtuner.utils.dtypes import DTYPE_NAMES
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr
 
 POSITIVE = (
     "train_dataloader.batch_size",
@@ -29,7 +30,17 @@ POSITIVE = (
 SHARES = ("model.lora.lora_dropout", "model.label_smoothing")
 
 
-@rule("XT0310", ERROR)
+@rule(
+    "XT0310",
+    ERROR,
+    N_("a number that must be above 0"),
+    N_(
+        "Sizes, lengths, rates and intervals must be numbers above 0; a text such as '1e-4' "
+        "is not a number."
+    ),
+    wrong="train_dataloader = dict(batch_size=0)",
+    right="train_dataloader = dict(batch_size=1)",
+)
 def not_positive(context: Context) -> Iterator[Finding]:
     for key in POSITIVE:
         value = context.get(key)
@@ -40,7 +51,14 @@ def not_positive(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0311", ERROR)
+@rule(
+    "XT0311",
+    ERROR,
+    N_("a share outside 0 to 1"),
+    N_("Dropout and label smoothing are shares: 5 percent is 0.05."),
+    wrong="model = dict(lora=dict(lora_dropout=5))",
+    right="model = dict(lora=dict(lora_dropout=0.05))",
+)
 def not_a_share(context: Context) -> Iterator[Finding]:
     for key in SHARES:
         value = context.get(key)
@@ -51,7 +69,14 @@ def not_a_share(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0312", ERROR)
+@rule(
+    "XT0312",
+    ERROR,
+    N_("wrong betas of the optimizer"),
+    N_("Adam takes two betas from 0 up to 1."),
+    wrong="optim_wrapper = dict(optimizer=dict(betas=0.9))",
+    right="optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.999)))",
+)
 def wrong_betas(context: Context) -> Iterator[Finding]:
     key = "optim_wrapper.optimizer.betas"
     betas = context.get(key)
@@ -66,7 +91,16 @@ def wrong_betas(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0313", ERROR)
+@rule(
+    "XT0313",
+    ERROR,
+    N_("an unknown dtype"),
+    N_(
+        "A dtype is given by its name in torch, such as bfloat16, float16 or float32, or as 'auto'."
+    ),
+    wrong="model = dict(llm=dict(dtype='bfloat'))",
+    right="model = dict(llm=dict(dtype='bfloat16'))",
+)
 def unknown_dtype(context: Context) -> Iterator[Finding]:
     keys = ["optim_wrapper.dtype", "model.llm.dtype", "model.llm.torch_dtype"]
     keys.append("model.llm.quantization_config.bnb_4bit_compute_dtype")
@@ -80,7 +114,14 @@ def unknown_dtype(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0314", ERROR)
+@rule(
+    "XT0314",
+    ERROR,
+    N_("a negative weight decay"),
+    N_("Weight decay pulls weights towards 0; a negative one makes them grow."),
+    wrong="optim_wrapper = dict(optimizer=dict(weight_decay=-0.1))",
+    right="optim_wrapper = dict(optimizer=dict(weight_decay=0.1))",
+)
 def negative_weight_decay(context: Context) -> Iterator[Finding]:
     key = "optim_wrapper.optimizer.weight_decay"
     value = context.get(key)
@@ -91,7 +132,17 @@ def negative_weight_decay(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0315", ERROR)
+@rule(
+    "XT0315",
+    ERROR,
+    N_("the work dir cannot be written to"),
+    N_(
+        "Checkpoints and logs go into the work dir: it must be a folder, or a new one in a "
+        "folder that you may write to."
+    ),
+    wrong="work_dir = '/dev/null/run'",
+    right="work_dir = './work_dirs/run'",
+)
 def work_dir_not_writable(context: Context) -> Iterator[Finding]:
     work_dir = context.get("work_dir")
     if not isinstance(work_dir, str):
@@ -118,7 +169,17 @@ def _made_before(context: Context) -> set[str]:
     return {str(dict.get(step, "save_dir")) for step in steps if isinstance(step, dict)}
 
 
-@rule("XT0316", ERROR)
+@rule(
+    "XT0316",
+    ERROR,
+    N_("a model folder that does not exist"),
+    N_(
+        "A path that begins with '/', './', '../' or '~' is a local folder; a name such as "
+        "'Qwen/Qwen2.5-7B' is looked up on the hub."
+    ),
+    wrong="tokenizer = dict(pretrained_model_name_or_path='./no_such_model')",
+    right="tokenizer = dict(pretrained_model_name_or_path='Qwen/Qwen2.5-7B')",
+)
 def no_such_model_folder(context: Context) -> Iterator[Finding]:
     made = _made_before(context)
     for key, value in context.dicts():
@@ -133,7 +194,14 @@ def no_such_model_folder(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0317", WARNING)
+@rule(
+    "XT0317",
+    WARNING,
+    N_("a data file that does not exist"),
+    N_("A relative path counts from the folder in which the command is run."),
+    wrong="train_dataset = dict(type=load_dataset, path='json', data_files='./no_such.jsonl')",
+    right="train_dataset = dict(type=load_dataset, path='json', data_files='my.jsonl')",
+)
 def no_such_data_file(context: Context) -> Iterator[Finding]:
     for key in context.typed("load_dataset"):
         files = context.get(f"{key}.data_files")
@@ -154,18 +222,45 @@ def _absent(context: Context, key: str) -> Iterator[Finding]:
         yield Finding(key, tr("there is no checkpoint '{path}'", path=path))
 
 
-@rule("XT0318", ERROR)
+@rule(
+    "XT0318",
+    ERROR,
+    N_("a checkpoint that does not exist"),
+    N_(
+        "load_from starts the training from the weights of a checkpoint; without it the run "
+        "cannot begin."
+    ),
+    wrong="load_from = './no_such.pth'",
+    right="load_from = None",
+)
 def no_such_checkpoint(context: Context) -> Iterator[Finding]:
     yield from _absent(context, "load_from")
 
 
-@rule("XT0328", WARNING)
+@rule(
+    "XT0328",
+    WARNING,
+    N_("pretrained weights that are not there yet"),
+    N_(
+        "model.pretrained_pth is usually written by an earlier run, such as the pretraining "
+        "of LLaVA's projector. Start that run first."
+    ),
+    wrong="model = dict(pretrained_pth='./work_dirs/pretrain/iter_1.pth')",
+    right="model = dict(pretrained_pth=None)",
+)
 def no_such_pretrained_part(context: Context) -> Iterator[Finding]:
     """A warning: it is usually what another run is going to write."""
     yield from _absent(context, "model.pretrained_pth")
 
 
-@rule("XT0329", ERROR)
+@rule(
+    "XT0329",
+    ERROR,
+    N_("an invalid checkpoint interval"),
+    N_("The interval is a number of batches (or epochs, with by_epoch); -1 means never."),
+    wrong="default_hooks = dict(checkpoint=dict(interval=0))",
+    right="default_hooks = dict(checkpoint=dict(interval=500))",
+)
 def saves_every_zero_batches(context: Context) -> Iterator[Finding]:
     key = "default_hooks.checkpoint.interval"
     interval = context.get(key)
@@ -178,7 +273,14 @@ def saves_every_zero_batches(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0319", ERROR)
+@rule(
+    "XT0319",
+    ERROR,
+    N_("two lengths of the training"),
+    N_("max_epochs and max_iters contradict each other."),
+    wrong="train_cfg = dict(type=TrainLoop, max_epochs=3, max_iters=1000)",
+    right="train_cfg = dict(type=TrainLoop, max_epochs=3)",
+)
 def both_lengths_of_training(context: Context) -> Iterator[Finding]:
     if context.get("train_cfg.max_epochs") and context.get("train_cfg.max_iters"):
         yield Finding(
@@ -188,7 +290,14 @@ def both_lengths_of_training(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0320", ERROR)
+@rule(
+    "XT0320",
+    ERROR,
+    N_("no length of the training"),
+    N_("train_cfg needs max_epochs or max_iters."),
+    wrong="train_cfg = dict(type=TrainLoop)",
+    right="train_cfg = dict(type=TrainLoop, max_epochs=3)",
+)
 def no_length_of_training(context: Context) -> Iterator[Finding]:
     lengths = (context.get("train_cfg.max_epochs"), context.get("train_cfg.max_iters"))
     if isinstance(context.get("train_cfg"), dict) and lengths == (None, None):
@@ -199,7 +308,17 @@ def no_length_of_training(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0321", ERROR)
+@rule(
+    "XT0321",
+    ERROR,
+    N_("4 bits and 8 bits at once"),
+    N_("bitsandbytes quantizes weights to 4 or to 8 bits. QLoRA takes 4."),
+    wrong="quantization = dict(type=BitsAndBytesConfig, load_in_4bit=True, "
+    "load_in_8bit=True)\n"
+    "model = dict(llm=dict(quantization_config=quantization))",
+    right="quantization = dict(type=BitsAndBytesConfig, load_in_4bit=True)\n"
+    "model = dict(llm=dict(quantization_config=quantization))",
+)
 def two_quantizations(context: Context) -> Iterator[Finding]:
     for key in context.typed("BitsAndBytesConfig"):
         if context.get(f"{key}.load_in_4bit") and context.get(f"{key}.load_in_8bit"):
@@ -210,7 +329,14 @@ def two_quantizations(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0322", ERROR)
+@rule(
+    "XT0322",
+    ERROR,
+    N_("an invalid interval of sample outputs"),
+    N_("every_n_iters is a number of batches; 0 switches the sample outputs off."),
+    wrong="custom_hooks = [dict(type=EvaluateChatHook, every_n_iters=-1)]",
+    right="custom_hooks = [dict(type=EvaluateChatHook, every_n_iters=500)]",
+)
 def bad_evaluation_interval(context: Context) -> Iterator[Finding]:
     for key in context.typed("EvaluateChatHook"):
         every = context.get(f"{key}.every_n_iters")
@@ -221,7 +347,14 @@ def bad_evaluation_interval(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0323", ERROR)
+@rule(
+    "XT0323",
+    ERROR,
+    N_("evaluation_inputs is one text"),
+    N_("It is a list of questions; one text would be read as a list of its characters."),
+    wrong="custom_hooks = [dict(type=EvaluateChatHook, evaluation_inputs='Who are you?')]",
+    right="custom_hooks = [dict(type=EvaluateChatHook, evaluation_inputs=['Who are you?'])]",
+)
 def evaluation_inputs_not_a_list(context: Context) -> Iterator[Finding]:
     for key in context.typed("EvaluateChatHook"):
         inputs = context.get(f"{key}.evaluation_inputs")
@@ -233,7 +366,14 @@ def evaluation_inputs_not_a_list(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0324", ERROR)
+@rule(
+    "XT0324",
+    ERROR,
+    N_("dataset_map_fn is not a function"),
+    N_("It takes a function that turns a row into a conversation, or None."),
+    wrong="train_dataset = dict(type=process_hf_dataset, dataset_map_fn=True)",
+    right="train_dataset = dict(type=process_hf_dataset, dataset_map_fn=alpaca_map_fn)",
+)
 def unknown_map_function(context: Context) -> Iterator[Finding]:
     """A row map function may be given by its key; the keys are those of list-dataset-format."""
     for key in context.typed("process_hf_dataset", "process_ms_dataset"):
@@ -246,7 +386,14 @@ def unknown_map_function(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0325", ERROR)
+@rule(
+    "XT0325",
+    ERROR,
+    N_("a switch in quotes"),
+    N_("Any text that is not empty counts as true, 'False' too."),
+    wrong="model = dict(use_varlen_attn='False')",
+    right="model = dict(use_varlen_attn=False)",
+)
 def text_for_a_switch(context: Context) -> Iterator[Finding]:
     """The text ``"False"`` counts as true."""
     for key, value in context.dicts():
@@ -260,7 +407,14 @@ def text_for_a_switch(context: Context) -> Iterator[Finding]:
                 )
 
 
-@rule("XT0326", ERROR)
+@rule(
+    "XT0326",
+    ERROR,
+    N_("max_length is not a whole number above 0"),
+    N_("It is the length of a sample in tokens. A number in quotes is text."),
+    wrong="train_dataset = dict(type=process_hf_dataset, max_length='2048')",
+    right="train_dataset = dict(type=process_hf_dataset, max_length=2048)",
+)
 def text_for_a_number(context: Context) -> Iterator[Finding]:
     """A number in quotes reaches torch as text."""
     for key in context.typed("process_hf_dataset", "LLaVADataset", "build_preference_dataset"):
@@ -272,7 +426,14 @@ def text_for_a_number(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule("XT0327", ERROR)
+@rule(
+    "XT0327",
+    ERROR,
+    N_("an unknown loss"),
+    N_("DPO and RewardModel have fixed names for their losses."),
+    wrong="model = dict(type=DPO, loss_type='sigmoyd')",
+    right="model = dict(type=DPO, loss_type='sigmoid')",
+)
 def unknown_loss_type(context: Context) -> Iterator[Finding]:
     known = {
         "DPO": ["sigmoid", "robust", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair"],
@@ -288,7 +449,14 @@ def unknown_loss_type(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule("XT0339", ERROR)
+@rule(
+    "XT0339",
+    ERROR,
+    N_("an invalid value of compile"),
+    N_("compile is True, False or 'auto' (where the run is long enough to gain from it)."),
+    wrong="model = dict(compile='yes')",
+    right="model = dict(compile='auto')",
+)
 def unknown_compile(context: Context) -> Iterator[Finding]:
     value = context.get("model.compile")
     if value is not None and not isinstance(value, bool) and value != "auto":
