@@ -97,6 +97,7 @@ PREPROCESS = {
 }
 
 COMMANDS: Mapping[str, Command] = {
+    "doctor": Command(N_("check this machine and what a config needs of it"), "doctor"),
     "list-cfg": Command(N_("list the configs by name"), "list_cfg"),
     "copy-cfg": Command(N_("copy a config to edit it"), "copy_cfg"),
     "print-cfg": Command(N_("show a config as it will be used"), "print_cfg"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from xtuner.utils.errors import UserError, Where
@@ -10,6 +15,45 @@ from xtuner.utils.lang import tr
 
 TIMEOUT = 3.0
 """Seconds to wait for the hub's answer; a download itself may take longer."""
+LONGEST_ANSWER = 5.0
+"""Seconds that ``ask_hub`` waits, the look-up of the name included."""
+
+
+def ask_hub() -> Callable[[], str | None]:
+    """Ask the hub (or the mirror of ``HF_ENDPOINT``) for its front page, in the background.
+
+    Nothing is asked with ``HF_HUB_OFFLINE``.
+
+    Returns:
+        A function that waits for the answer and gives None where there is one, else why not.
+    """
+    from huggingface_hub import constants
+
+    errors: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=LONGEST_ANSWER).close()
+        except urllib.error.HTTPError:
+            errors.append(None)  # it answers
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            errors.append(str(getattr(error, "reason", error)))
+        else:
+            errors.append(None)
+
+    if constants.HF_HUB_OFFLINE:
+        return lambda: None
+    thread = threading.Thread(target=ask, daemon=True)  # a look-up of a name has no timeout
+    thread.start()
+
+    def answer() -> str | None:
+        thread.join(LONGEST_ANSWER)
+        if errors:
+            return errors[0]
+        return tr("no answer in {seconds:g} seconds", seconds=LONGEST_ANSWER)
+
+    return answer
 
 
 def require_available(name: str, where: Where | None = None) -> None:

@@ -118,7 +118,7 @@ def _adapt_model(config: Config) -> list[str]:
                 part[key] = used if isinstance(value, str) else torch_dtype(used)
                 notes.append(_other_dtype(name, used, f"{path}.{key}"))
         wanted = part.get("attn_implementation")
-        if wanted == "flash_attention_2" and not _has_flash_attention():
+        if wanted == "flash_attention_2" and not has_flash_attention():
             part.pop("attn_implementation")
             notes.append(
                 tr(
@@ -129,7 +129,8 @@ def _adapt_model(config: Config) -> list[str]:
     return notes
 
 
-def _has_flash_attention() -> bool:
+def has_flash_attention() -> bool:
+    """Whether flash-attn is installed and there is a GPU for it."""
     return has_gpu() and importlib.util.find_spec("flash_attn") is not None
 
 

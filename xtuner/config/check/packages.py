@@ -13,6 +13,7 @@ from xtuner.utils.lang import N_, tr
 
 PACKAGES: Mapping[str, str] = {
     "BitsAndBytesConfig": "bitsandbytes",
+    "DeepSpeedStrategy": "deepspeed",
     "TensorboardVisBackend": "tensorboard",
     "WandbVisBackend": "wandb",
     "MLflowVisBackend": "mlflow",
