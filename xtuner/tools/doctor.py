@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from xtuner.config.document import ConfigDocument
     from xtuner.reporting.environment_report import Item
 
-NEEDS = ("XT0001", "XT0002", "XT0101", "XT0107", "XT0315", "XT0316", "XT0317", "XT0318", "XT0328")
-NEEDS += ("XT0340", "XT0341")
+NEEDS = (
+    *("XT0001", "XT0002", "XT0101", "XT0107", "XT0315", "XT0316", "XT0317", "XT0318"),
+    *("XT0328", "XT0340", "XT0341"),
+)
 """Codes of check-cfg that say what is not on this machine."""
 NAME_WIDTH = 24
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from xtuner.utils.errors import UserError
@@ -57,7 +57,7 @@ def _spelled(word: str) -> str:
     return f"XT{digits:0>4}" if digits.isdecimal() else word.lower().replace("_", "-")
 
 
-def _listed(of_configs: dict[str, Code], of_data: dict[str, Rule]) -> Iterator[str]:
+def _listed(of_configs: Mapping[str, Code], of_data: Mapping[str, Rule]) -> Iterator[str]:
     yield tr("Codes of 'xtuner check-cfg' and of 'xtuner train':")
     for name, code in of_configs.items():
         yield f"  {name}  {code.title}"
