@@ -30,6 +30,7 @@ TESTED_BY = {
     "xtuner/config/definitions.py": "test_local_modules.py",
     "xtuner/configs/datasets.py": "test_published_settings.py",
     "xtuner/configs/settings.py": "test_published_settings.py",
+    "xtuner/configs/models/gemma.py": "test_cards.py",
     "xtuner/configs/models/internlm.py": "test_published_settings.py",
     "xtuner/configs/models/llama.py": "test_published_settings.py",
     "xtuner/model/transformers_models/decoder.py": "test_golden.py",

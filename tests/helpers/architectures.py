@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 VOCABULARY = 512
 
@@ -74,8 +74,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "moe_layer_start_index": 1,
         "moe_layer_end_index": 1,
     },
+    "exaone4": WINDOWS,
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "mamba_n_heads": 4},
     "gemma3_text": WINDOWS,
+    "gemma4_text": {
+        **WINDOWS,
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 16,
+        "global_head_dim": 32,
+    },
+    "gemma4_unified_text": {**WINDOWS, "global_head_dim": 32},
     "glm4_moe": EXPERTS,
     "glm4_moe_lite": {**EXPERTS, **LATENT_ATTENTION, "head_dim": 8},
     "granitemoe": EXPERTS,
@@ -83,6 +92,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {**EXPERTS, "moe_topk": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {**EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {
         **EXPERTS,
         "intermediate_size_mlp": 128,
@@ -92,6 +102,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "moe_layers": [1],
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "chunk_size": 8, "n_groups": 1},
+    "minicpm3": {"num_key_value_heads": 4},
     "minimax": {**EXPERTS, "layer_types": ["linear_attention", "full_attention"], "block_size": 4},
     "minimax_m2": EXPERTS,
     "mixtral": EXPERTS,
@@ -104,6 +115,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "n_groups": 1,
         "chunk_size": 8,
     },
+    "olmo3": WINDOWS,
     "olmo_hybrid": DELTA_NET,
     "olmoe": EXPERTS,
     "phimoe": EXPERTS,
@@ -114,10 +126,52 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3_next": {**EXPERTS, **DELTA_NET},
 }
 """What a tiny model of a kind needs beside ``BASE``."""
+MULTIMODAL = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+"""The kind of the language model inside a multimodal one."""
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "depth": 1,
+    "num_attention_heads": 2,
+    "num_heads": 2,
+    "head_dim": 16,
+    "image_size": 28,
+    "patch_size": 14,
+    "out_hidden_size": BASE["hidden_size"],
+}
+"""A tiny vision tower, in the words of all of them."""
+
+
+def make_config(kind: str, **changes: Any) -> PreTrainedConfig:
+    """Make the configuration of a tiny model.
+
+    Args:
+        kind: a ``model_type`` of transformers.
+        changes: to the settings of its language model.
+    """
+    inner = MULTIMODAL.get(kind, kind)
+    # for_model's own parameter is called model_type; some configurations have one of that name
+    settings = {**BASE, **SETTINGS.get(inner, {}), **changes}
+    if inner == kind:
+        return AutoConfig.for_model(kind, **settings)
+    text = {**settings, "model_type": inner}
+    return AutoConfig.for_model(kind, text_config=text, vision_config=VISION)
 
 
 def make_architecture(
-    kind: str, *, attention: str, dtype: torch.dtype = torch.float32, seed: int = 0
+    kind: str,
+    *,
+    attention: str,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **changes: Any,
 ) -> PreTrainedModel:
     """Make a model with random weights.
 
@@ -126,8 +180,8 @@ def make_architecture(
         attention: its ``attn_implementation``.
         dtype: of the weights.
         seed: of the weights.
+        changes: to the settings of its language model.
     """
     torch.manual_seed(seed)
-    # for_model's own parameter is called model_type; some configurations have one of that name
-    config = AutoConfig.for_model(kind, **{**BASE, **SETTINGS.get(kind, {})})
+    config = make_config(kind, **changes)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)

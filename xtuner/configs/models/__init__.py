@@ -1,4 +1,6 @@
-"""The models: one card each, a family a file. To add a model, add its card to its family's file.
+"""The models: one card each, a family a file; families of few cards share ``others``.
+
+To add a model, add its card to its family's file.
 
 ``xtuner list-cfg`` shows a card's recipes; the other methods and datasets that fit it have names
 too.
@@ -20,6 +22,7 @@ from xtuner.configs.models import (
     minicpm,
     mistral,
     olmo,
+    others,
     phi,
     qwen,
     smollm,
@@ -45,5 +48,6 @@ FAMILIES = (
     olmo,
     granite,
     falcon,
+    others,
 )
 MODELS: dict[str, ModelCard] = {card.name: card for family in FAMILIES for card in family.CARDS}

@@ -1,4 +1,4 @@
-"""Gemma, Gemma 2 and the text models of Gemma 3."""
+"""Gemma, Gemma 2, Gemma 3 and Gemma 4; the multimodal ones are trained on text."""
 
 from __future__ import annotations
 
@@ -111,5 +111,75 @@ CARDS = (
         template="auto",
         chat=True,
         recipes=CHAT,
+    ),
+    ModelCard(
+        name="gemma3_4b",
+        path="google/gemma-3-4b-pt",
+        billions=4.3,
+        recipes=BASE,
+    ),
+    ModelCard(
+        name="gemma3_4b_it",
+        path="google/gemma-3-4b-it",
+        billions=4.3,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="gemma3_12b_it",
+        path="google/gemma-3-12b-it",
+        billions=12.2,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="gemma3_27b_it",
+        path="google/gemma-3-27b-it",
+        billions=27.4,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
+    ),
+    ModelCard(
+        name="gemma4_e2b_it",
+        path="google/gemma-4-E2B-it",
+        billions=5.1,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="gemma4_e4b_it",
+        path="google/gemma-4-E4B-it",
+        billions=8.0,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="gemma4_12b_it",
+        path="google/gemma-4-12B-it",
+        billions=12.0,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="gemma4_26b_a4b_it",
+        path="google/gemma-4-26B-A4B-it",
+        billions=26.0,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
+    ),
+    ModelCard(
+        name="gemma4_31b_it",
+        path="google/gemma-4-31B-it",
+        billions=31.0,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
     ),
 )

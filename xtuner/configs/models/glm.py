@@ -1,4 +1,4 @@
-"""ChatGLM2, ChatGLM3 and GLM-4."""
+"""ChatGLM2, ChatGLM3, GLM-4, GLM-4.5 and GLM-4.7."""
 
 from __future__ import annotations
 
@@ -77,5 +77,27 @@ CARDS = (
         path="zai-org/GLM-4-32B-Base-0414",
         billions=32.6,
         recipes=LARGE_BASE,
+    ),
+    ModelCard(
+        name="glm4_5_air",
+        path="zai-org/GLM-4.5-Air",
+        billions=106.0,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
+    ),
+    ModelCard(
+        name="glm4_5_air_base",
+        path="zai-org/GLM-4.5-Air-Base",
+        billions=106.0,
+        recipes=LARGE_BASE,
+    ),
+    ModelCard(
+        name="glm4_7_flash",
+        path="zai-org/GLM-4.7-Flash",
+        billions=30.0,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
     ),
 )

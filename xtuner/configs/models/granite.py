@@ -1,4 +1,4 @@
-"""Granite 3.3."""
+"""Granite 3.3 and Granite 4."""
 
 from __future__ import annotations
 
@@ -30,6 +30,30 @@ CARDS = (
         name="granite3_3_8b_instruct",
         path="ibm-granite/granite-3.3-8b-instruct",
         billions=8.2,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="granite4_micro",
+        path="ibm-granite/granite-4.0-micro",
+        billions=3.4,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="granite4_h_micro",
+        path="ibm-granite/granite-4.0-h-micro",
+        billions=3.2,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="granite4_h_tiny",
+        path="ibm-granite/granite-4.0-h-tiny",
+        billions=6.9,
         template="auto",
         chat=True,
         recipes=CHAT,

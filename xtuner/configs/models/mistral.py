@@ -1,4 +1,4 @@
-"""Mistral, Mixtral, Mistral Nemo and Zephyr."""
+"""Mistral, Mixtral, Mistral Nemo, Mistral Small and Zephyr."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from xtuner.configs.models.recipes import (
     CHAT,
     CHAT_PREFERENCE,
     CUSTOM_SFT,
+    LARGE_BASE,
+    LARGE_CHAT,
     PRETRAIN,
 )
 
@@ -83,5 +85,19 @@ CARDS = (
         template="zephyr",
         chat=True,
         recipes=(*CUSTOM_SFT, "qlora_alpaca_e3", *PRETRAIN),
+    ),
+    ModelCard(
+        name="mistral_small_24b_base",
+        path="mistralai/Mistral-Small-24B-Base-2501",
+        billions=23.6,
+        recipes=LARGE_BASE,
+    ),
+    ModelCard(
+        name="mistral_small_24b_instruct",
+        path="mistralai/Mistral-Small-24B-Instruct-2501",
+        billions=23.6,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
     ),
 )

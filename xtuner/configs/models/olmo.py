@@ -1,4 +1,4 @@
-"""OLMo 2."""
+"""OLMo 2 and OLMo 3."""
 
 from __future__ import annotations
 
@@ -57,6 +57,22 @@ CARDS = (
     ModelCard(
         name="olmo2_32b_instruct",
         path="allenai/OLMo-2-0325-32B-Instruct",
+        billions=32.2,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
+    ),
+    ModelCard(
+        name="olmo3_7b_instruct",
+        path="allenai/Olmo-3-7B-Instruct",
+        billions=7.3,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="olmo3_32b_think",
+        path="allenai/Olmo-3-32B-Think",
         billions=32.2,
         template="auto",
         chat=True,

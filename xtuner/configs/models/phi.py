@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4."""
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-reasoning."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ CARDS = (
     ModelCard(
         name="phi4",
         path="microsoft/phi-4",
+        billions=14.7,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="phi4_reasoning",
+        path="microsoft/Phi-4-reasoning",
         billions=14.7,
         template="auto",
         chat=True,
