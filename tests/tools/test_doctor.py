@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from xtuner.config.check import packages
-from xtuner.engine import hub
 from xtuner.entry_point import main
 from xtuner.reporting import environment_report as report
 from xtuner.reporting.environment_report import MISSING, WARNING, Item
+from xtuner.utils import hub
 
 QLORA = Path(__file__).parents[1] / "errors" / "base" / "qlora.py"
 
@@ -126,6 +128,20 @@ def listening():
     """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+@pytest.fixture
+def answering():
+    """The address of a server that answers HEAD with status 501, as a mirror may."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_hub_that_answers(endpoint, answering):
+    endpoint(answering)
+    assert hub.ask_hub()() is None
 
 
 def test_a_hub_that_refuses(endpoint):

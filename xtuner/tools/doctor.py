@@ -58,7 +58,7 @@ def _items(args: argparse.Namespace) -> Iterator[Item]:
     yield from packages
     if any(item.status == report.MISSING for item in packages):
         return  # the rest needs them
-    from xtuner.engine.hub import ask_hub
+    from xtuner.utils.hub import ask_hub
 
     hub = ask_hub()
     devices = list(report.device_items())
@@ -139,9 +139,9 @@ def _base_model(document: ConfigDocument) -> Iterator[Item]:
     from xtuner.config.check.problem import Context
     from xtuner.config.check.training import base_path
     from xtuner.config.check.values import looks_local
-    from xtuner.engine.hub import require_available
     from xtuner.reporting.environment_report import MISSING, OK, Item
     from xtuner.utils.errors import UserError, Where
+    from xtuner.utils.hub import require_available
 
     path = base_path(Context(document))
     if not path or looks_local(path):  # XT0316
