@@ -194,7 +194,7 @@ class FinetuneModel(BaseModel):
 
     def compute_outputs(self, data: Batch) -> ModelOutput | Tensor:
         """Call the transformers model."""
-        outputs: ModelOutput = self.llm(**self.inputs(data))
+        outputs: ModelOutput = self.llm(**self.inputs(data), use_cache=False)
         return outputs
 
     def predict(self, data: Batch) -> dict[str, Tensor]:
