@@ -10,7 +10,12 @@ import torch
 from tests.helpers.architectures import VOCABULARY, make_architecture
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model.modules import attention
-from xtuner.model.probe import RowProbe, probe_rows, require_exact_rows
+from xtuner.model.probe import (
+    RowProbe,
+    probe_rows,
+    require_exact_rows,
+    require_within_chunks,
+)
 from xtuner.model.sft import SupervisedFinetune
 from xtuner.utils.errors import UserError
 
@@ -116,3 +121,25 @@ def test_a_first_batch_is_exact_or_refused(kind, implementation, packed):
         for row in rows
     )
     assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", attention.register()])
+def test_samples_longer_than_a_chunk_are_refused_where_they_would_be_wrong(implementation):
+    llm = make_architecture("llama4_text", attention=implementation)
+    require_within_chunks(llm, 4)
+    if implementation == "eager":
+        require_within_chunks(llm, 5)
+        return
+    with pytest.raises(UserError, match="chunks of 4 tokens, and a sample has 5") as refused:
+        require_within_chunks(llm, 5)
+    assert "max_length to 4" in refused.value.hint
+
+
+def test_training_refuses_a_sample_longer_than_a_chunk():
+    llm = make_architecture("llama4_text", attention=attention.register())
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False)
+    ids = torch.arange(10, 19)[None]
+    with pytest.raises(UserError, match="chunks of 4 tokens"):
+        model({"input_ids": ids, "labels": ids})
+    short = ids[:, :4]
+    assert torch.isfinite(model({"input_ids": short, "labels": short})["loss"])

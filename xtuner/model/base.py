@@ -28,7 +28,7 @@ from xtuner.model.lora import experts
 from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
 from xtuner.model.modules.loss import LogitTransform
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
-from xtuner.model.probe import ensure_exact_rows
+from xtuner.model.probe import ensure_exact_rows, require_within_chunks
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
@@ -225,12 +225,14 @@ class FinetuneModel(BaseModel):
 
         Raises:
             UserError: at the first batch, when the model cannot compute packed, padded or shared
-                rows exactly.
+                rows exactly; for a sample longer than the chunks of chunked attention.
         """
         _probe_first_batch(self, data)
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
+        packed = packed_cu_seqlens(data) is not None
+        require_within_chunks(self.causal_lm, int(data["max_seqlen"]) if packed else rows.shape[1])
         counts_padding = getattr(self.llm.config, "output_router_logits", False)
-        bucketed = rows.is_cpu and packed_cu_seqlens(data) is not None and not counts_padding
+        bucketed = rows.is_cpu and packed and not counts_padding
         shard = SequenceShard(rows.shape[1], bucketed=bucketed)
         if shard.size > 1 and not self._agrees_across_ranks:
             training = self.training

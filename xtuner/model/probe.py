@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from xtuner.model.modules import attention
 from xtuner.model.modules.packed_mixers import find_mixers, split_mixers
 from xtuner.model.modules.packed_rotary import split_rotary
 from xtuner.utils.errors import UserError, Where
@@ -213,6 +214,39 @@ def require_exact_rows(probe: RowProbe, name: str, *, packed: bool) -> None:
             hint=tr('set batch_size = 1 (no padding), or model.llm.attn_implementation = "eager".'),
             where=Where(key="train_dataloader.batch_size"),
         )
+
+
+def require_within_chunks(llm: PreTrainedModel, tokens: int) -> None:
+    """Refuse samples longer than the chunks of a model with chunked attention (Llama 4).
+
+    Our attention function computes its chunked layers as full attention: the same within a chunk.
+
+    Args:
+        llm: the model.
+        tokens: of the longest sample.
+
+    Raises:
+        UserError: with the settings to write instead.
+    """
+    config = llm.config.get_text_config()
+    chunk = getattr(config, "attention_chunk_size", None)
+    chunked = chunk and "chunked_attention" in (getattr(config, "layer_types", None) or ())
+    if not chunked or tokens <= chunk or llm.config._attn_implementation != attention.NAME:
+        return
+    raise UserError(
+        tr(
+            "{name} attends in chunks of {chunk} tokens, and a sample has {tokens}.",
+            name=type(llm).__name__,
+            chunk=chunk,
+            tokens=tokens,
+        ),
+        hint=tr(
+            'set max_length to {chunk}, or model.llm.attn_implementation = "eager" and '
+            "use_varlen_attn = False.",
+            chunk=chunk,
+        ),
+        where=Where(key="max_length"),
+    )
 
 
 def _explained(forward: Forward) -> Forward:
