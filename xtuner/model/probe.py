@@ -230,8 +230,10 @@ def require_within_chunks(llm: PreTrainedModel, tokens: int) -> None:
     """
     config = llm.config.get_text_config()
     chunk = getattr(config, "attention_chunk_size", None)
-    chunked = chunk and "chunked_attention" in (getattr(config, "layer_types", None) or ())
-    if not chunked or tokens <= chunk or llm.config._attn_implementation != attention.NAME:
+    chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
+    if chunk is None or not chunked or tokens <= chunk:
+        return
+    if llm.config._attn_implementation != attention.NAME:
         return
     raise UserError(
         tr(
