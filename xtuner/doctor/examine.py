@@ -14,6 +14,7 @@ from xtuner.doctor.scan import Scan, scan
 from xtuner.doctor.show import Shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.few_steps import few_steps_advice_of
+from xtuner.utils.hub import ModelUnavailableError
 from xtuner.utils.lang import tr
 
 
@@ -39,6 +40,8 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
     else:
         try:
             facts, shown = measure_all(datasets, result.findings)
+        except ModelUnavailableError as error:
+            no_tokens = tr("Tokens are not counted: {error}", error=error.message)
         except UserError as error:
             where = error.where or Where()
             place = Place(where.file or config, where.line or 1, error.message)

@@ -56,6 +56,10 @@ def ask_hub() -> Callable[[], str | None]:
     return answer
 
 
+class ModelUnavailableError(UserError):
+    """A model or tokenizer is neither on this machine nor can be downloaded."""
+
+
 def require_available(name: str, where: Where | None = None) -> None:
     """Check that a model can be loaded, before anything takes long.
 
@@ -64,13 +68,13 @@ def require_available(name: str, where: Where | None = None) -> None:
         where: the place in a config that names it.
 
     Raises:
-        UserError: when it looks like a folder that does not exist, or is a name on the hub that is
+        ModelUnavailableError: when it looks like a folder that does not exist, or is a name on the hub that is
             neither in the local cache nor can be downloaded.
     """
     if Path(name).expanduser().is_dir():
         return
     if _looks_like_a_path(name):
-        raise UserError(
+        raise ModelUnavailableError(
             tr("the model folder {name} does not exist.", name=name),
             hint=tr("give the path of a Hugging Face model folder, or a name on the hub."),
             where=where,
@@ -112,7 +116,7 @@ def _require_on_hub(name: str, where: Where | None) -> None:
         url = hf_hub_url(name, "config.json", endpoint=os.environ.get("HF_ENDPOINT") or None)
         get_hf_file_metadata(url, timeout=TIMEOUT)
     except (RepositoryNotFoundError, HFValidationError) as error:  # gated ones too
-        raise UserError(
+        raise ModelUnavailableError(
             tr("the Hugging Face hub has no model {name} that you may read.", name=name),
             hint=tr("check the name; for a private or gated model log in with 'hf auth login'."),
             where=where,
@@ -120,7 +124,7 @@ def _require_on_hub(name: str, where: Where | None) -> None:
     except HfHubHTTPError:
         return  # the hub answers: whatever else is wrong, loading says it
     except (HTTPError, OSError) as error:  # no network, or HF_HUB_OFFLINE
-        raise UserError(
+        raise ModelUnavailableError(
             tr(
                 "the model {name} is not on this machine, and the Hugging Face hub cannot be "
                 "reached.",
