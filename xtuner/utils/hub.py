@@ -68,8 +68,8 @@ def require_available(name: str, where: Where | None = None) -> None:
         where: the place in a config that names it.
 
     Raises:
-        ModelUnavailableError: when it looks like a folder that does not exist, or is a name on the hub that is
-            neither in the local cache nor can be downloaded.
+        ModelUnavailableError: when it looks like a folder that does not exist, or is a name on the
+            hub that is neither in the local cache nor can be downloaded.
     """
     if Path(name).expanduser().is_dir():
         return
