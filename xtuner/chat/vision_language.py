@@ -14,6 +14,7 @@ from xtuner.chat.prompt import ChatPrompt, Turn
 from xtuner.tokenization.segments import encode_segments, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.hub import ModelUnavailableError
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -171,9 +172,10 @@ def _visual_encoder(place: str, dtype: torch.dtype, trusted: bool) -> Any:
         config = load_pretrained(AutoConfig, place, trusted=trusted)
         loader: Any = MODEL_MAPPING[type(getattr(config, "vision_config", config))]
         return loader.from_pretrained(place, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (ModelUnavailableError, OSError, ValueError, KeyError) as error:
+        why = error.message if isinstance(error, UserError) else error
         raise UserError(
-            tr("the visual encoder cannot be loaded: {error}", error=error),
+            tr("the visual encoder cannot be loaded: {error}", error=why),
             hint="--visual-encoder openai/clip-vit-large-patch14-336",
             where=Where(place),
         ) from error
