@@ -56,7 +56,8 @@ def adapted(model: SupervisedFinetune) -> set[str]:
 def test_the_default_layers_of_an_architecture_train(kind):
     model = lora_model(kind)
     assert {name.rpartition(".")[2] for name in adapted(model)} == EXPECTED[kind]
-    ids = torch.randint(VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(0))
+    tokens = getattr(model.causal_lm.config, "attention_chunk_size", None) or 16
+    ids = torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model({"input_ids": ids, "labels": ids}, mode="loss")["loss"]
     loss.backward()
