@@ -116,7 +116,8 @@ def _require_whole(report: Mapping[str, Any], folder: Path) -> None:
     wrong = [
         tr("{name}: {found} where its config.json asks for {wanted}", name=n, found=f, wanted=w)
         for n, f, w in (
-            (name, list(found), list(wanted)) for name, found, wanted in report["mismatched_keys"]
+            (name, list(found), list(wanted))
+            for name, found, wanted in sorted(report["mismatched_keys"])
         )
     ]
     missing = [tr("{name} is missing", name=name) for name in sorted(report["missing_keys"])]
