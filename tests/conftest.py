@@ -1,7 +1,8 @@
 """Fixtures that many tests share: a tiny model folder, one per test session."""
 
+import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,15 @@ def _tokenizer_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     after = getattr(shared, "chat_template", None)
     shared.chat_template = before
     assert after == before
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes check-cfg believe that packages are not installed: ``without("bitsandbytes")``."""
+    from xtuner.config.check import packages
+
+    def forget(*names: str) -> None:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(packages, "_is_missing", lambda name: name in names or not find(name))
+
+    return forget

@@ -1,15 +1,13 @@
 """Files of torch.save: read as data only, and errors of the disk are explained."""
 
 import errno
-import os
 import pickle
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from tests.helpers.checkpoints import RunsCode, state
 from xtuner.checkpoint import checkpoint
 from xtuner.checkpoint.checkpoint import (
     find_corruption,
@@ -19,36 +17,6 @@ from xtuner.checkpoint.checkpoint import (
     save_checkpoint,
 )
 from xtuner.utils.errors import UserError
-
-
-class RunsCode:
-    """Pickles as a call, as a hostile checkpoint does."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.trace}",)
-
-
-def history(*values: float) -> HistoryBuffer:
-    buffer = HistoryBuffer()
-    for value in values:
-        buffer.update(value)
-    return buffer
-
-
-def state(iterations: int = 4) -> dict:
-    return {
-        "meta": {"iter": iterations, "epoch": 0, "seed": 1},
-        "state_dict": {"llm.a": torch.arange(2000.0), "llm.b": torch.ones(3, dtype=torch.bfloat16)},
-        "optimizer": {"state": {0: {"step": torch.tensor(4.0)}}, "param_groups": [{"lr": 0.1}]},
-        "message_hub": {
-            "log_scalars": {"train/loss": history(2.0, 1.5)},
-            "runtime_info": {"best_score": np.float64(0.5)},
-            "resumed_keys": {"train/loss": True, "best_score": True},
-        },
-    }
 
 
 @pytest.mark.parametrize("place", ["state_dict", "meta", "message_hub"])

@@ -1,12 +1,12 @@
 """Folders of torch's distributed checkpoints are read whole, and nothing in them can run."""
 
-import os
 import pickle
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from tests.helpers.checkpoints import RunsCode
 from xtuner.checkpoint.checkpoint import load_state_dict
 from xtuner.utils.errors import UserError
 
@@ -26,12 +26,8 @@ def test_the_weights_are_read(tmp_path, under):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_hostile_metadata_is_refused(tmp_path):
-    class RunsCode:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'trace'}",)
-
     dcp.save(WEIGHTS, checkpoint_id=tmp_path / "iter_3.pth", no_dist=True)
-    (tmp_path / "iter_3.pth" / ".metadata").write_bytes(pickle.dumps(RunsCode()))
+    (tmp_path / "iter_3.pth" / ".metadata").write_bytes(pickle.dumps(RunsCode(tmp_path / "trace")))
     with pytest.raises(UserError, match=r"it asks to run posix.system. Nothing from it was run"):
         load_state_dict(tmp_path / "iter_3.pth")
     assert not (tmp_path / "trace").exists()

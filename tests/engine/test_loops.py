@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from mmengine.hooks import Hook
 from mmengine.optim import LinearLR
 
 from tests.engine.toy import ToyModel, ToyRows, collate, make_runner, metrics, weights
+from tests.helpers.tiny import make_model
+from xtuner.engine.runner.loops import batch_on_device
+from xtuner.model import SupervisedFinetune
 from xtuner.utils.errors import UserError
+
+CPU = torch.device("cpu")
 
 
 def test_batch_and_accumulation_train_the_same(tmp_path):
@@ -70,6 +76,22 @@ def test_an_accumulation_goes_on_over_the_end_of_an_epoch(tmp_path):
     runner = make_runner(tmp_path, rows=3, accumulative_counts=2, max_epochs=2)
     runner.train()
     assert [line["iter"] for line in metrics(tmp_path)] == [2, 4, 6]
+
+
+def batch_of(largest):
+    return {"data": {"input_ids": torch.tensor([[1, largest]]), "rows": [7]}, "data_samples": None}
+
+
+def test_a_token_id_that_the_model_lacks_is_named_with_its_row():
+    model = SupervisedFinetune(make_model("llama"), use_activation_checkpointing=False)
+    vocab_size = model.llm.config.vocab_size
+    places = SimpleNamespace(model=model, device=CPU, trace=lambda batch: ["a.jsonl:8"])
+    kept = batch_on_device(places, batch_of(vocab_size - 1))
+    assert kept["data"]["input_ids"].tolist() == [[1, vocab_size - 1]]
+    with pytest.raises(UserError, match=rf"the token id {vocab_size}, .*\(a\.jsonl:8\)"):
+        batch_on_device(places, batch_of(vocab_size))
+    embeddings_alone = {"data": {"inputs_embeds": torch.zeros(1, 2, 4)}}
+    assert batch_on_device(places, embeddings_alone)["data"]["inputs_embeds"].shape == (1, 2, 4)
 
 
 class Order(Hook):

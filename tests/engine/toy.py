@@ -12,6 +12,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
 from torch.utils.data import Dataset
 
+from tests.helpers.tiny import make_model
 from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.engine.runner import FinetuneRunner, TrainLoop, ValLoop
 
@@ -230,3 +231,29 @@ def weights(runner: FinetuneRunner) -> torch.Tensor:
 
 def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class TinyChat(BaseModel):
+    """A real language model that keeps the engine's contract."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.llm = make_model("llama")
+
+    def num_items(self, data):
+        return {"tokens": int((data["labels"] != IGNORED).sum())}
+
+    def forward(self, data, data_samples=None, mode="loss", num_items_in_batch=None):
+        logits = self.llm(input_ids=data["input_ids"]).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), data["labels"].flatten(), reduction="sum"
+        )
+        return {"loss": loss / num_items_in_batch["tokens"]}
+
+
+def run_with(folder: Path, *hooks, **settings):
+    runner = make_runner(folder, hooks=list(hooks), **settings)
+    runner.model = TinyChat()
+    runner.train()
+    return runner

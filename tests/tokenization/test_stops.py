@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from tests.helpers.hub_layouts import write_tokenizer as write_hub_tokenizer
 from tests.helpers.tiny import CHAT_TEMPLATE, make_tokenizer
-from xtuner.chat import ChatPrompt, ChatSession
+from xtuner.chat import ChatPrompt, ChatSession, prompt
 from xtuner.engine.hooks import EvaluateChatHook
 from xtuner.export.sidecar_files import write_tokenizer
+from xtuner.model.transformers_models.auto import AutoTokenizer
 from xtuner.tokenization.chat_template import answer_stops, turn_end_ids
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
@@ -93,3 +95,18 @@ def test_sample_outputs_while_training_stop(tokenizer, end):
     model = SimpleNamespace(llm=_Model(end), generate=_Model(end).generate)
     text = hook._answer(model, torch.device("cpu"), 0, 600)
     assert text.endswith("<|im_end|>") and tokenizer.decode([21]) not in text[-1:]
+
+
+@pytest.mark.parametrize("family", ["internlm2", "internlm3", "internvl", "deepseek"])
+def test_folders_of_the_hub_end_their_turns(tmp_path, family):
+    write_hub_tokenizer(tmp_path, family)
+    own = AutoTokenizer.from_pretrained(tmp_path)
+    end = "<｜end▁of▁sentence｜>" if family == "deepseek" else "<|im_end|>"
+    assert own.convert_ids_to_tokens(turn_end_ids(own)) == [end]
+
+
+def test_a_template_that_does_not_end_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(prompt, "TEMPLATE_SECONDS", 1)
+    endless = "{% if messages|length > 1 %}{% for i in range(10**9) %}{% endfor %}{% endif %}"
+    own = make_tokenizer(chat_template=endless)
+    assert ChatPrompt(own).stops() == ([own.eos_token_id], [])

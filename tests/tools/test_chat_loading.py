@@ -10,18 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.checkpoints import RunsCode
 from xtuner.entry_point import main
 from xtuner.tools.chat_loading import load_for_chat
-
-
-class RunsCode:
-    """Pickles as a call."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
 
 
 def cut(folder):
@@ -42,7 +33,7 @@ def a_tensor_less(folder):
 
 def pickled(folder):
     (folder / "model.safetensors").unlink()
-    torch.save({"a": RunsCode(f"touch {folder / 'ran'}")}, folder / "pytorch_model.bin")
+    torch.save({"a": RunsCode(folder / "ran")}, folder / "pytorch_model.bin")
 
 
 def no_weights(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 import threading
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from xtuner.config.check import packages
 from xtuner.entry_point import main
 from xtuner.reporting import environment_report as report
 from xtuner.reporting.environment_report import MISSING, WARNING, Item
@@ -25,15 +23,6 @@ def lines(capsys) -> dict[str, str]:
     """The status and what was found, by the item's name."""
     out = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     return {line[9:33].strip(): f"{line[:9].strip()} {line[33:]}" for line in out}
-
-
-@pytest.fixture
-def without(monkeypatch):
-    def forget(*names: str) -> None:
-        find = importlib.util.find_spec
-        monkeypatch.setattr(packages, "_is_missing", lambda name: name in names or not find(name))
-
-    return forget
 
 
 def test_this_machine(capsys):

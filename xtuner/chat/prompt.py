@@ -118,7 +118,8 @@ class ChatPrompt:
             generation_config: of the model.
         """
         extra = self.extra_stop_words
-        return answer_stops(self.tokenizer, self.template, generation_config, extra)
+        with time_limit(TEMPLATE_SECONDS):  # the chat template is asked for the end of a turn
+            return answer_stops(self.tokenizer, self.template, generation_config, extra)
 
     def answer_end(self) -> int | None:
         """The id that ends an answer in training: eos, or the last id of the suffix."""

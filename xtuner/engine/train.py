@@ -54,7 +54,7 @@ def train(
         deepspeed: a DeepSpeed config, by path or name.
         fsdp: shard the model with FSDP.
         fsdp_offload: the same, with the shards in main memory.
-        resume: a checkpoint, or True for the newest good one of the work dir.
+        resume: a checkpoint, or True for the newest usable one in the work dir.
         resume_allow: what may have changed since that checkpoint (``resume.KINDS``, ``all``).
         seed: the random seed; the config's when None.
         overwrite: replace the checkpoints that the work dir has.

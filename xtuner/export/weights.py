@@ -145,12 +145,9 @@ def _dtype_named(name: str) -> torch.dtype:
 
 def _map_bin(file: Path) -> dict[str, torch.Tensor]:
     try:
-        state: dict[str, torch.Tensor] = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=True
-        )
+        return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:
         raise damaged(file, error) from error
-    return state
 
 
 def damaged(file: Path, error: BaseException) -> UserError:

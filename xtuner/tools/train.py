@@ -36,15 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="CHECKPOINT",
-        help=tr("go on from a checkpoint; without a path from the newest good one of the work dir"),
+        help=tr(
+            "resume from a checkpoint; without a path, from the newest usable one in the work dir"
+        ),
     )
     parser.add_argument(
         "--resume-allow",
         metavar="KINDS",
         default="",
         help=tr(
-            "what may have changed since, by commas: config,data,tokenizer,packages,world_size,all "
-            "(restart: begin anew where no checkpoint is usable)"
+            "what may have changed since, separated by commas: "
+            "config,data,tokenizer,packages,world_size,all "
+            "(restart: start over where no checkpoint is usable)"
         ),
     )
     parser.add_argument(

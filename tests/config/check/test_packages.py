@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,6 @@ from xtuner.config.check import packages
 from xtuner.config.check.checker import check
 
 BASE = Path(__file__).parents[2] / "errors" / "base" / "qlora.py"
-
-
-@pytest.fixture
-def without(monkeypatch):
-    def forget(*names: str) -> None:
-        find = importlib.util.find_spec
-        monkeypatch.setattr(packages, "_is_missing", lambda name: name in names or not find(name))
-
-    return forget
 
 
 def found(text: str, tmp_path: Path) -> list[tuple[str, str, str]]:

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from mmengine.model import BaseModel
 
-from tests.engine.toy import IGNORED, make_runner
+from tests.engine.toy import run_with
 from tests.helpers.tiny import make_model
 from xtuner.engine.hooks import (
     ThroughputHook,
     VarlenAttnArgsToMessageHubHook,
 )
 from xtuner.engine.hooks.throughput_hook import attended, cost_of_a_token
-
-
-class TinyChat(BaseModel):
-    """A real language model that keeps the engine's contract."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.llm = make_model("llama")
-
-    def num_items(self, data):
-        return {"tokens": int((data["labels"] != IGNORED).sum())}
-
-    def forward(self, data, data_samples=None, mode="loss", num_items_in_batch=None):
-        logits = self.llm(input_ids=data["input_ids"]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), data["labels"].flatten(), reduction="sum"
-        )
-        return {"loss": loss / num_items_in_batch["tokens"]}
-
-
-def run_with(folder: Path, *hooks, **settings):
-    runner = make_runner(folder, hooks=list(hooks), **settings)
-    runner.model = TinyChat()
-    runner.train()
-    return runner
 
 
 def test_throughput_is_logged(tmp_path):

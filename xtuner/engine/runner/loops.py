@@ -29,7 +29,7 @@ from xtuner.parallel.sequence.groups import (
 )
 from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.cpu import trim_heap
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class TrainLoop(BaseLoop):
             with runner.strategy.micro_batch(model, last=last):
                 with runner.optim_wrapper.optim_context(model):
                     outputs = model(
-                        **to_device(batch, runner.device),
+                        **batch_on_device(runner, batch),
                         mode="loss",
                         num_items_in_batch=num_items_in_batch,
                     )
@@ -306,6 +306,37 @@ def iterations_of(max_epochs: float | None, max_iters: int | None, epoch_length:
             )
         )
     return wanted
+
+
+def batch_on_device(runner: FinetuneRunner, batch: Mapping[str, Any]) -> Any:
+    """Copy a batch to where the model computes.
+
+    Raises:
+        UserError: for a token id that the model has no embedding for, with its row. The embedding
+            would fail with an IndexError on a CPU, and with an assertion of the device on a GPU.
+    """
+    llm = getattr(unwrap_model(runner.model), "causal_lm", None)
+    ids = batch["data"].get("input_ids")
+    if llm is not None and isinstance(ids, torch.Tensor) and ids.numel():
+        vocab_size = llm.config.get_text_config().vocab_size
+        largest = int(ids.max())
+        if largest >= vocab_size:
+            rows = ", ".join(str(row) for row in runner.trace(batch)[:3])
+            raise UserError(
+                tr(
+                    "the data have the token id {largest}, but the model's vocabulary has "
+                    "{vocab_size} entries",
+                    largest=largest,
+                    vocab_size=vocab_size,
+                )
+                + (f" ({rows})" if rows else ""),
+                hint=tr(
+                    "use the model's own tokenizer (and, for a reward model, one of its ids as "
+                    "reward_token_id); model.tokenizer = tokenizer makes room for added tokens."
+                ),
+                where=Where(key="tokenizer"),
+            )
+    return to_device(batch, runner.device)
 
 
 def to_device(value: object, device: torch.device) -> Any:
