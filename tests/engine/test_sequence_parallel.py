@@ -10,11 +10,13 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 
+from tests.helpers.tiny import make_model
 from xtuner.checkpoint.fingerprint import changes, fingerprints
 from xtuner.config.adapt.machine import adapt_to_machine
 from xtuner.engine.hooks.throughput_hook import ThroughputHook
 from xtuner.engine.runner import finetune_runner, loops
 from xtuner.entry_point import main
+from xtuner.model import SupervisedFinetune
 from xtuner.parallel.sequence import SequenceParallelSampler, groups
 from xtuner.utils.errors import UserError
 
@@ -70,6 +72,16 @@ def test_a_model_that_computes_whole_rows_is_refused(two_to_a_row):
     runner = SimpleNamespace(cfg=Config(dict()))
     with pytest.raises(UserError, match="Linear cannot leave a part of each row"):
         finetune_runner.FinetuneRunner.wrap_model(runner, None, torch.nn.Linear(1, 1))
+
+
+def test_our_models_share_rows(two_to_a_row):
+    class Wraps:
+        def wrap(self, model, device, settings):
+            return model
+
+    runner = SimpleNamespace(cfg=Config(dict()), strategy=Wraps(), device=torch.device("cpu"))
+    model = SupervisedFinetune(make_model("llama"))
+    assert finetune_runner.FinetuneRunner.wrap_model(runner, None, model) is model
 
 
 def test_workers_of_a_group_draw_the_same_numbers(two_to_a_row):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank
@@ -32,6 +32,7 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from xtuner.engine.runner.finetune_runner import FinetuneRunner
+    from xtuner.model.dpo import DPO
 
 FILE = "reference_{key}.safetensors"
 NOT_OF_THE_REFERENCE = ("beta", "label_smoothing", "precompute_reference")
@@ -41,9 +42,11 @@ Columns = dict[str, list[list[float]]]
 """Name of a column -> for each row of a dataset the values of its pairs."""
 
 
-def has_reference(model: nn.Module) -> bool:
+def has_reference(model: nn.Module) -> TypeGuard[DPO]:
     """Whether a model (not wrapped) is trained against a reference."""
-    return hasattr(model, "sync_reference")
+    from xtuner.model.dpo import DPO
+
+    return isinstance(model, DPO)
 
 
 def prepare_reference(runner: FinetuneRunner) -> None:
@@ -54,8 +57,8 @@ def prepare_reference(runner: FinetuneRunner) -> None:
     Args:
         runner: its loops are built; all their datasets get the columns.
     """
-    model: Any = unwrap_model(runner.model)
-    if not getattr(model, "precompute_reference", False):
+    model = unwrap_model(runner.model)
+    if not has_reference(model) or not model.precompute_reference:
         return
     weights = _digest_of_weights(model.reference_weights())
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):

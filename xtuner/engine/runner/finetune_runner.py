@@ -159,7 +159,9 @@ class FinetuneRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: Any) -> torch.nn.Module:
         """Move the model to its device and, with several processes, make them share gradients."""
-        if get_sequence_parallel_world_size() > 1 and not hasattr(model, "shard"):
+        from xtuner.model.base import FinetuneModel
+
+        if get_sequence_parallel_world_size() > 1 and not isinstance(model, FinetuneModel):
             raise UserError(
                 tr(
                     "{model_type} cannot leave a part of each row to other processes.",
