@@ -369,3 +369,43 @@ def test_large_modules_have_a_test_of_their_name(trees):
             missing.append(relative(file))
     wrong = [test for test in TESTED_BY.values() if test not in names]
     assert not missing + wrong, "\n".join(missing + wrong)
+
+
+def names_of(tree: ast.Module) -> set[str] | None:
+    """What a module defines at its top level; None where it finds names when they are asked for."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    own = [node for node in tree.body if not isinstance(node, ast.ClassDef)]
+    finds = any("__getattr__" in ast.unparse(node) for node in own)
+    return None if finds else names
+
+
+def test_imports_name_what_is_there(trees):
+    """Those inside functions too: a moved module is otherwise missed until a user calls them."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): tree
+        for file, tree in trees.items()
+    }
+    wrong = []
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or node.level:
+                continue
+            module = str(node.module)
+            if module.partition(".")[0] != "xtuner":
+                continue
+            defined = names_of(modules[module]) if module in modules else set()
+            wrong += [
+                f"{relative(file)}:{node.lineno} {module}.{alias.name}"
+                for alias in node.names
+                if defined is not None
+                and alias.name not in defined
+                and f"{module}.{alias.name}" not in modules
+            ]
+    assert not wrong, "\n".join(wrong)
