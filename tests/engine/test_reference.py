@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 
 import pytest
 
 from tests.equivalence.runs import ROOT, metrics, train
+from tests.helpers.processes import free_port
 from tests.helpers.tiny import save_tiny
 
 CONFIG = "tests/engine/dpo_config.py"
@@ -69,7 +69,7 @@ def test_precomputed_on_two_processes_equals_live_on_one(base, tmp_path):
     ]
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, "-m", "xtuner.engine.torchrun", "--nproc_per_node=2"]
-    command += [f"--master_port={random.randint(20000, 29999)}"]
+    command += [f"--master_port={free_port()}"]
     command += ["-m", "tests.equivalence.scale_worker", str(tmp_path / "runs.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

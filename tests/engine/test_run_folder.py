@@ -24,7 +24,7 @@ def test_the_default_work_dir(tmp_path, monkeypatch, capsys):
     assert {"iter_8.pth", "metrics.jsonl"} <= {path.name for path in before}
     said = say(capsys, "train", config, "--cfg-options", "lr=0.02")
     second = (work_dir / "latest").resolve()
-    assert re.fullmatch(r"\d{8}_\d{6}", second.name)
+    assert re.fullmatch(r"\d{8}_\d{6}(_\d+)?", second.name)
     assert f"this one goes to {work_dir / second.name}" in said
     assert {p: p.read_bytes() for p in before} == before
     assert (second / "iter_8.pth").is_file() and "lr = 0.02" in (second / config.name).read_text()
@@ -52,3 +52,13 @@ def test_several_processes_are_told_to_name_a_folder(tmp_path):
     with pytest.raises(UserError, match="holds a run already"):
         run_folder(str(tmp_path), alone=False, **choices)
     assert run_folder(str(tmp_path / "new"), alone=False, **choices) == str(tmp_path / "new")
+
+
+def test_two_runs_within_a_second(tmp_path, monkeypatch):
+    """mmengine's folder of the first run's logs is named by the time too."""
+    monkeypatch.setattr("time.strftime", lambda form: "20261127_030837")
+    (tmp_path / "iter_1.pth").touch()
+    choices = dict(chosen=False, resume=False, overwrite=False, alone=True)
+    for name in ("20261127_030837", "20261127_030837_2", "20261127_030837_3"):
+        assert run_folder(str(tmp_path), **choices) == str(tmp_path / name)
+        assert (tmp_path / "latest").resolve() == tmp_path / name

@@ -6,7 +6,6 @@ time limit of its own; the tests share them.
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from tests.equivalence.runs import ROOT
+from tests.helpers.processes import free_port
 from tests.helpers.tiny import save_tiny
 from xtuner.checkpoint.checkpoint import load_state_dict
 from xtuner.entry_point import main
@@ -71,7 +71,7 @@ class Runs:
         file = self.folder / f"{name}.json"
         file.write_text(json.dumps(runs))
         command = [sys.executable, "-m", "xtuner.engine.torchrun", f"--nproc_per_node={processes}"]
-        command += [f"--master_port={random.randint(20000, 29999)}"]
+        command += [f"--master_port={free_port()}"]
         command += ["-m", "tests.equivalence.scale_worker", str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(

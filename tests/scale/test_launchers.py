@@ -1,13 +1,13 @@
 """Processes that Slurm or Open MPI started find each other by the variables these set."""
 
 import os
-import random
 import subprocess
 import sys
 
 import pytest
 
 from tests.equivalence.runs import ROOT
+from tests.helpers.processes import finish, free_port
 from tests.helpers.tiny import save_tiny
 
 CONFIG = ROOT / "tests" / "equivalence" / "scale_config.py"
@@ -21,7 +21,7 @@ NAMES = {
 @pytest.mark.parametrize("launcher", NAMES)
 def test_two_tasks_train_together(tmp_path, launcher):
     save_tiny(tmp_path / "base")
-    port = str(random.randint(20000, 29999))
+    port = str(free_port())
     options = [f"base={str(tmp_path / 'base')!r}", "accumulative_counts=2", "steps=2"]
     words = ["train", str(CONFIG), "--launcher", launcher, "--work-dir", str(tmp_path / "out")]
     tasks = []
@@ -37,7 +37,7 @@ def test_two_tasks_train_together(tmp_path, launcher):
                 text=True,
             )
         )
-    printed = [task.communicate(timeout=120)[0] for task in tasks]
+    printed = finish(tasks, timeout=400)
     assert [task.returncode for task in tasks] == [0, 0], printed
     assert "2 x CPU, DDP" in printed[0] and "step 2/2" in printed[0]
     assert "step 2/2" not in printed[1]

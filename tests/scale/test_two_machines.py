@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.equivalence.runs import ROOT
+from tests.helpers.processes import free_port
 from tests.helpers.tiny import save_tiny
 from xtuner.checkpoint.checkpoint import load_state_dict
 
@@ -49,7 +50,7 @@ class Machines:
     def __init__(self, number: int, folder: Path) -> None:
         self.names = [f"xt{number}a", f"xt{number}b"]
         self.addresses = [f"10.77.{number}.1", f"10.77.{number}.2"]
-        self.port = str(random.randint(20000, 29999))
+        self.port = str(free_port())
         self.folder = folder
         self.runs: list[subprocess.Popen[str]] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from pathlib import Path
 
@@ -51,8 +52,7 @@ def run_folder(name: str, *, chosen: bool, resume: bool, overwrite: bool, alone:
             ),
             where=Where(name),
         )
-    folder = work_dir / time.strftime("%Y%m%d_%H%M%S")
-    folder.mkdir()
+    folder = _make_folder(work_dir)
     with contextlib.suppress(OSError):  # a file system without links
         link = work_dir / LATEST
         link.unlink(missing_ok=True)
@@ -65,3 +65,16 @@ def run_folder(name: str, *, chosen: bool, resume: bool, overwrite: bool, alone:
         )
     )
     return str(folder)
+
+
+def _make_folder(work_dir: Path) -> Path:
+    """A new folder named by the time, which a folder of mmengine's logs may have taken already."""
+    started = time.strftime("%Y%m%d_%H%M%S")
+    folder = work_dir / started
+    for number in itertools.count(2):
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            folder = work_dir / f"{started}_{number}"
+    return folder
