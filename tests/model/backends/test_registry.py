@@ -21,15 +21,29 @@ FLASH = LibraryFunction(
     "", frozenset({"dropout_p", "softmax_scale", "causal", "window_size", "softcap"})
 )
 FLASH_2_5 = LibraryFunction("", FLASH.keywords - {"softcap"})
+FLASH_3 = LibraryFunction(
+    "", frozenset({"softmax_scale", "causal", "window_size", "attention_chunk", "softcap"})
+)
+FLASH_4 = LibraryFunction(
+    "", frozenset({"softmax_scale", "causal", "window_size", "learnable_sink", "softcap"})
+)
+FLEX = LibraryFunction("", frozenset({"score_mod", "block_mask", "scale", "enable_gqa"}))
 BROKEN = LibraryFunction("undefined symbol: _ZN3c104impl3cow11cow_deleterEPv")
-NAMESPACE = LibraryFunction("flash_attn has no flash_attn_varlen_func")  # flash-attn 4
-T4, A100, RTX3090, H100, BLACKWELL = (7, 5), (8, 0), (8, 6), (9, 0), (12, 0)
+T4, A100, RTX3090, H100, B200, BLACKWELL = (7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)
 
 BY_SAMPLE = "torch sdpa, sample by sample"
 
 
-def on_gpu(capability, torch_version="2.12", flash_attn=None, **facts):
-    libraries = Libraries(flash_attn or LibraryFunction(), TORCH[torch_version])
+def on_gpu(capability, torch_version="2.12", flash_attn=None, flash=(), flex=None, **facts):
+    """``flash``: versions 3 and 4 of flash-attn that are there."""
+    none = LibraryFunction()
+    libraries = Libraries(
+        flash_attn or none,
+        TORCH[torch_version],
+        flash_attn_3=FLASH_3 if 3 in flash else none,
+        flash_attn_4=FLASH_4 if 4 in flash else none,
+        flex_attention=flex or none,
+    )
     return Case("cuda", capability, libraries=libraries, **facts)
 
 
@@ -43,7 +57,27 @@ PACKED = [
     (on_gpu((7, 0), dtype=torch.float16), BY_SAMPLE),
     (on_gpu(H100, flash_attn=FLASH), "flash-attn"),
     (on_gpu(H100, flash_attn=BROKEN), "torch varlen"),
-    (on_gpu(H100, flash_attn=NAMESPACE), "torch varlen"),
+    # versions of flash-attn beside each other
+    (on_gpu(H100, flash_attn=FLASH, flash=(3, 4)), "flash-attn 3"),
+    (on_gpu(H100, flash_attn=FLASH, flash=(4,)), "flash-attn 4"),
+    (on_gpu(A100, flash_attn=FLASH, flash=(3, 4)), "flash-attn"),
+    (on_gpu(A100, flash=(3, 4)), "torch varlen"),
+    (on_gpu(B200, flash_attn=FLASH, flash=(3, 4)), "flash-attn 4"),
+    (on_gpu(BLACKWELL, flash_attn=FLASH, flash=(3, 4)), "flash-attn"),
+    (on_gpu(BLACKWELL, flash=(3, 4)), "torch varlen"),
+    (on_gpu(T4, flash=(3, 4)), BY_SAMPLE),
+    (on_gpu(H100, flash_attn=FLASH, flash=(3, 4), dropout=True), "flash-attn"),
+    (on_gpu(H100, flash_attn=FLASH, flash=(3, 4), sinks=True), "flash-attn 4"),
+    (on_gpu(H100, flash_attn=FLASH, flash=(3,), softcap=True), "flash-attn 3"),
+    # flex attention, for what the others lack
+    (on_gpu(H100, flex=FLEX), "torch varlen"),
+    (on_gpu(H100, flex=FLEX, softcap=True), "flex attention"),
+    (on_gpu(H100, flash_attn=FLASH, flex=FLEX, sinks=True), "flex attention"),
+    (on_gpu(H100, flash_attn=FLASH, flex=FLEX, qk_width=512, v_width=512), "flex attention"),
+    (on_gpu(H100, flash_attn=FLASH, flex=FLEX, dtype=torch.float32), "flex attention"),
+    (on_gpu(H100, "2.9", flex=FLEX), "flex attention"),
+    (on_gpu(H100, flex=FLEX, dropout=True), BY_SAMPLE),
+    (on_gpu(T4, flex=FLEX, dtype=torch.float16), BY_SAMPLE),
     (on_gpu(H100, dtype=torch.float16), "torch varlen"),
     (on_gpu(H100, dtype=torch.float32, flash_attn=FLASH), BY_SAMPLE),
     # what the kernel of each torch has
@@ -138,6 +172,21 @@ def test_the_reasons_are_those_of_the_machine():
     assert "compute capability 8.0" in choice.reason
     assert "CPU" not in choice.reason
     assert choose(PACKED_BACKENDS, Case(packed=True)).reason == ""
+
+
+def test_a_backend_that_fails_its_trial_is_passed_over():
+    """Trials are made in order, only of backends that support the case."""
+    tried = []
+
+    def trial(backend, case):
+        tried.append(backend.name)
+        return "no kernel image" if backend.name.startswith("flash") else None
+
+    case = replace(on_gpu(A100, flash_attn=FLASH, flash=(3,)), packed=True)
+    choice = choose(PACKED_BACKENDS, case, trial)
+    assert tried == ["flash-attn", "torch varlen"]
+    assert choice.name == "torch varlen"
+    assert "flash-attn: no kernel image" in choice.reason
 
 
 def test_a_case_that_nothing_computes_is_refused_with_all_reasons():

@@ -1,5 +1,6 @@
 """Attention over packed rows equals plain attention sample by sample, forward and backward."""
 
+import inspect
 import itertools
 from dataclasses import replace
 
@@ -167,7 +168,7 @@ def test_padding_sees_nothing_and_a_row_of_padding_is_zero():
 
 
 def clear_choices():
-    for choice in ("packed_kernel", "padded_kernel", "dense_kernel"):
+    for choice in ("packed_kernel", "_packed_choice", "padded_kernel", "dense_kernel"):
         getattr(attention_module, choice).cache_clear()
 
 
@@ -176,9 +177,20 @@ def gpu(monkeypatch):
     """Tensors of a CPU pass for those of an H100 with flash-attn, which is plain torch here."""
     calls = []
 
-    def flash_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, dropout_p, softmax_scale, causal):
-        calls.append((q.dtype, int(max_q)))
-        assert torch.equal(cu_q, cu_k)
+    def flash_attn(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p=0.0,
+        softmax_scale=None,
+        causal=False,
+    ):
+        calls.append((q.dtype, int(max_seqlen_q)))
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
         parts = [
             scaled_dot_product_attention(
                 *(t[a:b].transpose(0, 1)[None] for t in (q, k, v)),
@@ -186,12 +198,12 @@ def gpu(monkeypatch):
                 scale=softmax_scale,
                 enable_gqa=True,
             )
-            for a, b in itertools.pairwise(cu_q.tolist())
+            for a, b in itertools.pairwise(cu_seqlens_q.tolist())
             if b > a
         ]
         return torch.cat(parts, 2)[0].transpose(0, 1)
 
-    libraries = Libraries(LibraryFunction("", frozenset({"dropout_p"})))
+    libraries = Libraries(LibraryFunction("", frozenset(inspect.signature(flash_attn).parameters)))
     true = attention_module.Facts.case
 
     def case(facts):
@@ -200,6 +212,7 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(environment, "function", {"flash_attn": flash_attn}.__getitem__)
     monkeypatch.setattr(attention_module.Facts, "case", case)
+    monkeypatch.setattr(attention_module, "try_packed_kernel", lambda *_, **__: None)
     clear_choices()
     yield calls
     clear_choices()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -130,8 +130,14 @@ def _adapt_model(config: Config) -> list[str]:
 
 
 def has_flash_attention() -> bool:
-    """Whether flash-attn is installed and there is a GPU for it."""
-    return has_gpu() and importlib.util.find_spec("flash_attn") is not None
+    """Whether flash-attn 2 can be imported and there is a GPU for it."""
+    if not has_gpu():
+        return False
+    try:
+        # a build for another torch fails; flash-attn 4 alone has no such function
+        return hasattr(importlib.import_module("flash_attn"), "flash_attn_varlen_func")
+    except Exception:
+        return False
 
 
 def adapt_loops(config: Config) -> None:

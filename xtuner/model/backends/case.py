@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+AMPERE = (8, 0)
+"""The compute capability from which on GPUs have bfloat16 and the kernels of flash attention."""
+
 
 @dataclass(frozen=True)
 class LibraryFunction:
@@ -25,11 +28,17 @@ class Libraries:
     """What the installed libraries offer."""
 
     flash_attn: LibraryFunction = LibraryFunction()
-    """``flash_attn.flash_attn_varlen_func``."""
+    """``flash_attn.flash_attn_varlen_func`` of flash-attn 2."""
     varlen_attn: LibraryFunction = LibraryFunction()
     """``torch.nn.attention.varlen.varlen_attn``."""
     liger: LibraryFunction = LibraryFunction()
     """``liger_kernel.transformers._apply_liger_kernel_to_instance``."""
+    flash_attn_3: LibraryFunction = LibraryFunction()
+    """``flash_attn_interface.flash_attn_varlen_func`` of flash-attn 3."""
+    flash_attn_4: LibraryFunction = LibraryFunction()
+    """``flash_attn.cute.flash_attn_varlen_func`` of flash-attn 4."""
+    flex_attention: LibraryFunction = LibraryFunction()
+    """``torch.nn.attention.flex_attention.flex_attention``."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ FUNCTIONS = {
     "flash_attn": ("flash_attn", "flash_attn_varlen_func"),
     "varlen_attn": ("torch.nn.attention.varlen", "varlen_attn"),
     "liger": ("liger_kernel.transformers", "_apply_liger_kernel_to_instance"),
+    "flash_attn_3": ("flash_attn_interface", "flash_attn_varlen_func"),
+    "flash_attn_4": ("flash_attn.cute", "flash_attn_varlen_func"),
+    "flex_attention": ("torch.nn.attention.flex_attention", "flex_attention"),
 }
 """Where each function of ``Libraries`` is."""
 logger = logging.getLogger(__name__)
@@ -37,13 +40,14 @@ def function(name: str) -> Callable[..., Any]:
     Raises:
         ImportError: when it cannot be called.
     """
-    module, attribute = FUNCTIONS[name]
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except AttributeError as error:
-        # flash-attn 4 installs only a namespace package of the name
-        raise ImportError(f"{module} has no {attribute}") from error
-    return found
+    path, attribute = FUNCTIONS[name]
+    module = importlib.import_module(path)
+    found: Callable[..., Any] | None = getattr(module, attribute, None)
+    if found is not None:
+        return found
+    if getattr(module, "__file__", None) is None:  # flash_attn, where flash-attn 4 alone is there
+        raise ModuleNotFoundError(f"{path} is a namespace", name=path)
+    raise ImportError(f"{path} has no {attribute}")
 
 
 @functools.cache
@@ -74,5 +78,11 @@ def _found(name: str) -> LibraryFunction:
 
 def _broken(name: str, error: Exception) -> LibraryFunction:
     why = (str(error) or type(error).__name__).splitlines()[0]
-    logger.warning("%s is installed but cannot be used: %s", FUNCTIONS[name][0], why)
+    _warn_once(FUNCTIONS[name][0].partition(".")[0], why)
     return LibraryFunction(why)
+
+
+@functools.cache
+def _warn_once(package: str, why: str) -> None:
+    """Of a package that several functions are looked for in."""
+    logger.warning("%s is installed but cannot be used: %s", package, why)

@@ -7,7 +7,7 @@ are those of the last S keys), D width of a head of queries and keys, V of value
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -58,26 +58,26 @@ PaddedKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, AttentionOpt
 
 
 class OncePerTensor(Generic[Result]):
-    """A function of a tensor that remembers its last result.
+    """A function of a tensor, and of hashable settings, that remembers its results for one tensor.
 
     All layers of a model are called with the same tensor, and the CPU has to wait for a GPU each
     time to look at its values.
     """
 
-    def __init__(self, function: Callable[[Tensor], Result]) -> None:
+    def __init__(self, function: Callable[..., Result]) -> None:
         self.function = function
-        self._last: tuple[weakref.ref[Tensor], int, Result] | None = None
+        self._last: tuple[weakref.ref[Tensor], int] | None = None
+        self._results: dict[tuple[Hashable, ...], Result] = {}
 
-    def __call__(self, tensor: Tensor) -> Result:
+    def __call__(self, tensor: Tensor, *settings: Hashable) -> Result:
         if tensor.is_inference():  # it has no version
-            return self.function(tensor)
-        if self._last is not None:
-            seen, version, result = self._last
-            if seen() is tensor and version == tensor._version:
-                return result
-        result = self.function(tensor)
-        self._last = weakref.ref(tensor), tensor._version, result
-        return result
+            return self.function(tensor, *settings)
+        if self._last is None or self._last[0]() is not tensor or self._last[1] != tensor._version:
+            self._last = weakref.ref(tensor), tensor._version
+            self._results = {}
+        if settings not in self._results:
+            self._results[settings] = self.function(tensor, *settings)
+        return self._results[settings]
 
 
 @OncePerTensor

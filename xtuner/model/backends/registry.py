@@ -62,12 +62,18 @@ class Choice(Generic[Built]):
         return self.backend.build(self.case)
 
 
-def choose(backends: Sequence[Backend[Built]], case: Case) -> Choice[Built]:
+def choose(
+    backends: Sequence[Backend[Built]],
+    case: Case,
+    trial: Callable[[Backend[Built], Case], str | None] | None = None,
+) -> Choice[Built]:
     """Choose the first backend that supports a case.
 
     Args:
         backends: the best first.
         case: what is computed.
+        trial: tries a backend that supports the case on this machine: None if it works, otherwise
+            the reason why not.
 
     Raises:
         UserError: when there is none.
@@ -77,6 +83,8 @@ def choose(backends: Sequence[Backend[Built]], case: Case) -> Choice[Built]:
         if backend.device not in (None, case.device):
             continue
         why = backend.supports(case)
+        if why is None and trial is not None:
+            why = trial(backend, case)
         if why is None:
             return Choice(backend, case, tuple(passed_over))
         passed_over.append((backend.name, why))

@@ -69,9 +69,12 @@ def _attention(model: PreTrainedModel, case: Case) -> Iterator[Line]:
         yield tr("attention"), str(chosen), tr("attn_implementation of the config")
         return
     for name, each in _kinds_of_attention(model, case):
-        backends = attention.PACKED_BACKENDS if case.packed else attention.DENSE_BACKENDS
-        choice = choose(backends, each)  # type: ignore[misc]
-        yield name, choice.name, choice.reason
+        if case.packed:
+            packed = attention.packed_choice(each)
+            yield name, packed.name, packed.reason
+        else:
+            dense = choose(attention.DENSE_BACKENDS, each)
+            yield name, dense.name, dense.reason
 
 
 def _kinds_of_attention(model: PreTrainedModel, case: Case) -> Iterator[tuple[str, Case]]:

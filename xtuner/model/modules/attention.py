@@ -28,7 +28,14 @@ from torch import Tensor, nn
 from xtuner.model.backends import environment
 from xtuner.model.backends.case import Case
 from xtuner.model.backends.cpu import attention as cpu
-from xtuner.model.backends.gpu.attention import FLASH_ATTN, VARLEN_ATTN
+from xtuner.model.backends.gpu.attention import (
+    FLASH_ATTN_2,
+    FLASH_ATTN_3,
+    FLASH_ATTN_4,
+    VARLEN_ATTN,
+)
+from xtuner.model.backends.gpu.flex_attention import FLEX_ATTENTION
+from xtuner.model.backends.gpu.trial import try_packed_kernel
 from xtuner.model.backends.interfaces import (
     AttentionOptions,
     DenseKernel,
@@ -38,12 +45,14 @@ from xtuner.model.backends.interfaces import (
     padding_of,
     sample_lengths,
 )
-from xtuner.model.backends.registry import Backend, choose
+from xtuner.model.backends.registry import Backend, Choice, choose
 from xtuner.model.backends.sdpa import BLOCKS, SDPA
 from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
 from xtuner.utils.lang import tr
 
 NAME = "xtuner"
+NOT_OF_ATTENTION = ("compiled", "distributed", "right_padded", "plain_head", "separate_head")
+"""Fields of a ``Case`` that no kernel for packed rows depends on."""
 
 
 def register() -> str:
@@ -203,8 +212,11 @@ def _unsupported_by_whole_rows(case: Case) -> str | None:
 
 PACKED_BACKENDS: tuple[Backend[PackedKernel], ...] = (
     cpu.PACKED,
-    FLASH_ATTN,
+    FLASH_ATTN_3,
+    FLASH_ATTN_4,
+    FLASH_ATTN_2,
     VARLEN_ATTN,
+    FLEX_ATTENTION,
     Backend("torch sdpa, sample by sample", lambda case: None, lambda case: attend_by_sample),
 )
 """For packed rows, the best first."""
@@ -270,7 +282,23 @@ class Facts(NamedTuple):
 @functools.cache
 def packed_kernel(facts: Facts) -> PackedKernel:
     """What computes packed rows, chosen once for calls of a kind."""
-    return choose(PACKED_BACKENDS, replace(facts.case(), packed=True)).build()
+    return packed_choice(facts.case()).build()
+
+
+def packed_choice(case: Case) -> Choice[PackedKernel]:
+    """The backend for packed rows; on a GPU one that was tried on a few tokens there."""
+    return _packed_choice(
+        replace(case, packed=True, **{name: getattr(Case, name) for name in NOT_OF_ATTENTION})
+    )
+
+
+@functools.cache
+def _packed_choice(case: Case) -> Choice[PackedKernel]:
+    if case.device != "cuda":
+        return choose(PACKED_BACKENDS, case)
+    return choose(
+        PACKED_BACKENDS, case, functools.partial(try_packed_kernel, reference=attend_by_sample)
+    )
 
 
 @functools.cache
