@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := work_dirs/quickstart
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test lint messages bench clean install
+.PHONY: quickstart test lint messages docs bench clean install
 
 install: $(VENV)/.installed
 
@@ -34,9 +34,14 @@ lint: install
 messages: install
 	$(BIN)/python scripts/messages.py
 
+# The docs as a site in site/; a broken link is an error.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: install
 	@for file in benchmarks/*.py; do \
 		echo "$$file"; $(BIN)/python $$file || [ $$? = 2 ] || exit 1; done  # 2: needs what is not here
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info work_dirs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist *.egg-info work_dirs site .pytest_cache .ruff_cache .mypy_cache

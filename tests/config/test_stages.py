@@ -67,7 +67,7 @@ def stops(tmp_path, monkeypatch) -> list[str]:
     def arrived(_: Config) -> None:
         raise Arrived
 
-    monkeypatch.setattr(start, "build_runner", arrived)
+    monkeypatch.setattr(start, "build_training_runner", arrived)
     monkeypatch.setattr(start, "_require_models", lambda document: None)
     recorder = Recorder()
     before = sys.getprofile()

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.codes_page import HEAD, ROOT, page
 from tests.config.check.rules import findings
-from xtuner.config.check import check, codes, packages
+from xtuner.config.check import check, codes, packages, resources
 from xtuner.config.check.problem import RULES
 from xtuner.doctor.rules import RULES as OF_DATA
 from xtuner.entry_point import COMMANDS, main
@@ -23,13 +23,19 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 
 @pytest.fixture
 def of_the_examples(monkeypatch, tmp_path):
-    """What the examples say of the machine: 8 processes, no bitsandbytes, a model folder."""
+    """What the examples say of the machine: 8 processes, 30 GB, no bitsandbytes, folders."""
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setattr(packages, "_is_missing", {"bitsandbytes"}.__contains__)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(resources, "free_bytes", lambda work_dir: 30 * 2**30)
     vocabulary = {"model": {"vocab": {"<|end|>": 0}}}
-    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    new_tokens = {**vocabulary, "added_tokens": [{"content": "<|new|>", "id": 1}]}
+    for name, content in (("model", vocabulary), ("with_new_tokens", new_tokens)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**sizes, "vocab_size": 1}))
+    (tmp_path / "my.jsonl").write_text("{}")
 
 
 @pytest.mark.parametrize("code", sorted(RULES))

@@ -16,6 +16,8 @@ from mmengine.config import Config
 from xtuner.config.adapt.adapter import RunOptions, adapt
 from xtuner.config.adapt.machine import adapt_loops
 from xtuner.config.check.checker import check_or_raise
+from xtuner.config.check.data_files import require_data_files
+from xtuner.config.check.problem import Context
 from xtuner.config.document import ConfigDocument
 from xtuner.config.dump import write_config
 from xtuner.config.load import load
@@ -97,8 +99,8 @@ def _train(cfg: Config, resume: str | bool, resume_allow: Sequence[str]) -> int:
         _find_checkpoint(cfg, resume, resume_allow)  # says so before the model is built
     with activity(tr("preparing the data")):
         _prepare_data(cfg)
-    with activity(tr("building the model and the data loaders")):
-        runner = build_runner(cfg)
+    with activity(tr("building the data loaders and the model")):
+        runner = build_training_runner(cfg)
     if resume:
         runner.resume_from = _find_checkpoint(cfg, resume, resume_allow)
         runner.resume_allow = resume_allow
@@ -184,6 +186,7 @@ def prepare(
     if held is not None and is_first(run.launcher):
         held.enter_context(locked(work_dir))
     _call_before_run(document)
+    require_data_files(Context(document), document.file)
     _require_models(document)
     if is_first(run.launcher):
         for note in document.notes:
@@ -201,6 +204,13 @@ def is_first(launcher: str) -> bool:
     from xtuner.parallel.processes import LAUNCHER_ENV
 
     return launcher == "none" or os.environ.get(LAUNCHER_ENV[launcher][0], "0") == "0"
+
+
+def build_training_runner(cfg: Config) -> FinetuneRunner:
+    """Build the training data, then the model and everything around it."""
+    from xtuner.engine.runner.training_runner import TrainingRunner
+
+    return TrainingRunner.from_cfg(cfg)
 
 
 def build_runner(cfg: Config) -> FinetuneRunner:

@@ -16,6 +16,7 @@ from xtuner.parallel.sequence.groups import (
     get_sequence_parallel_world_size,
 )
 from xtuner.parallel.unwrap import unwrap_model
+from xtuner.reporting.checkpoint_disk import checkpoint_disk
 from xtuner.utils.constants import RUN_RECORD
 from xtuner.utils.few_steps import few_steps_advice
 from xtuner.utils.files import write_text
@@ -54,6 +55,12 @@ def run_summary(runner: Runner) -> list[tuple[str, str]]:
     chosen = backends(runner)
     if chosen:
         lines.insert(-1, (tr("backends"), "; ".join(f"{what} {name}" for what, name, _ in chosen)))
+    disk = checkpoint_disk(runner, trained)
+    if disk is not None:
+        lines.append((tr("checkpoints"), str(disk)))
+        if not disk.is_enough:
+            note = tr("the disk has no room for these checkpoints; set max_keep_ckpts lower")
+            lines.append((tr("warning"), note))
     by_epochs = (runner.cfg.get("train_cfg") or {}).get("max_epochs") is not None
     epoch_length = loop.epoch_length if by_epochs else None
     advice = few_steps_advice(loop.max_iters, loop.accumulative_counts, epoch_length)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NEEDS = (
     *("XT0001", "XT0002", "XT0101", "XT0107", "XT0315", "XT0316", "XT0317", "XT0318"),
-    *("XT0328", "XT0340", "XT0341"),
+    *("XT0328", "XT0340", "XT0341", "XT0343", "XT0344"),
 )
 """Codes of check-cfg that say what is not on this machine."""
 NAME_WIDTH = 24

@@ -83,21 +83,35 @@ def require_available(name: str, where: Where | None = None) -> None:
         _require_on_hub(name, where)
 
 
+def model_file(name: str, file: str) -> Path | None:
+    """A file of a model on this machine; nothing is downloaded.
+
+    Args:
+        name: a folder, or a name on the hub.
+        file: its name in the model's folder.
+
+    Returns:
+        Its path in the folder or in the hub's cache; None where it is not here.
+    """
+    local = Path(name).expanduser() / file
+    if local.is_file() or _looks_like_a_path(name):
+        return local if local.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, file)
+    except HFValidationError:  # no name of the hub looks like this
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_file()
 
 
 def _is_cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return any(
-            isinstance(try_to_load_from_cache(name, file), str)
-            for file in ("config.json", "tokenizer_config.json")
-        )
-    except HFValidationError:  # no name of the hub looks like this
-        return False
+    return any(model_file(name, file) for file in ("config.json", "tokenizer_config.json"))
 
 
 def _require_on_hub(name: str, where: Where | None) -> None:

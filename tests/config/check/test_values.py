@@ -116,22 +116,6 @@ def test_a_model_folder_that_before_run_makes_may_be_absent(tmp_path):
     assert not keys(values.no_such_model_folder, model)
 
 
-def test_data_files_may_be_text_a_list_or_a_dict(tmp_path):
-    (tmp_path / "there.json").write_text("[]")
-    there, absent = str(tmp_path / "there.json"), str(tmp_path / "absent.json")
-    files = [
-        (repr(absent), 1),
-        (repr([there, absent]), 1),
-        (repr({"train": [absent], "test": there}), 1),
-        (repr(there), 0),
-        (repr(str(tmp_path / "*.json")), 0),
-        ("'hub/name.json'", 0),
-    ]
-    for written, count in files:
-        text = f"train_dataset = dict(type=load_dataset, path='json', data_files={written})"
-        assert len(keys(values.no_such_data_file, text)) == count, written
-
-
 def test_checkpoints(tmp_path):
     absent = str(tmp_path / "iter_1.pth")
     assert keys(values.no_such_checkpoint, f"load_from = {absent!r}") == ["load_from"]

@@ -16,7 +16,9 @@ from mmengine.config import Config
 
 from xtuner.config.check import (  # noqa: F401 (they register)
     calls,
+    data_files,
     packages,
+    resources,
     sections,
     training,
     values,
@@ -30,6 +32,9 @@ from xtuner.config.source import ConfigSource
 from xtuner.config.undefined import Undefined, undefined_names, with_meant_names
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+
+SAID_BY_THE_RUN = ("XT0317", "XT0342", "XT0343")
+"""Warnings that a run itself says, by what it then knows for certain."""
 
 
 def codes() -> list[Code]:
@@ -88,7 +93,7 @@ def check_or_raise(document: ConfigDocument) -> None:
     _require_sections(document)
     problems = check_document(document)
     for problem in problems:
-        if problem.severity == WARNING:
+        if problem.severity == WARNING and problem.code not in SAID_BY_THE_RUN:
             print(problem, file=sys.stderr)
     errors = [problem for problem in problems if problem.severity == ERROR]
     if errors:

@@ -194,28 +194,6 @@ def no_such_model_folder(context: Context) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "XT0317",
-    WARNING,
-    N_("a data file that does not exist"),
-    N_("A relative path counts from the folder in which the command is run."),
-    wrong="train_dataset = dict(type=load_dataset, path='json', data_files='./no_such.jsonl')",
-    right="train_dataset = dict(type=load_dataset, path='json', data_files='my.jsonl')",
-)
-def no_such_data_file(context: Context) -> Iterator[Finding]:
-    for key in context.typed("load_dataset"):
-        files = context.get(f"{key}.data_files")
-        named = dict.values(files) if isinstance(files, dict) else [files]
-        flat = [p for item in named for p in (item if isinstance(item, list | tuple) else [item])]
-        for path in flat:
-            absent = looks_local(path) and not Path(path).expanduser().exists()
-            if absent and not any(sign in path for sign in "*?["):
-                yield Finding(
-                    f"{key}.data_files",
-                    tr("there is no file '{path}'", path=path),
-                )
-
-
 def _absent(context: Context, key: str) -> Iterator[Finding]:
     path = context.get(key)
     if looks_local(path) and not Path(str(path)).expanduser().exists():

@@ -21,6 +21,7 @@ from mmengine.runner.base_loop import BaseLoop
 from xtuner.checkpoint.run_state import restore_random
 from xtuner.engine.data_position import from_batch
 from xtuner.engine.runner import loss_monitor
+from xtuner.engine.runner.embeddings import lacks_embedding
 from xtuner.engine.runner.loss_monitor import Action, LossMonitor
 from xtuner.engine.runner.warmup import prepare_device
 from xtuner.parallel.sequence.groups import (
@@ -29,7 +30,7 @@ from xtuner.parallel.sequence.groups import (
 )
 from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.cpu import trim_heap
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -321,21 +322,7 @@ def batch_on_device(runner: FinetuneRunner, batch: Mapping[str, Any]) -> Any:
         vocab_size = llm.config.get_text_config().vocab_size
         largest = int(ids.max())
         if largest >= vocab_size:
-            rows = ", ".join(str(row) for row in runner.trace(batch)[:3])
-            raise UserError(
-                tr(
-                    "the data have the token id {largest}, but the model's vocabulary has "
-                    "{vocab_size} entries",
-                    largest=largest,
-                    vocab_size=vocab_size,
-                )
-                + (f" ({rows})" if rows else ""),
-                hint=tr(
-                    "use the model's own tokenizer (and, for a reward model, one of its ids as "
-                    "reward_token_id); model.tokenizer = tokenizer makes room for added tokens."
-                ),
-                where=Where(key="tokenizer"),
-            )
+            raise lacks_embedding(largest, vocab_size, runner.trace(batch))
     return to_device(batch, runner.device)
 
 
