@@ -209,8 +209,9 @@ def _parameters(base: str, config: dict[str, Any]) -> float | None:
 
 def _adapter_parameters(text: dict[str, Any], rank: object) -> float | None:
     """Of an adapter on all linear layers of a decoder."""
-    sizes = [text.get(key) for key in ("hidden_size", "intermediate_size", "num_hidden_layers")]
-    if not is_number(rank) or not all(is_number(size) for size in sizes):
+    named = (text.get(key) for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    sizes = [size for size in named if is_number(size)]
+    if not is_number(rank) or len(sizes) < 3:
         return None
     hidden, intermediate, layers = sizes
     return layers * rank * (4 * 2 * hidden + 3 * (hidden + intermediate))
