@@ -7,8 +7,8 @@ in four of ten while a checkpoint is being written. A training that reaches its 
 the bit, with the undisturbed one: weights, optimizer, schedules, random states, metrics; then
 another one begins. Exit status 1 when anything differed.
 
-One process is forked from a parent that has everything imported, so that the kills fall into the
-training and not into imports; several processes (``--processes 2``) are started as a user would.
+The processes are forked from a parent that has everything imported, so that the kills fall into
+the training and not into imports. With several (``--processes 2``) all of them are killed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -29,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.equivalence.runs import TOY, differences, outcome, start  # noqa: E402
+from tests.equivalence.runs import TOY, differences, outcome  # noqa: E402
 
 
 @dataclass
@@ -42,46 +43,106 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def run(
-    words: Sequence[str], processes: int, kill_after: float | None = None, saving: bool = False
-) -> tuple[bool, float]:
-    """Run ``xtuner train WORDS``, perhaps killed.
+class FailedError(Exception):
+    """A training has ended by itself, and not well."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A command ``xtuner train CONFIG``.
 
     Args:
-        words: the config, ``--work-dir``, the folder, and more.
-        processes: how many.
+        config: name or path.
+        options: ``key=value`` words that change it.
+        flags: other words, such as ``--fsdp``.
+        processes: how many train.
+    """
+
+    config: str
+    options: Sequence[str] = ()
+    flags: Sequence[str] = ()
+    processes: int = 1
+
+    def words(self, work_dir: Path, *, resume: bool = False) -> list[str]:
+        """The words after ``xtuner``."""
+        launcher = ["--launcher", "pytorch"] if self.processes > 1 else []
+        options = ["--cfg-options", *self.options] if self.options else []
+        common = ["train", self.config, "--work-dir", str(work_dir), *self.flags, *launcher]
+        return [*common, *(["--resume"] if resume else []), *options]
+
+    def start(self, work_dir: Path, *, resume: bool = False) -> list[int]:
+        """Fork the processes, silent; what they print is in ``<work_dir>.log``.
+
+        Returns:
+            Their ids.
+        """
+        words = self.words(work_dir, resume=resume)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        return [
+            _fork(words, work_dir, rank, self.processes, port) for rank in range(self.processes)
+        ]
+
+
+def run(
+    training: Training,
+    work_dir: Path,
+    *,
+    resume: bool = False,
+    kill_after: float | None = None,
+    saving: bool = False,
+) -> tuple[bool, float]:
+    """Run a training, perhaps killed.
+
+    Args:
+        training: the command.
+        work_dir: its folder.
+        resume: with ``--resume``.
         kill_after: seconds of training after which to kill; None to leave it in peace.
         saving: wait from then on until a checkpoint is being written.
 
     Returns:
         Whether it finished, and how many seconds of it were training.
+
+    Raises:
+        FailedError: when a process ends by itself with another status than 0.
     """
     begun, trains_since = time.time(), None
-    work_dir = Path(words[2])
-    if processes == 1:
-        pid = _fork(words)
-    else:
-        log = work_dir.with_name(f"{work_dir.name}.log")
-        pid = start(words[0], work_dir, *words[3:], processes=processes, log=log).pid
-    while True:
+    running = training.start(work_dir, resume=resume)
+    while running:
         time.sleep(0.001)
-        done, code = os.waitpid(pid, os.WNOHANG)
+        running = [pid for pid in running if not _has_ended(pid, running, work_dir)]
         now = time.time()
         if trains_since is None and _has_logged(work_dir, begun):
             trains_since = now
-        if done:
-            break
         due = None not in (kill_after, trains_since) and now - trains_since >= kill_after
-        if due and (not saving or _is_saving(work_dir)):
-            for each in [*_descendants(pid), pid]:  # torchrun's workers have groups of their own
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        if running and due and (not saving or _is_saving(work_dir)):
+            kill(running)
             return False, 0.0
-    status = os.waitstatus_to_exitcode(code)
+    return True, time.time() - (trains_since or begun)
+
+
+def kill(pids: Sequence[int]) -> None:
+    """End processes of this one with SIGKILL, and those that they have started."""
+    for each in [each for pid in pids for each in (*_descendants(pid), pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    for pid in pids:
+        os.waitpid(pid, 0)
+
+
+def _has_ended(pid: int, running: Sequence[int], work_dir: Path) -> bool:
+    """Whether a process has ended well; where it has failed, the others are killed.
+
+    Raises:
+        FailedError: when it has failed.
+    """
+    done, code = os.waitpid(pid, os.WNOHANG)
+    status = os.waitstatus_to_exitcode(code) if done else 0
     if status != 0:
-        raise SystemExit(f"xtuner train {' '.join(words)}\nended by itself with status {status}")
-    return True, now - (trains_since or now)
+        kill([other for other in running if other != pid])
+        raise FailedError(f"{work_dir.name} ended by itself with status {status}: {work_dir}.log")
+    return bool(done)
 
 
 def _is_saving(work_dir: Path) -> bool:
@@ -106,55 +167,80 @@ def _has_logged(work_dir: Path, since: float) -> bool:
     return status.st_size > 0 and status.st_mtime >= since
 
 
-def _fork(words: Sequence[str]) -> int:
-    """Run the command in a forked child, silently, in a process group of its own."""
+def _fork(words: Sequence[str], work_dir: Path, rank: int, size: int, port: int) -> int:
+    """Run a command in a forked child, in a process group of its own."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         os.setpgid(0, 0)
-        log = os.open(f"{words[2]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if size > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        log = os.open(f"{work_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         from xtuner.entry_point import main
 
-        status = main(["train", *words])
+        status = main(words)
         sys.stdout.flush()
     finally:
         os._exit(status)
     return 0
 
 
-def challenge(
-    config: str, folder: Path, rounds: int, options: Sequence[str], processes: int, seed: int
-) -> Report:
-    """Do the rounds for one config."""
+def challenge(training: Training, folder: Path, rounds: int, seed: int) -> Report:
+    """Do the rounds for one training."""
     draw = random.Random(seed)
-    chosen = ["--cfg-options", *options] if options else []
-    peaceful = folder / "peaceful"
-    _, seconds = run([config, "--work-dir", str(peaceful), *chosen], processes)
-    expected = outcome(peaceful)
-    print(f"{config}: {seconds:.2f} s of training, {expected['iter']} iterations", flush=True)
-    report, number = Report(), 0
-    while report.kills < rounds:
-        work_dir = folder / f"disturbed_{number}"
-        words = [config, "--work-dir", str(work_dir), "--resume", *chosen]
-        finished = False
-        while not finished and report.kills < rounds:
-            moment, saving = draw.uniform(0, seconds), draw.random() < 0.4
-            finished, _ = run(words, processes, moment, saving)
-            report.kills += not finished
-            report.while_saving += _is_saving(work_dir)
-        if not finished:
-            run(words, processes)
-        found = list(differences(expected, outcome(work_dir)))
-        report.finished += 1
-        report.wrong += [f"{work_dir.name}: {line}" for line in found]
-        if not found:
-            shutil.rmtree(work_dir)
-        number += 1
+    report = Report()
+    try:
+        _, seconds = run(training, folder / "peaceful")
+        expected = outcome(folder / "peaceful")
+        line = f"{folder.name}: {seconds:.2f} s of training, {expected['iter']} iterations"
+        print(line, flush=True)
+        while report.kills < rounds:
+            work_dir = folder / f"disturbed_{report.finished}"
+            _disturb(training, work_dir, rounds, seconds, draw, report)
+            found = list(differences(expected, outcome(work_dir)))
+            report.finished += 1
+            report.wrong += [f"{work_dir.name}: {line}" for line in found]
+            if not found:
+                shutil.rmtree(work_dir)
+    except FailedError as error:
+        report.wrong.append(str(error))
     return report
+
+
+def _disturb(
+    training: Training,
+    work_dir: Path,
+    rounds: int,
+    seconds: float,
+    draw: random.Random,
+    report: Report,
+) -> None:
+    """Kill and resume one training until it reaches its end; count in ``report``."""
+    finished = False
+    while not finished and report.kills < rounds:
+        moment, saving = draw.uniform(0, seconds), draw.random() < 0.4
+        finished, _ = run(training, work_dir, resume=True, kill_after=moment, saving=saving)
+        report.kills += not finished
+        report.while_saving += _is_saving(work_dir)
+    if not finished:
+        run(training, work_dir, resume=True)
+
+
+def warm_up() -> None:
+    """Import what a training needs, for the forked children."""
+    import torch
+
+    torch.set_num_threads(1)
+    from xtuner.engine.startup import import_runner
+
+    import_runner(None)
+    from xtuner.engine import train  # noqa: F401
+    from xtuner.engine.runner import finetune_runner  # noqa: F401
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,20 +253,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg-options", nargs="+", default=[])
     parser.add_argument("--keep", type=Path, help="folder to work in; a temporary one otherwise")
     args = parser.parse_args(argv)
-    import torch
-
-    torch.set_num_threads(1)
-    from xtuner.engine.startup import import_runner
-
-    import_runner(None)
-    from xtuner.engine import train  # noqa: F401  (warm, for the forked children)
-    from xtuner.engine.runner import finetune_runner  # noqa: F401
-
+    warm_up()
     wrong = 0
     for config in args.configs:
         folder = args.keep or Path(tempfile.mkdtemp(prefix="kill_resume_"))
         folder.mkdir(parents=True, exist_ok=True)
-        report = challenge(config, folder, args.rounds, args.cfg_options, args.processes, args.seed)
+        training = Training(config, args.cfg_options, processes=args.processes)
+        report = challenge(training, folder, args.rounds, args.seed)
         print(
             f"{config}: {report.kills} kills ({report.while_saving} while saving), "
             f"{report.finished} trainings finished, {len(report.wrong)} differences"

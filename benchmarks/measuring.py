@@ -284,12 +284,17 @@ def middle(values: list[Any]) -> Any:
 
 def circumstances() -> dict[str, Any]:
     """When, where and with what a method was measured."""
+    return machine("torch", "transformers", "trl", "peft", "bitsandbytes") | {
+        "bf16_matmul_tflops": matmul_rate(),
+    }
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """The date, this machine, and the versions of some packages."""
     from importlib.metadata import version
 
-    names = ("torch", "transformers", "trl", "peft", "bitsandbytes")
     return {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {name: version(name) for name in names},
-        "bf16_matmul_tflops": matmul_rate(),
+        "versions": {name: version(name) for name in packages},
     }

@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from xtuner.checkpoint.checkpoint import find_latest, load_checkpoint
+from xtuner.checkpoint.folder import is_sharded_folder
+from xtuner.checkpoint.io import read_torch_file
+from xtuner.checkpoint.sharded import DataReader
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy_config.py"
@@ -129,6 +134,8 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
             yield f"{path} (lengths {len(first)} and {len(second)})"
         for number, (one, other) in enumerate(zip(first, second, strict=False)):
             yield from differences(one, other, f"{path}[{number}]")
+    elif type(first) is type(second) and hasattr(first, "__dict__"):  # DeepSpeed's objects
+        yield from differences(vars(first), vars(second), path)
     elif first != second and not (first != first and second != second):  # nan equals nan here
         yield f"{path} ({first!r} and {second!r})"
 
@@ -138,14 +145,32 @@ def outcome(work_dir: Path) -> dict[str, Any]:
     newest = find_latest(work_dir)
     assert newest is not None, f"{work_dir} has no checkpoint"
     state = load_checkpoint(newest)
-    kept = ("state_dict", "optimizer", "param_schedulers", "random_states", "data_position")
-    kept += ("loop",)
+    kept = ("param_schedulers", "random_states", "data_position", "loop")
+    own = ("state_dict", "optimizer")
     return {
         "name": newest.name,
         "iter": state["meta"]["iter"],
         "metrics": metrics(work_dir),
         **{key: state[key] for key in kept},
+        **(tensors_in(newest) if newest.is_dir() else {key: state[key] for key in own}),
     }
+
+
+def tensors_in(folder: Path) -> dict[str, Any]:
+    """Weights and optimizer in a checkpoint folder of FSDP or DeepSpeed, each under its name."""
+    if not is_sharded_folder(folder):
+        files = sorted(folder.rglob("*.pt"))
+        assert files, f"{folder} holds no weights"
+        return {file.name: read_torch_file(file, mapped=False) for file in files}
+    reader = DataReader(folder)
+    described = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in described.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    distributed_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def metrics(work_dir: Path) -> list[dict[str, Any]]:

@@ -31,16 +31,20 @@ OPTIONAL = (
 def without_optional_optimizers() -> Iterator[None]:
     """Let imports of the optional packages fail at once; afterwards they work again.
 
-    Packages that are loaded already stay as they are.
+    That goes for packages that are loaded, too: transformers would import what mmengine asks for,
+    and remember that DeepSpeed and bitsandbytes are missing.
     """
-    blocked = [name for name in OPTIONAL if name not in sys.modules]
-    for name in blocked:
+    loaded = {name: sys.modules.get(name) for name in OPTIONAL}
+    for name in OPTIONAL:
         sys.modules[name] = None  # type: ignore[assignment]  # makes `import name` raise at once
     try:
         yield
     finally:
-        for name in blocked:
-            del sys.modules[name]
+        for name, module in loaded.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def optimizer_name(document: ConfigDocument) -> str | None:
