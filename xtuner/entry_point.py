@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 when it went well, 2 for a wrong command line, 70 for an error that
-        nobody foresaw, 130 after Ctrl-C.
+        nobody foresaw, 130 after Ctrl-C, 128 + N after signal N.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -143,11 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet_libraries()
     try:
         return _dispatch(words)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:  # or a signal that the command turns into one
         if debug:
             traceback.print_exc()
-        _print_error(tr("interrupted"))
-        return INTERRUPTED
+        if os.environ.get("RANK", "0") == "0":  # one message for all of them
+            _print_error(str(error) or tr("interrupted"))
+        return getattr(error, "status", INTERRUPTED)
     except BrokenPipeError:  # `xtuner list-cfg | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

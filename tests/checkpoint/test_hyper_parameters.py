@@ -200,3 +200,39 @@ def test_a_schedule_that_counted_micro_batches_goes_on_in_steps():
     restored.apply(state, position, has_optimizer=True)
     found, expected = (run.optim.param_groups[0]["lr"] for run in (resumed, wanted))
     assert found == expected != before.optim.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("done", [8, 20])
+def test_a_reduced_rate_is_kept_when_an_earlier_version_counted_micro_batches(done):
+    """As above; the warm-up has ended, in micro-batches and in steps, or only in micro-batches."""
+    accumulation = 2
+
+    def schedules(end):
+        return lambda optim: [
+            LinearLR(optim, start_factor=0.1, by_epoch=False, begin=0, end=end),
+            ReduceOnPlateauLR(optim, by_epoch=True, monitor="loss", patience=0, factor=0.5),
+        ]
+
+    before = Run(schedules=schedules(7))
+    for _ in range(done):
+        before.schedulers[0].step()
+    for loss in (1.0, 2.0, 3.0):
+        before.schedulers[1].step()
+        before.schedulers[1].step({"loss": loss})
+    state = before.state()
+    del state["hyper_parameters"]
+    resumed = Run(schedules=schedules(5))
+    restored = Restored(resumed.optim, resumed.schedulers)
+    resumed.optim.load_state_dict(state["optimizer"])
+    position = Position(done, EPOCH, accumulative_counts=accumulation)
+    if done < 10:
+        with pytest.raises(UserError, match="depends on past metrics"):
+            restored.apply(state, position, has_optimizer=True)
+        return
+    restored.apply(state, position, has_optimizer=True)
+    assert resumed.optim.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**2)
+    warmup, plateau = (each.state_dict() for each in resumed.schedulers)
+    assert warmup["_global_step"] == done // accumulation
+    assert plateau["best"] == 1.0 and plateau["_global_step"] == 3
+    resumed.schedulers[1].step({"loss": 4.0})
+    assert resumed.optim.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)

@@ -8,6 +8,7 @@ import torch.distributed.checkpoint as dcp
 
 from tests.helpers.checkpoints import RunsCode
 from xtuner.checkpoint.checkpoint import load_state_dict
+from xtuner.checkpoint.verify import find_corruption
 from xtuner.utils.errors import UserError
 
 WEIGHTS = {"llm.a": torch.randn(5, 3), "llm.b": torch.arange(4), "c": torch.ones(2).bfloat16()}
@@ -42,3 +43,35 @@ def test_a_tensor_is_read_when_it_is_asked_for(tmp_path):
     assert set(read) == set(WEIGHTS)
     with pytest.raises(UserError, match="the folder cannot be read"):
         read["c"]
+
+
+def _flip(file):
+    data = bytearray(file.read_bytes())
+    data[data.index(WEIGHTS["llm.a"].numpy().tobytes())] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES = {
+    "a flipped bit": ("distcp is damaged", lambda folder: _flip(folder / "__0_0.distcp")),
+    "a file that is cut": (
+        "distcp is damaged",
+        lambda folder: (folder / "__0_0.distcp").write_bytes(
+            (folder / "__0_0.distcp").read_bytes()[:-900]
+        ),
+    ),
+    "a missing file": ("No such file", lambda folder: (folder / "__0_0.distcp").rename("gone")),
+    "no metadata": ("No such file", lambda folder: (folder / ".metadata").unlink()),
+    "other metadata": ("cannot be read", lambda f: (f / ".metadata").write_bytes(b"x" * 50)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_found_without_a_manifest(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "iter_3.pth"
+    dcp.save(WEIGHTS | {"numbers": [1, 2]}, checkpoint_id=folder, no_dist=True)
+    assert find_corruption(folder) is None
+    said, damage = DAMAGES[kind]
+    monkeypatch.chdir(tmp_path)
+    damage(folder)
+    assert said in find_corruption(folder)

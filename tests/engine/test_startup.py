@@ -23,9 +23,8 @@ def test_what_is_loaded_already_is_left_out_too_and_comes_back():
     """Else transformers looks for DeepSpeed at this time, and remembers that it is missing."""
     import transformers
 
-    with without_optional_optimizers():
-        with pytest.raises(ImportError):
-            from transformers import Adafactor  # noqa: F401
+    with without_optional_optimizers(), pytest.raises(ImportError):
+        from transformers import Adafactor  # noqa: F401
     assert sys.modules["transformers"] is transformers
     assert "deepspeed" not in sys.modules or sys.modules["deepspeed"] is not None
 

@@ -3,10 +3,12 @@
 import io
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.helpers.hub_models import save_hub_model
@@ -126,6 +128,49 @@ def test_a_reward_model_of_internlm2_is_the_hubs(folder, capsys, monkeypatch):
     assert main(["chat", str(out / "hf")]) == 0
     yes, no = rewards(capsys)
     assert yes > no
+
+
+def test_a_merged_reward_adapter_of_internlm2_is_the_hubs(folder, capsys, monkeypatch):
+    name = "internlm2_chat_1_8b_reward_lora_varlenattn_ultrafeedback"
+    base = folder / "internlm2"
+    words = ("reward_token_id=5", f"pretrained_model_name_or_path={base}", "max_epochs=2")
+    out = train(folder, name, *words)
+    (checkpoint,) = out.glob("iter_*.pth")
+    assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
+    merged = out / "merged"
+    assert main(["convert", "merge", str(base), str(out / "hf"), str(merged)]) == 0
+    assert "verified" in capsys.readouterr().out
+    config = json.loads((merged / "config.json").read_text("utf-8"))
+    assert config["architectures"] == ["InternLM2ForRewardModel"]
+    assert config["auto_map"]["AutoModel"] == "modeling_internlm2.InternLM2ForRewardModel"
+    assert config["reward_token_id"] == 5
+    names = load_file(merged / "model.safetensors").keys()
+    assert "v_head.weight" in names and "score.weight" not in names
+    model = AutoModel.from_pretrained(merged, dtype=torch.float32)
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]["v_head.weight"]
+    torch.testing.assert_close(model.v_head.weight, trained, rtol=0, atol=2e-3)  # in bf16
+    old = as_earlier_versions(merged, out / "old")
+    lines = "question 1\nyes\nexit\n"
+    shown = []
+    for words in ([base, "--adapter", out / "hf"], [merged], [old]):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        assert main(["chat", *map(str, words)]) == 0
+        shown += rewards(capsys)
+    assert shown[1] == pytest.approx(shown[0], abs=5e-3) and shown[2] == shown[1]
+
+
+def as_earlier_versions(merged, out):
+    """The folder as earlier versions merged it: one of transformers' classifiers."""
+    shutil.copytree(merged, out)
+    weights = load_file(out / "model.safetensors")
+    weights["score.weight"] = weights.pop("v_head.weight")
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    config["architectures"] = ["InternLM2ForSequenceClassification"]
+    del config["reward_token_id"]
+    (out / "config.json").write_text(json.dumps(config), "utf-8")
+    return out
 
 
 def test_a_precomputed_reference_trains_the_same_and_is_kept(folder, capsys):

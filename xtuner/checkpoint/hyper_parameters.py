@@ -107,29 +107,41 @@ class Restored:
             if by_metrics.intersection(changed):
                 raise _cannot_compute()
             group.update({name: now[name] for name in changed})
-        if has_optimizer and not position.moved and self._schedules_are(saved):
+        in_place = has_optimizer and not position.moved
+        if in_place and self._schedules_are(saved):
             for scheduler, progress in zip(self.schedulers, saved, strict=True):
                 scheduler.load_state_dict(dict(progress))
             return
-        self._compute_schedules(position)
+        self._compute_schedules(position, saved if in_place else [])
 
     def _schedules_are(self, saved: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the schedules are those that the checkpoint was written with."""
         now = [_settings(scheduler.state_dict()) for scheduler in self.schedulers]
         return _same(now, [_settings(each) for each in saved])
 
-    def _compute_schedules(self, position: Position) -> None:
-        """Step the schedules from their first step to the position, as a run would have."""
-        if any(map(_depends_on_metrics, self.schedulers)):
-            raise _cannot_compute()
+    def _compute_schedules(self, position: Position, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Step the schedules from their first step to the position, as a run would have.
+
+        Those that depend on metrics keep what they have reduced (see ``_keep_reduced``).
+
+        Args:
+            position: of the run that goes on.
+            saved: the schedules' states in the checkpoint, as far as they are still true.
+        """
+        by_metrics = [each for each in self.schedulers if _depends_on_metrics(each)]
+        reduced = {
+            each.param_name: [group[each.param_name] for group in self.optim.param_groups]
+            for each in by_metrics
+        }
         for group, built in zip(self.optim.param_groups, self._built, strict=True):
             for mark in [key for key in {**group, **built} if key.startswith("initial_")]:
                 group.pop(mark, None)
                 for key in (mark, mark.removeprefix("initial_")):
                     if key in built:
                         group[key] = built[key]
-        by_step = [each for each in self.schedulers if not each.by_epoch]
-        by_epoch = [each for each in self.schedulers if each.by_epoch]
+        computed = [each for each in self.schedulers if each not in by_metrics]
+        by_step = [each for each in computed if not each.by_epoch]
+        by_epoch = [each for each in computed if each.by_epoch]
         epochs = 0
         for begun in range(0, position.iterations, position.accumulative_counts):
             done = min(begun + position.accumulative_counts, position.iterations)
@@ -137,6 +149,37 @@ class Restored:
             for _ in range(epochs, done // (position.epoch_length or done + 1)):
                 _step(by_epoch)
                 epochs += 1
+        for each in by_metrics:
+            self._keep_reduced(each, reduced[each.param_name], saved)
+
+    def _keep_reduced(
+        self,
+        scheduler: Scheduler,
+        values: Sequence[float],
+        saved: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Restore a schedule that depends on metrics beside others that were computed anew.
+
+        That is exact once the others have ended: only this one has changed the value since.
+
+        Args:
+            scheduler: as it was built.
+            values: what it schedules, in the checkpoint, of each parameter group.
+            saved: the schedules' states in the checkpoint.
+
+        Raises:
+            UserError: when its settings have changed, or another schedule has not ended.
+        """
+        own = _settings(scheduler.state_dict())
+        progress = next((each for each in saved if _same(own, _settings(each))), None)
+        now = [each.state_dict() for each in self.schedulers if each is not scheduler]
+        others = [each for each in (*now, *saved) if each is not progress]
+        running = [each for each in others if each["_global_step"] < each["end"]]
+        if progress is None or any(each["param_name"] == scheduler.param_name for each in running):
+            raise _cannot_compute()
+        scheduler.load_state_dict(dict(progress))
+        for group, value in zip(self.optim.param_groups, values, strict=True):
+            group[scheduler.param_name] = value
 
 
 def _depends_on_metrics(scheduler: Scheduler) -> bool:

@@ -7,8 +7,10 @@ unpickler that knows nothing but the few dataclasses a ``.metadata`` consists of
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePath
@@ -93,6 +95,38 @@ def _one(reader: DataReader, name: str, entry: metadata.TensorStorageMetadata) -
         warnings.filterwarnings("ignore", message=".*torch.distributed.*")
         load(wanted, storage_reader=reader, no_dist=True)
     return wanted[name]
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a folder that has no manifest; each of its tensors is read.
+
+    Args:
+        folder: with ``*.distcp`` files.
+
+    Returns:
+        None when all that ``.metadata`` lists is there, and agrees with its own checksums.
+    """
+    try:
+        with _explained(folder):
+            stored = DataReader(folder).read_metadata().storage_data or {}
+            for place in stored.values():
+                if not _is_whole(folder / place.relative_path, place.offset, place.length):
+                    return tr("its part {broken} is damaged", broken=place.relative_path)
+    except UserError as error:
+        return error.message.rstrip(".\u3002")
+    return None
+
+
+def _is_whole(file: Path, offset: int, length: int) -> bool:
+    """Whether a stretch of a file, which torch writes as a zip archive, has not changed."""
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        stored = io.BytesIO(stream.read(length))
+    try:
+        with zipfile.ZipFile(stored) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
 
 
 @contextlib.contextmanager

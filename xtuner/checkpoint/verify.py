@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 
+from xtuner.checkpoint.folder import is_sharded_folder
 from xtuner.checkpoint.io import READ_ERRORS, first_line, read_torch_file
 from xtuner.checkpoint.manifest import find_mismatch, read_manifest
 from xtuner.utils.errors import UserError, Where
@@ -96,6 +97,10 @@ def _try_to_load_folder(folder: Path) -> str | None:
         problem = _try_to_load(file) if file.suffix in (".pt", ".pth") else None
         if problem is not None:
             return f"{file.name}: {problem}"
+    if is_sharded_folder(folder) or any(file.suffix == ".distcp" for file in files):
+        from xtuner.checkpoint import sharded  # uses private parts of torch: only where needed
+
+        return sharded.find_damage(folder)
     return None
 
 

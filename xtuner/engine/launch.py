@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def become_torchrun(layout: Layout, words: Sequence[str]) -> None:
     # Without it every process would take all cores for its matrix products, or torchrun leave one.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(threads_each(layout.processes)))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until torchrun passes it on: by default it ends
     os.execv(sys.executable, [sys.executable, *layout.command([*words, "--launcher", "pytorch"])])
 
 

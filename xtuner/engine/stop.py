@@ -5,20 +5,18 @@ SIGINT, SIGTERM and SIGHUP (a closed terminal) stop the run, SIGUSR1 saves and g
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import sys
 import time
 from types import FrameType
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
 
+from xtuner.engine.signals import ENDING, SAVING, say, take_save_request
 from xtuner.utils.lang import tr
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SAVING = signal.SIGUSR1
+STOPPING = (signal.SIGINT, *ENDING)
 OUT_OF_TIME = 0
 SAVE = -1
 _GO_ON = -2
@@ -46,6 +44,7 @@ class Stop:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
         self._previous[SAVING] = signal.signal(SAVING, self._note_save)
+        self._save = take_save_request()
 
     def uninstall(self) -> None:
         """Give the signals back to whoever had them."""
@@ -79,25 +78,22 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = number
-        self.uninstall()
+        for each in STOPPING:
+            if signal.getsignal(each) == self._note:
+                by_default = signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
+                signal.signal(each, by_default)
         if is_main_process():
             answer = tr(
                 "{signal} was received: after this optimizer step a checkpoint is written and the "
                 "run ends. A second one ends it at once.",
                 signal=signal.Signals(number).name,
             )
-            _say(answer)
+            say(answer)
 
     def _note_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True
         if is_main_process():
-            _say(tr("SIGUSR1 was received: a checkpoint is written after this optimizer step."))
-
-
-def _say(line: str) -> None:
-    """Write to stderr from a signal handler, where a stream may be in use."""
-    with contextlib.suppress(OSError):  # a closed terminal
-        os.write(sys.stderr.fileno() if sys.stderr else 2, f"\n{line}\n".encode())
+            say(tr("SIGUSR1 was received: a checkpoint is written after this optimizer step."))
 
 
 def exit_status(reason: int) -> int:

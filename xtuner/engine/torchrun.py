@@ -31,11 +31,12 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0; or the status of the process that failed first, 128 + N when signal N ended it.
     """
+    args = _parser().parse_args(arguments)
+    signal.signal(signal.SIGUSR1, functools.partial(_pass_on, module=args.module))
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    args = _parser().parse_args(arguments)
     rendezvous: dict[str, Any] = (
         {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(uuid.uuid4())}
         if args.master_port is None  # one machine: any free port
@@ -46,7 +47,6 @@ def main(arguments: Sequence[str]) -> int:
             "run_id": "xtuner",
         }
     )
-    signal.signal(signal.SIGUSR1, functools.partial(_pass_on, module=args.module))
     config = LaunchConfig(
         min_nodes=args.nnodes,
         max_nodes=args.nnodes,
@@ -72,8 +72,15 @@ def _pass_on(number: int, frame: FrameType | None, *, module: str) -> None:
         for process in listed.read_text().split():
             with contextlib.suppress(OSError):  # it has just ended
                 words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
-                if ("-m", module) in itertools.pairwise(words):
+                if ("-m", module) in itertools.pairwise(words) and _handles(process, number):
                     os.kill(int(process), number)
+
+
+def _handles(process: str, number: int) -> bool:
+    """Whether a process handles a signal; one that has just started would be ended by it."""
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
 
 
 def _parser() -> argparse.ArgumentParser:

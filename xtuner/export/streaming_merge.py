@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from xtuner.export.model_folder import read_json
+from xtuner.export.reward_classes import HEAD, HUB_HEAD, hub_settings
 from xtuner.export.weights import TensorInfo, Weights, shown
+from xtuner.utils.constants import REWARD_FILE
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -32,7 +35,7 @@ _REPEATED = ("pissa", "olora")
 """Initializations that change the base's weight, which a merge has to repeat."""
 _NOT_REPEATABLE = ("corda", "loftq", "eva")
 """Initializations that need data or the full model."""
-HEAD_WEIGHTS = ("score.weight", "classifier.weight")
+HEAD_WEIGHTS = (f"{HEAD}.weight", "classifier.weight")
 DEFAULT_LABELS = 2
 """transformers' number of labels where a classifier's config does not say."""
 
@@ -173,6 +176,8 @@ def prepare_streaming_merge(
         if written != known:
             merge.config_changes["architectures"] = written
     _collect(wrapped, merge, rename)
+    if is_classifier(config.task_type) and labels == 1:
+        _use_hub_reward_class(merge, adapter, model.config.model_type)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     merge.tied = {rename(name): rename(source) for name, source in tied.items()}
     _untie(merge)
@@ -193,13 +198,13 @@ def _build_meta_base(
         AutoModelForSequenceClassification,
     )
 
-    is_classifier = str(getattr(task_type, "value", task_type)) == "SEQ_CLS"
-    kind: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    classifier = is_classifier(task_type)
+    kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     remote = resolve_trust(kind, str(base), trusted=trusted, consent=IN_COMMAND)
     config = AutoConfig.from_pretrained(base, trust_remote_code=remote)
     if getattr(config, "quantization_config", None) is not None:
         raise CannotStream(tr("quantised base models"))
-    if is_classifier:
+    if classifier:
         config.num_labels = _labels_of(adapter)
     with torch.device("meta"):
         model = kind.from_config(config, trust_remote_code=remote)
@@ -207,6 +212,21 @@ def _build_meta_base(
     if [entry for entry in conversions if not isinstance(entry, PrefixChange)]:
         raise CannotStream(tr("models whose weights transformers converts on loading"))
     return model
+
+
+def is_classifier(task_type: object) -> bool:
+    """Whether an adapter's task is that of a sequence classifier."""
+    return str(getattr(task_type, "value", task_type)) == "SEQ_CLS"
+
+
+def _use_hub_reward_class(merge: StreamingMerge, adapter: Path, model_type: str) -> None:
+    """Write a reward model as the hub's class, where there is one and its token is known."""
+    file = adapter / REWARD_FILE
+    token = read_json(file).get("reward_token_id") if file.is_file() else None
+    settings = hub_settings(model_type, token) if token is not None else {}
+    if settings:
+        merge.replaced[f"{HUB_HEAD}.weight"] = merge.replaced.pop(f"{HEAD}.weight")
+        merge.config_changes |= settings
 
 
 def _labels_of(adapter: Path) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xtuner.export.reward_classes import HEAD, HUB_HEAD, hub_settings
 from xtuner.model.base import FinetuneModel
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
 from xtuner.model.preference import reward_metrics
@@ -19,16 +20,6 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
-
-ARCHITECTURES = {"internlm2": "InternLM2ForRewardModel"}
-"""Reward models that the hub has a class of its own for, by ``model_type``."""
-AUTO_MAPS = {
-    "InternLM2ForRewardModel": {
-        "AutoConfig": "configuration_internlm2.InternLM2Config",
-        "AutoModel": "modeling_internlm2.InternLM2ForRewardModel",
-    }
-}
-"""Their classes in the code of the hub's folders."""
 
 
 class RewardModel(FinetuneModel):
@@ -175,13 +166,13 @@ class RewardModel(FinetuneModel):
             name if name.startswith(inside) else name.replace(body, inside, 1): value
             for name, value in weights.items()
         }
-        weights[f"{body}score.weight"] = self.v_head.weight
+        weights[f"{body}{HEAD}.weight"] = self.v_head.weight
         weights = {name: _plain(value, dtype) for name, value in weights.items()}
         aside.mkdir(parents=True, exist_ok=True)
         self.llm.peft_config[self.llm.active_adapter].save_pretrained(str(aside))
         file = aside / "adapter_config.json"
         settings = json.loads(file.read_text("utf-8"))
-        kept = set(settings.get("modules_to_save") or ()) | {"score"}
+        kept = set(settings.get("modules_to_save") or ()) | {HEAD}
         settings |= {"task_type": "SEQ_CLS", "modules_to_save": sorted(kept)}
         file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         save_file(weights, aside / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -197,11 +188,8 @@ class RewardModel(FinetuneModel):
         config.num_labels = 1
         if self.tokenizer is not None and config.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
-        architecture = ARCHITECTURES.get(config.model_type)
-        if architecture is not None:
-            config.architectures = [architecture]
-            config.auto_map = AUTO_MAPS[architecture]
-            config.reward_token_id = self.reward_token_id
+        settings = hub_settings(config.model_type, self.reward_token_id)
+        config.update(settings)
         with torch.device("meta"):
             classifier: Any = AutoModelForSequenceClassification.from_config(
                 config, trust_remote_code=False
@@ -209,7 +197,7 @@ class RewardModel(FinetuneModel):
         prefix = f"{classifier.base_model_prefix}."
         inner = self.llm.base_model.state_dict()
         weights = {f"{prefix}{name}": _plain(value, dtype) for name, value in inner.items()}
-        head = "score" if architecture is None else "v_head"
+        head = HUB_HEAD if settings else HEAD
         weights[f"{head}.weight"] = _plain(self.v_head.weight, dtype)
         classifier.load_state_dict(weights, assign=True)
         classifier.save_pretrained(aside, max_shard_size=max_shard_size)

@@ -74,6 +74,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; with several processes asked for by the environment, through torchrun."""
+    from xtuner.engine.signals import handled
+
+    with handled():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from xtuner.engine.launch import become_torchrun, read_layout
 
     if os.environ.get("RANK", "0") == "0":

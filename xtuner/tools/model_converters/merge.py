@@ -197,7 +197,8 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
         )
         found_model = load(merged)
         ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
-        found = verify.compute_logits(found_model, ids)
+        measure = verify.compute_rewards if classifier else verify.compute_logits
+        found = measure(found_model, ids)
         labels = found_model.config.num_labels
         del found_model
         if "quantization_config" in read_json(base / "config.json"):
@@ -205,7 +206,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
         else:
             model = load(base, num_labels=labels)
         resize_embeddings(model, read_adapter(adapter))
-        expected = verify.compute_logits(PeftModel.from_pretrained(model, str(adapter)), ids)
+        expected = measure(PeftModel.from_pretrained(model, str(adapter)), ids)
     settings = read_json(merged / "config.json")
     dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
     verify.check_difference(verify.compare(expected, found), dtype, tr("base + adapter"))
