@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from xtuner.export.model_folder import read_json
-from xtuner.export.reward_classes import HEAD, HUB_HEAD, hub_settings
 from xtuner.export.weights import TensorInfo, Weights, shown
+from xtuner.model.reward_classes import HEAD, HUB_HEAD, hub_settings
 from xtuner.utils.constants import REWARD_FILE
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xtuner.export.reward_classes import HEAD, HUB_HEAD, hub_settings
 from xtuner.model.base import FinetuneModel
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
 from xtuner.model.preference import reward_metrics
+from xtuner.model.reward_classes import HEAD, HUB_HEAD, hub_settings
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.utils.constants import CHOSEN, REJECTED
 from xtuner.utils.errors import UserError, Where
