@@ -58,12 +58,14 @@ KINDS = (
     Kind(r"Qwen/Qwen3-", "qwen3"),
     Kind(r"Qwen/Qwen3\.\d-35B", "qwen3_5_moe"),
     Kind(r"Qwen/Qwen3\.\d-", "qwen3_5"),
+    Kind(r"meta-llama/Llama-4-", "llama4"),
     Kind(
         r"huggyllama/|meta-llama/|lmsys/|01-ai/|tiiuae/Falcon3|HuggingFaceTB/SmolLM2|"
         r"deepseek-ai/(deepseek-coder|DeepSeek-R1-Distill-Llama)",
         "llama",
     ),
     Kind(r"mistralai/Mistral-|HuggingFaceH4/", "mistral"),
+    Kind(r"mistralai/Ministral-3-", "mistral3"),
     Kind(r"mistralai/Mixtral", "mixtral"),
     Kind(r"zai-org/glm-4-9b", "glm"),
     Kind(r"zai-org/GLM-4-", "glm4"),
@@ -84,6 +86,7 @@ KINDS = (
     Kind(r"allenai/Olmo-3-", "olmo3"),
     Kind(r"ibm-granite/granite-3", "granite"),
     Kind(r"ibm-granite/granite-4", "granitemoehybrid"),
+    Kind(r"unsloth/gpt-oss-", "gpt_oss"),
     Kind(r"nvidia/NVIDIA-Nemotron-3-", "nemotron_h", True),
     Kind(r"ByteDance-Seed/Seed-OSS-", "seed_oss"),
     Kind(r"LiquidAI/LFM2", "lfm2"),

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from tests.helpers.tiny_settings import tiny_parts, tiny_settings
+
 VOCABULARY = 512
 
 BASE: dict[str, Any] = {
@@ -87,6 +89,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": {**WINDOWS, "global_head_dim": 32},
     "glm4_moe": EXPERTS,
     "glm4_moe_lite": {**EXPERTS, **LATENT_ATTENTION, "head_dim": 8},
+    "gpt_oss": {**EXPERTS, **WINDOWS},
     "granitemoe": EXPERTS,
     "granitemoehybrid": {**EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"]},
     "hunyuan_v1_moe": {**EXPERTS, "moe_topk": 2},
@@ -130,6 +133,8 @@ MULTIMODAL = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
+    "llama4": "llama4_text",
+    "mistral3": "ministral3",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
 }
@@ -149,6 +154,20 @@ VISION: dict[str, Any] = {
 """A tiny vision tower, in the words of all of them."""
 
 
+SPECIAL = {
+    "falcon": {"num_attention_heads": 4},
+    "jamba": {"attn_layer_offset": 1},
+    "opt": {"word_embed_proj_dim": 64},
+    "reformer": {
+        "axial_pos_embds_dim": (32, 32),
+        "axial_pos_shape": (16, 32),
+        "attn_layers": ["local", "lsh"],
+        "is_decoder": True,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
 def make_config(kind: str, **changes: Any) -> PreTrainedConfig:
     """Make the configuration of a tiny model.
 
@@ -157,12 +176,27 @@ def make_config(kind: str, **changes: Any) -> PreTrainedConfig:
         changes: to the settings of its language model.
     """
     inner = MULTIMODAL.get(kind, kind)
-    # for_model's own parameter is called model_type; some configurations have one of that name
-    settings = {**BASE, **SETTINGS.get(inner, {}), **changes}
-    if inner == kind:
+    if inner in SETTINGS or kind in MULTIMODAL:
+        settings = {**BASE, **SETTINGS.get(inner, {}), **changes}
+        if inner == kind:
+            return AutoConfig.for_model(kind, **settings)
+        text = {**settings, "model_type": inner}
+        return AutoConfig.for_model(kind, text_config=text, vision_config=VISION)
+    defaults = AutoConfig.for_model(kind)
+    text_defaults = defaults.get_text_config()
+    settings = {
+        **BASE,
+        **tiny_settings(text_defaults),
+        **SPECIAL.get(text_defaults.model_type, {}),
+        **changes,
+    }
+    if text_defaults is defaults:
         return AutoConfig.for_model(kind, **settings)
-    text = {**settings, "model_type": inner}
-    return AutoConfig.for_model(kind, text_config=text, vision_config=VISION)
+    name = next(name for name, part in vars(defaults).items() if part is text_defaults)
+    text = {"model_type": text_defaults.model_type, **settings}
+    return AutoConfig.for_model(
+        kind, **{name: text}, **tiny_parts(defaults), **tiny_settings(defaults)
+    )
 
 
 def make_architecture(

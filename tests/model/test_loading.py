@@ -1,10 +1,12 @@
 """From a config's llm to a model: attention, dtypes, context length, tokens, checkpoints."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.tiny import make_model, make_tokenizer
+from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import loading
 from xtuner.utils.errors import UserError
 
@@ -90,3 +92,19 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     weights[name] = torch.ones_like(llm.lm_head.weight)
     loading.init_from_checkpoint(llm, str(tmp_path / "iter_1.pth"))
     assert torch.equal(llm.lm_head.weight, weights[name])
+
+
+@pytest.mark.parametrize("method", ["mxfp4", "gptq", "awq", "fp8"])
+def test_folders_with_quantized_weights_are_refused(method, tmp_path):
+    folder = save_tiny(tmp_path)
+    file = folder / "config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    settings["quantization_config"] = {"quant_method": method, "bits": 4}
+    file.write_text(json.dumps(settings), "utf-8")
+    for full in (True, False):
+        with pytest.raises(UserError, match=rf"are quantized \({method}\)") as refused:
+            loading.build_llm(config_of(folder), full=full)
+        assert "BF16" in refused.value.hint
+    again = config_of(folder, quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(UserError, match=method):
+        loading.build_llm(again, full=False)

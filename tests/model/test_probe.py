@@ -12,6 +12,7 @@ from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model.modules import attention
 from xtuner.model.probe import (
     RowProbe,
+    ensure_exact_rows,
     probe_rows,
     require_exact_rows,
     require_within_chunks,
@@ -143,3 +144,61 @@ def test_training_refuses_a_sample_longer_than_a_chunk():
         model({"input_ids": ids, "labels": ids})
     short = ids[:, :4]
     assert torch.isfinite(model({"input_ids": short, "labels": short})["loss"])
+
+
+class Leaking(torch.autograd.Function):
+    """The identity, whose gradient goes to the token before, too."""
+
+    @staticmethod
+    def forward(ctx, hidden):
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + 0.1 * gradient.roll(-1, dims=1)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("fault", [True, False], ids=["leaks", "exact"])
+def test_outputs_that_agree_do_not_hide_a_gradient_that_leaks(packed, fault):
+    llm = make_architecture("qwen3", attention=attention.register()).eval()
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False).eval()
+    if fault:
+        llm.model.layers[0].mlp.register_forward_hook(lambda *call: Leaking.apply(call[-1]))
+
+    def ensure():
+        ensure_exact_rows(llm, model.hidden_states, packed=packed, padded=not packed)
+        assert not any(weight.grad is not None for weight in llm.parameters())
+
+    if not fault:
+        ensure()
+    elif packed:
+        with pytest.raises(UserError, match="do not train separately in Qwen3ForCausalLM"):
+            ensure()
+    else:
+        with pytest.raises(UserError, match="padded rows do not train exactly"):
+            ensure()
+
+
+def test_positions_begin_where_the_model_begins_them():
+    llm = make_architecture("camembert", attention=attention.register(), is_decoder=True)
+    plain = make_architecture("camembert", attention="eager", is_decoder=True).eval()
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False, use_varlen_attn=True)
+    rows = [torch.arange(100, 107), torch.arange(200, 205)]
+    instances = [{"input_ids": row, "labels": row} for row in rows]
+    total = {"tokens": sum(len(row) - 1 for row in rows)}
+    batch = default_collate_fn(instances, use_varlen_attn=True)["data"]
+    loss = float(model.eval()(batch, num_items_in_batch=total)["loss"].detach())
+    with torch.no_grad():
+        alone = sum(
+            float(plain(input_ids=row[None], labels=row[None]).loss) * (len(row) - 1)
+            for row in rows
+        )
+    assert loss == pytest.approx(alone / total["tokens"], rel=1e-5)
+
+
+def test_a_model_that_needs_masks_takes_its_own_attention():
+    llm = make_architecture("deepseek_v32", attention=attention.register())  # its indexer masks
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False).eval()
+    ensure_exact_rows(llm, model.hidden_states, packed=True, padded=False)
+    assert llm.config._attn_implementation == "eager"

@@ -29,6 +29,8 @@ REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4
 # Layers that mix tokens by attention alone. In others (convolutions, state spaces, linear
 # attention) a rank would see its own shard only.
 BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+TRAINED_METHOD = "bitsandbytes"
+"""The ``quant_method`` of weights that an adapter can be trained on."""
 VOCABULARY_MULTIPLE = 64
 """A grown vocabulary is rounded up to this: matrices of such widths are faster."""
 
@@ -92,6 +94,7 @@ def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | No
     if getattr(settings.get("type"), "__name__", "") != "from_pretrained":
         return BUILDER.build(settings)
     source = _source(settings)
+    _require_trainable_weights(settings)
     if source is None or source.takes_our_attention:
         settings.setdefault("attn_implementation", attention.register())
     if full and not {"dtype", "torch_dtype", "quantization_config"} & settings.keys():
@@ -119,6 +122,39 @@ def _source(settings: dict[str, Any]) -> ModelSource | None:
     if trusted:
         settings["trust_remote_code"] = source is None or source.is_remote
     return source
+
+
+def _require_trainable_weights(settings: Mapping[str, Any]) -> None:
+    """Refuse a folder whose weights were quantized by a method that has no training.
+
+    Raises:
+        UserError: with the way to weights in 16 bits, unless the config names a quantization of the
+            same method, such as ``Mxfp4Config(dequantize=True)``.
+    """
+    from transformers import PreTrainedConfig
+
+    name_or_path = settings.get("pretrained_model_name_or_path")
+    if not hasattr(settings["type"], "__self__") or name_or_path is None:
+        return
+    config, _ = PreTrainedConfig.get_config_dict(str(name_or_path))
+    method = (config.get("quantization_config") or {}).get("quant_method", TRAINED_METHOD)
+    asked = settings.get("quantization_config")
+    named = asked.get("quant_method") if isinstance(asked, Mapping) else None
+    named = getattr(asked, "quant_method", named)
+    if method in (TRAINED_METHOD, getattr(named, "value", named)):
+        return
+    raise UserError(
+        tr(
+            "the weights of {name} are quantized ({method}), and cannot be trained.",
+            name=name_or_path,
+            method=method,
+        ),
+        hint=tr(
+            "name a folder with weights in bfloat16 (for openai/gpt-oss-20b: "
+            "unsloth/gpt-oss-20b-BF16); QLoRA quantizes them itself."
+        ),
+        where=Where(key="model.llm.pretrained_model_name_or_path"),
+    )
 
 
 def keep_4bit_layout(llm: nn.Module) -> None:

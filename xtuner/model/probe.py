@@ -8,21 +8,27 @@ their attention. So the model itself is tried, at a run's first batch, with rand
 * packed: when the first sample of a row changes, the second one's outputs must not, and each must
   equal the sample computed alone;
 * padded: a shorter row of a batch must equal the row computed alone.
+
+The gradients of the input embeddings are held to the same: what is computed from the second sample
+has none in the first, and the same one in the second as when that sample is computed alone.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from xtuner.model.modules import attention
 from xtuner.model.modules.packed_mixers import find_mixers, split_mixers
 from xtuner.model.modules.packed_rotary import split_rotary
+from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
@@ -47,6 +53,8 @@ NOISE_FACTOR = 8.0
 MISMATCH, ROUNDED_MISMATCH = 1e-3, 0.2
 """Largest relative difference between two ways of computing a sample, whose sums run in another
 order: in float32, and where numbers are rounded more."""
+ROUNDED_GRADIENT_MISMATCH = 0.5
+"""The same of a gradient, whose numbers are rounded in both directions."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class RowProbe:
         leak: outputs of a packed sample, when the sample before it changes.
         packed: a packed sample, and the same sample alone.
         padded: a padded row, and the same row alone.
+        gradient_leak: the gradient in a packed sample, from the outputs of the one after it.
+        gradient: the gradient in a packed or padded sample, and in the same sample alone.
         noise: outputs of a row when another row of the batch changes: only rounding moves them, as
             experts then compute other numbers of tokens together.
         rounded: whether outputs are computed in less than float32.
@@ -67,6 +77,8 @@ class RowProbe:
     leak: float = 0.0
     packed: float = 0.0
     padded: float = 0.0
+    gradient_leak: float = 0.0
+    gradient: float = 0.0
     noise: float = 0.0
     rounded: bool = False
 
@@ -84,23 +96,29 @@ class RowProbe:
         return self.padded <= self._mismatch
 
     @property
+    def has_exact_gradients(self) -> bool:
+        bound = ROUNDED_GRADIENT_MISMATCH if self.rounded else MISMATCH
+        return self.gradient_leak <= EXACT and self.gradient <= bound
+
+    @property
     def is_exact(self) -> bool:
-        return self.is_causal and self.packs_exactly and self.pads_exactly
+        rows = self.packs_exactly and self.pads_exactly and self.has_exact_gradients
+        return self.is_causal and rows
 
     @property
     def _mismatch(self) -> float:
         return ROUNDED_MISMATCH if self.rounded else MISMATCH
 
 
-@torch.no_grad()
 def ensure_exact_rows(
     llm: PreTrainedModel, forward: Forward, *, packed: bool, padded: bool
 ) -> None:
-    """Probe a model, help it where packed samples mix, and refuse it where that is not enough.
+    """Probe a model, help it where it fails, and refuse it where that is not enough.
 
     Args:
-        llm: the model, in evaluation mode; layers that mix packed samples are changed to compute
-            them one by one (``packed_mixers``).
+        llm: the model, in evaluation mode. Layers that mix packed samples are changed to compute
+            them one by one (``packed_mixers``); a model that our attention function cannot compute
+            is changed to its own, ``eager``.
         forward: computes the outputs that the loss is made of.
         packed: rows are packed, and samples must not attend to each other.
         padded: rows are padded.
@@ -108,14 +126,34 @@ def ensure_exact_rows(
     Raises:
         UserError: with the settings to write instead.
     """
+    try:
+        _ensure_exact_rows(llm, forward, packed, padded)
+    except UserError as refusal:
+        if not _use_eager_attention(llm):
+            raise
+        try:
+            _ensure_exact_rows(llm, forward, packed, padded)
+        except UserError:
+            raise refusal from None
+        logger.warning(
+            "%s computes attention by its own function (eager), which is slower and makes masks of "
+            "tokens x tokens: %s",
+            type(llm).__name__,
+            refusal.message,
+        )
+
+
+@torch.no_grad()
+def _ensure_exact_rows(llm: PreTrainedModel, forward: Forward, packed: bool, padded: bool) -> None:
     vocabulary = llm.config.get_text_config().vocab_size
     device = llm.device
     name = type(llm).__name__
     forward = _explained(forward)
+    samples = _Samples(vocabulary, device, seed=0)
+    _ensure_own_positions(llm, forward, samples.alone(samples.second))
     if packed or padded:
         split_rotary(llm)
     if packed:
-        samples = _Samples(vocabulary, device, seed=0)
         row = samples.packed(samples.first, samples.second)
         mixers = find_mixers(llm, lambda: forward(row), len(samples.first))
         if mixers:
@@ -127,8 +165,63 @@ def ensure_exact_rows(
                 len(mixers),
                 ", ".join(sorted({mixer.rpartition(".")[2] for mixer in mixers})),
             )
-    found = probe_rows(forward, vocabulary, device, packed=packed, padded=padded)
+    embeddings = None if _is_sharded(llm) else llm.get_input_embeddings()
+    found = probe_rows(
+        forward, vocabulary, device, packed=packed, padded=padded, embeddings=embeddings
+    )
     require_exact_rows(found, name, packed=packed)
+
+
+def _ensure_own_positions(llm: PreTrainedModel, forward: Forward, batch: Batch) -> None:
+    """Number positions from 0 in a batch, and as the model does by itself inside it.
+
+    RoBERTa and its relatives begin after the index of padding.
+
+    Raises:
+        UserError: when the model numbers them in another way.
+    """
+
+    def difference() -> float:
+        without: Any = {name: value for name, value in batch.items() if name != "position_ids"}
+        return _difference(forward(batch), forward(without))
+
+    if difference() <= MISMATCH:
+        return
+    tables = (module for module in llm.modules() if isinstance(module, nn.Embedding))
+    starts = {table.padding_idx + 1 for table in tables if table.padding_idx is not None}
+    for start in sorted(starts):
+        handle = llm.base_model.register_forward_pre_hook(_positions_from(start), with_kwargs=True)
+        if difference() <= MISMATCH:
+            return
+        handle.remove()
+    raise UserError(
+        tr("{name} does not take position_ids that begin with 0.", name=type(llm).__name__),
+        hint=tr("it cannot be trained here."),
+        where=Where(key="model.llm"),
+    )
+
+
+def _positions_from(start: int) -> Callable[..., Any]:
+    """A hook that adds ``start`` to the ``position_ids`` of a call."""
+
+    def shift(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            return None
+        return args, {**kwargs, "position_ids": positions + start}
+
+    return shift
+
+
+def _use_eager_attention(llm: PreTrainedModel) -> bool:
+    """Change a model from our attention function to its own; False where that is not possible."""
+    if llm.config._attn_implementation != attention.NAME or get_sequence_parallel_world_size() > 1:
+        return False
+    try:
+        llm.set_attn_implementation("eager")
+    except ValueError:  # the class has none
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -139,6 +232,7 @@ def probe_rows(
     *,
     packed: bool,
     padded: bool = True,
+    embeddings: nn.Module | None = None,
 ) -> RowProbe:
     """Probe a model.
 
@@ -150,6 +244,7 @@ def probe_rows(
         device: where the model is.
         packed: probe packed rows (``cu_seqlens``).
         padded: probe padded rows.
+        embeddings: the model's input embeddings, to probe gradients; None leaves them out.
 
     Returns:
         The differences of one draw; of several the least ones, where the first fails a check.
@@ -158,12 +253,13 @@ def probe_rows(
         UserError: when the model fails on such a batch.
     """
     forward = _explained(forward)
-    found = _probe_once(forward, _Samples(vocabulary, device, seed=0), packed, padded)
+    gradients = None if embeddings is None else _Gradients(forward, embeddings)
+    found = _probe_once(forward, _Samples(vocabulary, device, seed=0), packed, padded, gradients)
     for draw in range(1, DRAWS):
         if found.is_exact:
             break
         samples = _Samples(vocabulary, device, seed=draw)
-        found = _joined(found, _probe_once(forward, samples, packed, padded))
+        found = _joined(found, _probe_once(forward, samples, packed, padded, gradients))
         found = replace(found, noise=max(found.noise, _noise(forward, samples)))
     return found
 
@@ -214,6 +310,34 @@ def require_exact_rows(probe: RowProbe, name: str, *, packed: bool) -> None:
             hint=tr('set batch_size = 1 (no padding), or model.llm.attn_implementation = "eager".'),
             where=Where(key="train_dataloader.batch_size"),
         )
+    if not probe.has_exact_gradients:
+        raise _inexact_gradients(probe, name, packed)
+
+
+def _inexact_gradients(probe: RowProbe, name: str, packed: bool) -> UserError:
+    if packed:
+        return UserError(
+            tr(
+                "packed samples do not train separately in {name}: {leak:.1%} of a sample's "
+                "gradient is in the sample before it, and it differs by {gradient:.1%} from that "
+                "of the sample alone.",
+                name=name,
+                leak=probe.gradient_leak,
+                gradient=probe.gradient,
+            ),
+            hint=tr("set pack_to_max_length = False and use_varlen_attn = False."),
+            where=Where(key="model.use_varlen_attn"),
+        )
+    return UserError(
+        tr(
+            "padded rows do not train exactly in {name}: a row's gradient differs by "
+            "{gradient:.1%} from that of the row alone.",
+            name=name,
+            gradient=probe.gradient,
+        ),
+        hint=tr('set batch_size = 1 (no padding), or model.llm.attn_implementation = "eager".'),
+        where=Where(key="train_dataloader.batch_size"),
+    )
 
 
 def require_within_chunks(llm: PreTrainedModel, tokens: int) -> None:
@@ -256,11 +380,14 @@ def _explained(forward: Forward) -> Forward:
 
     def call(batch: Batch) -> Tensor:
         try:
-            return forward(batch)
+            outputs = forward(batch)
+            if outputs.shape[:2] != batch["input_ids"].shape:
+                raise ValueError(f"outputs of {tuple(outputs.shape)}")
         except UserError:
             raise
         except Exception as error:  # whatever a model's own code fails with
             raise _failed(batch, error) from error
+        return outputs
 
     return call
 
@@ -323,13 +450,78 @@ class _Samples:
         return batch
 
 
-def _probe_once(forward: Forward, samples: _Samples, packed: bool, padded: bool) -> RowProbe:
+class _Gradients:
+    """Gradients of the input embeddings.
+
+    Args:
+        forward: computes outputs.
+        embeddings: the module that ``forward`` calls first.
+    """
+
+    def __init__(self, forward: Forward, embeddings: nn.Module) -> None:
+        self.forward, self.embeddings = forward, embeddings
+
+    def of(self, batch: Batch, row: int, tokens: slice) -> Tensor:
+        """The gradient (B, S, H) of a fixed random sum of the outputs of some tokens of a row.
+
+        Weights get none, and no memory is taken for theirs. Zeros where no embedding was called.
+        """
+        inputs: list[Tensor] = []
+
+        def cut(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            inputs.append(output.detach().requires_grad_())
+            return inputs[-1].clone()  # which the model may change in place
+
+        handle = self.embeddings.register_forward_hook(cut)
+        try:
+            with torch.enable_grad():
+                outputs = self.forward(batch)[row, tokens].float()
+                random = torch.Generator().manual_seed(0)
+                factors = torch.randn(outputs.shape, generator=random).to(outputs.device)
+                if not inputs:
+                    return torch.zeros_like(outputs)[None]
+                (gradient,) = torch.autograd.grad((outputs * factors).sum(), inputs[0])
+        except RuntimeError as error:
+            raise _failed(batch, error) from error
+        finally:
+            handle.remove()
+        return gradient
+
+    def packed(self, samples: _Samples) -> tuple[float, float]:
+        """``RowProbe.gradient_leak`` and ``gradient`` of a packed row."""
+        border = len(samples.first)
+        tokens = slice(border, None)
+        found = self.of(samples.packed(samples.first, samples.second), 0, tokens)
+        alone = self.of(samples.alone(samples.second), 0, slice(None))
+        norm = alone.float().norm().clamp_min(1e-12)
+        leak = _number(found[:, :border].float().norm() / norm)
+        return leak, _difference(found[:, border:], alone)
+
+    def padded(self, samples: _Samples) -> float:
+        """``RowProbe.gradient`` of the shorter row of a padded batch."""
+        tokens = slice(len(samples.first))
+        found = self.of(samples.batch(samples.first, samples.second), 0, tokens)
+        return _difference(found[:1, tokens], self.of(samples.alone(samples.first), 0, tokens))
+
+
+def _is_sharded(llm: nn.Module) -> bool:
+    """Whether ranks share each weight (ZeRO-3, FSDP): a backward pass is theirs alone to order."""
+    return any(hasattr(w, "ds_id") or isinstance(w, DTensor) for w in llm.parameters())
+
+
+def _probe_once(
+    forward: Forward,
+    samples: _Samples,
+    packed: bool,
+    padded: bool,
+    gradients: _Gradients | None,
+) -> RowProbe:
     first, second = samples.first, samples.second
     alone = forward(samples.alone(second))
     changed = second.clone()
     changed[-1] = samples.vocabulary - changed[-1]
     future = _change(forward(samples.alone(changed))[:, :-1], alone[:, :-1])
-    leak = apart = beside_padding = 0.0
+    leak = apart = beside_padding = gradient_leak = gradient = 0.0
     if packed:
         row = forward(samples.packed(first, second))
         other = forward(samples.packed(samples.draw(len(first)), second))
@@ -344,8 +536,12 @@ def _probe_once(forward: Forward, samples: _Samples, packed: bool, padded: bool)
             _difference(batch[:1, : len(first)], forward(samples.alone(first))),
             _difference(batch[1:], alone),
         )
+    if gradients is not None and packed:
+        gradient_leak, gradient = gradients.packed(samples)
+    if gradients is not None and padded:
+        gradient = max(gradient, gradients.padded(samples))
     rounded = alone.dtype != torch.float32 or torch.is_autocast_enabled(alone.device.type)
-    return RowProbe(future, leak, apart, beside_padding, rounded=rounded)
+    return RowProbe(future, leak, apart, beside_padding, gradient_leak, gradient, rounded=rounded)
 
 
 def _noise(forward: Forward, samples: _Samples) -> float:
@@ -363,6 +559,8 @@ def _joined(one: RowProbe, other: RowProbe) -> RowProbe:
         leak=min(one.leak, other.leak),
         packed=min(one.packed, other.packed),
         padded=min(one.padded, other.padded),
+        gradient_leak=min(one.gradient_leak, other.gradient_leak),
+        gradient=min(one.gradient, other.gradient),
         noise=max(one.noise, other.noise),
         rounded=one.rounded,
     )
@@ -375,7 +573,9 @@ def _change(outputs: Tensor, before: Tensor) -> float:
 
 
 def _difference(outputs: Tensor, wanted: Tensor) -> float:
-    """The relative difference of all outputs of a sample: (1, S, D) each."""
+    """The relative difference of all outputs of a sample: (1, S, D) each, infinite if not so."""
+    if outputs.shape != wanted.shape:
+        return math.inf
     return _number(
         (outputs.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-12)
     )

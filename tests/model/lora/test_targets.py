@@ -140,3 +140,14 @@ def test_the_vision_tower_of_a_multimodal_model_gets_no_adapter():
     assert {*targets.target_modules} >= ATTENTION
     model = SupervisedFinetune(llm, lora=LoraConfig(r=4, task_type="CAUSAL_LM"))
     assert adapted(model) and not any("vision" in name for name in adapted(model))
+
+
+def test_layers_that_text_never_calls_get_no_adapter_and_are_frozen():
+    """Attention to an encoder's states (BART), poolers (BigBird), weights used alone (Mamba)."""
+    for kind, left in (("bart", "encoder_attn"), ("big_bird", "pooler"), ("mamba", "dt_proj")):
+        model = lora_model(kind)
+        assert not any(left in name for name in adapted(model)), kind
+    full = SupervisedFinetune(make_architecture("bart", attention="eager"))
+    frozen = [name for name, weight in full.named_parameters() if not weight.requires_grad]
+    assert frozen and all("encoder_attn" in name for name in frozen)
+    assert "layers.0.encoder_attn" in " ".join(not_reached_by_text(full.llm))

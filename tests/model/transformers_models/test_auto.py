@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import configuration_utils
 
+from tests.helpers.architectures import make_config
 from xtuner.model.transformers_models import auto
 
 TINY = {
@@ -119,3 +120,13 @@ def test_registration_imports_no_models():
         "assert loaded() == ['xtuner.model.transformers_models.internlm2.modeling_internlm2']\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["mistral3", "llava", "qwen2_5_vl"])
+def test_folders_for_images_and_text_are_loaded_with_the_class_that_they_name(kind, tmp_path):
+    named = transformers.AutoModelForImageTextToText.from_config(make_config(kind))
+    named.save_pretrained(tmp_path)
+    loaded = auto.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is type(named)
+    for name, weight in named.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name

@@ -173,4 +173,12 @@ CARDS = (
         chat=True,
         recipes=LARGE_CHAT,
     ),
+    ModelCard(
+        name="llama4_scout_instruct",
+        path="meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        billions=108.6,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
+    ),
 )

@@ -100,4 +100,46 @@ CARDS = (
         chat=True,
         recipes=LARGE_CHAT,
     ),
+    ModelCard(
+        name="ministral3_3b_base",
+        path="mistralai/Ministral-3-3B-Base-2512",
+        billions=3.8,
+        recipes=BASE,
+    ),
+    ModelCard(
+        name="ministral3_3b_instruct",
+        path="mistralai/Ministral-3-3B-Instruct-2512-BF16",  # without the suffix it is FP8
+        billions=3.8,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="ministral3_8b_base",
+        path="mistralai/Ministral-3-8B-Base-2512",
+        billions=8.8,
+        recipes=BASE,
+    ),
+    ModelCard(
+        name="ministral3_8b_instruct",
+        path="mistralai/Ministral-3-8B-Instruct-2512-BF16",  # without the suffix it is FP8
+        billions=8.8,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="ministral3_14b_base",
+        path="mistralai/Ministral-3-14B-Base-2512",
+        billions=13.9,
+        recipes=BASE,
+    ),
+    ModelCard(
+        name="ministral3_14b_instruct",
+        path="mistralai/Ministral-3-14B-Instruct-2512-BF16",  # without the suffix it is FP8
+        billions=13.9,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
 )

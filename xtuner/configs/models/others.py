@@ -1,4 +1,4 @@
-"""Families of few cards: Nemotron, Seed-OSS, LFM, Hunyuan, ERNIE, EXAONE and Apertus."""
+"""Families of few cards: gpt-oss, Nemotron, Seed-OSS, LFM, Hunyuan, ERNIE, EXAONE and Apertus."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from xtuner.configs.cards import ModelCard
 from xtuner.configs.models.recipes import CHAT, LARGE_CHAT
 
 CARDS = (
+    ModelCard(
+        name="gpt_oss_20b",
+        path="unsloth/gpt-oss-20b-BF16",  # the official weights are MXFP4, which cannot be trained
+        billions=20.9,
+        template="auto",
+        chat=True,
+        recipes=LARGE_CHAT,
+    ),
     ModelCard(
         name="nemotron3_nano_4b",
         path="nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16",

@@ -26,7 +26,17 @@ EXPERT_LINEARS = frozenset({"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj
 """Linear layers of an MLP. In models with fused experts peft takes the names for the experts'."""
 NOT_ADAPTED_BY_PEFT = frozenset({"out_proj", "conv1d"})
 """Of layers that peft refuses in models with Mamba mixers (``check_lora_target_modules``)."""
+NOT_CALLED = frozenset({"dt_proj"})
+"""Layers of Mamba mixers whose weight is used without them: an adapter would do nothing."""
 MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+
+
+BESIDE_LANGUAGE_MODEL = frozenset(
+    name + norm
+    for name in ("encoder_attn", "crossattention", "cross_attn", "pooler", "indexer")
+    for norm in ("", "_layer_norm")
+)
+"""Of decoders of encoder-decoder models, of encoders with a head, and of sparse attention."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,17 @@ def set_default_targets(lora: LoraConfig, llm: PreTrainedModel) -> None:
 def not_reached_by_text(llm: PreTrainedModel) -> list[str]:
     """Names of the parts of a multimodal model that rows of text do not reach, the outermost.
 
-    Vision and audio towers and their projectors: they get no gradient from text, for which
-    several processes would wait.
+    Vision and audio towers and their projectors, attention to an encoder's states, poolers, and
+    indexers, which only select keys: they get no gradient from text, for which several processes
+    would wait.
     """
+    beside = [
+        name for name, _ in llm.named_modules() if name.rpartition(".")[2] in BESIDE_LANGUAGE_MODEL
+    ]
+    return [*_unreached_towers(llm), *beside]
+
+
+def _unreached_towers(llm: PreTrainedModel) -> list[str]:
     if llm.config.get_text_config() is llm.config:
         return []
     parts = (llm.get_decoder(), llm.get_input_embeddings(), llm.get_output_embeddings())
@@ -110,18 +128,20 @@ def default_targets(llm: PreTrainedModel) -> LoraTargets:
         if not isinstance(layer, nn.Linear | Conv1D) or layer is head:
             continue
         parts = name.split(".")
+        last = _last_name(name)
         is_left = (
             EXPERTS in parts
             or (is_fused and parts[-1] in EXPERT_LINEARS)
             or _is_router(llm, name)
             or name.startswith(towers)
             or (llm.config.model_type in MAMBA_TYPES and parts[-1] in NOT_ADAPTED_BY_PEFT)
+            or parts[-1] in NOT_CALLED
         )
         if is_left:
             left.append(name)
         else:
-            taken.add(parts[-1])
-    excluded = sorted({_pattern(name) for name in left if name.rpartition(".")[2] in taken})
+            taken.add(last)
+    excluded = sorted({_pattern(name) for name in left if _last_name(name) in taken})
     return LoraTargets(sorted(taken), "|".join(excluded) or None)
 
 
@@ -167,6 +187,12 @@ def _towers(llm: PreTrainedModel) -> list[str]:
     return [
         name for name, module in llm.named_modules() if id(getattr(module, "config", None)) in own
     ]
+
+
+def _last_name(name: str) -> str:
+    """A layer's last name; with the one before it where it is a number, as in ``ffn.0``."""
+    outer, _, last = name.rpartition(".")
+    return f"{outer.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
 
 def _pattern(name: str) -> str:

@@ -109,8 +109,12 @@ def attention(
         (B, S, H, V), contiguous, and None in place of the weights.
 
     Raises:
-        NotImplementedError: for attention sinks with a ``sequence_group``.
+        NotImplementedError: for attention sinks with a ``sequence_group``, and for a mask of
+            another shape, which some classes make themselves.
     """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        shape = tuple(attention_mask.shape)
+        raise NotImplementedError(f"an attention mask of {shape}, not of rows x tokens")
     query, key, value = _autocast(query, key, value)
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     options = AttentionOptions(causal, scaling, dropout, sliding_window, softcap, s_aux)

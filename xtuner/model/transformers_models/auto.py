@@ -162,9 +162,19 @@ TOKENIZERS: dict[str, str] = {
 
 
 def register() -> None:
-    """Make the families known to transformers; again does no harm."""
+    """Make the families known to transformers; again does no harm.
+
+    ``AutoModelForCausalLM`` also loads folders of models for images and text, to be trained on
+    text: transformers itself knows some of them there (Gemma 3), and refuses others (Mistral 3).
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
     from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
+    for model_type, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(model_type, name)
     for model_type, family in FAMILIES.items():
         AutoConfig.register(model_type, family.config_class(), exist_ok=True)
     for name, place in TOKENIZERS.items():

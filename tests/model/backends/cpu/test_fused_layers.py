@@ -103,7 +103,12 @@ def test_other_modules_stay_as_they_are():
         def forward(self, x):
             return self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x)))
 
-    others = [nn.LayerNorm(8), Centred(), nn.Linear(4, 4), Gated(nn.GELU()), Swapped(nn.SiLU())]
+    class GatedNorm(Centred):
+        def forward(self, x, gate=None):
+            return super().forward(x * gate.sigmoid())
+
+    others = [nn.LayerNorm(8), Centred(), GatedNorm(), nn.Linear(4, 4)]
+    others += [Gated(nn.GELU()), Swapped(nn.SiLU())]
     assert fused_layers.apply_fused_layers(nn.Sequential(*others))[:2] == (0, 0)
     with torch.device("meta"):  # as where a model is built without its weights
         assert fused_layers.apply_fused_layers(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
