@@ -1,5 +1,7 @@
 """The command tree: help, versions, suggestions, exit statuses, and what it may import."""
 
+import os
+import shlex
 import subprocess
 import sys
 
@@ -82,3 +84,55 @@ assert not [name for name in {HEAVY!r} if name in sys.modules], "list-cfg"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", leaves(), ids=" ".join)
+def test_each_help_has_an_example_that_parses(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    said = capsys.readouterr().out
+    example = said.partition("example:\n  ")[2].strip()
+    assert example.startswith(f"xtuner {' '.join(words)} ")
+    ran = []
+    command = COMMANDS[words[0]]
+    command = command.commands[words[1]] if len(words) > 1 else command
+    module = f"xtuner.tools.{command.module}"
+    monkeypatch.setattr(f"{module}.run", lambda args: ran.append(args))
+    assert main(shlex.split(example)[1:]) == 0
+    assert len(ran) == 1
+
+
+def test_helps_tell_the_defaults(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["chat", "--help"])
+    said = capsys.readouterr().out
+    assert "sampling temperature, 0: greedy (default: 0.1)" in said
+    assert "default: None" not in said and "default: False" not in said
+    assert "default: default" not in said
+
+
+@pytest.mark.parametrize("language", ["zh", "cn", "zh_CN.UTF-8"])
+def test_argparse_speaks_chinese_too(language, monkeypatch, capsys):
+    monkeypatch.setenv("XTUNER_LANG", language)
+    monkeypatch.setenv("LANGUAGE", "fr")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    for english in ("usage:", "options:", "positional", "show this help", "example:", "default:"):
+        assert english not in said
+    assert main(["train"]) == 2
+    assert main(["train", "c.py", "--work_dirs", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "required" not in said and "unrecognized" not in said
+    assert "--work-dir" in said
+    assert os.environ["LANGUAGE"] == "fr"
+
+
+def test_english_is_english_whatever_the_locale(monkeypatch, capsys):
+    monkeypatch.setenv("XTUNER_LANG", "en")
+    monkeypatch.setenv("LANGUAGE", "zh_CN")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert capsys.readouterr().out.startswith("usage: xtuner train")

@@ -8,7 +8,6 @@ that module and add its line to ``COMMANDS``.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib
 import os
@@ -17,15 +16,18 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
+from xtuner.utils.argument_parser import (
+    USAGE_ERROR,
+    ArgumentParser,
+    argparse_in_users_language,
+)
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import N_, tr, translate
 from xtuner.utils.log_filters import quiet_libraries
 from xtuner.version import __version__
 
 INTERRUPTED = 130
-USAGE_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,51 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
+EXAMPLES = (
+    "xtuner doctor my.py",
+    "xtuner list-cfg qwen3 --method lora",
+    "xtuner copy-cfg --model ./my-model --method lora --data my.jsonl .",
+    "xtuner print-cfg quickstart --why optim_wrapper.optimizer.lr",
+    "xtuner check-cfg my.py",
+    "xtuner explain XT0302",
+    "xtuner list-dataset-format -p sharegpt",
+    "xtuner check-custom-dataset my.py --html report.html",
+    "xtuner log-dataset my.py --index 3",
+    "xtuner preprocess sft my.py prepared",
+    "xtuner preprocess arxiv arxiv.json filtered.json",
+    "xtuner preprocess refcoco --ann-path data/refcoco_annotations --save-path data",
+    "xtuner preprocess untokenized my.py --save-folder prepared",
+    "xtuner preprocess folder --data-folder data --save-folder prepared --tokenizer-path ./my-model"
+    " --dataset-format openai",
+    "xtuner preprocess llava my.py prepared",
+    "xtuner preprocess ftdp --processed-dir data --tokenized-dir prepared"
+    " --tokenizer-path ./my-model",
+    "xtuner preprocess data-order --data-folder prepared --save-folder order --file-type .bin",
+    "xtuner cache prune --days 30",
+    "xtuner train my.py --work-dir runs/1 --cfg-options lr=1e-4",
+    "xtuner dist_train my.py 8 --deepspeed deepspeed_zero2",
+    "xtuner test my.py --checkpoint work_dirs/my/iter_500.pth",
+    "xtuner mmbench ./my-llm --llava ./my-llava --visual-encoder ./my-encoder"
+    " --prompt-template vicuna --data-path MMBench_DEV_EN.tsv --work-dir results",
+    "xtuner eval_refcoco ./my-llm --llava ./my-llava --visual-encoder ./my-encoder"
+    " --prompt-template vicuna --data-path refcoco_val.json",
+    "xtuner plot runs/1 runs/2 --out both.png",
+    "xtuner convert pth_to_hf my.py work_dirs/my/iter_500.pth adapter",
+    "xtuner convert merge ./my-model adapter merged --max-shard-size 2GB",
+    "xtuner convert llava ./my-llava out --save-format huggingface",
+    "xtuner convert phi_to_llama ./phi-3 out",
+    "xtuner convert split ./my-model pieces",
+    "xtuner check-template my.py --data my.jsonl",
+    "xtuner chat ./my-model --adapter adapter",
+)
+"""A line for the help of each command; the tests parse them."""
+
+
+def example_of(path: str) -> str:
+    """The example of a command, '' where there is none."""
+    return next((line for line in EXAMPLES if line.startswith(f"{path} ")), "")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -183,10 +230,12 @@ def _dispatch(words: list[str]) -> int:
         print(_overview(path, command.commands))
         return 0 if rest else USAGE_ERROR
     module = importlib.import_module(f"xtuner.tools.{command.module}")
-    parser = _Parser(prog=path, description=command.help)
-    parser.add_argument("--debug", action="store_true", help=tr("show tracebacks"))
-    module.add_arguments(parser)
-    args = parser.parse_args(rest)
+    with argparse_in_users_language():
+        parser = ArgumentParser(path, command.help, example_of(path))
+        parser.add_argument("--debug", action="store_true", help=tr("show tracebacks"))
+        module.add_arguments(parser)
+        parser.show_defaults()
+        args = parser.parse_args(rest)
     args.argv = rest
     return int(module.run(args) or 0)
 
@@ -244,35 +293,6 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
             tr("First time? 'xtuner train quickstart' needs no network."),
         ]
     return "\n".join(lines)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with our format of error messages."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(
-            f"{self.prog}: {message}",
-            hint=self._meant(message) or tr("'{prog} --help' lists the arguments.", prog=self.prog),
-            status=USAGE_ERROR,
-        )
-
-    def _meant(self, message: str) -> str | None:
-        """The argument that was probably meant by one that there is not."""
-        word = next((word for word in message.split() if word.startswith("--")), "")
-        name, _, value = word.partition("=")
-        known = [key for key in self._option_string_actions if key.startswith("--")]
-        near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75)
-        if not name or name in known:
-            return None
-        if near:
-            return tr("did you mean '{near}'?", near=near[0])
-        if "--cfg-options" in known:
-            setting = f"{name.lstrip('-')}={value or 'VALUE'}"
-            return tr(
-                "a setting of the config is changed with '--cfg-options {setting}'.",
-                setting=setting,
-            )
-        return None
 
 
 def _print_error(message: str) -> None:

@@ -6,6 +6,7 @@ import ast
 import builtins
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.config import Config
 
+from xtuner.config.check.checker import check
 from xtuner.configs import names, render
 from xtuner.configs.cards import Code
 from xtuner.configs.render import TITLES, literal, width
@@ -145,6 +147,20 @@ def test_golden(name: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(render(name), "utf-8")
     assert render(name) == path.read_text("utf-8")
+
+
+def test_validation_and_trackers_stand_in_every_config_to_be_switched_on(tmp_path: Path) -> None:
+    text = render("internlm2_5_chat_7b_qlora_alpaca_e3")
+    text, switched = re.subn(r"^# (val_size = )", r"\1", text, flags=re.M)
+    tracker = r"^# (visualizer = dict\(\n)# ( .*\n)# (\)\n)"
+    text, tracked = re.subn(tracker, r"\1\2\3", text, flags=re.M)
+    assert (switched, tracked) == (1, 1)
+    config = tmp_path / "c.py"
+    config.write_text(text, "utf-8")
+    assert check(config) == []
+    for name in COMPOSED:
+        assert "\n# visualizer = dict(" in TEXTS[name], name
+        assert ("process_hf_dataset" in TEXTS[name]) >= ("\n# val_size = " in TEXTS[name]), name
 
 
 def test_the_lines_that_guides_edit() -> None:

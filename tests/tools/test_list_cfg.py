@@ -18,10 +18,12 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_all_names_between_two_rulers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list-cfg"]) == 0
-    head, *listed, foot = lines(capsys)
+    head, *listed, foot, count, others = lines(capsys)
     assert head == "==========================CONFIGS==========================="
     assert foot == "=" * 60
     assert listed == names()
+    assert count.startswith(f"{len(listed)} configs. 'xtuner list-cfg --models'")
+    assert "copy-cfg --model" in others
 
 
 def test_a_pattern_is_shown_and_narrows(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +31,7 @@ def test_a_pattern_is_shown_and_narrows(capsys: pytest.CaptureFixture[str]) -> N
     out = lines(capsys)
     assert out[1] == "PATTERN: InternLM2_1_8B"
     assert {"internlm2_1_8b_full_alpaca_e3", "internlm2_1_8b_qlora_alpaca_e3"} <= set(out)
-    assert all("internlm2_1_8b" in line for line in out[3:-1])
+    assert all("internlm2_1_8b" in line for line in out[3:-3])
 
 
 def test_narrowed_by_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +46,7 @@ def test_narrowed_by_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_long_shows_size_and_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list-cfg", "-p", "internlm2_1_8b_full_alpaca_e3", "--long"]) == 0
-    assert lines(capsys)[-2].split() == [
+    assert lines(capsys)[-4].split() == [
         "internlm2_1_8b_full_alpaca_e3",
         "1.9B",
         "full",

@@ -45,6 +45,8 @@ BENCHMARK = {
     "log_interval": 1,
     "throughput": True,
 }
+SPLITS = ("data_files", "data_hub", "data_json", "data_ms")
+"""Parts whose rows ``val_size`` can split."""
 MAP_FNS = "xtuner.dataset.map_fns"
 PREFERENCES = "xtuner.dataset.preference_dataset"
 # Modules of the names that values use (a part has its own imports).
@@ -194,6 +196,8 @@ def _data(parsed: ConfigName, values: Mapping[str, Any]) -> list[Fragment]:
         return [*blocks, filled(part("loader_intern"), {"DATASET": variable})]
     collate = "default_collate_fn" if parsed.method.kind == "sft" else "preference_collate_fn"
     blocks.append(filled(part("loader"), {"DATASET": variable, "COLLATE": collate}))
+    if all(source.part in SPLITS for source in sources):
+        blocks.append(part("val_size"))
     return blocks
 
 

@@ -1,8 +1,9 @@
-"""``xtuner cache ls|prune``: what the cache of prepared datasets holds, and deleting it."""
+"""``xtuner cache ls|verify|prune``: the cache of prepared datasets, listed, read and deleted."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from xtuner.utils.lang import tr
 
@@ -10,7 +11,11 @@ from xtuner.utils.lang import tr
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument(
-        "action", choices=("ls", "prune"), help=tr("list the entries, or delete old ones")
+        "action",
+        choices=("ls", "verify", "prune"),
+        help=tr(
+            "list the entries, compare all their bytes with their checksums, or delete old ones"
+        ),
     )
     parser.add_argument(
         "--days",
@@ -21,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List or delete entries.
+    """List, verify or delete entries.
 
     Returns:
-        0; 1 when an entry could not be deleted because a process is preparing it.
+        0; 1 when an entry is damaged, or could not be deleted because a process is preparing it.
     """
     from xtuner.dataset.prepare.cache import cache_folder, entries, remove
 
@@ -41,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
                 )
             )
         return 0
+    if args.action == "verify":
+        damages = [_verified(entry.folder) for entry in found]
+        return 1 if any(damages) else 0
     old = [entry for entry in found if entry.days >= args.days]
     busy = [entry for entry in old if not remove(entry)]
     freed = sum(entry.size for entry in old if entry not in busy)
@@ -49,3 +57,12 @@ def run(args: argparse.Namespace) -> int:
     for entry in busy:
         print(tr("in use: {folder}", folder=entry.folder))
     return 1 if busy else 0
+
+
+def _verified(folder: Path) -> str | None:
+    """Read an entry whole and say what is wrong with it, if anything."""
+    from xtuner.dataset.prepare.checksums import find_damage
+
+    damage = find_damage(folder, whole=True)
+    print(f"  {folder.name}  {damage or tr('ok')}", flush=True)
+    return damage

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from xtuner.configs import UnknownConfig, render
+from xtuner.tools.config_writers.comments import in_users_language
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr, translate
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             hint=tr("--force replaces it; or name another folder."),
         )
     try:
-        write_text(path, text)
+        write_text(path, in_users_language(text))
     except OSError as error:
         raise UserError(
             tr("cannot write {path}: {strerror}", path=path, strerror=error.strerror)

@@ -73,6 +73,13 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         print(_nothing(args))
     print("=" * RULER)
+    print(
+        tr(
+            "{count} configs. 'xtuner list-cfg --models' is shorter; any other model, as a local "
+            "folder too:\n'xtuner copy-cfg --model FOLDER_OR_HUB_ID --data FILE DIR'.",
+            count=len(chosen),
+        )
+    )
     return 0 if chosen else 1
 
 

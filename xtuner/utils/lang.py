@@ -14,7 +14,7 @@ def is_chinese() -> bool:
     for variable in ("XTUNER_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         value = os.environ.get(variable)
         if value:
-            return value.lower().startswith("zh")
+            return value.lower().startswith(("zh", "cn"))
     return False
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from xtuner.dataset.prepare import cache
+from xtuner.dataset.prepare.checksums import CHECKSUMS
 from xtuner.entry_point import main
 from xtuner.utils.errors import UserError
 
@@ -56,9 +57,9 @@ DAMAGES = {
     "no table": lambda folder: arrow(folder).unlink(),
     "no state.json": lambda folder: (folder / "state.json").unlink(),
     "empty state.json": lambda folder: (folder / "state.json").write_text(""),
-    "broken checksums": lambda folder: (folder / cache.CHECKSUMS).write_text("{"),
+    "broken checksums": lambda folder: (folder / CHECKSUMS).write_text("{"),
     "an older entry, half deleted": lambda folder: [
-        (folder / name).unlink() for name in (cache.CHECKSUMS, "state.json")
+        (folder / name).unlink() for name in (CHECKSUMS, "state.json")
     ],
 }
 
@@ -81,7 +82,7 @@ def test_a_damaged_entry_is_made_again_and_that_is_said(damage, home, capsys):
 def test_an_entry_of_an_earlier_version_is_used(home):
     write = Writes()
     cache.prepared_once("k", write)
-    (home / "k" / cache.CHECKSUMS).unlink()
+    (home / "k" / CHECKSUMS).unlink()
     assert list(cache.prepared_once("k", write)) == ROWS
     assert write.count == 1
 
@@ -126,3 +127,12 @@ def test_ls_and_prune(home, capsys):
     assert main(["cache", "prune", "--days", "0"]) == 0
     assert not [each for each in home.iterdir() if each.is_dir()]
     assert main(["cache", "ls"]) == 0
+
+
+def test_verify_reads_everything(home, capsys):
+    cache.prepared_once("k", Writes())
+    assert main(["cache", "verify"]) == 0
+    assert "k  " in capsys.readouterr().out
+    changed(home / "k")
+    assert main(["cache", "verify"]) == 1
+    assert "differs" in capsys.readouterr().out

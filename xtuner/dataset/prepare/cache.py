@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from xtuner.dataset.prepare.checksums import find_damage, write_checksums
 from xtuner.utils.environment import dataset_timeout
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-CHECKSUMS = "checksums.json"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -136,7 +136,7 @@ def prepared_once(key: str, write: Callable[[Path], None]) -> Dataset:
                 return found
             with written_aside(home) as aside, _without_bars():
                 write(aside)
-                _write_checksums(aside)
+                write_checksums(aside)
     except filelock.Timeout as error:
         raise UserError(
             tr(
@@ -167,7 +167,7 @@ def _loaded(home: Path) -> Dataset | None:
 
     if not home.exists():
         return None
-    damage = _damage(home) if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    damage = find_damage(home) if os.environ.get("LOCAL_RANK", "0") == "0" else None
     if damage is None:
         try:
             dataset = load_from_disk(str(home))
@@ -187,32 +187,6 @@ def _loaded(home: Path) -> Dataset | None:
     )
     shutil.rmtree(home)
     return None
-
-
-def _write_checksums(folder: Path) -> None:
-    sums = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with an entry by its checksums; None where all is well, or it has none."""
-    try:
-        sums = json.loads((folder / CHECKSUMS).read_text("utf-8"))
-        wrong = [name for name, digest in sums.items() if _digest(folder / name) != digest]
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename)).name
-        return None if missing == CHECKSUMS else tr("{name} is missing", name=missing)
-    except (ValueError, AttributeError):
-        return tr("{name} differs", name=CHECKSUMS)
-    return tr("{name} differs", name=wrong[0]) if wrong else None
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ class EvaluateChatHook(Hook):
 
     def before_train(self, runner: FinetuneRunner) -> None:
         """Ask the model as it is before the training."""
-        self.evaluate(runner, min(TOKENS_BEFORE_TRAINING, self.max_new_tokens))
+        self.evaluate(runner, min(TOKENS_BEFORE_TRAINING, self.max_new_tokens), runner.iter)
 
     def after_train_iter(
         self,
@@ -112,22 +113,27 @@ class EvaluateChatHook(Hook):
         if self._is_due and runner.train_loop.step_finished:
             self._is_due = False
             if runner.iter + 1 < runner.max_iters:  # the end has a round of its own
-                self.evaluate(runner, self.max_new_tokens)
+                self.evaluate(runner, self.max_new_tokens, runner.iter + 1)
 
     def after_train(self, runner: FinetuneRunner) -> None:
         """Ask the trained model."""
-        self.evaluate(runner, self.max_new_tokens)
+        self.evaluate(runner, self.max_new_tokens, runner.iter)
 
     def after_val(self, runner: FinetuneRunner) -> None:
         """Ask after a validation within a training."""
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
-            self.evaluate(runner, self.max_new_tokens)
+            self.evaluate(runner, self.max_new_tokens, runner.iter)
 
     @torch.no_grad()
-    def evaluate(self, runner: FinetuneRunner, max_new_tokens: int) -> None:
+    def evaluate(self, runner: FinetuneRunner, max_new_tokens: int, done: int) -> None:
         """Generate an answer to each question, show and write them.
 
         All processes generate, as a sharded model needs them all; the first one shows.
+
+        Args:
+            runner: whose model is asked.
+            max_new_tokens: of an answer.
+            done: iterations that the model was trained for.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         was_training = model.training
@@ -142,8 +148,9 @@ class EvaluateChatHook(Hook):
         finally:
             model.train(was_training)
         if is_main_process():
+            step = math.ceil(done / runner.train_loop.accumulative_counts)
             for text in texts:
-                print(tr("Sample output:") + f"\n{text}\n", flush=True)
+                print(tr("Sample output (step {step}):", step=step) + f"\n{text}\n", flush=True)
             path = Path(runner.log_dir) / "vis_data" / f"eval_outputs_iter_{runner.iter}.txt"
             write_text(path, "\n\n".join(texts) + "\n")
 

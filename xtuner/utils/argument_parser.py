@@ -1,0 +1,104 @@
+"""argparse with our error messages, defaults and an example in each help, and words in Chinese."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import gettext
+import os
+import re
+from collections.abc import Iterator
+from typing import NoReturn
+
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import DOMAIN, LOCALE, N_, is_chinese, tr
+
+USAGE_ERROR = 2
+OF_ARGPARSE = (
+    N_("usage: "),
+    N_("positional arguments"),
+    N_("options"),
+    N_("show this help message and exit"),
+    N_("argument %(argument_name)s: %(message)s"),
+    N_("the following arguments are required: %s"),
+    N_("unrecognized arguments: %s"),
+    N_("not allowed with argument %s"),
+    N_("ambiguous option: %(option)s could match %(matches)s"),
+    N_("expected one argument"),
+    N_("expected at most one argument"),
+    N_("expected at least one argument"),
+    N_("invalid %(type)s value: %(value)r"),
+    N_("invalid choice: %(value)r (choose from %(choices)s)"),
+)
+"""What argparse says by gettext; marked here so that our catalogue has it."""
+_OPTION = re.compile(r"(?<![\w-])--[\w-]+(?:=\S*)?")
+
+
+@contextlib.contextmanager
+def argparse_in_users_language() -> Iterator[None]:
+    """Let argparse, which asks gettext's current domain, speak as our own messages do."""
+    before, language = gettext.textdomain(), os.environ.get("LANGUAGE")
+    gettext.bindtextdomain(DOMAIN, str(LOCALE))
+    gettext.textdomain(DOMAIN)
+    os.environ["LANGUAGE"] = "zh_CN" if is_chinese() else "en"
+    try:
+        yield
+    finally:
+        gettext.textdomain(before)
+        if language is None:
+            del os.environ["LANGUAGE"]
+        else:
+            os.environ["LANGUAGE"] = language
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, for one command.
+
+    Args:
+        prog: the command, such as ``xtuner train``.
+        description: what it does.
+        example: a line that can be typed.
+    """
+
+    def __init__(self, prog: str, description: str, example: str) -> None:
+        epilog = tr("example:") + f"\n  {example}" if example else None
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def show_defaults(self) -> None:
+        """Add the defaults to the help texts; to be called when all arguments are declared."""
+        told = (tr("default"), argparse.SUPPRESS)
+        for action in self._actions:
+            unset = action.default in (None, False, "", argparse.SUPPRESS) or action.default == []
+            if action.help and not unset and not any(word in action.help for word in told):
+                action.help += tr(" (default: {default})", default="%(default)s")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            f"{self.prog}: {message}",
+            hint=self._meant(message) or tr("'{prog} --help' lists the arguments.", prog=self.prog),
+            status=USAGE_ERROR,
+        )
+
+    def _meant(self, message: str) -> str | None:
+        """The argument that was probably meant by one that there is not."""
+        found = _OPTION.search(message)
+        name, _, value = found[0].partition("=") if found else ("", "", "")
+        known = [key for key in self._option_string_actions if key.startswith("--")]
+        near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75)
+        if not name or name in known:
+            return None
+        if near:
+            return tr("did you mean '{near}'?", near=near[0])
+        if "--cfg-options" in known:
+            setting = f"{name.lstrip('-')}={value or 'VALUE'}"
+            return tr(
+                "a setting of the config is changed with '--cfg-options {setting}'.",
+                setting=setting,
+            )
+        return None
