@@ -68,7 +68,7 @@ def drawing(lines: Sequence[str]) -> str:
     for line in lines:
         style = "bold green" if line.startswith("$ ") else ""
         console.print(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
-    svg = console.export_svg(title="make quickstart", unique_id="quickstart")
+    svg = console.export_svg(title="xtuner quickstart", unique_id="quickstart")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
