@@ -65,6 +65,6 @@ def test_the_commands_of_the_demo_data(tmp_path, tiny_llama, monkeypatch, capsys
             monkeypatch.chdir(words[1])
             continue
         options = [f"model.pretrained={tiny_llama}"]
-        options += ["max_epochs=1", "max_length=64"] if words[1] == "train" else []
+        options += ["max_epochs=1", "max_length=512"] if words[1] == "train" else []
         said = say(capsys, *words[1:], "--cfg-options", *options)
     assert "trained in" in said
