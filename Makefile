@@ -22,8 +22,10 @@ quickstart: install
 	printf '请做一下自我介绍\nRESET\nPlease introduce yourself\nexit\n' | \
 		$(BIN)/xtuner chat $(OUT)/hf --prompt-template internlm2_chat
 
+# Each worker begins with a half and takes tests over from the other at the end: fixtures are made
+# once. Compiled files are kept, for the processes that tests start.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check --no-cache .

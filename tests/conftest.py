@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def _environment_stays() -> Iterator[None]:
     yield
     for name in set(os.environ) - before:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _processes_end() -> Iterator[None]:
+    """What a test has forked ends with it, whether it passes or not."""
+    yield
+    forked = sys.modules.get("tests.helpers.forked")
+    if forked is not None:
+        forked.end_all()
 
 
 @pytest.fixture(scope="session")

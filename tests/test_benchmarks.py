@@ -2,21 +2,31 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.forked import run
+
 GPU = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_gpu_on_a_tiny_model(tmp_path):
+def test_the_benchmark_of_a_gpu_on_a_tiny_model(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(GPU.parent))
+    gpu = importlib.import_module("gpu")
+
+    def run_case(case):
+        words = ["--shapes", case.shape, "--device", case.device, "--methods", case.method]
+        done = run(GPU, *words, "--lengths", str(case.length), "--folder", tmp_path / case.method)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    monkeypatch.setattr(gpu, "run", run_case)
     words = ["--shapes", "tiny", "--device", "cpu", "--lengths", "48", "--results", str(tmp_path)]
-    done = subprocess.run([sys.executable, GPU, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+    assert gpu.main() == 0
     result = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
     assert [case["method"] for case in result["cases"]] == ["full", "lora", "qlora"]
     for case in result["cases"]:
@@ -30,16 +40,14 @@ def test_the_benchmark_of_a_gpu_on_a_tiny_model(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_it_needs():
-    done = subprocess.run([sys.executable, GPU], capture_output=True, text=True)
-    assert done.returncode == 2
+    done = run(GPU, status=2)
     assert "needs a GPU" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_case_that_fails_says_why(tmp_path):
     words = ["--shapes", "tiny", "--device", "cpu", "--lengths", "-1", "--methods", "full"]
     words += ["--results", str(tmp_path)]
-    done = subprocess.run([sys.executable, GPU, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(GPU, *words)
     (case,) = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["cases"]
     assert "Error" in case["failed"]
 
@@ -56,7 +64,7 @@ def peers(monkeypatch):
         ("raise ValueError('no such thing')", "ValueError: no such thing"),
         ("import sys; print('ERROR: no matching version', file=sys.stderr); sys.exit(1)", "ERROR"),
         ("import sys; sys.exit(3)", "status 3"),
-        ("import time; time.sleep(60)", "not done after"),
+        ("import time; time.sleep(500)", "not done after"),
     ],
 )
 def test_a_peer_that_fails_says_why(peers, monkeypatch, tmp_path, code, said):
@@ -64,7 +72,8 @@ def test_a_peer_that_fails_says_why(peers, monkeypatch, tmp_path, code, said):
     driver.write_text(code)
     monkeypatch.setitem(peers.PEERS, "other", peers.Peer("", str(driver)))
     monkeypatch.setattr(peers, "python_of", lambda name, home: Path(sys.executable))
-    monkeypatch.setattr(peers, "MINUTES_TO_RUN", 0.05)
+    if "sleep" in code:
+        monkeypatch.setattr(peers, "MINUTES_TO_RUN", 0.01)
     (tmp_path / "packs.json").write_text("[]")
     found = peers.run("other", tmp_path, peers.measuring.SHAPES["llama_34m"], "full")
     assert list(found) == ["failed"] and said in found["failed"]

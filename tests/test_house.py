@@ -310,6 +310,34 @@ def called(node: ast.Call) -> str:
     return ast.unparse(node.func)
 
 
+UNSTEADY = {
+    "time.sleep": "forked.wait_until",
+    "time.perf_counter": "nothing: a loaded machine takes its time",
+    "time.monotonic": "forked.wait_until",
+    "random.randint": "launch.free_port, or a generator with a seed",
+}
+"""What makes a test fail on a loaded machine, and what to use instead."""
+SHORTEST_LIMIT = 300  # seconds that a process may take
+
+
+def test_tests_do_not_depend_on_the_load():
+    wrong = []
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        if file.name in ("forked.py", "test_house.py"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            place, name = f"{file.relative_to(ROOT)}:{node.lineno}", ast.unparse(node.func)
+            if name in UNSTEADY:
+                wrong.append(f"{place}: {name}; use {UNSTEADY[name]}")
+            limits = [word.value for word in node.keywords if word.arg == "timeout"]
+            for limit in limits:
+                if isinstance(limit, ast.Constant) and limit.value < SHORTEST_LIMIT:
+                    wrong.append(f"{place}: timeout={limit.value}; use forked.LIMIT")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_nothing_runs_what_a_file_carries(trees):
     wrong = []
     for file, tree in trees.items():

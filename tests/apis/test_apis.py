@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import xtuner.apis as apis
+from tests.helpers.forked import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "huggingface_trainer"
 NEEDS_DATASET = pytest.mark.skipif(
@@ -53,11 +52,5 @@ def test_examples(script, tiny_llama, tmp_path):
     out = tmp_path / "out"
     words = ["--model_name_or_path", tiny_llama, "--data_path", data, "--output_dir", out]
     words += ["--max_length", "64", "--use_cpu", "--report_to", "none"]
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{script}.py"), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
+    run(EXAMPLES / f"{script}.py", *words)
     assert list(out.glob("*.safetensors"))

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.forked import run_ranks
 from xtuner.checkpoint.checkpoint import load_state_dict
 from xtuner.utils.errors import UserError
 
@@ -165,9 +165,6 @@ engine.save_checkpoint(folder, tag="iter_2.pth")
 if engine.global_rank == 0:
     truth = get_fp32_state_dict_from_zero_checkpoint(folder, tag="iter_2.pth")
     torch.save({name: value.clone() for name, value in truth.items()}, folder + "/truth.pt")
-torch.distributed.barrier()
-sys.stdout.flush()
-os._exit(0)  # DeepSpeed's threads are not joined: some exits ended in std::terminate
 """
 
 
@@ -179,11 +176,7 @@ os._exit(0)  # DeepSpeed's threads are not joined: some exits ended in std::term
 def test_what_deepspeed_wrote_is_read_as_deepspeed_reads_it(tmp_path, stage):
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*words, str(script), str(stage), str(tmp_path)], check=True, env=environment, timeout=400
-    )
+    run_ranks(2, script, str(stage), tmp_path, DS_ACCELERATOR="cpu")
     truth = torch.load(tmp_path / "truth.pt", weights_only=True)
     read = load_state_dict(tmp_path / "iter_2.pth")
     for name, expected in truth.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xtuner.configs.fragments import Fragment, expression, filled, import_lines, names_read, part
+from xtuner.configs.fragments import Fragment, expression, filled, import_lines, names_in, part
 
 
 def fill(text: str, **placeholders: object) -> str:
@@ -38,7 +38,7 @@ def test_a_part_gives_up_its_docstring_and_imports() -> None:
 
 
 def test_names_read_leaves_builtins_out() -> None:
-    assert names_read("x = int(a) + b + a") == ["a", "b"]
+    assert names_in("x = int(a) + b + a") == ({"a", "b"}, {"x"})
 
 
 def test_imports_are_sorted_as_ruff_sorts_them() -> None:

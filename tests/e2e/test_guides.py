@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.forked import run
 from tests.helpers.hub_models import save_hub_model
 from xtuner.entry_point import main
 
@@ -64,15 +62,7 @@ class Terminal:
         return printed
 
     def _in_a_process(self, words: list[str]) -> str:
-        ours = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "xtuner", *words],
-            env={**os.environ, **ours},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        done = run("-m", "xtuner", *words)
         return done.stdout + done.stderr
 
     def newest(self, pattern: str) -> str:

@@ -11,23 +11,28 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("journey")
+from tests.helpers.forked import LIMIT, ROOT, run
+
 BASE = "./work_dirs/quickstart_base"
-REPOSITORY = str(Path(__file__).parents[2])
+
+
+def in_a_shell(folder: Path, *words: str) -> str:
+    """Start a Python as a user's shell does; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "xtuner", *words],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=LIMIT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def typed(folder: Path, *words: str, stdin: str = "", status: int = 0) -> str:
     """Run ``xtuner`` as a user does; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "xtuner", *words],
-        cwd=folder,
-        input=stdin,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "XTUNER_LANG": "en", "PYTHONPATH": REPOSITORY, "OMP_NUM_THREADS": "1"},
-        timeout=250,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
+    done = run("-m", "xtuner", *words, folder=folder, stdin=stdin, status=status)
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 
@@ -36,7 +41,7 @@ def typed(folder: Path, *words: str, stdin: str = "", status: int = 0) -> str:
 def folder(tmp_path_factory):
     """A folder in which ``xtuner train quickstart`` has been typed."""
     folder = tmp_path_factory.mktemp("journey")
-    said = typed(folder, "train", "quickstart")
+    said = in_a_shell(folder, "train", "quickstart")
     assert "51 rows read" in said
     first, *_, last = re.findall(r"请做一下自我介绍<\|im_end\|>\n.*\n(.*)", said)
     assert "小调" not in first

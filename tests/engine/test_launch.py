@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,12 @@ def test_the_forms_of_the_guides():
         *("-m", "xtuner.engine.torchrun", "--nnodes=2", "--node_rank=1", "--nproc_per_node=8"),
         *("--master_addr=h", "--master_port=29600", "-m", "xtuner", "train", "c.py"),
     ]
-    assert 20000 <= read_layout({"NPROC_PER_NODE": "2"}).port <= 29999
+
+
+def test_without_a_port_one_is_taken_on_which_nothing_listens():
+    for _ in range(20):
+        with socket.create_server(("127.0.0.1", read_layout({"NPROC_PER_NODE": "2"}).port)):
+            pass
 
 
 def test_mistakes_are_named():

@@ -1,15 +1,10 @@
 """The reference of DPO: precomputed equals live, on all data and however the model is sharded."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.equivalence.runs import ROOT, metrics, train
-from tests.helpers.processes import free_port
+from tests.equivalence.runs import metrics, train, train_on_ranks
 from tests.helpers.tiny import save_tiny
 
 CONFIG = "tests/engine/dpo_config.py"
@@ -67,15 +62,7 @@ def test_precomputed_on_two_processes_equals_live_on_one(base, tmp_path):
         ]
         for adapter, way in names
     ]
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "xtuner.engine.torchrun", "--nproc_per_node=2"]
-    command += [f"--master_port={free_port()}"]
-    command += ["-m", "tests.equivalence.scale_worker", str(tmp_path / "runs.json")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    train_on_ranks(2, runs, tmp_path)
     for adapter, way in names:
         assert_same(tmp_path / f"{adapter}", tmp_path / f"{adapter}_{way}")
 

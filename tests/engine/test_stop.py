@@ -79,10 +79,10 @@ def test_all_ranks_save_when_one_is_told_to(monkeypatch):
 
 
 def test_the_end_of_a_slurm_job_is_heeded_only_where_asked(monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 2000))
     assert Stop(save_before=None).agreed() is None
-    assert Stop(save_before=60).agreed() is None
-    assert Stop(save_before=200).agreed() == OUT_OF_TIME
+    assert Stop(save_before=600).agreed() is None
+    assert Stop(save_before=4000).agreed() == OUT_OF_TIME
 
 
 def test_a_signal_during_the_agreement_is_heeded_at_the_next_step(monkeypatch):

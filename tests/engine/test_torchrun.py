@@ -16,7 +16,7 @@ FAIL = """
 import os, signal, sys, time
 if os.environ["RANK"] == "1":
     {end}
-time.sleep(60)
+time.sleep(500)
 """
 
 
@@ -46,20 +46,23 @@ def test_the_status_is_that_of_the_first_failure(tmp_path, end, status):
 
 
 ASKED = """
-import os, signal, sys, time
+import os, pathlib, signal, sys, time
+ready = pathlib.Path(sys.argv[1])
 def save(*_):
     sys.stdout.write("saved " + os.environ["RANK"] + "\\n")
     sys.exit()
 signal.signal(signal.SIGUSR1, save)
-if os.environ["RANK"] == "1":
-    time.sleep(1)
-    agent = os.getppid()
-    os.kill(agent, signal.SIGUSR1)
-time.sleep(60)
+if os.environ["RANK"] == "0":
+    ready.touch()
+else:
+    while not ready.exists():
+        time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGUSR1)
+time.sleep(500)
 """
 
 
 def test_usr1_reaches_every_process_and_spares_the_launcher(tmp_path):
-    done = run(tmp_path, ASKED)
+    done = run(tmp_path, ASKED, str(tmp_path / "ready"))
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == ["0", "1", "saved", "saved"]

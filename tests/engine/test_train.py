@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,10 @@ model = dict(
 
 def fails(capsys, *words: str, work_dir: Path) -> str:
     """Run ``xtuner train``, which must fail, and return what it says."""
-    start = time.perf_counter()
     status = main(["train", *words, "--work-dir", str(work_dir)])
     said = capsys.readouterr().err
     assert status not in (0, None)
     assert "Traceback" not in said
-    assert time.perf_counter() - start < 20
     return said
 
 

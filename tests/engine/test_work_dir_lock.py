@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 
 import pytest
 
 from tests.engine.toy import write_config
+from tests.helpers.forked import wait_until
 from xtuner.engine import work_dir_lock
 from xtuner.engine.work_dir_lock import NAME, STALE_AFTER, Owner, locked
 from xtuner.entry_point import main
@@ -95,11 +95,7 @@ def test_it_is_touched_while_it_is_held(tmp_path, monkeypatch):
     file = tmp_path / NAME
     with locked(tmp_path):
         os.utime(file, (0, 0))
-        for _ in range(200):
-            if file.stat().st_mtime > 0:
-                break
-            time.sleep(0.01)
-        assert file.stat().st_mtime > 0
+        assert wait_until(lambda: file.stat().st_mtime > 0)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])

@@ -5,31 +5,38 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import re
-import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.distributed import checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from tests.helpers.forked import ROOT, run_ranks
 from xtuner.checkpoint.checkpoint import find_latest, load_checkpoint
 from xtuner.checkpoint.folder import is_sharded_folder
 from xtuner.checkpoint.io import read_torch_file
 from xtuner.checkpoint.sharded import DataReader
+from xtuner.quickstart import base
 
-ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy_config.py"
 
 # What is measured with a clock, or where: it differs between two equal runs.
 MEASURED = re.compile(r"time$|per_sec$|^tflops|^memory|share_of_peak")
+
+
+def make_small_base(folder: Path) -> None:
+    """The base model of the quickstart, smaller, where a run in the folder looks for it."""
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "SIZES", base.SIZES | sizes)
+        base.make_base(folder / "work_dirs" / "quickstart_base")
 
 
 def train(config: str | Path, work_dir: Path, *words: str) -> tuple[int, str]:
@@ -43,12 +50,11 @@ def train(config: str | Path, work_dir: Path, *words: str) -> tuple[int, str]:
 
 
 def start(
-    config: str | Path, work_dir: Path, *words: str, processes: int = 1, log: Path | None = None
+    config: str | Path, work_dir: Path, *words: str, processes: int, log: Path | None = None
 ) -> subprocess.Popen[str]:
     """Start ``xtuner train`` as a process group of its own, its output to a pipe or a file."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if processes > 1:
-        environment["NPROC_PER_NODE"] = str(processes)
+    environment["NPROC_PER_NODE"] = str(processes)
     return subprocess.Popen(
         [sys.executable, "-m", "xtuner", "train", str(config), "--work-dir", str(work_dir), *words],
         env=environment,
@@ -59,63 +65,26 @@ def start(
     )
 
 
-def train_in_processes(
-    size: int, runs: Sequence[tuple[str | Path, Path, Sequence[str]]], folder: Path
-) -> None:
-    """Run ``xtuner train`` several times in ``size`` processes that are forked from this one.
+def train_on_ranks(
+    size: int, runs: Sequence[Sequence[str | Path]], folder: Path, cwd: Path = ROOT
+) -> list[str]:
+    """Run ``xtuner train`` several times, each run on all ranks of one gloo group.
 
     Runs with ZeRO-3 come last: a process keeps it in mind.
 
     Args:
-        size: number of processes, of one gloo group.
-        runs: config, work dir and further words of each run, in order.
-        folder: for what the processes print.
+        size: number of processes; they are forked, so that imports cost once.
+        runs: the words of each run, in order.
+        folder: for the list of the runs.
+        cwd: the folder in which they run.
+
+    Returns:
+        What each rank printed.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    arguments = (size, port, runs, folder)
-    workers = [fork.Process(target=_train_all, args=(rank, *arguments)) for rank in range(size)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(200)
-    said = [folder / f"rank_{rank}.txt" for rank in range(size)]
-    assert all(worker.exitcode == 0 for worker in workers), "\n".join(
-        file.read_text()[-3000:] for file in said if file.exists()
-    )
-
-
-def _train_all(
-    rank: int,
-    size: int,
-    port: int,
-    runs: Sequence[tuple[str | Path, Path, Sequence[str]]],
-    folder: Path,
-) -> None:
-    """One of the processes of ``train_in_processes``."""
-    from xtuner.entry_point import main
-    from xtuner.parallel import processes
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # DeepSpeed holds on to the groups of the first run
-    processes.shutdown_distributed = lambda: None
-    printed = io.StringIO()
-    status = 1
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            for config, work_dir, words in runs:
-                common = ["--work-dir", str(work_dir), "--launcher", "pytorch"]
-                status = main(["train", str(config), *common, *words])
-                if status:
-                    break
-    except BaseException:
-        traceback.print_exc(file=printed)
-        status = 1
-    (folder / f"rank_{rank}.txt").write_text(printed.getvalue())
-    os._exit(status)
+    file = folder / "runs.json"
+    file.write_text(json.dumps([[str(word) for word in words] for words in runs]), "utf-8")
+    ranks = run_ranks(size, "-m", "tests.equivalence.train_worker", file, folder=cwd)
+    return [rank.stdout + rank.stderr for rank in ranks]
 
 
 def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:

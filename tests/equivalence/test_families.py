@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.equivalence.runs import train, train_in_processes
+from tests.equivalence.runs import train, train_on_ranks
 from tests.equivalence.test_sequence_parallel import CONFIG, KINDS, differences
 from tests.helpers.hub_models import MODELS
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
@@ -66,8 +66,8 @@ def test_two_processes_train_what_one_does(tmp_path):
     for family, kind, size, way in RUNS:
         flags = ["--deepspeed", way] if way.startswith("deepspeed") else way.split()
         words = [*flags, *options(bases[family], kind, size, PROCESSES // size)]
-        runs.append((CONFIG, tmp_path / f"{family}_{kind}_{size}{way}", words))
-    train_in_processes(PROCESSES, runs, tmp_path)
+        runs.append([CONFIG, "--work-dir", tmp_path / f"{family}_{kind}_{size}{way}", *words])
+    train_on_ranks(PROCESSES, runs, tmp_path)
     off = [
         f"{family}, {kind}, {size} to a row, {way}: {difference}"
         for family, kind, size, way in RUNS

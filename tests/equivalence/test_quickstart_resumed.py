@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.equivalence.runs import differences, outcome, start, train
+from tests.equivalence.runs import differences, make_small_base, outcome, train, train_on_ranks
 from xtuner.entry_point import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -17,21 +17,24 @@ PACKING = {
 }
 
 
-@pytest.mark.parametrize("packing", PACKING)
-@pytest.mark.parametrize("config", ["quickstart", "quickstart_lora", "quickstart_qlora"])
-def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, config, packing):
-    if config.endswith("qlora"):
-        pytest.importorskip("bitsandbytes")
+@pytest.fixture(autouse=True)
+def folder_with_a_small_base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_small_base(tmp_path)
+
+
+@pytest.mark.parametrize("packing", PACKING)
+@pytest.mark.parametrize("config", ["quickstart", "quickstart_lora", "quickstart_qlora"])
+def test_resumed_equals_uninterrupted(tmp_path, config, packing):
+    if config.endswith("qlora"):
+        pytest.importorskip("bitsandbytes")
     assert_resumed_equals_uninterrupted(config, tmp_path, PACKING[packing])
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW8bit", "PagedAdamW32bit"])
-def test_resumed_equals_uninterrupted_with_other_optimizers(tmp_path, monkeypatch, optimizer):
+def test_resumed_equals_uninterrupted_with_other_optimizers(tmp_path, optimizer):
     pytest.importorskip("bitsandbytes")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(["copy-cfg", "quickstart", "."]) == 0
     config = tmp_path / "quickstart_copy.py"
     text = config.read_text().replace("optim_type = AdamW", f"optim_type = {optimizer}")
@@ -58,17 +61,13 @@ def assert_resumed_equals_uninterrupted(config, folder, more):
     return expected
 
 
-def test_resumed_equals_uninterrupted_with_two_processes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_resumed_equals_uninterrupted_with_two_processes(tmp_path):
     options = ["train_cfg.max_epochs=None", "train_cfg.max_iters=4", "save_steps=2"]
     options += ["save_total_limit=-1", "custom_hooks.1.max_new_tokens=2"]
     (tmp_path / "resumed").mkdir()
     for folder, words in (("whole", []), ("resumed", ["--resume"])):
-        run = start(
-            "quickstart_lora", tmp_path / folder, *words, "--cfg-options", *options, processes=2
-        )
-        printed, _ = run.communicate(timeout=200)
-        assert run.returncode == 0, printed
+        words = ["quickstart_lora", "--work-dir", tmp_path / folder, *words]
+        printed, _ = train_on_ranks(2, [[*words, "--cfg-options", *options]], tmp_path, tmp_path)
         if folder == "whole":
             for name in ("iter_2.pth", "iter_2.pth.json", "metrics.jsonl"):
                 shutil.copy(tmp_path / "whole" / name, tmp_path / "resumed")
@@ -77,9 +76,7 @@ def test_resumed_equals_uninterrupted_with_two_processes(tmp_path, monkeypatch):
     assert not found, found
 
 
-def test_another_tokenizer_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_another_tokenizer_is_noticed(tmp_path):
     options = ["train_cfg.max_epochs=None", "train_cfg.max_iters=2", "save_steps=1"]
     options += ["custom_hooks.1.max_new_tokens=2"]
     status, printed = train("quickstart_lora", tmp_path / "run", "--cfg-options", *options)

@@ -3,9 +3,7 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +12,7 @@ import torch
 
 from tests.equivalence.runs import ROOT, TOY, differences, metrics, outcome, start, train
 from tests.equivalence.toy_language_model import write_config
+from tests.helpers.forked import LIMIT, Forked, run, wait_for
 from xtuner.checkpoint.checkpoint import find_corruption, find_latest, load_checkpoint
 from xtuner.checkpoint.serialize import mmengine_hub
 
@@ -183,22 +182,15 @@ def test_a_path_that_is_not_there_is_said(tmp_path):
     assert status == 1 and "no such checkpoint" in printed and "Traceback" not in printed
 
 
-def wait_for(file: Path, run: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
-    while not file.exists():
-        assert run.poll() is None and time.monotonic() < deadline, run.communicate()[0]
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_a_hint(tmp_path, number, status):
     options = ["--cfg-options", "max_epochs=300", "save_steps=50"]
-    run = start(TOY, tmp_path / "run", *options)
-    wait_for(tmp_path / "run" / "iter_50.pth.json", run)
+    run = Forked("-m", "xtuner", "train", TOY, "--work-dir", tmp_path / "run", *options)
+    wait_for((tmp_path / "run" / "iter_50.pth.json").exists, run)
     run.send_signal(number)
-    printed, _ = run.communicate(timeout=60)
-    assert run.returncode == status, printed
+    assert run.wait() == status, run.stderr
+    printed = run.stdout + run.stderr
     assert f"{number.name} was received" in printed and "--resume" in printed
     assert "Traceback" not in printed
     newest = find_latest(tmp_path / "run")
@@ -210,9 +202,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_a_hint(tmp_path, number, st
 def test_a_signal_to_two_processes_gives_one_checkpoint_and_one_message(tmp_path):
     options = ["--cfg-options", "max_epochs=3000", "save_steps=50"]
     run = start(TOY, tmp_path / "run", *options, processes=2)
-    wait_for(tmp_path / "run" / "iter_50.pth.json", run)
+    wait_for((tmp_path / "run" / "iter_50.pth.json").exists, run)
     run.send_signal(signal.SIGTERM)
-    printed, _ = run.communicate(timeout=60)
+    printed, _ = run.communicate(timeout=LIMIT)
     assert run.returncode == 143, printed
     assert printed.count("SIGTERM was received: after this optimizer step") == 1, printed
     assert printed.count("SIGTERM was received") == 2, printed  # at once, and at the end
@@ -224,12 +216,12 @@ def test_a_signal_to_two_processes_gives_one_checkpoint_and_one_message(tmp_path
 def test_no_process_outlives_a_kill_9_of_the_first(tmp_path):
     options = ["--cfg-options", "max_epochs=3000", "save_steps=50"]
     run = start(TOY, tmp_path / "run", *options, processes=2)
-    wait_for(tmp_path / "run" / "iter_50.pth.json", run)
+    wait_for((tmp_path / "run" / "iter_50.pth.json").exists, run)
     others = psutil.Process(run.pid).children(recursive=True)
     assert len(others) >= 2
     run.kill()
     run.wait()
-    _, alive = psutil.wait_procs(others, timeout=30)
+    _, alive = psutil.wait_procs(others, timeout=LIMIT)
     assert not alive
 
 
@@ -251,7 +243,5 @@ def test_a_checkpoint_of_v0_1_is_resumed(undisturbed, tmp_path):
 def test_kill_9_at_random_moments(tmp_path):
     """Three rounds; ``benchmarks/kill_resume.py`` does fifty."""
     script = ROOT / "benchmarks" / "kill_resume.py"
-    words = [sys.executable, str(script), "--rounds", "3", "--keep", str(tmp_path / "runs")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(script, "--rounds", "3", "--keep", tmp_path / "runs")
     assert "3 kills" in done.stdout and " 0 differences" in done.stdout

@@ -1,14 +1,11 @@
 """Ten steps on two processes, however the model is distributed over them, equal those on one.
 
-Runs are made when a test first needs them, those of one way by one torchrun, each of which has a
-time limit of its own; the tests share them.
+Runs are made when a test first needs them, those of one way by the same ranks; the tests share
+them.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,8 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from tests.equivalence.runs import ROOT
-from tests.helpers.processes import free_port
+from tests.equivalence.runs import train_on_ranks
+from tests.helpers.forked import LIMIT, run
 from tests.helpers.tiny import save_tiny
 from xtuner.checkpoint.checkpoint import load_state_dict
 from xtuner.entry_point import main
@@ -43,14 +40,13 @@ RUNS = [
 EXPORTED = [("full", "fsdp"), ("full", "zero3"), ("lora", "fsdp"), ("lora", "zero3")]
 RESUMED = [("full", "fsdp"), ("lora", "fsdp"), ("full", "zero1"), ("full", "zero2")]
 RESUMED += [("full", "zero3"), ("lora", "zero3")]
-# Made together, in one torchrun: a start costs more than a run.
+# Made together, by the same ranks: a start costs more than a run.
 TOGETHER = [
     ("ddp", "fsdp", "fsdp_offload"),
     ("zero1", "zero2", "zero2_offload"),
     ("zero3", "zero3_offload"),
 ]
-pytestmark = pytest.mark.timeout(900)  # of a test that makes runs; each torchrun has LIMIT
-LIMIT = 280  # seconds
+pytestmark = pytest.mark.timeout(3 * LIMIT)  # of a test that makes runs
 
 
 class Runs:
@@ -68,16 +64,9 @@ class Runs:
         return [str(CONFIG), "--work-dir", out, *WAYS[way], *more, "--cfg-options", *options]
 
     def start(self, processes: int, runs: list[list[str]], name: str) -> None:
-        file = self.folder / f"{name}.json"
-        file.write_text(json.dumps(runs))
-        command = [sys.executable, "-m", "xtuner.engine.torchrun", f"--nproc_per_node={processes}"]
-        command += [f"--master_port={free_port()}"]
-        command += ["-m", "tests.equivalence.scale_worker", str(file)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=LIMIT, cwd=self.folder
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        folder = self.folder / f"ranks_{name}"
+        folder.mkdir(exist_ok=True)
+        train_on_ranks(processes, runs, folder, self.folder)
 
     def need(self, *names: str) -> None:
         """Make runs, and what is made together with them, unless that is done already.
@@ -193,15 +182,7 @@ def test_zero_refuses_another_number_of_processes(runs, tmp_path):
     runs.begin_again("full_zero2", "full_zero2_alone")
     more = ("--resume", "--resume-allow", "config,world_size")
     words = runs.words("full_zero2_alone", "full", "zero2", 1, *more)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "xtuner", "train", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
+    done = run("-m", "xtuner", "train", *words, status=1)
     assert "ZeRO's parts of 2 processes cannot be put together by 1" in done.stderr
     assert "resume with 2 processes" in done.stderr and "load_from=" in done.stderr
     assert "Traceback" not in done.stderr

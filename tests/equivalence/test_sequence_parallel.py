@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.equivalence.runs import metrics, train, train_in_processes
+from tests.equivalence.runs import metrics, train, train_on_ranks
 from xtuner.checkpoint.checkpoint import find_latest, load_state_dict
 
 CONFIG = "tests/equivalence/sequence_parallel_config.py"
@@ -45,8 +45,9 @@ def all_runs(folder):
     runs = []
     for kind, size, way in SHARED:
         words = ["--deepspeed", way] if way.startswith("deepspeed") else way.split()
-        runs.append((CONFIG, folder / f"{kind}_{size}{way}", [*words, *options(base, kind, size)]))
-    train_in_processes(PROCESSES, runs, folder)
+        words += options(base, kind, size)
+        runs.append([CONFIG, "--work-dir", folder / f"{kind}_{size}{way}", *words])
+    train_on_ranks(PROCESSES, runs, folder)
 
 
 def differences(alone, shared, steps=10):

@@ -1,9 +1,10 @@
 """Machines that fall silent are noticed; those that leave are not missed."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from xtuner.parallel import heartbeat
 from xtuner.parallel.heartbeat import LEFT, LIMIT, Heartbeat, is_wanted
 
 
@@ -26,49 +27,75 @@ class Store(dict):
         return all(key in self for key in keys)
 
 
-def beating(store, limit=0.4):
-    heart = Heartbeat(store, "a (rank 0)", ["b (rank 1)"], limit)
-    heart._contact = time.monotonic()
-    return heart
+class Time:
+    """A clock that goes on when somebody waits, and wakes them until a time."""
+
+    def __init__(self):
+        self.now = self.until = 0.0
+        self.stopped = False
+
+    def wait(self, seconds):
+        self.now += seconds
+        return self.stopped or self.now > self.until
+
+    def set(self):
+        self.stopped = True
+
+    def is_set(self):
+        return self.stopped
 
 
-def run_for(heart, seconds):
-    import threading
-
-    thread = threading.Thread(target=heart._beat, daemon=True)
-    thread.start()
-    time.sleep(seconds)
-    return thread
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
-def test_a_machine_that_stops_counting_is_named():
+def beating(store, clock):
+    names = "a (rank 0)", ["b (rank 1)"]
+    return Heartbeat(store, *names, limit=8.0, _contact=clock.now, _stopped=clock)
+
+
+def run_for(heart, clock, seconds):
+    clock.until = clock.now + seconds
+    heart._beat()
+
+
+def test_a_machine_that_stops_counting_is_named(clock):
     store = Store()
     store["xtuner/alive/b (rank 1)"] = b"7"
-    heart = beating(store)
-    run_for(heart, 0.2)
+    heart = beating(store, clock)
+    run_for(heart, clock, 4)
     assert heart.lost() is None
-    time.sleep(0.5)
+    run_for(heart, clock, 8)
     assert heart.lost() == "b (rank 1)"
-    heart.stop()
 
 
-def test_a_machine_that_has_left_is_not_missed():
+def test_a_machine_that_has_left_is_not_missed(clock):
     store = Store()
     store["xtuner/alive/b (rank 1)"] = LEFT.encode()
-    heart = beating(store)
-    run_for(heart, 0.7)
+    heart = beating(store, clock)
+    run_for(heart, clock, 20)
     assert heart.lost() is None
     heart.stop()
     assert store["xtuner/alive/a (rank 0)"] == LEFT.encode()
 
 
-def test_a_store_that_is_gone_ends_the_watch_and_the_leaving():
+def test_a_machine_that_hears_from_no_store_misses_the_first(clock):
+    heart = beating(Store(), clock)
+    clock.now += 9
+    assert heart.lost() == "the first machine"
+
+
+def test_a_store_that_is_gone_ends_the_watch_and_the_leaving(clock):
     store = Store()
-    heart = beating(store)
+    heart = beating(store, clock)
     store.closed = True
-    thread = run_for(heart, 0.3)
-    assert not thread.is_alive()
-    again = beating(store)
+    run_for(heart, clock, 20)
+    assert clock.stopped and clock.now < 20
+    clock.stopped = False
+    again = beating(store, clock)
     again.stop()  # says nothing: there is nobody to tell
     assert again._stopped.is_set()
 

@@ -2,12 +2,12 @@
 
 import contextlib
 import signal
-import time
 
 import psutil
 import pytest
 
 from tests.equivalence.runs import ROOT, start
+from tests.helpers.forked import LIMIT, wait_for
 from tests.helpers.tiny import save_tiny
 from xtuner.checkpoint.checkpoint import find_latest, load_checkpoint
 
@@ -25,16 +25,13 @@ def test_a_killed_process_ends_all(tmp_path, way):
     run = start(CONFIG, folder, *words, "train_cfg.max_iters=100000", processes=2)
     processes = []
     try:
-        deadline = time.monotonic() + 150
-        while not (folder / "iter_20.pth.json").exists():
-            assert run.poll() is None and time.monotonic() < deadline, run.communicate()[0]
-            time.sleep(0.05)
+        wait_for((folder / "iter_20.pth.json").exists, run)
         processes = psutil.Process(run.pid).children(recursive=True)
         (second,) = [each for each in processes if each.environ().get("RANK") == "1"]
         second.send_signal(signal.SIGKILL)
-        printed, _ = run.communicate(timeout=60)
+        printed, _ = run.communicate(timeout=LIMIT)
         assert run.returncode == 128 + signal.SIGKILL, printed
-        assert not psutil.wait_procs(processes, timeout=20)[1]
+        assert not psutil.wait_procs(processes, timeout=LIMIT)[1]
     finally:
         run.kill()
         for process in processes:
@@ -45,7 +42,7 @@ def test_a_killed_process_ends_all(tmp_path, way):
     again = start(
         CONFIG, folder, *words, f"train_cfg.max_iters={done + 4}", "--resume", processes=2
     )
-    printed, _ = again.communicate(timeout=150)
+    printed, _ = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, printed
     assert f"{done} of {done + 4} iterations are done" in printed
     assert find_latest(folder).name == f"iter_{done + 4}.pth"

@@ -1,14 +1,11 @@
 """Processes that Slurm or Open MPI started find each other by the variables these set."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests.equivalence.runs import ROOT
-from tests.helpers.processes import finish, free_port
+from tests.helpers.forked import Forked, wait_together
 from tests.helpers.tiny import save_tiny
+from xtuner.engine.launch import free_port
 
 CONFIG = ROOT / "tests" / "equivalence" / "scale_config.py"
 NAMES = {
@@ -23,21 +20,15 @@ def test_two_tasks_train_together(tmp_path, launcher):
     save_tiny(tmp_path / "base")
     port = str(free_port())
     options = [f"base={str(tmp_path / 'base')!r}", "accumulative_counts=2", "steps=2"]
-    words = ["train", str(CONFIG), "--launcher", launcher, "--work-dir", str(tmp_path / "out")]
+    words = ["-m", "xtuner", "train", CONFIG, "--launcher", launcher, "--work-dir"]
+    words += [tmp_path / "out", "--cfg-options", *options]
     tasks = []
     for rank in range(2):
         told = dict(zip(NAMES[launcher], (str(rank), "2", str(rank)), strict=True))
-        environment = os.environ | told | {"MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
-        tasks.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "xtuner", *words, "--cfg-options", *options],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    printed = finish(tasks, timeout=400)
+        told["MASTER_PORT"] = port
+        tasks.append(Forked(*words, environment=told))
+    wait_together(tasks)
+    printed = [task.stdout + task.stderr for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], printed
     assert "2 x CPU, DDP" in printed[0] and "step 2/2" in printed[0]
     assert "step 2/2" not in printed[1]

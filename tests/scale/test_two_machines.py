@@ -1,17 +1,15 @@
 """Two machines, as two network namespaces that a cable (veth) joins, train together."""
 
 import os
-import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.equivalence.runs import ROOT
-from tests.helpers.processes import free_port
+from tests.helpers.forked import LIMIT, wait_for
 from tests.helpers.tiny import save_tiny
 from xtuner.checkpoint.checkpoint import load_state_dict
 
@@ -45,12 +43,12 @@ pytestmark = [
 
 
 class Machines:
-    """Two namespaces, 10.77.N.1 and 10.77.N.2, and the processes that run in them."""
+    """Two namespaces, each with its own addresses and ports, and the processes in them."""
 
-    def __init__(self, number: int, folder: Path) -> None:
-        self.names = [f"xt{number}a", f"xt{number}b"]
-        self.addresses = [f"10.77.{number}.1", f"10.77.{number}.2"]
-        self.port = str(free_port())
+    def __init__(self, folder: Path) -> None:
+        self.names = [f"xt{os.getpid()}a", f"xt{os.getpid()}b"]
+        self.addresses = ["10.77.0.1", "10.77.0.2"]
+        self.port = "29500"
         self.folder = folder
         self.runs: list[subprocess.Popen[str]] = []
 
@@ -109,7 +107,7 @@ class Machines:
 
 @pytest.fixture
 def machines(tmp_path):
-    made = Machines(random.randint(2, 250), tmp_path)
+    made = Machines(tmp_path)
     try:
         made.build()
         save_tiny(tmp_path / "base")
@@ -121,7 +119,7 @@ def machines(tmp_path):
 def test_they_train_together(machines):
     machines.start()
     for number, run in enumerate(machines.runs):
-        assert run.wait(timeout=120) == 0, machines.printed(number)
+        assert run.wait(timeout=LIMIT) == 0, machines.printed(number)
     first, second = machines.printed(0), machines.printed(1)
     assert "NODE_RANK=1" in first  # what to type on the other machine
     assert f"ADDR={machines.addresses[0]} PORT={machines.port} xtuner train" in first
@@ -133,12 +131,9 @@ def test_they_train_together(machines):
 
 def test_a_cut_link_ends_both_with_a_message(machines):
     machines.start("train_cfg.max_iters=1000000", XTUNER_LINK_TIMEOUT="4")
-    deadline = time.monotonic() + 100
-    while "step " not in machines.printed(0):
-        assert time.monotonic() < deadline, machines.printed(0) + machines.printed(1)
-        time.sleep(0.2)
+    wait_for(lambda: "step " in machines.printed(0), machines.runs[0])
     machines.cut()
     for number, run in enumerate(machines.runs):
-        assert run.wait(timeout=40) == 75, machines.printed(number)
+        assert run.wait(timeout=LIMIT) == 75, machines.printed(number)
         assert "has heard nothing from" in machines.printed(number)
         assert "--resume" in machines.printed(number)

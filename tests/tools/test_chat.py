@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.answering import ANSWER, QUESTIONS
+from tests.helpers.forked import LIMIT
 from tests.helpers.tiny import save_tiny
 from xtuner.entry_point import main
 from xtuner.export.fingerprint import write_fingerprint
@@ -44,7 +45,7 @@ def test_a_pipe_gets_the_answer_without_stop_words(extra, model_folder, monkeypa
 def test_as_typed_in_a_shell(model_folder):
     command = [sys.executable, "-m", "xtuner", "chat", str(model_folder), *TEMPLATE]
     done = subprocess.run(
-        command, input=f"{QUESTIONS[1]}\nexit\n", capture_output=True, text=True, timeout=120
+        command, input=f"{QUESTIONS[1]}\nexit\n", capture_output=True, text=True, timeout=LIMIT
     )
     assert done.returncode == 0, done.stderr
     assert ANSWER in done.stdout and "<|im_end|>" not in done.stdout

@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.equivalence.runs import train
+from tests.equivalence.runs import make_small_base, train
 from xtuner.entry_point import main
 
 HOOK = """
@@ -21,6 +21,7 @@ custom_hooks = [dict(type=HFCheckpointHook)]
 )
 def test_exported_equals_converted(tmp_path, monkeypatch, name, weights):
     monkeypatch.chdir(tmp_path)
+    make_small_base(tmp_path)
     assert main(["copy-cfg", name, "."]) == 0
     config = tmp_path / f"{name}_copy.py"
     config.write_text(config.read_text() + HOOK)

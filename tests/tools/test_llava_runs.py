@@ -3,10 +3,7 @@
 import base64
 import io
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from openpyxl import load_workbook
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from tests.helpers.forked import run_ranks
 from tests.helpers.tiny import save_tiny
 from tests.helpers.vision_language import save_clip, save_square
 from xtuner.config import load_config
@@ -257,13 +255,8 @@ def test_mmbench_writes_answers_and_scores(folder, parts, tmp_path, capsys):
     sheet = load_workbook(tmp_path / "one" / "mmbench_result.xlsx").active
     assert sheet["A2"].value == "0"
     assert "image" not in [cell.value for cell in sheet[1]]
-    command = [sys.executable, "-m", "xtuner", "mmbench", *words]
-    subprocess.run(
-        [*command, "--work-dir", str(tmp_path / "two")],
-        env={**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    words += ["--work-dir", str(tmp_path / "two"), "--launcher", "pytorch"]
+    run_ranks(2, "-m", "xtuner", "mmbench", *words)
     again = json.loads((tmp_path / "two" / "mmbench_result.json").read_text("utf-8"))
     assert again == results
 
@@ -281,12 +274,8 @@ def test_eval_refcoco_scores_what_the_model_says(folder, parts, tmp_path, capsys
         [row["answer"] for row in result["rows"]], [row["box"] for row in result["rows"]]
     )
     words[words.index("--work-dir") + 1] = str(tmp_path / "two")
-    subprocess.run(
-        [sys.executable, "-m", "xtuner", "eval_refcoco", *words, "--image-folder", str(tmp_path)],
-        env={**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    more = ["--image-folder", tmp_path, "--launcher", "pytorch"]
+    run_ranks(2, "-m", "xtuner", "eval_refcoco", *words, *more)
     assert json.loads((tmp_path / "two" / "refcoco_result.json").read_text("utf-8")) == result
     assert main(["eval_refcoco", *words, "--image-folder", str(tmp_path / "none")]) == 1
     assert "1 images are bad" in capsys.readouterr().err

@@ -1,13 +1,10 @@
 """``xtuner test`` on MMLU's rows: the base model and a checkpoint, one process and two."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.forked import run_ranks
 from tests.helpers.tiny import save_tiny
 
 CONFIG = "internlm_7b_qlora_oasst1_mmlu_e3"
@@ -31,16 +28,8 @@ def measure(folder, processes):
     words = ["test", CONFIG, "--work-dir", str(folder / f"out_{processes}"), "--cfg-options"]
     words += [f"pretrained_model_name_or_path={folder / 'base'}", f"mmlu_data_root={folder}/"]
     words += ["model.llm.quantization_config=None"]
-    environment = {
-        **os.environ,
-        "NPROC_PER_NODE": str(processes),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "xtuner", *words], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words += ["--launcher", "pytorch"] if processes > 1 else []
+    done, *_ = run_ranks(processes, "-m", "xtuner", *words)
     assert "the base model (no --checkpoint)" in done.stdout
     assert "mmlu_fs_test/average" in done.stdout
     return json.loads((folder / f"out_{processes}" / "results.json").read_text("utf-8"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import huggingface_hub.constants
@@ -77,13 +76,12 @@ def test_nobody_answers(monkeypatch):
         hub.require_available(NAME, WHERE)
 
 
-def test_a_silent_server_is_given_up_in_five_seconds(monkeypatch):
+def test_a_silent_server_is_given_up(monkeypatch):
+    monkeypatch.setattr(hub, "LONGEST_ANSWER", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never says a word
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        begin = time.perf_counter()
         with pytest.raises(UserError, match="cannot be reached"):
             hub.require_available(NAME, WHERE)
-    assert time.perf_counter() - begin < 5
 
 
 def test_offline_nothing_is_asked(monkeypatch, endpoint):

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from tests.helpers.forked import LIMIT
+
 SCRIPT = """
 import atexit, ctypes, sys
 import xtuner, xtuner.entry_point
@@ -22,7 +24,7 @@ def ended(**environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any, TypeGuard
 from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.config.local_modules import loader_of, register_loader
-from xtuner.config.source import split_lines
+from xtuner.config.source import ConfigSource, split_lines
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -104,18 +104,19 @@ def has_definitions(tree: ast.Module) -> bool:
     return bool(_definitions(tree))
 
 
-def with_lazy_values(values: dict[str, Any], text: str, file: str, path: str) -> set[str]:
+def with_lazy_values(values: dict[str, Any], source: ConfigSource, path: str) -> set[str]:
     """Put imported names in place of the functions that a config and its base files define.
 
     Args:
         values: of the config, as mmengine loaded it; they are changed.
-        text: of the config.
-        file: of the config.
+        source: of the config.
         path: the file that mmengine read: a copy of the config or itself.
 
     Returns:
         The keys of the functions.
     """
+
+    text, file = source.text, source.file
 
     def lazy(value: object) -> object:
         if _is_defined_by_a_config(value):
@@ -134,7 +135,7 @@ def with_lazy_values(values: dict[str, Any], text: str, file: str, path: str) ->
             return type(value)(map(lazy, value))
         return value
 
-    if has_definitions(ast.parse(text)):
+    if has_definitions(source.tree):
         _register(text, file, values)
     functions = {key for key, value in dict.items(values) if _is_defined_by_a_config(value)}
     lazy(values)

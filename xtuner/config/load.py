@@ -53,9 +53,18 @@ def load(name_or_path: str | os.PathLike[str]) -> ConfigDocument:
     if str(name_or_path).endswith(DATA_FORMATS):
         source, config = ConfigSource("", str(name_or_path)), _load_data(Path(name_or_path))
     else:
-        source = read_source(name_or_path)
-        forget_definitions(source.file)
-        config = load_source(source)
+        return load_text(read_source(name_or_path))
+    return ConfigDocument(source, config, original=source, loaded=config)
+
+
+def load_text(source: ConfigSource) -> ConfigDocument:
+    """Load a config in Python whose text is read already.
+
+    Raises:
+        UserError: when it fails while loading.
+    """
+    forget_definitions(source.file)
+    config = load_source(source)
     return ConfigDocument(source, config, original=source, loaded=config)
 
 
@@ -109,7 +118,7 @@ def load_source(source: ConfigSource) -> Config:
                 config = Config.fromfile(path, lazy_import=lazily, format_python_code=False)
         except (Exception, SystemExit) as error:
             raise _failed(error, source, path) from error
-        functions = with_lazy_values(raw_dict(config), source.text, source.file, path)
+        functions = with_lazy_values(raw_dict(config), source, path)
         _relocate(raw_dict(config), path, source.file)
     imported: set[str] = getattr(config, "_imported_names", set())
     imported.update(functions)

@@ -158,10 +158,12 @@ def _imported_files(tree: ast.AST, here: Path, root: Path) -> Iterator[Path]:
 def _files_of(base: Path, module: str, relative: bool = False) -> Iterator[Path]:
     """The file of a module and those of the packages around it, where it is a local one."""
     *packages, last = module.split(".")
+    if not relative and _is_installed((packages or [last])[0]):
+        return
     folder = base.joinpath(*packages)
     choices = (folder / f"{last}.py", folder / last / "__init__.py")
     file = next((choice for choice in choices if last.isidentifier() and choice.is_file()), None)
-    if file is None or (not relative and _is_installed((packages or [last])[0])):
+    if file is None:
         return
     for depth in range(1, len(packages) + 1):
         package = base.joinpath(*packages[:depth]) / "__init__.py"

@@ -37,6 +37,9 @@ class Fragment:
     modules: Mapping[str, str]
 
 
+BUILTINS = frozenset(vars(builtins))
+
+
 @functools.cache
 def part(name: str) -> Fragment:
     """Read ``parts/<name>.py``: its text without docstring and imports, and its imports."""
@@ -94,18 +97,13 @@ def expression(fragment: Fragment) -> str:
     return fragment.text.partition(" = ")[2].rstrip("\n")
 
 
-def names_read(source: str) -> list[str]:
-    """The names that a piece of Python reads, in order, builtins left out."""
+@functools.lru_cache(maxsize=4096)
+def names_in(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that a piece of Python reads, builtins left out, and those that it assigns."""
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-    nodes.sort(key=lambda node: (node.lineno, node.col_offset))
-    read = [node.id for node in nodes if isinstance(node.ctx, ast.Load)]
-    return [name for name in dict.fromkeys(read) if not hasattr(builtins, name)]
-
-
-def names_assigned(source: str) -> set[str]:
-    """The names that a piece of Python assigns at its top level."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+    read = frozenset(node.id for node in nodes if isinstance(node.ctx, ast.Load))
+    assigned = frozenset(node.id for node in nodes if isinstance(node.ctx, ast.Store))
+    return read - BUILTINS, assigned
 
 
 def import_lines(names: set[str], modules: Mapping[str, str]) -> str:

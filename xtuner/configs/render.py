@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xtuner.configs.cards import Code, ModelCard, Source
@@ -20,8 +20,7 @@ from xtuner.configs.fragments import (
     expression,
     filled,
     import_lines,
-    names_assigned,
-    names_read,
+    names_in,
     part,
 )
 from xtuner.configs.settings import DEFAULTS, EXCEPTIONS, LAYOUT, METHODS
@@ -293,13 +292,14 @@ def assemble(top: str, parts: list[list[Fragment]], values: Mapping[str, Any]) -
     modules = dict(MODULES)
     for fragment in (fragment for group in parts for fragment in group):
         modules.update(fragment.modules)
+    texts = [fragment.text for group in parts for fragment in group]
     bodies = ["\n".join(fragment.text for fragment in group) for group in parts]
-    code = "\n".join(bodies)
-    settings = _settings(code, modules, values)
+    settings = _settings(texts, modules, values)
     body = "\n".join(
         _banner(title) + text for title, text in zip(TITLES, [settings, *bodies], strict=True)
     )
-    imported = {name for name in names_read(body) if name in modules or name.endswith("_map_fn")}
+    read = frozenset[str]().union(*(names_in(text)[0] for text in [settings, *texts]))
+    imported = {name for name in read if name in modules or name.endswith("_map_fn")}
     modules.update({name: modules.get(name, MAP_FNS) for name in imported})
     return top + import_lines(imported, modules) + "\n" + body
 
@@ -309,15 +309,15 @@ def _banner(title: str) -> str:
     return f"{ruler}\n#{title:^69}#\n{ruler}\n"
 
 
-def _settings(code: str, modules: Mapping[str, str], values: Mapping[str, Any]) -> str:
-    """The text of PART 1: the free names of ``code``, grouped and explained."""
+def _settings(texts: Sequence[str], modules: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """The text of PART 1: the free names of the other parts, grouped and explained."""
     ours = {name for _, group in LAYOUT for name in group}
-    free = _free(code, modules)
+    free = _free(texts, modules)
     missing = free - ours
     assert not missing, f"settings that no part of LAYOUT explains: {missing}"
     while True:  # a setting's value may use another setting
         code_of = [literal(values[name]) for name in free if isinstance(values[name], Code)]
-        more = _free("\n".join(code_of), modules) & ours
+        more = _free(code_of, modules) & ours
         if more <= free:
             break
         free |= more
@@ -329,13 +329,11 @@ def _settings(code: str, modules: Mapping[str, str], values: Mapping[str, Any]) 
     return "\n".join(groups)
 
 
-def _free(code: str, modules: Mapping[str, str]) -> set[str]:
-    assigned = names_assigned(code)
-    return {
-        name
-        for name in names_read(code)
-        if name not in assigned and name not in modules and not name.endswith("_map_fn")
-    }
+def _free(texts: Sequence[str], modules: Mapping[str, str]) -> set[str]:
+    names = [names_in(text) for text in texts]
+    read = frozenset[str]().union(*(read for read, _ in names))
+    known = frozenset(modules).union(*(assigned for _, assigned in names))
+    return {name for name in read - known if not name.endswith("_map_fn")}
 
 
 def _setting(name: str, value: object, why: str) -> str:

@@ -6,10 +6,12 @@ published guides have them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,8 +73,17 @@ def read_layout(environment: Mapping[str, str], processes: int | None = None) ->
         nodes=nodes,
         rank=_number(environment, "NODE_RANK", 0),
         address=environment.get("ADDR", "127.0.0.1"),
-        port=_number(environment, "PORT", random.randint(20000, 29999)),
+        port=_number(environment, "PORT", 0) or free_port(),
     )
+
+
+def free_port() -> int:
+    """A port on which nothing listens, below those that Linux gives to outgoing connections."""
+    while True:
+        port = random.SystemRandom().randint(20_000, 29_999)  # whatever seed a program has set
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def become_torchrun(layout: Layout, words: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.equivalence.runs import metrics, train
+from tests.equivalence.runs import make_small_base, metrics, train
 from xtuner.config import load_config
 
 
@@ -17,6 +17,7 @@ def test_val_size_is_a_setting_of_every_config(config):
 
 def test_the_split_is_validated_at_intervals_and_at_the_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    make_small_base(tmp_path)
     words = ["--cfg-options", *options("val_size=0.1", "custom_hooks.1.max_new_tokens=2")]
     status, printed = train("quickstart", tmp_path / "run", *words)
     assert status == 0, printed

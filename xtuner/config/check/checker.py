@@ -26,7 +26,7 @@ from xtuner.config.check import (  # noqa: F401 (they register)
 from xtuner.config.check.code import ERROR, NOT_FOUND, NOT_LOADED, WARNING, Code
 from xtuner.config.check.problem import RULES, Context, Problem
 from xtuner.config.document import ConfigDocument, document_of
-from xtuner.config.load import DATA_FORMATS, load, load_source, read_source
+from xtuner.config.load import DATA_FORMATS, load, load_source, load_text, read_source
 from xtuner.config.override import override
 from xtuner.config.source import ConfigSource
 from xtuner.config.undefined import Undefined, undefined_names, with_meant_names
@@ -56,12 +56,15 @@ def check(config: str | os.PathLike[str] | Config, options: Sequence[str] = ()) 
     if isinstance(config, Config):
         return check_document(document_of(config))
     try:
-        if not str(config).endswith(DATA_FORMATS):
+        if str(config).endswith(DATA_FORMATS):
+            document = load(config)
+        else:
             source = read_source(config)
             undefined = undefined_names(source)
             if undefined:
                 return _undefined(source, undefined)
-        document = override(load(config), options)
+            document = load_text(source)
+        document = override(document, options)
     except UserError as error:
         where = error.where or Where(os.fspath(config))
         code = (NOT_LOADED if where.line else NOT_FOUND).code

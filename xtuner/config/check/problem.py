@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,6 +92,17 @@ class Context:
     def dicts(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """All dicts inside the sections, with their keys."""
         return iter(self._dicts)
+
+    @functools.cached_property
+    def names_read(self) -> set[str]:
+        """The names that the file reads, with the overrides or before them."""
+        trees = {id(source.tree): source.tree for source in (self.source, self.original)}
+        return {
+            node.id
+            for tree in trees.values()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        }
 
     def place(self, key: str, at_key: bool = False) -> tuple[int, int] | None:
         """Line and column of where a key's value is written, or of the key itself."""

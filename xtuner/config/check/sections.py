@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Iterator
 from types import FunctionType
@@ -22,15 +21,9 @@ def _unread(context: Context) -> Iterator[str]:
 
     What used a name may have been replaced by ``--cfg-options``: the user need not remove it.
     """
-    used = {
-        node.id
-        for source in (context.source, context.original)
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
     for name, value in context.values.items():
         private = name.startswith("_") or isinstance(value, FunctionType | type)
-        if name not in SECTIONS and name not in used and not private:
+        if name not in SECTIONS and name not in context.names_read and not private:
             yield name
 
 

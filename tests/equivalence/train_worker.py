@@ -1,7 +1,6 @@
-"""Several ``xtuner train`` one after the other in the processes of one torchrun: imports cost once.
+"""Several ``xtuner train`` one after the other in the ranks of one group: imports cost once.
 
-``python -m xtuner.engine.torchrun --nproc_per_node=2 -m tests.equivalence.scale_worker RUNS.json``
-with a list of the words of each run.
+``python -m tests.equivalence.train_worker RUNS.json`` with a list of the words of each run.
 """
 
 import json
@@ -16,7 +15,9 @@ def run_all(runs: list[list[str]]) -> int:
     from xtuner.entry_point import main
     from xtuner.parallel import processes
 
-    processes.shutdown_distributed = lambda: None  # the next run joins no group again
+    torch.set_num_threads(1)
+    # The next run joins no group again; DeepSpeed holds on to the groups of the first.
+    processes.shutdown_distributed = lambda: None
     for words in runs:
         status = main(["train", *words, "--launcher", "pytorch"])
         if status:
