@@ -22,6 +22,7 @@ from xtuner.config.compat import adapt_published
 from xtuner.config.load import load
 
 COUNT = 578
+PARTS = 10  # each has the time limit of a test
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +52,11 @@ class Seen:
     adapted: str
 
 
-@pytest.fixture(scope="session")
-def seen(published: list[Path]) -> dict[Path, Seen]:
-    """All that the tests ask of each config, which is loaded once."""
+@pytest.fixture(scope="module", params=range(PARTS))
+def seen(published: list[Path], request: pytest.FixtureRequest) -> dict[Path, Seen]:
+    """All that the tests ask of each config of a part, which is loaded once."""
     found = {}
-    for file in published:
+    for file in published[request.param :: PARTS]:
         document = load(file)
         problems, missed = check_document(document), unreached(document)
         adapt_published(document.config)  # the last: it changes the values

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.helpers import forked
+from xtuner.engine.launch import free_port
 
 SHOW = """
 import os, sys
@@ -20,18 +20,15 @@ time.sleep(500)
 """
 
 
-def run(tmp_path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+def launch(tmp_path, code: str, *words: str, status: int = 0) -> forked.Forked:
     (tmp_path / "worker.py").write_text(code)
-    command = [sys.executable, "-m", "xtuner.engine.torchrun", "--nproc_per_node=2"]
-    environment = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, "-m", "worker", *words], capture_output=True, text=True, env=environment
-    )
+    command = ["-m", "xtuner.engine.torchrun", "--nproc_per_node=2"]
+    command += [f"--master_port={free_port()}", "-m", "worker", *words]
+    return forked.run(*command, status=status, environment={"PYTHONPATH": str(tmp_path)})
 
 
 def test_processes_get_their_ranks_and_the_words(tmp_path):
-    done = run(tmp_path, SHOW, "train", "--seed", "1", "--cfg-options", "a=1")
-    assert done.returncode == 0, done.stderr
+    done = launch(tmp_path, SHOW, "train", "--seed", "1", "--cfg-options", "a=1")
     words = "['train', '--seed', '1', '--cfg-options', 'a=1']"
     assert sorted(done.stdout.splitlines()) == [f"0 0 2 {words}", f"1 1 2 {words}"]
 
@@ -42,7 +39,7 @@ def test_processes_get_their_ranks_and_the_words(tmp_path):
     [("sys.exit(75)", 75), ("os.kill(os.getpid(), signal.SIGKILL)", 128 + 9)],
 )
 def test_the_status_is_that_of_the_first_failure(tmp_path, end, status):
-    assert run(tmp_path, FAIL.format(end=end)).returncode == status
+    launch(tmp_path, FAIL.format(end=end), status=status)
 
 
 ASKED = """
@@ -63,6 +60,5 @@ time.sleep(500)
 
 
 def test_usr1_reaches_every_process_and_spares_the_launcher(tmp_path):
-    done = run(tmp_path, ASKED, str(tmp_path / "ready"))
-    assert done.returncode == 0, done.stderr
+    done = launch(tmp_path, ASKED, str(tmp_path / "ready"))
     assert sorted(done.stdout.split()) == ["0", "1", "saved", "saved"]

@@ -54,7 +54,7 @@ class Forked:
         ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         variables = {**os.environ, **ours, **(environment or {})}
         arguments = (self.args, str(folder or Path.cwd()), variables, str(self._files))
-        self._process = _server().Process(target=_run, args=arguments)
+        self._process = server().Process(target=_run, args=arguments)
         self._process.start()
         Forked.running.append(self)
 
@@ -165,8 +165,8 @@ def end_all() -> None:
         Forked.running.pop().kill()
 
 
-def _server() -> multiprocessing.context.ForkServerContext:
-    """The context whose server has done the imports."""
+def server() -> multiprocessing.context.ForkServerContext:
+    """``multiprocessing``'s context whose server has done the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.preloaded"])
     with pytest.MonkeyPatch.context() as patch:  # what counts while the server imports

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.engine.toy import ToyModel, ToyRows, collate, make_runner, metrics, weights
+from tests.helpers.forked import server
+from xtuner.engine.launch import free_port
 
 
 def test_validation_weighs_by_tokens_and_repeats(tmp_path):
@@ -48,8 +50,10 @@ def two_ranks(rank: int, folder: str, port: int) -> None:
 def test_two_processes_equal_one_on_the_same_rows(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
-    port = 20000 + os.getpid() % 9000
-    torch.multiprocessing.spawn(two_ranks, args=(str(two), port), nprocs=2)
+    server()
+    torch.multiprocessing.start_processes(
+        two_ranks, (str(two), free_port()), nprocs=2, start_method="forkserver"
+    )
     runner = make_runner(one, accumulative_counts=4, validate=True, val_interval=8, max_epochs=1)
     runner.train()
     for rank in range(2):
