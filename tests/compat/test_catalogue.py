@@ -12,7 +12,6 @@ from xtuner.config.dump import same_config, spelled_out
 from xtuner.config.load import load, load_source
 from xtuner.config.source import ConfigSource
 
-
 PARTS = 20  # each has the time limit of a test
 
 
