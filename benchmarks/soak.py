@@ -45,7 +45,8 @@ LOGS = {".jsonl", ".json", ".log"}
 ANSWERS = "eval_outputs_"
 """Files of sample answers, one for each time that they are generated."""
 GROWTH_MIB, SLOWER, MORE_BYTES = 8, 1.3, 1.1
-"""Bounds of a tenth of a long run, compared with its second tenth."""
+"""Bounds of the last tenth of a long run, compared with its third tenth."""
+GROW = ("memory_mib", "open_files", "files", "log_bytes_per_step", "cpu_seconds_per_step")
 
 
 def trainings(folder: Path) -> dict[str, Training]:
@@ -215,20 +216,34 @@ def in_tenths(samples: Sequence[Sample], steps: int) -> list[dict[str, float]]:
     return tenths
 
 
-def grown(tenths: Sequence[dict[str, float]]) -> list[str]:
-    """What was more at the end of a run than in its second tenth."""
-    early, late = tenths[1], tenths[-1]
-    bounds = {
-        "memory_mib": early["memory_mib"] + GROWTH_MIB,
-        "open_files": early["open_files"],
-        "files": early["files"],
-        "log_bytes_per_step": early["log_bytes_per_step"] * MORE_BYTES,
-        "cpu_seconds_per_step": early["cpu_seconds_per_step"] * SLOWER,
-    }
+def grown(part: dict[str, Any]) -> list[str]:
+    """What was more at the end of a long run than early in it, or costs more once it is resumed.
+
+    Args:
+        part: ``tenths`` and ``resumed`` of ``long_run``.
+    """
+    tenths, resumed = part["tenths"], part["resumed"]
+    early, late = tenths[2], tenths[-1]
+    bounds = {name: early[name] for name in GROW}
+    bounds["memory_mib"] += GROWTH_MIB
+    bounds["log_bytes_per_step"] *= MORE_BYTES
+    bounds["cpu_seconds_per_step"] *= SLOWER
+    step = statistics.median(tenth["cpu_seconds_per_step"] for tenth in tenths)
+    start = resumed["early"]["cpu_seconds_to_first_step"]
     return [
-        f"{name} was {early[name]:.4g} and became {late[name]:.4g}"
-        for name, bound in bounds.items()
-        if late[name] > bound
+        *(
+            f"{name} was {early[name]:.4g} and became {late[name]:.4g}"
+            for name, bound in bounds.items()
+            if late[name] > bound
+        ),
+        *(
+            f"resumed late: {name} {resumed['late'][name]:.3g}, expected {expected:.3g}"
+            for name, expected in (
+                ("cpu_seconds_per_step", step),
+                ("cpu_seconds_to_first_step", start),
+            )
+            if resumed["late"][name] > SLOWER * expected
+        ),
     ]
 
 
@@ -255,7 +270,6 @@ def long_run(base: Path, folder: Path, steps: int) -> dict[str, Any]:
     whole = Watched(training, folder / "whole")
     whole.until(keep=[*copies.values()])
     tenths = in_tenths(whole.samples, steps)
-    result: dict[str, Any] = {"steps": steps, "tenths": tenths, "wrong": grown(tenths)}
     expected, costs = outcome(folder / "whole"), {}
     for name, copy in copies.items():
         resumed = Watched(training, copy, resume=True)
@@ -266,11 +280,9 @@ def long_run(base: Path, folder: Path, steps: int) -> dict[str, Any]:
             "cpu_seconds_per_step": (later[-1].cpu_seconds - later[0].cpu_seconds)
             / (later[-1].iterations - later[0].iterations),
         }
-    for cost, late in costs["late"].items():
-        if late > SLOWER * costs["early"][cost]:
-            result["wrong"].append(f"resumed: {cost} {costs['early'][cost]:.3g}, then {late:.3g}")
-    result["wrong"] += differences(expected, outcome(copies["late"]))
-    return result | {"resumed": costs}
+    result: dict[str, Any] = {"steps": steps, "tenths": tenths, "resumed": costs}
+    lost = list(differences(expected, outcome(copies["late"])))
+    return result | {"wrong": [*grown(result), *lost]}
 
 
 def killed(training: Training, folder: Path, kills: int) -> dict[str, Any]:
