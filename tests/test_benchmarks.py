@@ -87,3 +87,61 @@ def test_a_peer_that_failed_stands_beside_the_others(peers):
     assert found["other"] == {"failed": "why"}
     assert found["trl"] == slow and found["speed_of_ours_to_trl"] == 2.0
     assert "speed_of_ours_to_other" not in found
+
+
+@pytest.fixture
+def soak(monkeypatch):
+    monkeypatch.syspath_prepend(str(GPU.parent))
+    return importlib.import_module("soak")
+
+
+def soaked(soak, **growing):
+    """A long run of 100 steps; what is named grows by so much with each step."""
+    kept = dict(memory_mib=400.0, open_files=8, files=14, log_bytes=0, cpu_seconds=0.0)
+    samples = [
+        soak.Sample(
+            iterations=step,
+            **{
+                name: value
+                + step * growing.get(name, {"log_bytes": 290, "cpu_seconds": 0.04}.get(name, 0))
+                for name, value in kept.items()
+            },
+        )
+        for step in range(1, 101)
+    ]
+    costs = {"cpu_seconds_to_first_step": 3.0, "cpu_seconds_per_step": 0.04}
+    return {"tenths": soak.in_tenths(samples, 100), "resumed": {"early": costs, "late": costs}}
+
+
+def test_a_soak_finds_what_grows(soak):
+    steady = soaked(soak)
+    assert len(steady["tenths"]) == 10 and soak.grown(steady) == []
+    for name, growth in (("memory_mib", 1.0), ("open_files", 1), ("files", 1)):
+        (found,) = soak.grown(soaked(soak, **{name: growth}))
+        assert found.startswith(name)
+    steady["resumed"]["late"] = {"cpu_seconds_to_first_step": 9.0, "cpu_seconds_per_step": 0.09}
+    assert len(soak.grown(steady)) == 2
+
+
+def test_a_soak_goes_on_with_the_next_part_and_reports_what_was_lost(soak, monkeypatch, tmp_path):
+    done = []
+
+    def killed(training, folder, kills):
+        done.append(folder.name)
+        wrong = ["disturbed_0: .optimizer"] if folder.name == "dpo" else []
+        return {"kills": kills, "while_saving": 0, "finished": 1, "wrong": wrong}
+
+    for name, replacement in {
+        "killed": killed,
+        "long_run": lambda base, folder, steps: soaked(soak) | {"steps": steps, "wrong": []},
+        "warm_up": lambda: None,
+        "prepare": lambda folder: None,
+    }.items():
+        monkeypatch.setattr(soak, name, replacement)
+    words = ["--folder", str(tmp_path), "--dry", "--only"]
+    assert soak.main([*words, "long", "full"]) == 0
+    assert soak.main([*words, "full", "dpo"]) == 1
+    assert done == ["full", "dpo"]
+    report = (tmp_path / "soak.md").read_text("utf-8")
+    assert "| full | 1 | 0 | 1 | 0 |" in report and "* dpo: disturbed_0: .optimizer" in report
+    assert "| 100 | 400 | 8 | 14 | 290 | 0.04 |" in report
