@@ -123,6 +123,28 @@ def _baichuan(tokenizer_class: str, reserved: int, single_word: bool) -> Layout:
     )
 
 
+_YI_NAMES = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+_YI_NAMES |= {"pad_token": "<unk>", "unk_token": "<unk>"}
+
+
+def _sentencepiece(tokenizer_class: str, module: str, names: dict[str, str]) -> Layout:
+    """Orion's and Yi's: SentencePiece without a chat template."""
+    pieces = {"bos_piece": names["bos_token"], "eos_piece": names["eos_token"]}
+    return Layout(
+        tokenizer_class,
+        (f"{module}.{tokenizer_class}", None),
+        settings={
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 4096,
+            "sp_model_kwargs": {},
+            **names,
+        },
+        sentencepiece=pieces,
+    )
+
+
 _INTERNLM2 = Layout(
     "InternLM2Tokenizer",
     (
@@ -192,6 +214,10 @@ LAYOUTS = {
     ),
     "baichuan": _baichuan("BaiChuanTokenizer", 0, single_word=False),
     "baichuan2": _baichuan("BaichuanTokenizer", 110, single_word=True),
+    "orion": _sentencepiece(
+        "OrionTokenizer", "tokenization_orion", _NAMES | {"pad_token": "<unk>"}
+    ),
+    "yi": _sentencepiece("YiTokenizer", "tokenization_yi", _YI_NAMES),
     "chatglm2": _CHATGLM,
     "chatglm3": _CHATGLM,
     "minicpm": Layout(

@@ -39,6 +39,8 @@ PUBLISHED: dict[str, tuple[str, set[str]]] = {
     ),
     "qwen": ("transformer.h", {"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
     "minicpm": ("model.layers", LLAMA | MLP),
+    "orion": ("model.layers", LLAMA | MLP),
+    "Yi": ("model.layers", LLAMA | MLP),
     "deepseek": ("model.layers", LLAMA | MLP),
 }
 """By ``model_type`` where the layers are, and the linear layers that published adapters have."""

@@ -142,6 +142,24 @@ FAMILIES: dict[str, Family] = {
         config="MiniCPMConfig",
         models={"AutoModel": "MiniCPMModel", "AutoModelForCausalLM": "MiniCPMForCausalLM"},
     ),
+    "orion": Family(
+        folder="orion",
+        config="OrionConfig",
+        models={
+            "AutoModel": "OrionModel",
+            "AutoModelForCausalLM": "OrionForCausalLM",
+            "AutoModelForSequenceClassification": "OrionForSequenceClassification",
+        },
+    ),
+    "Yi": Family(
+        folder="yi",
+        config="YiConfig",
+        models={
+            "AutoModel": "YiModel",
+            "AutoModelForCausalLM": "YiForCausalLM",
+            "AutoModelForSequenceClassification": "YiForSequenceClassification",
+        },
+    ),
     "deepseek": Family(
         folder="deepseek",
         config="DeepseekConfig",
@@ -155,7 +173,7 @@ TOKENIZERS: dict[str, str] = {
     for name in (
         *("InternLMTokenizer", "InternLM2Tokenizer", "InternLM3Tokenizer", "QWenTokenizer"),
         *("BaichuanTokenizer", "BaiChuanTokenizer", "ChatGLMTokenizer"),
-        *("LlamaTokenizer", "LlamaTokenizerFast"),
+        *("LlamaTokenizer", "LlamaTokenizerFast", "OrionTokenizer", "YiTokenizer"),
     )
 }
 """``module:Class`` by the ``tokenizer_class`` of ``tokenizer_config.json``."""

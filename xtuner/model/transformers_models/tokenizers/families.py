@@ -1,7 +1,7 @@
-"""The tokenizers of InternLM, Baichuan, ChatGLM and Qwen, under the hub's class names.
+"""The tokenizers of InternLM, Baichuan, ChatGLM, Orion, Yi and Qwen, under the hub's class names.
 
 The ids are those of the hub's own code. The vocabularies of InternLM 1 to 3 and Qwen have fast
-tokenizers with the same ids; Baichuan and ChatGLM use SentencePiece itself.
+tokenizers with the same ids; Baichuan, ChatGLM, Orion and Yi use SentencePiece itself.
 """
 
 from __future__ import annotations
@@ -199,6 +199,21 @@ class BaichuanTokenizer(HubFiles, SentencePieceBackend):
 
 class BaiChuanTokenizer(BaichuanTokenizer):
     """Baichuan 7B's name of the class."""
+
+
+class OrionTokenizer(BaichuanTokenizer):
+    """Orion."""
+
+
+class YiTokenizer(BaichuanTokenizer):
+    """Yi, in the folders whose ``model_type`` is ``Yi``."""
+
+    named_tokens = {
+        "unk_token": "<unk>",
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<unk>",
+    }
 
 
 class ChatGLMTokenizer(HubFiles, SentencePieceBackend):

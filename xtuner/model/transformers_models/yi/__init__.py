@@ -1,0 +1,1 @@
+"""Yi, under the type that its first folders (2023) had."""
