@@ -296,8 +296,14 @@ def killed(training: Training, folder: Path, kills: int) -> dict[str, Any]:
     }
 
 
-def write_report(folder: Path, parts: dict[str, Any]) -> None:
-    """Write ``soak.json`` and ``soak.md``."""
+def write_report(folder: Path, parts: dict[str, Any], not_run: Sequence[str] = ()) -> None:
+    """Write ``soak.json`` and ``soak.md``.
+
+    Args:
+        folder: where to.
+        parts: their results, by name.
+        not_run: the names of the others.
+    """
     facts = machine("torch", "transformers", "mmengine", "peft", "bitsandbytes", "deepspeed")
     facts["kills"] = sum(part.get("kills", 0) for part in parts.values())
     (folder / "soak.json").write_text(json.dumps(facts | {"parts": parts}, indent=1) + "\n")
@@ -312,6 +318,8 @@ def write_report(folder: Path, parts: dict[str, Any]) -> None:
             lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
     wrong = [f"* {name}: {line}" for name, part in parts.items() for line in part["wrong"][:20]]
     lines += ["", *(wrong or ["Nothing was lost, nothing has grown."])]
+    if not_run:
+        lines += ["", f"Not run: {'; '.join(not_run)}."]
     (folder / "soak.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
@@ -361,9 +369,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {'; '.join(found['wrong'][:3]) or 'nothing lost'}", flush=True)
         if not found["wrong"]:
             shutil.rmtree(work)
-    done = [name for name in ("long", *killable) if (folder / "results" / f"{name}.json").exists()]
-    parts = {name: json.loads((folder / "results" / f"{name}.json").read_text()) for name in done}
-    write_report(folder if args.dry else RESULTS, parts)
+    files = {name: folder / "results" / f"{name}.json" for name in ("long", *killable)}
+    parts = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    not_run = [name for name in files if name not in parts]
+    write_report(folder if args.dry else RESULTS, parts, not_run)
     return 1 if any(part["wrong"] for part in parts.values()) else 0
 
 

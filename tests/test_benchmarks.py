@@ -145,3 +145,4 @@ def test_a_soak_goes_on_with_the_next_part_and_reports_what_was_lost(soak, monke
     report = (tmp_path / "soak.md").read_text("utf-8")
     assert "| full | 1 | 0 | 1 | 0 |" in report and "* dpo: disturbed_0: .optimizer" in report
     assert "| 100 | 400 | 8 | 14 | 290 | 0.04 |" in report
+    assert "Not run: lora; qlora; images; " in report
