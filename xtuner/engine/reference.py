@@ -148,14 +148,14 @@ def _key(runner: FinetuneRunner, dataset: SizedRows, weights: str) -> str:
 
 def _compute(runner: FinetuneRunner, dataset: SizedRows, loader: DataLoader[Any]) -> Columns:
     """The values of all rows, computed by the ranks together."""
-    from xtuner.engine.runner.loops import batch_on_device
+    from xtuner.engine.runner.loops import batch_for_loss
 
     packed = len(dataset) > 0 and "input_ids" in dataset[0]  # several pairs in a row
     batches = ShardedBatches(dataset, loader, batch_size=1 if packed else None)
 
     def logps(model: nn.Module, batch: Mapping[str, Any]) -> list[float]:
         with runner.autocast():
-            values = model(**batch_on_device(runner, batch), mode="reference")
+            values = model(**batch_for_loss(runner, batch), mode="reference")
         return values.float().tolist()
 
     by_batch = batches.gather(runner.strategy.map_batches(runner.model, batches, logps))

@@ -10,15 +10,16 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from xtuner.model.backends import environment
 from xtuner.model.backends.layers import Installed, install
-from xtuner.model.backends.report import report
+from xtuner.model.backends.report import packs_in_one_call, report
 from xtuner.model.loading import (
     build_llm,
     enable_activation_checkpointing,
@@ -26,11 +27,14 @@ from xtuner.model.loading import (
 )
 from xtuner.model.lora import experts
 from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
-from xtuner.model.modules.loss import LogitTransform
+from xtuner.model.modules.loss import LogitTransform, shift_labels, supervised_positions
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
-from xtuner.model.probe import ensure_exact_rows, require_within_chunks
+from xtuner.model.modules.unpadding import unpadded
+from xtuner.model.probe import ensure_exact_rows, probe_rows, require_within_chunks
+from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.parallel.sequence.shard import SequenceShard
 from xtuner.registry import BUILDER
+from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
@@ -68,6 +72,10 @@ class FinetuneModel(BaseModel):
     _agrees_across_ranks = False
     probed_rows: frozenset[str] = frozenset()
     """Kinds of rows that the model was probed with: ``packed``, ``padded``, ``single``."""
+    loss_positions: ClassVar[Callable[[Batch], Batch]] = staticmethod(lambda data: {})
+    """The fields of ``Batch`` that say where a batch has a loss, computed from the others."""
+    unpads = False
+    """Whether rows are computed as the samples of a packed one; found out at the first batch."""
 
     def __init__(
         self,
@@ -184,6 +192,25 @@ class FinetuneModel(BaseModel):
             return [self.predict(data)]
         raise NotImplementedError(f"mode {mode!r}; there are: loss, predict, tensor")
 
+    def prepare_batch(self, data: Batch, device: torch.device) -> Batch:
+        """Prepare a batch for ``forward(mode='loss')``, before it is copied to a GPU.
+
+        What would make the CPU wait for the GPU is found out here: where padding is, and at which
+        positions there is a loss.
+
+        Args:
+            data: a batch of the collate function, on the CPU.
+            device: where the model computes.
+
+        Returns:
+            The batch; on a GPU as one packed row, if the model ``unpads``.
+        """
+        if not environment.waits_for(device) or get_sequence_parallel_world_size() > 1:
+            return data
+        if self.unpads and data.get("attention_mask") is not None:
+            data = unpadded(data)
+        return {**data, **self.loss_positions(data)}
+
     def num_items(self, data: Batch) -> dict[str, int]:
         """Count the denominators of a micro-batch's loss, without computing it."""
         raise NotImplementedError
@@ -232,7 +259,8 @@ class FinetuneModel(BaseModel):
         packed = packed_cu_seqlens(data) is not None
         require_within_chunks(self.causal_lm, int(data["max_seqlen"]) if packed else rows.shape[1])
         counts_padding = getattr(self.llm.config, "output_router_logits", False)
-        bucketed = rows.is_cpu and packed and not counts_padding
+        waits = environment.waits_for(rows.device)
+        bucketed = not waits and packed and not counts_padding
         shard = SequenceShard(rows.shape[1], bucketed=bucketed)
         if shard.size > 1 and not self._agrees_across_ranks:
             training = self.training
@@ -254,7 +282,7 @@ class FinetuneModel(BaseModel):
         if getattr(self.llm.config, "output_router_logits", False):
             return False
         if self._separate_head is None:
-            self._separate_head = self._head_agrees(data)
+            self._separate_head = _head_agrees(self, data)
             if not self._separate_head:
                 logger.warning(
                     "%s computes its logits by code of its own: the loss is computed from all of "
@@ -262,23 +290,6 @@ class FinetuneModel(BaseModel):
                     type(self.causal_lm).__name__,
                 )
         return self._separate_head
-
-    @torch.no_grad()
-    def _head_agrees(self, data: Batch) -> bool:
-        if self.head is None or self.causal_lm.base_model is self.causal_lm:
-            return False
-        name: Literal["inputs_embeds", "input_ids"]
-        name = "inputs_embeds" if "inputs_embeds" in data else "input_ids"
-        probe = {name: data[name][:1, :PROBE_TOKENS]}
-        training = self.training
-        self.eval()  # dropout would make two calls differ
-        try:
-            theirs = self.llm(**probe, use_cache=False).logits.float()
-            hidden = self.causal_lm.base_model(**probe, use_cache=False).last_hidden_state
-            ours = self.logit_transform(self.head(hidden).float())
-        finally:
-            self.train(training)
-        return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
 
     @staticmethod
     def inputs(data: Batch) -> dict[str, Any]:
@@ -293,6 +304,10 @@ class FinetuneModel(BaseModel):
             longest = int(data["max_seqlen"])
             inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
             inputs |= {"max_length_q": longest, "max_length_k": longest}
+            rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
+            if environment.waits_for(rows.device):
+                # without a mask transformers looks for samples in the position ids, and waits
+                inputs["attention_mask"] = rows.new_ones(rows.shape[:2], dtype=torch.bool)
         return inputs
 
     def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
@@ -384,8 +399,51 @@ def _probe_first_batch(model: FinetuneModel, data: Batch) -> None:
         for llm in filter(None, (model.causal_lm, getattr(model, "ref_llm", None))):
             forward = functools.partial(_outputs, model, llm)
             ensure_exact_rows(llm, forward, packed=kind == "packed", padded=kind == "padded")
+        if kind != "packed" and _packs_as_well(model, data):
+            model.unpads = True
+            model.probed_rows |= {"packed"}
     finally:
         model.train(training)
+
+
+@torch.no_grad()
+def _head_agrees(model: FinetuneModel, data: Batch) -> bool:
+    """Whether the head, called apart, gives the logits that the model gives for a few tokens."""
+    if model.head is None or model.causal_lm.base_model is model.causal_lm:
+        return False
+    name: Literal["inputs_embeds", "input_ids"]
+    name = "inputs_embeds" if "inputs_embeds" in data else "input_ids"
+    probe = {name: data[name][:1, :PROBE_TOKENS]}
+    training = model.training
+    model.eval()  # dropout would make two calls differ
+    try:
+        theirs = model.llm(**probe, use_cache=False).logits.float()
+        hidden = model.causal_lm.base_model(**probe, use_cache=False).last_hidden_state
+        ours = model.logit_transform(model.head(hidden).float())
+    finally:
+        model.train(training)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+def _packs_as_well(model: FinetuneModel, data: Batch) -> bool:
+    """Whether rows are exact, and one call of a kernel, as packed ones on this device."""
+    ids = data.get("input_ids")
+    if ids is None or not environment.waits_for(ids.device):
+        return False
+    kind = ids.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    for llm in filter(None, (model.causal_lm, getattr(model, "ref_llm", None))):
+        if not packs_in_one_call(llm, dtype or llm.dtype):
+            return False
+        forward = functools.partial(_outputs, model, llm)
+        vocabulary = llm.config.get_text_config().vocab_size
+        try:
+            probe = probe_rows(forward, vocabulary, ids.device, packed=True, padded=False)
+        except UserError:  # it cannot compute packed rows
+            return False
+        if not probe.packs_exactly:
+            return False
+    return True
 
 
 def _outputs(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
@@ -396,6 +454,26 @@ def _outputs(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
     else:
         outputs = llm(**model.inputs(data), use_cache=False).logits
     return outputs
+
+
+def find_supervised(data: Batch) -> Batch:
+    """The field ``supervised`` of a batch."""
+    targets = shift_labels(data["labels"], packed_cu_seqlens(data), data.get("attention_mask"))
+    return {"supervised": supervised_positions(targets)}
+
+
+def supervised(data: Batch, shard: SequenceShard) -> tuple[Tensor, Tensor]:
+    """Where there is a loss in this rank's shard, and what is predicted there.
+
+    Returns:
+        (N,) positions in the flattened shard, and (N,) token ids.
+    """
+    if "supervised" in data:  # of whole rows, found on the CPU
+        positions, targets = data["supervised"]
+        return positions, targets
+    targets = shift_labels(data["labels"], packed_cu_seqlens(data), data.get("attention_mask"))
+    positions, targets = supervised_positions(shard.shard(targets, IGNORE_INDEX))
+    return positions, targets
 
 
 def packed_cu_seqlens(data: Batch) -> Tensor | None:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xtuner.model.base import FinetuneModel, packed_cu_seqlens
-from xtuner.model.modules.loss import LogitTransform, shift_labels, token_log_probs
+from xtuner.model.base import (
+    FinetuneModel,
+    find_supervised,
+    packed_cu_seqlens,
+    supervised,
+)
+from xtuner.model.modules.loss import LogitTransform, token_log_probs
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel
 from xtuner.parallel.sequence.shard import SequenceShard
-from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Batch
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ class CompletionLogps(NamedTuple):
 class PreferenceModel(FinetuneModel):
     """A model trained on batches of ``preference_collate_fn``; arguments as ``FinetuneModel``."""
 
+    loss_positions = staticmethod(find_supervised)
+
     def completion_logps(self, data: Batch, llm: PreTrainedModel | None = None) -> CompletionLogps:
         """Log-probabilities of the answers of a batch, never with all logits at once.
 
@@ -46,15 +52,13 @@ class PreferenceModel(FinetuneModel):
             ``scale_loss``.
         """
         cu_seqlens, shard = packed_cu_seqlens(data), self.shard(data)
-        targets = shift_labels(data["labels"], cu_seqlens, data.get("attention_mask"))
-        targets = shard.shard(targets, IGNORE_INDEX).flatten()
-        positions = (targets != IGNORE_INDEX).nonzero().flatten()
+        positions, targets = supervised(data, shard)
         if cu_seqlens is None:
             samples = positions // shard.tokens
         else:
             ends = cu_seqlens[1:].to(positions.dtype)
             samples = torch.bucketize(positions + shard.start, ends, right=True)
-        log_probs = self._token_log_probs(data, shard, positions, targets[positions], llm)
+        log_probs = self._token_log_probs(data, shard, positions, targets, llm)
         empty = log_probs.new_zeros(2 * count_pairs(data))
         ones = torch.ones_like(log_probs)
         return CompletionLogps(
@@ -83,7 +87,9 @@ class PreferenceModel(FinetuneModel):
             causal_lm.base_model, self.inputs(data), shard
         ).last_hidden_state
         head = causal_lm.get_output_embeddings()
-        return token_log_probs(hidden.flatten(0, 1)[positions], head, targets, self.logit_transform)
+        return token_log_probs(
+            hidden.flatten(0, 1).index_select(0, positions), head, targets, self.logit_transform
+        )
 
 
 def count_pairs(data: Batch) -> int:

@@ -22,6 +22,12 @@ from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
 
 
+def find_rewarded(data: Batch) -> Batch:
+    """The field ``rewarded`` of a batch."""
+    labels = data["labels"].flatten()
+    return {"rewarded": [(labels == side).nonzero().flatten() for side in (CHOSEN, REJECTED)]}
+
+
 class RewardModel(FinetuneModel):
     """A language model whose last hidden state at the reward token becomes a number.
 
@@ -77,6 +83,8 @@ class RewardModel(FinetuneModel):
         """Always: rewards are computed from hidden states, an ``AutoModel`` has no logits."""
         return True
 
+    loss_positions = staticmethod(find_rewarded)
+
     def num_items(self, data: Batch) -> dict[str, int]:
         """``{'pairs': P}``."""
         return {"pairs": int((data["labels"] == CHOSEN).sum())}
@@ -112,6 +120,12 @@ class RewardModel(FinetuneModel):
         """Those of all chosen and of all rejected answers, in the order of their tokens."""
         shard = self.shard(data)
         hidden = self._hidden(data, shard)
+        if "rewarded" in data:  # in whole rows, found on the CPU
+            chosen, rejected = (
+                self.v_head(hidden.flatten(0, 1).index_select(0, positions)).squeeze(-1).float()
+                for positions in data["rewarded"]
+            )
+            return chosen, rejected
         sides = []
         for side in (CHOSEN, REJECTED):
             marks = data["labels"] == side

@@ -8,7 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from xtuner.model.backends.layers import install_tied_embedding
-from xtuner.model.base import FinetuneModel, packed_cu_seqlens
+from xtuner.model.base import (
+    FinetuneModel,
+    find_supervised,
+    packed_cu_seqlens,
+    supervised,
+)
 from xtuner.model.modules.loss import LossConfig, linear_cross_entropy, shift_labels
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, router_loss_of_rows
 from xtuner.parallel.sequence.shard import SequenceShard
@@ -34,6 +39,8 @@ class SupervisedFinetune(FinetuneModel):
         # whose head is used in every step
         self.backends += install_tied_embedding(self.causal_lm)
 
+    loss_positions = staticmethod(find_supervised)
+
     def num_items(self, data: Batch) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""
         return {"tokens": int((self._targets(data) != IGNORE_INDEX).sum())}
@@ -48,29 +55,28 @@ class SupervisedFinetune(FinetuneModel):
         return shift_labels(data["labels"], packed_cu_seqlens(data), data.get("attention_mask"))
 
     def _loss_sum(self, data: Batch) -> Tensor:
-        shard, targets = self.shard(data), self._targets(data)
+        shard = self.shard(data)
         if not self.can_skip_logits(data):
-            return self._loss_sum_of_all_logits(data, targets, shard)
-        targets = shard.shard(targets, IGNORE_INDEX).flatten()
-        supervised = (targets != IGNORE_INDEX).nonzero().flatten()
+            return self._loss_sum_of_all_logits(data, shard)
+        positions, targets = supervised(data, shard)
         hidden = self.hidden_states(data, shard).flatten(0, 1)
         return linear_cross_entropy(
-            hidden[supervised],
+            hidden.index_select(0, positions),
             self.head,
-            targets[supervised],
+            targets,
             transform=self.logit_transform,
             config=self.loss_config,
         )
 
-    def _loss_sum_of_all_logits(self, data: Batch, targets: Tensor, shard: SequenceShard) -> Tensor:
+    def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
         """The loss from all logits, as transformers computes it; with a router's loss, if any."""
         inputs = self.inputs(data)
         outputs: Any = forward_sequence_parallel(self.llm, inputs, shard)
-        own = shard.shard(targets, IGNORE_INDEX).flatten()
-        supervised = own != IGNORE_INDEX
-        loss = self.loss_config(outputs.logits.flatten(0, 1)[supervised].float(), own[supervised])
+        positions, own = supervised(data, shard)
+        loss = self.loss_config(outputs.logits.flatten(0, 1)[positions].float(), own)
         router_loss = getattr(outputs, "aux_loss", None)
         if router_loss is not None:
+            targets = self._targets(data)
             if shard.size > 1:  # of this rank's tokens; it is no sum over tokens
                 mask = inputs.get("attention_mask")
                 router_loss = router_loss_of_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from xtuner.model.base import trained_weights
@@ -33,6 +34,10 @@ class VisionLanguageModel(SupervisedFinetune):
             The batch with ``inputs_embeds`` in place of ``input_ids`` and ``pixel_values``.
         """
         raise NotImplementedError
+
+    def prepare_batch(self, data: Batch, device: torch.device) -> Batch:
+        """Leave the batch as it is: images change where tokens are."""
+        return data
 
     def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
         """As ``SupervisedFinetune``, images included."""

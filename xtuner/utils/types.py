@@ -45,6 +45,8 @@ class Batch(TypedDict, total=False):
     position_ids: Tensor  # (B, S); restarts at each sample of a packed row
     cumulative_len: list[Tensor]  # one (samples + 1,) int32: cu_seqlens of the packed row
     max_seqlen: int  # tokens of the longest sample
+    supervised: Tensor  # (2, N) positions in the flattened rows, and the tokens predicted there
+    rewarded: list[Tensor]  # positions in the flattened rows of chosen and of rejected answers
     pixel_values: Tensor  # (N, 3, H, W), images of all rows in order
     rows: list[int]  # provenance: row numbers in the source
     parts: list[int]  # provenance: which of several joined datasets

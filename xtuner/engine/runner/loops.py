@@ -152,7 +152,7 @@ class TrainLoop(BaseLoop):
             with runner.strategy.micro_batch(model, last=last):
                 with runner.optim_wrapper.optim_context(model):
                     outputs = model(
-                        **batch_on_device(runner, batch),
+                        **batch_for_loss(runner, batch),
                         mode="loss",
                         num_items_in_batch=num_items_in_batch,
                     )
@@ -307,6 +307,18 @@ def iterations_of(max_epochs: float | None, max_iters: int | None, epoch_length:
             )
         )
     return wanted
+
+
+def batch_for_loss(runner: FinetuneRunner, batch: Mapping[str, Any]) -> Any:
+    """Copy a batch to where the model computes its loss, in the form that suits the device.
+
+    Raises:
+        UserError: as ``batch_on_device``.
+    """
+    prepare = getattr(unwrap_model(runner.model), "prepare_batch", None)
+    if prepare is not None:
+        batch = {**batch, "data": prepare(batch["data"], runner.device)}
+    return batch_on_device(runner, batch)
 
 
 def batch_on_device(runner: FinetuneRunner, batch: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from mmengine.runner.loops import ValLoop as _MetricValLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from xtuner.engine.runner.loops import add_over_ranks, batch_on_device
+from xtuner.engine.runner.loops import add_over_ranks, batch_for_loss, batch_on_device
 from xtuner.engine.sharded_batches import ShardedBatches
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.parallel.unwrap import unwrap_model
@@ -155,7 +155,7 @@ class LossByDataset:
         def loss(model: nn.Module, batch: Mapping[str, Any]) -> float:
             with runner.autocast():
                 outputs = model(
-                    **batch_on_device(runner, batch), mode="loss", num_items_in_batch=num_items
+                    **batch_for_loss(runner, batch), mode="loss", num_items_in_batch=num_items
                 )
             return float(outputs["loss"])
 

@@ -56,6 +56,11 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
+def waits_for(device: torch.device) -> bool:
+    """Whether the CPU has to wait for a device to read a value of a tensor on it."""
+    return device.type == "cuda"
+
+
 def training_device() -> torch.device:
     """The device that this process trains on."""
     from mmengine.device import get_device

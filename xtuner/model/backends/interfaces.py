@@ -7,6 +7,7 @@ are those of the last S keys), D width of a head of queries and keys, V of value
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+REMEMBERED = 4
+"""Results: layers with and without a sliding window have masks of their own."""
 
 
 class AttentionOptions(NamedTuple):
@@ -58,26 +61,26 @@ PaddedKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, AttentionOpt
 
 
 class OncePerTensor(Generic[Result]):
-    """A function of a tensor, and of hashable settings, that remembers its results for one tensor.
+    """A function of a tensor, and of hashable settings, that remembers its last results.
 
-    All layers of a model are called with the same tensor, and the CPU has to wait for a GPU each
+    All layers of a kind are called with the same tensor, and the CPU has to wait for a GPU each
     time to look at its values.
     """
 
     def __init__(self, function: Callable[..., Result]) -> None:
         self.function = function
-        self._last: tuple[weakref.ref[Tensor], int] | None = None
-        self._results: dict[tuple[Hashable, ...], Result] = {}
+        self._last: deque[tuple[weakref.ref[Tensor], int, tuple[Hashable, ...], Result]]
+        self._last = deque(maxlen=REMEMBERED)
 
     def __call__(self, tensor: Tensor, *settings: Hashable) -> Result:
         if tensor.is_inference():  # it has no version
             return self.function(tensor, *settings)
-        if self._last is None or self._last[0]() is not tensor or self._last[1] != tensor._version:
-            self._last = weakref.ref(tensor), tensor._version
-            self._results = {}
-        if settings not in self._results:
-            self._results[settings] = self.function(tensor, *settings)
-        return self._results[settings]
+        for seen, version, asked, result in self._last:
+            if seen() is tensor and version == tensor._version and asked == settings:
+                return result
+        result = self.function(tensor, *settings)
+        self._last.appendleft((weakref.ref(tensor), tensor._version, settings, result))
+        return result
 
 
 @OncePerTensor

@@ -63,6 +63,21 @@ def report(
     return [*lines, *(_layers(each, case) for each in installed)]
 
 
+def packs_in_one_call(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether one kernel computes packed rows of a model here, not sample by sample."""
+    if getattr(model.config, "_attn_implementation", None) != attention.NAME:
+        return False
+    device = next(model.parameters()).device
+    case = Case(
+        device=device.type,
+        capability=environment.capability(device),
+        dtype=dtype,
+        libraries=environment.libraries(),
+    )
+    kinds = _kinds_of_attention(model, case)
+    return all(attention.packed_choice(each).backend.device is not None for _, each in kinds)
+
+
 def _attention(model: PreTrainedModel, case: Case) -> Iterator[Line]:
     chosen = getattr(model.config, "_attn_implementation", None)
     if chosen != attention.NAME:

@@ -58,12 +58,26 @@ NOT_OF_ATTENTION = ("compiled", "distributed", "right_padded", "plain_head", "se
 def register() -> str:
     """Make the function known to transformers; return the name to ask for."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import flash_attention_mask
 
     AttentionInterface.register(NAME, attention)
-    # Flash attention's masks: none where attention is causal, else the (B, S) mask as it came.
-    AttentionMaskInterface.register(NAME, flash_attention_mask)
+    AttentionMaskInterface.register(NAME, _padding_mask)
     return NAME
+
+
+def _padding_mask(
+    *_: object, kv_length: int, attention_mask: Tensor | None = None, **__: object
+) -> Tensor | None:
+    """The (B, T) mask as it came, in place of one of S x S.
+
+    On a CPU none where there is no padding; a GPU would have to be waited for.
+    """
+    if attention_mask is None or attention_mask.shape[1] == kv_length:
+        mask = attention_mask
+    else:
+        mask = attention_mask[:, -kv_length:]
+    if mask is None or mask.shape[1] < kv_length or environment.waits_for(mask.device):
+        return mask
+    return None if bool(mask.all()) else mask
 
 
 def attention(

@@ -34,6 +34,7 @@ __all__ = [
     "LossConfig",
     "linear_cross_entropy",
     "shift_labels",
+    "supervised_positions",
     "token_log_probs",
 ]
 
@@ -64,6 +65,20 @@ def shift_labels(
     if attention_mask is not None:
         targets.masked_fill_(attention_mask == 0, IGNORE_INDEX)
     return targets
+
+
+def supervised_positions(targets: Tensor) -> Tensor:
+    """Where there is a loss, and what is predicted there.
+
+    Args:
+        targets: (B, S) as ``shift_labels`` makes them.
+
+    Returns:
+        (2, N) positions in the flattened rows, and token ids.
+    """
+    targets = targets.flatten()
+    positions = (targets != IGNORE_INDEX).nonzero().flatten()
+    return torch.stack([positions, targets[positions]])
 
 
 def linear_cross_entropy(
