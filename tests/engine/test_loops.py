@@ -12,8 +12,10 @@ from mmengine.hooks import Hook
 from mmengine.optim import LinearLR
 
 from tests.engine.toy import ToyModel, ToyRows, collate, make_runner, metrics, weights
+from tests.helpers.fake_gpu import Waits
 from tests.helpers.tiny import make_model
-from xtuner.engine.runner.loops import batch_on_device
+from xtuner.engine.optim import FinetuneOptimWrapper
+from xtuner.engine.runner.loops import TrainLoop, batch_on_device
 from xtuner.model import SupervisedFinetune
 from xtuner.utils.errors import UserError
 
@@ -76,6 +78,47 @@ def test_an_accumulation_goes_on_over_the_end_of_an_epoch(tmp_path):
     runner = make_runner(tmp_path, rows=3, accumulative_counts=2, max_epochs=2)
     runner.train()
     assert [line["iter"] for line in metrics(tmp_path)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("counts", [1, 4])
+def test_a_scaled_loss_trains_the_same(tmp_path, counts, monkeypatch):
+    """As of float16 on a GPU; over several micro-batches too, whose gradients are clipped."""
+    settings = dict(batch_size=4 // counts, accumulative_counts=counts, lr=0.01)
+    plain = make_runner(tmp_path / "plain", **settings)
+    plain.train()
+    context = _scaled(FinetuneOptimWrapper.optim_context)
+    monkeypatch.setattr(FinetuneOptimWrapper, "optim_context", context)
+    runner = make_runner(tmp_path / "scaled", **settings)
+    runner.train()
+    assert runner.optim_wrapper.scaler.get_scale() == 2.0**10
+    torch.testing.assert_close(weights(runner), weights(plain), rtol=1e-5, atol=1e-7)
+
+
+def _scaled(context):
+    """A context of the forward that gives the wrapper a loss scaler before the first one."""
+
+    def optim_context(wrapper, model):
+        if wrapper.scaler is None:
+            wrapper.set_scaler(2.0**10, "cpu")
+        return context(wrapper, model)
+
+    return optim_context
+
+
+@pytest.mark.parametrize("counts", [1, 4])
+def test_a_step_reads_what_the_device_computed_once(tmp_path, counts, monkeypatch):
+    """The loss, what is logged and the norm of the gradients together, whatever hooks do."""
+    found, run_iter = [], TrainLoop.run_iter
+
+    def counted(loop, batches):
+        with Waits() as waits:
+            run_iter(loop, batches)
+        found.append(waits.found)
+
+    monkeypatch.setattr(TrainLoop, "run_iter", counted)
+    make_runner(tmp_path, accumulative_counts=counts, max_iters=2 * counts).train()
+    assert [list(waits.values()) for waits in found] == [[1], [1]]
+    assert all("loops.py" in line for waits in found for line in waits)
 
 
 def batch_of(largest):

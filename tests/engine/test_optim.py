@@ -90,6 +90,15 @@ def test_state_comes_back():
     )
 
 
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+@pytest.mark.parametrize("device, kept", [("cpu", True), ("cuda", False)])
+def test_casts_of_weights_are_not_kept_on_a_gpu(device, kept):
+    net = model()
+    with wrapper(net, dtype="bfloat16", device=device).optim_context(net):
+        assert torch.is_autocast_cache_enabled() is kept
+    assert torch.is_autocast_cache_enabled()
+
+
 def scaled_wrapper(net: nn.Module, loss_scale="dynamic", **settings) -> FinetuneOptimWrapper:
     """A wrapper with the loss scaler that fp16 on a GPU has; torch has one for CPUs as well."""
     optim = wrapper(net, loss_scale=loss_scale, **settings)

@@ -23,6 +23,8 @@ from xtuner.model.backends import environment
 from xtuner.model.backends.case import Case, Libraries, LibraryFunction
 from xtuner.model.modules import attention
 
+ON_THE_CPU = {"num_items", "count_tokens", "prepare_batch", "batch_on_device"}
+"""Functions that look at batches before they are copied."""
 PACKAGE = Path(base.__file__).parents[1]
 READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
 """Operations whose result, or its size, the CPU has to know."""
@@ -92,7 +94,10 @@ def _uncached(function: Any) -> Any:
 
 
 class Waits(TorchDispatchMode):
-    """Counts what the CPU would wait for a GPU for, by the line of the product that asks."""
+    """Counts what the CPU would wait for a GPU for, by the line of the product that asks.
+
+    What is asked of batches before they are copied is left out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,14 +108,19 @@ class Waits(TorchDispatchMode):
         masks = args[1] if name == "aten::index" else ()
         by_mask = any(mask is not None and mask.dtype is torch.bool for mask in masks)
         if name in READS or by_mask:
-            self.found[f"{name} {_line()}"] += 1
+            self._count(name)
         return func(*args, **(kwargs or {}))
+
+    def _count(self, name: str) -> None:
+        functions = {frame.name for frame in traceback.extract_stack()}
+        if not functions & ON_THE_CPU:
+            self.found[f"{name} {_line()}"] += 1
 
     def __enter__(self):
         self._tolist = torch.Tensor.tolist
 
         def tolist(tensor):
-            self.found[f"tolist {_line()}"] += 1
+            self._count("tolist")
             return self._tolist(tensor)
 
         torch.Tensor.tolist = tolist

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from mmengine.model import BaseModel
@@ -72,8 +72,6 @@ class FinetuneModel(BaseModel):
     _agrees_across_ranks = False
     probed_rows: frozenset[str] = frozenset()
     """Kinds of rows that the model was probed with: ``packed``, ``padded``, ``single``."""
-    loss_positions: ClassVar[Callable[[Batch], Batch]] = staticmethod(lambda data: {})
-    """The fields of ``Batch`` that say where a batch has a loss, computed from the others."""
     unpads = False
     """Whether rows are computed as the samples of a packed one; found out at the first batch."""
 
@@ -205,11 +203,8 @@ class FinetuneModel(BaseModel):
         Returns:
             The batch; on a GPU as one packed row, if the model ``unpads``.
         """
-        if not environment.waits_for(device) or get_sequence_parallel_world_size() > 1:
-            return data
-        if self.unpads and data.get("attention_mask") is not None:
-            data = unpadded(data)
-        return {**data, **self.loss_positions(data)}
+        rows = rows_for_gpu(self, data, device)
+        return data if rows is None else {**rows, **find_supervised(rows)}
 
     def num_items(self, data: Batch) -> dict[str, int]:
         """Count the denominators of a micro-batch's loss, without computing it."""
@@ -454,6 +449,13 @@ def _outputs(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
     else:
         outputs = llm(**model.inputs(data), use_cache=False).logits
     return outputs
+
+
+def rows_for_gpu(model: FinetuneModel, data: Batch, device: torch.device) -> Batch | None:
+    """The rows of a batch as a model computes them on a GPU; None on another device."""
+    if not environment.waits_for(device) or get_sequence_parallel_world_size() > 1:
+        return None
+    return unpadded(data) if model.unpads and "attention_mask" in data else data
 
 
 def find_supervised(data: Batch) -> Batch:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from xtuner.model.base import (
     FinetuneModel,
-    find_supervised,
     packed_cu_seqlens,
     supervised,
 )
@@ -37,8 +36,6 @@ class CompletionLogps(NamedTuple):
 
 class PreferenceModel(FinetuneModel):
     """A model trained on batches of ``preference_collate_fn``; arguments as ``FinetuneModel``."""
-
-    loss_positions = staticmethod(find_supervised)
 
     def completion_logps(self, data: Batch, llm: PreTrainedModel | None = None) -> CompletionLogps:
         """Log-probabilities of the answers of a batch, never with all logits at once.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xtuner.model.base import FinetuneModel
+from xtuner.model.base import FinetuneModel, rows_for_gpu
 from xtuner.model.modules.preference_losses import PENALTIES, REWARD_LOSSES
 from xtuner.model.preference import reward_metrics
 from xtuner.model.reward_classes import HEAD, HUB_HEAD, hub_settings
@@ -83,7 +83,10 @@ class RewardModel(FinetuneModel):
         """Always: rewards are computed from hidden states, an ``AutoModel`` has no logits."""
         return True
 
-    loss_positions = staticmethod(find_rewarded)
+    def prepare_batch(self, data: Batch, device: torch.device) -> Batch:
+        """As ``FinetuneModel``."""
+        rows = rows_for_gpu(self, data, device)
+        return data if rows is None else {**rows, **find_rewarded(rows)}
 
     def num_items(self, data: Batch) -> dict[str, int]:
         """``{'pairs': P}``."""

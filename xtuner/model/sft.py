@@ -10,7 +10,6 @@ from torch import Tensor
 from xtuner.model.backends.layers import install_tied_embedding
 from xtuner.model.base import (
     FinetuneModel,
-    find_supervised,
     packed_cu_seqlens,
     supervised,
 )
@@ -38,8 +37,6 @@ class SupervisedFinetune(FinetuneModel):
         self.loss_config = LossConfig(label_smoothing, z_loss)
         # whose head is used in every step
         self.backends += install_tied_embedding(self.causal_lm)
-
-    loss_positions = staticmethod(find_supervised)
 
     def num_items(self, data: Batch) -> dict[str, int]:
         """``{'tokens': n}``: the supervised tokens of a micro-batch."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.export.model_folder import find_model, read_json
-from xtuner.utils.dtypes import torch_dtype
+from xtuner.utils.dtypes import gpu_has_bf16, torch_dtype
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 
@@ -153,7 +153,7 @@ def _quantisation(bits: int) -> Any:
     require("bitsandbytes", extra="quant", purpose=f"--bits {bits}")
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    bf16 = not torch.cuda.is_available() or gpu_has_bf16()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

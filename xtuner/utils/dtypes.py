@@ -43,3 +43,10 @@ def torch_dtype(name: str) -> torch.dtype:
         raise ValueError(f"{name!r} is no dtype; there are {', '.join(DTYPE_NAMES)}")
     dtype: torch.dtype = getattr(torch, dtype_name(name))
     return dtype
+
+
+def gpu_has_bf16() -> bool:
+    """Whether the GPU computes in bfloat16 itself; torch emulates it on older ones, slowly."""
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)

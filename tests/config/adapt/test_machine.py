@@ -72,7 +72,10 @@ def test_the_adapted_config_loads_again_and_needs_nothing_more(tmp_path, on_a_cp
 
 def test_on_a_gpu_fp16_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    # as on a T4, where torch emulates bfloat16
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
     assert supported_dtype("float16") == "float16"
     assert supported_dtype("bfloat16") == "float16"
     assert supported_dtype("float32") == "float32"

@@ -15,7 +15,7 @@ from xtuner.config.adapt.engine_types import (
     SEQUENCE_PARALLEL_SAMPLER,
 )
 from xtuner.config.values import dotted_name, iter_dicts, last_name
-from xtuner.utils.dtypes import dtype_name, torch_dtype
+from xtuner.utils.dtypes import dtype_name, gpu_has_bf16, torch_dtype
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -59,7 +59,7 @@ def supported_dtype(dtype: str) -> str:
     import torch
 
     if torch.cuda.is_available():
-        return dtype if dtype == "float16" or torch.cuda.is_bf16_supported() else "float16"
+        return dtype if dtype == "float16" or gpu_has_bf16() else "float16"
     return "bfloat16" if _cpu_has_bf16() else "float32"
 
 

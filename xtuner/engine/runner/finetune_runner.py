@@ -50,6 +50,7 @@ from xtuner.parallel.unwrap import unwrap_model
 from xtuner.registry import BUILDER
 from xtuner.utils.cpu import bound_known_products
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.gpu import use_expandable_segments
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class FinetuneRunner(Runner):
         The strategy is built here: some must be there before the model.
         """
         bound_known_products()
+        use_expandable_segments()
         if self._launcher != "none" and not torch.distributed.is_initialized():
             init_distributed(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
         _share_rows(self.cfg.get("sequence_parallel_size", 1), self.cfg.filename)

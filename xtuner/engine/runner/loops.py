@@ -23,6 +23,7 @@ from xtuner.engine.data_position import from_batch
 from xtuner.engine.runner import loss_monitor
 from xtuner.engine.runner.embeddings import lacks_embedding
 from xtuner.engine.runner.loss_monitor import Action, LossMonitor
+from xtuner.engine.runner.transfer import to_device
 from xtuner.engine.runner.warmup import prepare_device
 from xtuner.parallel.sequence.groups import (
     get_data_parallel_rank,
@@ -173,8 +174,7 @@ class TrainLoop(BaseLoop):
         ``step_time`` has reading the data in it, but not what hooks do after the step.
         """
         optim = self.runner.optim_wrapper
-        grad_norm = float(optim.clip())
-        logged = _added_up(shares)
+        logged, grad_norm = _read(shares, optim.clip())
         bad = self.loss_monitor.check(logged["loss"], grad_norm, scaled=optim.scaler is not None)
         if bad is not None:
             losses = [float(share["loss"]) for share in shares]
@@ -338,17 +338,6 @@ def batch_on_device(runner: FinetuneRunner, batch: Mapping[str, Any]) -> Any:
     return to_device(batch, runner.device)
 
 
-def to_device(value: object, device: torch.device) -> Any:
-    """Copy the tensors of a nested batch to ``device``; leave everything else as it is."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {name: to_device(item, device) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_device(item, device) for item in value)
-    return value
-
-
 def count_tokens(batch: Mapping[str, Any]) -> int:
     """Input tokens of a batch, padding left out; 0 when it has no text."""
     data = batch["data"]
@@ -367,13 +356,20 @@ def add_over_ranks(numbers: Sequence[float], device: torch.device) -> list[float
     return added.tolist()
 
 
-def _added_up(shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """The step's loss and further scalars: shares of one mean, so they add up over all."""
+def _read(
+    shares: list[dict[str, torch.Tensor]], grad_norm: torch.Tensor
+) -> tuple[dict[str, float], float]:
+    """The step's loss and further scalars, and the norm of its gradients, read at once.
+
+    Shares of one mean add up over micro-batches and ranks; the norm is that of all.
+    """
     names = sorted(shares[0])
     added = torch.stack([sum(share[name] for share in shares) for name in names])  # type: ignore
     if get_world_size() > 1:
         torch.distributed.all_reduce(added)
-    return dict(zip(names, added.tolist(), strict=True))
+    norm = grad_norm.detach().to(added.device, torch.float32, non_blocking=True)
+    *values, last = torch.cat([added, norm.reshape(1)]).tolist()
+    return dict(zip(names, values, strict=True)), last
 
 
 def _length(dataloader: DataLoader[Any]) -> int | None:

@@ -9,11 +9,13 @@ Shapes: B rows of S tokens, T tokens without padding.
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import torch
 
 from xtuner.utils.types import Batch
 
+BY_TOKEN: tuple[Literal["input_ids", "labels", "position_ids"], ...]
 BY_TOKEN = ("input_ids", "labels", "position_ids")
 
 
