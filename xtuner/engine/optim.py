@@ -92,7 +92,7 @@ class FinetuneOptimWrapper(OptimWrapper):
         if not gradients:
             return torch.zeros(())
         limits = dict(self.clip_grad_kwargs or {})
-        if self.scaler is not None:
+        if limits and self.scaler is not None:
             limits["error_if_nonfinite"] = False
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if limits and self.grad_name == "grad_norm":
