@@ -27,6 +27,7 @@ from xtuner.model.loading import (
 )
 from xtuner.model.lora import experts
 from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
+from xtuner.model.modules import attention
 from xtuner.model.modules.loss import LogitTransform, shift_labels, supervised_positions
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
 from xtuner.model.modules.unpadding import unpadded
@@ -299,10 +300,8 @@ class FinetuneModel(BaseModel):
             longest = int(data["max_seqlen"])
             inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
             inputs |= {"max_length_q": longest, "max_length_k": longest}
-            rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
-            if environment.waits_for(rows.device):
-                # without a mask transformers looks for samples in the position ids, and waits
-                inputs["attention_mask"] = rows.new_ones(rows.shape[:2], dtype=torch.bool)
+            if "sample_mask" in data:
+                inputs["attention_mask"] = data["sample_mask"]
         return inputs
 
     def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
@@ -451,11 +450,22 @@ def _outputs(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
     return outputs
 
 
+def _use_our_attention(model: FinetuneModel) -> bool:
+    """Whether a model, and a reference beside it, take packed samples from ``cu_seq_lens``."""
+    llms = filter(None, (model.causal_lm, getattr(model, "ref_llm", None)))
+    return all(llm.config._attn_implementation == attention.NAME for llm in llms)
+
+
 def rows_for_gpu(model: FinetuneModel, data: Batch, device: torch.device) -> Batch | None:
     """The rows of a batch as a model computes them on a GPU; None on another device."""
     if not environment.waits_for(device) or get_sequence_parallel_world_size() > 1:
         return None
-    return unpadded(data) if model.unpads and "attention_mask" in data else data
+    rows = unpadded(data) if model.unpads and "attention_mask" in data else data
+    if packed_cu_seqlens(rows) is None or not _use_our_attention(model):
+        return rows
+    # without a mask transformers looks for samples in the position ids, and waits
+    mask = torch.ones(rows["input_ids"].shape, dtype=torch.bool)
+    return {**rows, "sample_mask": mask}
 
 
 def find_supervised(data: Batch) -> Batch:

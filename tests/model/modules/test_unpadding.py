@@ -164,3 +164,14 @@ def test_a_model_whose_packed_samples_mix_keeps_its_padding(monkeypatch):
     model(data)
     assert model.unpads is False
     assert "attention_mask" in model.prepare_batch(data, CPU)
+
+
+def test_another_attention_finds_samples_by_their_positions(monkeypatch):
+    """So it must not get a mask of ones, which tells transformers that there are none."""
+    pretend(monkeypatch)
+    model = SupervisedFinetune(make_model("llama"))
+    data = default_collate_fn(rows(), use_varlen_attn=True)["data"]
+    prepared = model.prepare_batch(data, CPU)
+    assert "attention_mask" not in model.inputs(prepared)
+    prepared = ours(model).prepare_batch(data, CPU)
+    assert bool(model.inputs(prepared)["attention_mask"].all())
