@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "export": LEAVES | {"tokenization", "model", "checkpoint"},
     "config": LEAVES | {"configs"},
     "reporting": LEAVES | {"parallel", "dataset"},
+    "planning": LEAVES | {"parallel", "model", "config"},
     "engine": BELOW_ENGINE | {"configs", "config", "checkpoint", "export", "reporting"},
     "chat": LEAVES | {"parallel", "tokenization", "dataset", "model"},
     "apis": BELOW_ENGINE | {"configs", "config", "engine"},
@@ -72,6 +73,7 @@ READ_CONFIGS = {
     "xtuner/checkpoint/resume.py",
     "xtuner/export/llava.py",
     "xtuner/export/trained_template.py",
+    "xtuner/planning/settings.py",
     "xtuner/reporting/summary.py",
 }
 

@@ -210,6 +210,6 @@ def test_lagent_trusts_every_folder_so_it_is_refused(unknown, tiny_llama, monkey
         module = types.ModuleType(name)
         module.__getattr__ = lambda name: pytest.fail(f"{name} is used")
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("xtuner.tools.chat_lagent.require", lambda *args, **kwargs: None)
+    monkeypatch.setattr("xtuner.chat.lagent.require", lambda *args, **kwargs: None)
     assert main(["chat", str(unknown), "--lagent"]) == 1
     assert "--trust-remote-code" in capsys.readouterr().err

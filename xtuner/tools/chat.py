@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     """Load the model and chat until ``exit`` or the end of the input."""
     _check(args)
     if args.lagent:
-        from xtuner.tools.chat_lagent import run_agent_chat
+        from xtuner.chat.lagent import run_agent_chat
 
         return run_agent_chat(args)
     from xtuner.tools.chat_loading import llava_adapter, locate

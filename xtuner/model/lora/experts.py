@@ -44,8 +44,8 @@ def quantize_experts(llm: PreTrainedModel, quantization: object) -> None:
     if not getattr(quantization, "load_in_4bit", False):
         return
     left = 0
-    for module, name in _expert_tensors(llm):
-        if _has_adapter(llm, module):
+    for module, name in expert_tensors(llm):
+        if has_adapter(llm, module):
             tensor = getattr(module, name)
             left += tensor.numel() * tensor.element_size()
         else:
@@ -58,8 +58,8 @@ def quantize_experts(llm: PreTrainedModel, quantization: object) -> None:
         )
 
 
-def _expert_tensors(llm: nn.Module) -> list[tuple[nn.Module, str]]:
-    """(module, name) of the parameters (experts, out, in) that hold the experts of a layer."""
+def expert_tensors(llm: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Find (module, name) of the parameters (experts, out, in) that hold the experts of a layer."""
     return [
         (module, name)
         for module in llm.modules()
@@ -68,7 +68,8 @@ def _expert_tensors(llm: nn.Module) -> list[tuple[nn.Module, str]]:
     ]
 
 
-def _has_adapter(llm: nn.Module, module: nn.Module) -> bool:
+def has_adapter(llm: nn.Module, module: nn.Module) -> bool:
+    """Whether an adapter is on a module of a model."""
     return any(getattr(outer, "base_layer", None) is module for outer in llm.modules())
 
 

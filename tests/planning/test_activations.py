@@ -1,0 +1,93 @@
+"""What a forward pass is planned to keep, beside what torch's hooks count on a real model."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tests.helpers.architectures import make_architecture, make_config
+from xtuner.model import SupervisedFinetune
+from xtuner.planning import stand_ins
+from xtuner.planning.activations import trace_activations
+
+KINDS = ("llama", "qwen3", "gemma2", "phi3", "glm4", "mixtral")
+
+
+def adapter():
+    return LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM")
+
+
+def real_bytes(llm, ids):
+    """By the storages that autograd keeps, weights left out; the recomputed layers' inputs too."""
+    own = {t.untyped_storage().data_ptr() for t in (*llm.parameters(), *llm.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    llm.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = llm.base_model(
+            input_ids=ids, attention_mask=torch.zeros(1, 1, 1, 1), use_cache=False
+        )
+    assert outputs.last_hidden_state.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def planned(kind, length, *, lora, layers=2):
+    with torch.device("meta"):
+        llm = make_architecture(kind, attention=stand_ins.NAME, num_hidden_layers=layers)
+        model = SupervisedFinetune(
+            llm, lora=adapter() if lora else None, use_activation_checkpointing=False
+        )
+    return trace_activations(
+        model, model.causal_lm, batch_size=2, length=length, autocast=torch.float32
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lora", [False, True])
+def test_kept_as_by_a_real_model(kind, lora):
+    stand_ins.register()
+    llm = make_architecture(kind, attention=stand_ins.NAME)
+    model = SupervisedFinetune(
+        llm, lora=adapter() if lora else None, use_activation_checkpointing=False
+    )
+    for length in (16, 64, 160):
+        real = real_bytes(model.causal_lm, torch.zeros(2, length, dtype=torch.long))
+        expected = planned(kind, length, lora=lora).kept(checkpointing=False)
+        assert expected == pytest.approx(real, rel=0.1), (length, expected, real)
+
+
+def test_layers_that_are_alike_run_once():
+    two, ten = (planned("llama", 32, lora=True, layers=count) for count in (2, 10))
+    assert ten.layers == 5 * two.layers and ten.inputs == 5 * two.inputs
+    assert ten.outside == two.outside and ten.largest_layer == two.largest_layer
+
+
+def test_checkpointing_keeps_the_inputs_of_layers():
+    found = planned("llama", 64, lora=True)
+    width = make_config("llama").hidden_size
+    assert found.inputs == 2 * (2 * 64 * width * 4)
+    assert found.kept(checkpointing=True) < found.kept(checkpointing=False)
+    assert found.of_batches(3).kept(checkpointing=True) == 3 * found.kept(checkpointing=True)
+
+
+def test_autocast_halves_what_products_keep():
+    with torch.device("meta"):
+        llm = make_architecture("llama", attention=stand_ins.NAME)
+        full = SupervisedFinetune(llm, use_activation_checkpointing=False)
+    half = trace_activations(full, full.causal_lm, batch_size=2, length=64, autocast=torch.bfloat16)
+    assert half.layers < planned("llama", 64, lora=False).layers
+
+
+def test_a_peft_model_of_ones_own():
+    stand_ins.register()
+    with torch.device("meta"):
+        llm = get_peft_model(make_architecture("llama", attention=stand_ins.NAME), adapter())
+    found = trace_activations(
+        llm, llm.get_base_model(), batch_size=1, length=16, autocast=torch.float32
+    )
+    assert found.layers > 0

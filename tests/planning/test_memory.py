@@ -1,0 +1,149 @@
+"""Planned bytes are those of real instances, to the byte."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from tests.helpers.architectures import make_architecture
+from xtuner.model import DPO, SupervisedFinetune
+from xtuner.planning.activations import Activations
+from xtuner.planning.memory import Head, StateSizes, memory_of, state_sizes
+from xtuner.planning.meta_model import build_meta_model
+from xtuner.planning.settings import RunSettings, Sharding
+from xtuner.registry import BUILDER
+
+KINDS = (
+    *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "glm4"),
+    *("granite", "qwen3_moe", "mixtral", "starcoder2"),
+)
+TIED = {"tie_word_embeddings": True}
+
+
+def settings_of(folder, method):
+    llm = dict(type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=str(folder))
+    settings = dict(type=SupervisedFinetune, llm=llm)
+    if method != "full":
+        settings["lora"] = dict(type=LoraConfig, r=4, lora_alpha=8, task_type="CAUSAL_LM")
+        llm["dtype"] = torch.bfloat16
+    if method == "qlora":
+        llm["quantization_config"] = dict(
+            type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_use_double_quant=True
+        )
+    return settings
+
+
+def bytes_of_4bit(weight):
+    """Of a weight of bitsandbytes with all that belongs to it."""
+    state = weight.quant_state
+    tensors = [weight, state.absmax, state.code]
+    if state.nested:
+        tensors += [state.state2.absmax, state.state2.code, state.offset]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def real_sizes(model):
+    trained = frozen = 0
+    for weight in model.parameters():
+        size = weight.numel() * weight.element_size()
+        if getattr(weight, "quant_state", None) is not None:
+            size = bytes_of_4bit(weight)
+        trained += size if weight.requires_grad else 0
+        frozen += 0 if weight.requires_grad else size
+    return trained, frozen
+
+
+def real_optimizer_state(model):
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    return sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for value in state.values()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_equals_a_real_instance(kind, tmp_path):
+    changes = TIED if kind in ("qwen2", "gemma2") else {}
+    make_architecture(kind, attention="eager", **changes).save_pretrained(tmp_path)
+    for method in ("full", "lora"):
+        settings = settings_of(tmp_path, method)
+        planned = state_sizes(build_meta_model(settings), "AdamW", 1.0)
+        model = BUILDER.build(settings)
+        assert (planned.trained, planned.frozen) == real_sizes(model), method
+        assert planned.optimizer == real_optimizer_state(model), method
+        assert planned.count == sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+def test_4_bits_equal_a_real_instance(kind, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    make_architecture(kind, attention="eager").save_pretrained(tmp_path)
+    settings = settings_of(tmp_path, "qlora")
+    planned = state_sizes(build_meta_model(settings), "AdamW", 1.0)
+    assert (planned.trained, planned.frozen) == real_sizes(BUILDER.build(settings))
+    assert 0 < planned.quantized < planned.frozen
+
+
+def test_dpo_has_a_reference(tmp_path):
+    make_architecture("llama", attention="eager").save_pretrained(tmp_path)
+    one = state_sizes(build_meta_model(settings_of(tmp_path, "full")), "AdamW", 1.0)
+    settings = {**settings_of(tmp_path, "full"), "type": DPO}
+    with_reference = state_sizes(build_meta_model(settings), "AdamW", 1.0)
+    assert with_reference.trained == one.trained and with_reference.frozen == one.trained
+
+
+SIZES = StateSizes(
+    trained=4_000, frozen=600, quantized=200, trained_count=1_000, optimizer=8_000,
+    largest_layer=100, root=50, count=1_200, computed=1_200, largest_quantized=0,
+)  # fmt: skip
+ACTIVATIONS = Activations(
+    outside=0, layers=100_000, inputs=2_000, largest_layer=10_000, largest_tensor=0
+)
+
+
+def memory(**changes):
+    settings = dict(
+        batch_size=1, sequences=1, length=8, accumulative_counts=1, epochs=1.0, iters=None,
+        optimizer="AdamW", dtype="bfloat16", checkpointing=False, save_interval=None, kept=None,
+        sharding=Sharding(),
+    )  # fmt: skip
+    settings |= changes
+    return memory_of(SIZES, ACTIVATIONS, RunSettings(**settings), head=Head(4, 8, 0))
+
+
+def state(**changes):
+    found = memory(**changes)
+    return found.weights, found.gradients, found.optimizer
+
+
+def test_how_state_is_sharded():
+    assert state() == (4_600, 4_000, 8_000)
+    assert state(sharding=Sharding("ddp", 4)) == (4_600, 4_000, 8_000)
+    # weights and gradients in two bytes, float32 copies and two states with the optimizer
+    assert state(sharding=Sharding("zero1", 4)) == (2_600, 2_000, 3_000)
+    assert state(sharding=Sharding("zero2", 4)) == (2_600, 500, 3_000)
+    assert state(sharding=Sharding("zero3", 4)) == (650, 500, 3_000)
+    # 4-bit weights are whole on each rank
+    assert state(sharding=Sharding("fsdp", 4)) == (200 + 4_400 // 4, 1_000, 2_000)
+    offloaded = Sharding("fsdp", 4, offload_optimizer=True, offload_weights=True)
+    assert state(sharding=offloaded) == (200, 0, 0)
+
+
+def test_checkpointing_keeps_inputs_and_one_layer():
+    assert memory().activations == 100_000
+    assert memory(checkpointing=True).activations == 12_000
+
+
+def test_gathered_weights():
+    assert memory(sharding=Sharding("ddp", 4)).temporary == 0
+    assert memory(sharding=Sharding("fsdp", 4)).temporary == 2 * (2 * 100 + 50)
+
+
+def test_the_parts_are_the_total():
+    found = memory(sharding=Sharding("zero2", 2))
+    assert found.total == sum(size for _, size in found.parts()) > found.weights

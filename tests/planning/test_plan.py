@@ -1,0 +1,128 @@
+"""``xtuner plan``: what it prints, its exit status, JSON, and the config that it writes."""
+
+import json
+
+import pytest
+
+from tests.helpers.architectures import make_config
+from tests.helpers.tiny import make_tokenizer
+from xtuner.config.load import load
+from xtuner.entry_point import main
+from xtuner.planning.cards import CARDS, card
+from xtuner.planning.plan import Machine, Planner
+from xtuner.planning.schedule import operations_per_token
+from xtuner.planning.settings import read_settings
+from xtuner.utils.errors import UserError
+
+CONFIG = "qwen3_8b_qlora_custom_sft_e1"
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = make_config("qwen3")
+    config.architectures = ["Qwen3ForCausalLM"]
+    config.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    data = folder / "data.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"},
+                          {"role": "assistant", "content": "yes"}]} for n in range(60)]  # fmt: skip
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return [
+        f"pretrained_model_name_or_path={folder}",
+        f"data_files={str(data)!r}",
+        "pack_to_max_length=False",
+    ]
+
+
+def plan(capsys, *words):
+    status = main(["plan", CONFIG, *map(str, words)])
+    return status, capsys.readouterr()
+
+
+def test_it_fits(capsys, options):
+    status, said = plan(capsys, "--gpu", "RTX 4090", "--cfg-options", *options)
+    assert status == 0 and "It fits: " in said.out and "RTX4090" in said.out
+    assert "4 optimizer steps" in said.out  # 60 rows, 16 to a step
+    for part in ("weights", "gradients", "optimizer", "activations", "disk: "):
+        assert part in said.out
+
+
+def test_it_does_not_fit(capsys, options, tmp_path):
+    out = tmp_path / "smaller.py"
+    words = ["--no-data", "--gpu", "0.5GB", "--apply", out, "--cfg-options", *options]
+    status, said = plan(capsys, *words)
+    assert status == 1 and "does not fit" in said.out
+    assert out.is_file() and load(str(out)).values["max_length"] <= 2048
+    status, said = plan(capsys, *words)
+    assert status == 1 and "is there already" in said.err
+
+
+def test_json(capsys, options):
+    status, said = plan(capsys, "--json", "--no-data", "--cfg-options", *options)
+    found = json.loads(said.out)
+    assert status == 0 and found["fits"] is None
+    assert found["total"] == sum(found["memory"].values())
+    assert found["schedule"]["steps"] is None and found["changes"] == []
+
+
+def test_data_that_are_not_here(capsys, options):
+    words = [*options[:1], "data_files='missing.jsonl'"]
+    status, said = plan(capsys, "--cfg-options", *words)
+    assert "missing.jsonl" in said.err
+    assert status == 1 or "not known" in said.err
+
+
+def test_a_model_that_is_not_here(capsys):
+    status, said = plan(capsys, "--no-data", "--cfg-options",
+                        "pretrained_model_name_or_path=./nowhere")  # fmt: skip
+    assert status == 1 and "nowhere" in said.err and "Traceback" not in said.err
+
+
+def test_a_card_that_does_not_exist(capsys):
+    status, said = plan(capsys, "--gpu", "RTX9999")
+    assert status == 1 and "RTX9999" in said.err and "--gpu 24GB" in said.err
+
+
+def test_cards():
+    assert card("24GB").memory == card("24").memory == 24 * 2**30
+    assert card("4090") is card("rtx 4090") is card("GeForce RTX 4090") is CARDS["RTX4090"]
+    assert card("Tesla T4").tflops == 65
+    with pytest.raises(UserError, match="no GPU"):
+        card("-3GB")
+
+
+def test_sharding_is_read_from_strategies(options):
+    document = load(CONFIG)
+    plans = {
+        name: Planner()
+        .plan(load_with(document, options), Machine(gpus=4, **{key: value}))
+        .settings.sharding
+        for name, key, value in (
+            ("zero2", "deepspeed", "deepspeed_zero2"),
+            ("zero3", "deepspeed", "deepspeed_zero3_offload"),
+            ("fsdp", "fsdp", True),
+            ("ddp", "fsdp", False),
+        )
+    }
+    assert [each.name for each in plans.values()] == list(plans)
+    assert plans["zero3"].offload_optimizer and not plans["zero2"].offload_optimizer
+
+
+def load_with(document, options):
+    from xtuner.config.override import override
+
+    return override(document, options)
+
+
+def test_settings_of_a_config(options):
+    settings = read_settings(load_with(load(CONFIG), [*options, "max_length=512"]).config, 2)
+    assert (settings.length, settings.batch_size, settings.sequences) == (512, 1, 1)
+    assert settings.accumulative_counts == 16 and settings.optimizer == "AdamW"
+    assert settings.dtype == "bfloat16" and settings.checkpointing
+    assert settings.sharding.ranks == 2 and settings.sharding.name == "ddp"
+
+
+def test_operations():
+    assert operations_per_token(10, 10, checkpointing=False) == 60  # 6 N
+    assert operations_per_token(10, 0, checkpointing=True) == 60

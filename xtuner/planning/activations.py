@@ -1,0 +1,216 @@
+"""What a forward pass keeps for its backward pass, counted without computing.
+
+The model's own class runs on fake tensors (``torch._subclasses.FakeTensorMode``): shapes and dtypes
+without memory. Of layers that are alike one runs, and counts for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from xtuner.planning import stand_ins
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that a forward pass of one micro-batch keeps.
+
+    Attributes:
+        outside: by what is not in a repeated layer (embedding, last norm).
+        layers: by all repeated layers, when nothing is recomputed.
+        inputs: of all repeated layers: what is kept of them when they are recomputed.
+        largest_layer: by the layer that keeps most; there once when layers are recomputed.
+        largest_tensor: the largest tensor that is kept, as a measure of what the backward pass
+            itself needs.
+    """
+
+    outside: int
+    layers: int
+    inputs: int
+    largest_layer: int
+    largest_tensor: int
+
+    def kept(self, *, checkpointing: bool) -> int:
+        """Bytes at the beginning of the backward pass, or while it recomputes a layer."""
+        if checkpointing:
+            return self.outside + self.inputs + self.largest_layer
+        return self.outside + self.layers
+
+    def of_batches(self, count: int) -> Activations:
+        """Those of a batch that is ``count`` times as large."""
+        return Activations(
+            self.outside * count,
+            self.layers * count,
+            self.inputs * count,
+            self.largest_layer * count,
+            self.largest_tensor * count,
+        )
+
+
+@dataclass
+class _Recorder:
+    """Where tensors that are kept for backward come from."""
+
+    own: set[int]
+    layer: int | None = None
+    seen: dict[int, Tensor] = field(default_factory=dict)
+    outside: int = 0
+    by_layer: dict[int, int] = field(default_factory=dict)
+    input_of: dict[int, int] = field(default_factory=dict)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """A hook of ``saved_tensors_hooks``: each storage counts where it is first kept."""
+        size = self._first_size(tensor)
+        if self.layer is None:
+            self.outside += size
+        else:
+            self.by_layer[self.layer] += size
+        return tensor
+
+    def enter(self, index: int, tensor: Tensor) -> None:
+        """A layer begins; its input stays when the layer is recomputed."""
+        self.layer = index
+        self.by_layer[index] = 0
+        self.input_of[index] = self._first_size(tensor)
+
+    def _first_size(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.own or key in self.seen:
+            return 0
+        self.seen[key] = tensor  # held: its address would be another's
+        return storage.nbytes()
+
+
+def trace_activations(
+    model: nn.Module, language_model: Any, *, batch_size: int, length: int, autocast: torch.dtype
+) -> Activations:
+    """Count what a micro-batch keeps for its backward pass, the loss left out.
+
+    Args:
+        model: the whole model, on the meta device; it is of no other use afterwards.
+        language_model: the transformers model in it whose body is run; its attention is
+            ``stand_ins.planned_attention``.
+        batch_size: sequences of the micro-batch.
+        length: tokens of each.
+        autocast: what matrix products are computed in; float32 for no autocast.
+
+    Raises:
+        RuntimeError: of torch, where the class looks at values, which fake tensors do not have.
+    """
+    counts = _keep_one_of_each(language_model)
+    for config in (language_model.config, language_model.config.get_text_config()):
+        config._experts_implementation = stand_ins.NAME
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        _fill(model)
+        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        recorder = _Recorder(own)
+        layers = _checkpointed_layers(language_model)
+        saved = torch.autograd.graph.saved_tensors_hooks(recorder.keep, _same)
+        with _hooks(layers, recorder), _autocast(autocast), saved:
+            language_model.train()
+            language_model.base_model(
+                input_ids=torch.zeros(batch_size, length, dtype=torch.long),
+                # four dimensions: transformers takes such a mask as it is
+                attention_mask=torch.zeros(1, 1, 1, 1),
+                use_cache=False,
+            )
+    inside = [recorder.by_layer[index] for index in range(len(layers))]
+    inputs = [recorder.input_of[index] for index in range(len(layers))]
+    return Activations(
+        outside=recorder.outside,
+        layers=sum(n * (size + kept) for n, size, kept in zip(counts, inside, inputs, strict=True)),
+        inputs=sum(n * kept for n, kept in zip(counts, inputs, strict=True)),
+        largest_layer=max(inside, default=0),
+        largest_tensor=max(
+            (t.untyped_storage().nbytes() for t in recorder.seen.values()), default=0
+        ),
+    )
+
+
+def _checkpointed_layers(language_model: nn.Module) -> list[nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in language_model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def _keep_one_of_each(language_model: nn.Module) -> list[int]:
+    """Take layers that are like another out of the model; how many each that stays stands for."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    counts: list[int] = []
+    for layers in language_model.modules():
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
+            continue
+        if not all(isinstance(layer, GradientCheckpointingLayer) for layer in layers):
+            continue
+        kinds: dict[object, list[nn.Module]] = {}
+        for layer in layers:
+            kinds.setdefault(_kind(layer), []).append(layer)
+        layers._modules.clear()
+        for index, alike in enumerate(kinds.values()):
+            layers._modules[str(index)] = alike[0]
+            counts.append(len(alike))
+    return counts
+
+
+def _kind(layer: nn.Module) -> object:
+    weights = tuple(
+        (name, w.shape, w.dtype, w.requires_grad) for name, w in layer.named_parameters()
+    )
+    return type(layer), getattr(layer, "attention_type", None), weights
+
+
+def _fill(model: nn.Module) -> None:
+    """Put fake tensors of the CPU in place of those of the meta device, which have no autocast."""
+    made: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is None:
+                continue
+            if id(weight) not in made:
+                fake = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+                made[id(weight)] = nn.Parameter(fake, requires_grad=weight.requires_grad)
+            module._parameters[name] = made[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+@contextlib.contextmanager
+def _hooks(layers: list[nn.Module], recorder: _Recorder) -> Iterator[None]:
+    def before(index: int) -> Any:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorder.enter(index, args[0] if args else kwargs["hidden_states"])
+
+        return enter
+
+    def leave(*_: object) -> None:
+        recorder.layer = None
+
+    handles = []
+    for index, layer in enumerate(layers):
+        handles.append(layer.register_forward_pre_hook(before(index), with_kwargs=True))
+        handles.append(layer.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    if dtype is torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", dtype)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
