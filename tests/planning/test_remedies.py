@@ -77,7 +77,7 @@ def test_full_training_becomes_an_adapter_at_last(folder):
 
 
 def test_several_gpus_share_the_model(folder):
-    _, found = planned(folder, FULL, "batch_size=1", mib=400, gpus=8)
+    _, found = planned(folder, FULL, "batch_size=1", mib=550, gpus=8)
     assert options_of(found) == ["--fsdp"]
     assert found[0].plan.settings.sharding.name == "fsdp" and found[0].plan.fits
 

@@ -227,13 +227,13 @@ def _verdict(plan: Plan) -> str:
     usable, total = _size(card.usable), _size(plan.memory.total)
     if plan.fits:
         return tr(
-            "It fits: {total} of the {usable} of a {card}.",
+            "It fits: {total} of {usable} ({card}).",
             total=total,
             usable=usable,
             card=card.name,
         )
     return tr(
-        "It does not fit: {total} of the {usable} of a {card}. What helps, in this order:",
+        "It does not fit: {total} of {usable} ({card}). What helps, in this order:",
         total=total,
         usable=usable,
         card=card.name,
