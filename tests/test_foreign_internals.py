@@ -90,8 +90,18 @@ INTERNALS = [
     ),
     Internal(
         "transformers.PreTrainedModel._from_config",
-        "export/meta_model.py",
+        "model/meta_model.py",
         "builds a model without weights where a config names a class; without it convert fails",
+    ),
+    Internal(
+        "transformers.PreTrainedConfig._experts_implementation",
+        "planning/activations.py",
+        "says which function computes experts; without it mixtures are planned by values they lack",
+    ),
+    Internal(
+        "transformers.models.mixtral.modeling_mixtral.MixtralExperts._apply_gate",
+        "planning/stand_ins.py",
+        "the gate of experts, set by a decorator; without it xtuner plan fails for mixtures",
     ),
     Internal(
         "transformers.conversion_mapping.get_model_conversion_mapping",
@@ -216,6 +226,11 @@ INTERNALS = [
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward",
         "model/backends/cpu/attention.py",
         "its backward; without it training on a CPU fails",
+    ),
+    Internal(
+        "torch._subclasses.fake_tensor.FakeTensorMode",
+        "planning/activations.py",
+        "shapes without memory, with autocast; without it xtuner plan counts no activations",
     ),
     Internal(
         "torch._dynamo.exc.TorchDynamoException",

@@ -35,6 +35,8 @@ TESTED_BY = {
     "xtuner/configs/models/llama.py": "test_published_settings.py",
     "xtuner/model/transformers_models/decoder.py": "test_golden.py",
     "xtuner/model/transformers_models/intern_vit/modeling_intern_vit.py": "test_internvl_chat.py",
+    "xtuner/planning/planned_model.py": "test_memory.py",
+    "xtuner/planning/settings.py": "test_plan.py",
     "xtuner/tokenization/chat_template.py": "test_messages.py",
     "xtuner/utils/types.py": "test_house.py",  # types alone: mypy checks them
 }

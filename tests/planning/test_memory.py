@@ -9,7 +9,7 @@ from tests.helpers.architectures import make_architecture
 from xtuner.model import DPO, SupervisedFinetune
 from xtuner.planning.activations import Activations
 from xtuner.planning.memory import Head, StateSizes, memory_of, state_sizes
-from xtuner.planning.meta_model import build_meta_model
+from xtuner.planning.planned_model import build_planned_model
 from xtuner.planning.settings import RunSettings, Sharding
 from xtuner.registry import BUILDER
 
@@ -72,7 +72,7 @@ def test_state_equals_a_real_instance(kind, tmp_path):
     make_architecture(kind, attention="eager", **changes).save_pretrained(tmp_path)
     for method in ("full", "lora"):
         settings = settings_of(tmp_path, method)
-        planned = state_sizes(build_meta_model(settings), "AdamW", 1.0)
+        planned = state_sizes(build_planned_model(settings), "AdamW", 1.0)
         model = BUILDER.build(settings)
         assert (planned.trained, planned.frozen) == real_sizes(model), method
         assert planned.optimizer == real_optimizer_state(model), method
@@ -84,16 +84,16 @@ def test_4_bits_equal_a_real_instance(kind, tmp_path):
     pytest.importorskip("bitsandbytes")
     make_architecture(kind, attention="eager").save_pretrained(tmp_path)
     settings = settings_of(tmp_path, "qlora")
-    planned = state_sizes(build_meta_model(settings), "AdamW", 1.0)
+    planned = state_sizes(build_planned_model(settings), "AdamW", 1.0)
     assert (planned.trained, planned.frozen) == real_sizes(BUILDER.build(settings))
     assert 0 < planned.quantized < planned.frozen
 
 
 def test_dpo_has_a_reference(tmp_path):
     make_architecture("llama", attention="eager").save_pretrained(tmp_path)
-    one = state_sizes(build_meta_model(settings_of(tmp_path, "full")), "AdamW", 1.0)
+    one = state_sizes(build_planned_model(settings_of(tmp_path, "full")), "AdamW", 1.0)
     settings = {**settings_of(tmp_path, "full"), "type": DPO}
-    with_reference = state_sizes(build_meta_model(settings), "AdamW", 1.0)
+    with_reference = state_sizes(build_planned_model(settings), "AdamW", 1.0)
     assert with_reference.trained == one.trained and with_reference.frozen == one.trained
 
 

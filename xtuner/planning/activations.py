@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from xtuner.planning import stand_ins
 
@@ -58,9 +59,10 @@ class Activations:
 class _Recorder:
     """Where tensors that are kept for backward come from."""
 
-    own: set[int]
+    own: set[StorageWeakRef]
     layer: int | None = None
-    seen: dict[int, Tensor] = field(default_factory=dict)
+    seen: dict[StorageWeakRef, int] = field(default_factory=dict)
+    held: list[Tensor] = field(default_factory=list)
     outside: int = 0
     by_layer: dict[int, int] = field(default_factory=dict)
     input_of: dict[int, int] = field(default_factory=dict)
@@ -82,10 +84,11 @@ class _Recorder:
 
     def _first_size(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = StorageWeakRef(storage)
         if key in self.own or key in self.seen:
             return 0
-        self.seen[key] = tensor  # held: its address would be another's
+        self.seen[key] = storage.nbytes()
+        self.held.append(tensor)  # its storage would be another's later
         return storage.nbytes()
 
 
@@ -110,7 +113,8 @@ def trace_activations(
         config._experts_implementation = stand_ins.NAME
     with FakeTensorMode(allow_non_fake_inputs=False):
         _fill(model)
-        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        weights = (*model.parameters(), *model.buffers())
+        own = {StorageWeakRef(weight.untyped_storage()) for weight in weights}
         recorder = _Recorder(own)
         layers = _checkpointed_layers(language_model)
         saved = torch.autograd.graph.saved_tensors_hooks(recorder.keep, _same)
@@ -129,9 +133,7 @@ def trace_activations(
         layers=sum(n * (size + kept) for n, size, kept in zip(counts, inside, inputs, strict=True)),
         inputs=sum(n * kept for n, kept in zip(counts, inputs, strict=True)),
         largest_layer=max(inside, default=0),
-        largest_tensor=max(
-            (t.untyped_storage().nbytes() for t in recorder.seen.values()), default=0
-        ),
+        largest_tensor=max(recorder.seen.values(), default=0),
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from xtuner.model.backends.gpu.cross_entropy import SIZES
 from xtuner.model.lora.experts import expert_tensors
 from xtuner.planning.activations import Activations
-from xtuner.planning.meta_model import MetaModel
+from xtuner.planning.planned_model import PlannedModel
 from xtuner.planning.settings import RunSettings, Sharding
 from xtuner.utils.lang import N_
 
@@ -117,7 +117,7 @@ class Head(NamedTuple):
     trained: int
 
 
-def state_sizes(built: MetaModel, optimizer: str, chosen_experts: float) -> StateSizes:
+def state_sizes(built: PlannedModel, optimizer: str, chosen_experts: float) -> StateSizes:
     """Add up a model's weights.
 
     Args:

@@ -17,7 +17,7 @@ from xtuner.config.values import name_of, own_values
 from xtuner.planning.activations import Activations, trace_activations
 from xtuner.planning.cards import Card
 from xtuner.planning.memory import Head, Memory, StateSizes, memory_of, state_sizes
-from xtuner.planning.meta_model import MetaModel, build_meta_model
+from xtuner.planning.planned_model import PlannedModel, build_planned_model
 from xtuner.planning.schedule import Schedule, operations_per_token, schedule_of
 from xtuner.planning.settings import RunSettings, read_settings
 from xtuner.utils.dtypes import torch_dtype
@@ -148,7 +148,7 @@ class Planner:
         name = _key(model)
         sized, traced = (name, settings.optimizer), (name, settings.length, settings.dtype)
         if sized not in self._sized or traced not in self._traced:
-            built = build_meta_model(model)
+            built = build_planned_model(model)
             language_model = language_model_of(built)
             self._sized[sized] = _sizes(built, language_model, settings.optimizer)
             self._traced[traced] = trace_activations(
@@ -162,7 +162,7 @@ class Planner:
         return _Model(*self._sized[sized], activations)
 
 
-def _sizes(built: MetaModel, language_model: Any, optimizer: str) -> tuple[StateSizes, Head]:
+def _sizes(built: PlannedModel, language_model: Any, optimizer: str) -> tuple[StateSizes, Head]:
     config = language_model.config.get_text_config()
     head = language_model.get_output_embeddings()
     trained = [w.numel() for w in head.parameters() if w.requires_grad] if head else []
@@ -170,7 +170,7 @@ def _sizes(built: MetaModel, language_model: Any, optimizer: str) -> tuple[State
     return sizes, Head(config.hidden_size, config.vocab_size, sum(trained))
 
 
-def language_model_of(built: MetaModel) -> Any:
+def language_model_of(built: PlannedModel) -> Any:
     """The transformers model in a config's model, its layers wrapped where it has an adapter."""
     model: Any = built.model
     causal_lm: nn.Module | None = getattr(model, "causal_lm", None)

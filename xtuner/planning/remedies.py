@@ -182,7 +182,9 @@ def _adapter(document: ConfigDocument, plan: Plan) -> Change | None:
 
 def _rank(document: ConfigDocument, plan: Plan) -> Change | None:
     lora = dict.get(_model(document), "lora")
-    rank = dict.get(lora, "r") if isinstance(lora, dict) else None
+    if not isinstance(lora, dict):
+        return None
+    rank = dict.get(lora, "r")
     if not isinstance(rank, int) or rank <= USUAL_RANK:
         return None
     alpha = dict.get(lora, "lora_alpha")

@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.config import load_config, write_config
     from xtuner.export import llava as llava_format
     from xtuner.export import model_folder
-    from xtuner.export.meta_model import build_meta_model
     from xtuner.export.shards import check_space, parse_size
     from xtuner.export.sidecar_files import write_reward_token
     from xtuner.export.trained_template import reward_token_of
     from xtuner.export.trained_weights import REMAP_AFTER, TrainedWeights
+    from xtuner.model.meta_model import build_meta_model
     from xtuner.registry import BUILDER
     from xtuner.utils.files import written_aside
 
