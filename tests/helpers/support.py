@@ -1,0 +1,539 @@
+"""What holds for an architecture: loading, training, exporting, each against the plain class.
+
+Used by ``benchmarks/support.py``, which tries all architectures, and by tests, which try a few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from tests.helpers.architectures import VOCABULARY, make_config
+from tests.parallel.workers import together
+from xtuner.dataset.collate_fns import default_collate_fn
+from xtuner.library_errors import translate
+from xtuner.model.sft import SupervisedFinetune
+from xtuner.model.transformers_models.auto import AutoModelForCausalLM as Loader
+from xtuner.parallel.sequence import init_sequence_parallel
+from xtuner.tools.model_converters import merge, pth_to_hf
+
+LENGTHS = (7, 9, 5)
+"""Tokens of the samples."""
+EXACT = 1e-4
+"""Largest relative difference of a loss or gradient in float32."""
+ROUNDED = 0.05
+"""Largest relative difference of a loss in bfloat16."""
+EXPORTED = 1e-4
+"""Largest difference of logits, relative to the largest logit, of a written folder."""
+LARGEST = 40_000_000
+"""Parameters of the largest model that is tried."""
+ADAPTER = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+DROPOUT = 0.1
+"""``lora_dropout`` of the catalogue's configs."""
+
+Batch = dict[str, Any]
+Row = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was found in one column: ``works``, ``refused``, ``wrong``, ``fails`` or ``untried``."""
+
+    state: str
+    reason: str = ""
+
+
+class Wrong(Exception):
+    """Something was computed, and is not what the plain class computes."""
+
+
+class Found(Exception):
+    """A cell that was found in another process."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell.reason)
+        self.cell = cell
+
+
+class Untried(Exception):
+    """This machine or library cannot try it."""
+
+
+@dataclass
+class Trained:
+    """A loss, and the gradients of the weights by their names."""
+
+    loss: float
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+    def require(self, wanted: Trained) -> None:
+        """Raise ``Wrong`` where it is not ``wanted``."""
+        off = abs(self.loss - wanted.loss) / max(abs(wanted.loss), 1e-12)
+        if not off <= EXACT:
+            raise Wrong(f"loss off by {off:.1%}")
+        names = {name for name, value in wanted.gradients.items() if value.any()}
+        missing = names - self.gradients.keys()
+        if missing:
+            raise Wrong(f"no gradient of {', '.join(sorted(missing)[:3])}")
+        apart = math.sqrt(
+            sum(
+                float((value - wanted.gradients[name]).square().sum())
+                if name in wanted.gradients
+                else float(value.square().sum())
+                for name, value in self.gradients.items()
+            )
+        )
+        norm = math.sqrt(sum(float(v.square().sum()) for v in wanted.gradients.values()))
+        if not apart <= EXACT * max(norm, 1e-12):
+            raise Wrong(f"gradients off by {apart / max(norm, 1e-12):.1%}")
+
+
+class Architecture:
+    """A tiny random model of an architecture, saved as the hub has it.
+
+    Args:
+        kind: a ``model_type`` of transformers.
+        folder: where it is written.
+        images: take the class for images and text.
+    """
+
+    def __init__(self, kind: str, folder: Path, *, images: bool = False) -> None:
+        self.kind, self.folder, self.images = kind, folder, images
+        self.built: Any = None
+
+    @cached_property
+    def auto(self) -> Any:
+        """transformers' own Auto class."""
+        return AutoModelForImageTextToText if self.images else AutoModelForCausalLM
+
+    @cached_property
+    def base(self) -> Path:
+        """The folder of the saved model."""
+        folder = self.folder / "base"
+        try:
+            self._save(folder)
+        except Exception as error:  # of a class of transformers, before anything of ours is called
+            first = one_line(error)
+            raise Untried(f"there is no tiny model of it: {first}") from error
+        return folder
+
+    def _save(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        config = without_noise(make_config(self.kind))
+        text = config.get_text_config()
+        text.is_decoder = True
+        if hasattr(text, "attention_chunk_size"):
+            text.attention_chunk_size = 2 * max(LENGTHS)  # longer samples are refused
+        with torch.device("meta"):
+            size = self.auto.from_config(config).num_parameters()
+        if size > LARGEST:
+            raise ValueError(f"{size / 1e6:.0f} million parameters")
+        model = self.auto.from_config(config, dtype=torch.float32)
+        for weight in model.parameters():  # zeros at the start would hide what depends on them
+            if not weight.any():
+                nn.init.normal_(weight, std=0.02)
+        model.save_pretrained(folder)
+
+    def plain(self, folder: Path | None = None) -> PreTrainedModel:
+        """The class of transformers, without anything of XTuner's."""
+        settings = {"dtype": torch.float32, "attn_implementation": "eager"}
+        model = self.auto.from_pretrained(folder or self.base, **settings)
+        model.eval()
+        return model
+
+    def model(self, *, packed: bool = False, lora: dict | None = None, **settings: Any) -> Any:
+        """The product's model, as a config builds it."""
+        llm = {
+            "type": Loader.from_pretrained,
+            "pretrained_model_name_or_path": str(self.base),
+            "dtype": torch.float32,
+            **settings.pop("llm", {}),
+        }
+        defaults = {"use_activation_checkpointing": False, **settings}
+        self.built = SupervisedFinetune(llm, lora=lora, use_varlen_attn=packed, **defaults).eval()
+        return self.built
+
+    @cached_property
+    def packed_rows(self) -> Cell:
+        """What was found in the column ``packed``."""
+        return try_column(train_packed, self)
+
+    @property
+    def packs(self) -> bool:
+        """Whether its rows can be packed; the columns after ``packed`` take padded ones if not."""
+        return self.packed_rows.state == "works"
+
+    @cached_property
+    def trains(self) -> Cell:
+        """What was found in the column ``full``."""
+        return try_column(train_alone, self)
+
+    @cached_property
+    def wanted(self) -> Trained:
+        """Each sample alone, by the plain class."""
+        try:
+            return plain_training(self.plain())
+        except Exception as error:
+            raise Untried(f"its class fails on text: {one_line(error)}") from error
+
+
+def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Set each dropout and jitter of a configuration to 0, so that two calls agree."""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            without_noise(value)
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(config, name, 0.0)
+    return config
+
+
+def rows() -> list[Row]:
+    """The samples."""
+    random = torch.Generator().manual_seed(1)
+    drawn = [torch.randint(16, VOCABULARY - 16, (n,), generator=random) for n in LENGTHS]
+    return [{"input_ids": ids, "labels": ids} for ids in drawn]
+
+
+def collated(samples: Sequence[Row], *, packed: bool) -> Batch:
+    """One batch of the samples."""
+    data: Batch = default_collate_fn(samples, use_varlen_attn=packed)["data"]
+    return data
+
+
+def plain_training(model: Any, samples: Sequence[Row] | None = None) -> Trained:
+    """The mean loss over all tokens of samples that a class of transformers computes alone."""
+    model.zero_grad()
+    samples = samples or rows()
+    total = sum(len(row["labels"]) - 1 for row in samples)
+    loss = 0.0
+    for row in samples:
+        logits = model(input_ids=row["input_ids"][None], use_cache=False).logits[0]
+        share = nn.functional.cross_entropy(logits[:-1].float(), row["labels"][1:], reduction="sum")
+        (share / total).backward()
+        loss += float(share.detach()) / total
+    return Trained(loss, gradients_of(model))
+
+
+def product_training(model: Any, *, packed: bool, alone: bool = False) -> Trained:
+    """The same by the product, in one batch, or ``alone`` in a batch for each sample."""
+    model.zero_grad()
+    samples = rows()
+    items = {"tokens": sum(len(row["labels"]) - 1 for row in samples)}
+    loss = 0.0
+    for part in [[row] for row in samples] if alone else [samples]:
+        batch = collated(part, packed=packed)
+        share = model(batch, mode="loss", num_items_in_batch=items)["loss"]
+        share.backward()
+        loss += float(share.detach())
+    return Trained(loss, gradients_of(model.llm))
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Gradients by the name of the weight."""
+    return {
+        name: weight.grad.clone()
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+
+
+def loads(architecture: Architecture) -> None:
+    """The folder is loaded by the product, and one row has the class's own loss."""
+    if architecture.trains.state == "works":  # which is more
+        raise Found(architecture.trains)
+    row = rows()[1]
+    model = architecture.model()
+    with torch.no_grad():
+        loss = float(model(collated([row], packed=False), mode="loss")["loss"])
+        plain = architecture.plain()
+        logits = plain(input_ids=row["input_ids"][None], use_cache=False).logits[0]
+        wanted = float(nn.functional.cross_entropy(logits[:-1].float(), row["labels"][1:]))
+    Trained(loss).require(Trained(wanted))
+
+
+def full(architecture: Architecture) -> None:
+    """Rows one by one, all weights."""
+    raise Found(architecture.trains)
+
+
+def train_alone(architecture: Architecture) -> None:
+    """What ``full`` is."""
+    model = architecture.model()
+    product_training(model, packed=False, alone=True).require(architecture.wanted)
+
+
+def packed(architecture: Architecture) -> None:
+    """Packed rows, all weights."""
+    raise Found(architecture.packed_rows)
+
+
+def train_packed(architecture: Architecture) -> None:
+    """What ``packed`` is."""
+    model = architecture.model(packed=True)
+    product_training(model, packed=True).require(architecture.wanted)
+
+
+def padded(architecture: Architecture) -> None:
+    """Padded rows, all weights."""
+    product_training(architecture.model(), packed=False).require(architecture.wanted)
+
+
+def checkpointing(architecture: Architecture) -> None:
+    """Activations recomputed."""
+    packs = architecture.packs
+    model = architecture.model(packed=packs, use_activation_checkpointing=True).train()
+    product_training(model, packed=packs).require(architecture.wanted)
+
+
+def adapter(**changes: Any) -> dict[str, Any]:
+    """The ``lora`` of a config."""
+    from peft import LoraConfig
+
+    return {"type": LoraConfig, **ADAPTER, "lora_dropout": 0.0, **changes}
+
+
+def move_adapter(model: nn.Module) -> None:
+    """Give the weights of an adapter that start as zeros other values."""
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and "lora_" in name:
+                weight.copy_(torch.randn(weight.shape, generator=random) * 0.05)
+
+
+def lora(architecture: Architecture) -> None:
+    """The default adapter; against peft on the plain class, sample by sample."""
+    from peft import get_peft_model
+
+    model = architecture.model(packed=architecture.packs, lora=adapter())
+    move_adapter(model)
+    plain: Any = architecture.plain()
+    config = model.llm.peft_config["default"]
+    reference = get_peft_model(plain, config).eval()
+    own = dict(model.llm.named_parameters())
+    with torch.no_grad():
+        for name, weight in reference.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(own[name])
+    product_training(model, packed=architecture.packs).require(plain_training(reference))
+    require_reached(model)
+
+
+def require_reached(model: nn.Module) -> None:
+    """Raise ``Wrong`` for a trained weight without a gradient, or with one that is not finite."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.grad is None:
+            raise Wrong(f"no gradient of {name}")
+        if weight.requires_grad and not weight.grad.isfinite().all():
+            raise Wrong(f"the gradient of {name} is not finite")
+
+
+def qlora(architecture: Architecture) -> None:
+    """An adapter on a base in 4 bits; against the same model, sample by sample."""
+    try:
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        raise Untried(str(error)) from error
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    packs = architecture.packs
+    model = architecture.model(packed=packs, lora=adapter(), llm={"quantization_config": bits})
+    move_adapter(model)
+    alone = product_training(model, packed=packs, alone=True)
+    if not math.isfinite(alone.loss):
+        raise Wrong(f"loss {alone.loss}")
+    product_training(model, packed=packs).require(alone)
+    require_reached(model)
+
+
+def autocast(architecture: Architecture) -> None:
+    """bf16 with the recipe of the catalogue: adapter with dropout, activations recomputed."""
+    packs, recipe = architecture.packs, adapter(lora_dropout=DROPOUT)
+    model = architecture.model(packed=packs, lora=recipe, use_activation_checkpointing=True)
+    batch = collated(rows(), packed=packs)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            loss = float(model(batch, mode="loss")["loss"])
+        off = abs(loss / architecture.wanted.loss - 1)
+        if not off <= ROUNDED:
+            raise Wrong(f"loss off by {off:.1%}")
+        model.train()
+        share = model(batch, mode="loss")["loss"]
+    share.backward()
+    require_reached(model)
+
+
+def shared(architecture: Architecture) -> None:
+    """Rows that two processes share."""
+    wanted, _ = architecture.wanted, architecture.packs  # once, before the processes are forked
+    found = together(_share, 2, architecture)
+    cells = [Cell(**each["cell"]) for each in found if each["cell"]["state"] != "works"]
+    if cells:
+        raise Found(cells[0])
+    for name, weight in found[1]["gradients"].items():
+        own = found[0]["gradients"]
+        own[name] = own[name] + weight if name in own else weight
+    Trained(sum(each["loss"] for each in found), found[0]["gradients"]).require(wanted)
+
+
+def _share(architecture: Architecture) -> dict[str, Any]:
+    init_sequence_parallel(2)
+    found = Trained(0.0)
+
+    def train(architecture: Architecture) -> None:
+        nonlocal found
+        packs = architecture.packs
+        found = product_training(architecture.model(packed=packs), packed=packs)
+
+    cell = try_column(train, architecture)
+    if cell.state != "works":
+        time.sleep(1.0)  # the other one may be about to fail, too, and hears of this one's end
+    return {"cell": asdict(cell), "loss": found.loss, "gradients": found.gradients}
+
+
+CONFIG = """
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from xtuner.model import SupervisedFinetune
+
+model = dict(
+    type=SupervisedFinetune,
+    llm=dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path={base!r},
+        dtype="float32",
+    ),{lora}
+)
+"""
+
+
+def export(architecture: Architecture) -> None:
+    """A checkpoint of full training, converted: stock transformers computes the same logits."""
+    if architecture.trains.state != "works":
+        raise Found(architecture.trains)
+    model = architecture.model()
+    move_weights(model)
+    written = converted(architecture, model, "full", "")
+    same_logits(architecture.plain(written), model)
+
+
+def merged(architecture: Architecture) -> None:
+    """An adapter's checkpoint, converted and merged: stock transformers computes the same."""
+    if architecture.trains.state != "works":
+        raise Found(architecture.trains)
+    model = architecture.model(lora=adapter())
+    move_adapter(model)
+    text = "\n    lora=dict(type=LoraConfig, r=4, lora_alpha=8, task_type='CAUSAL_LM'),"
+    written = converted(architecture, model, "adapter", text)
+    out = architecture.folder / "merged"
+    command(merge, str(architecture.base), str(written), str(out), "--no-verify")
+    same_logits(architecture.plain(out), model)
+
+
+def move_weights(model: nn.Module) -> None:
+    """Change each weight a little, as training does."""
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=random) * 0.01)
+
+
+def converted(architecture: Architecture, model: Any, name: str, lora: str) -> Path:
+    """Save a model as training does, and convert it."""
+    config = architecture.folder / f"{name}.py"
+    config.write_text(CONFIG.format(base=str(architecture.base), lora=lora), "utf-8")
+    checkpoint = architecture.folder / f"{name}.pth"
+    torch.save({"state_dict": model.state_dict()}, checkpoint)
+    out = architecture.folder / name
+    command(pth_to_hf, str(config), str(checkpoint), str(out), "--no-verify")
+    return out
+
+
+def command(module: Any, *words: str) -> None:
+    """Run a command of the command line in this process."""
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    with contextlib.redirect_stdout(io.StringIO()):
+        module.run(parser.parse_args(words))
+
+
+@torch.no_grad()
+def same_logits(found: Any, wanted: Any) -> None:
+    """Raise ``Wrong`` where a written folder has other logits than the trained model."""
+    row = rows()[1]
+    logits = wanted(collated([row], packed=False), mode="tensor").logits
+    written = found(input_ids=row["input_ids"][None], use_cache=False).logits
+    off = float((written - logits).abs().max() / logits.abs().max())
+    if not off <= EXPORTED:
+        raise Wrong(f"logits off by {off:.1%} of the largest one")
+
+
+COLUMNS: dict[str, Callable[[Architecture], None]] = {
+    "loads": loads,
+    "full": full,
+    "packed": packed,
+    "padded": padded,
+    "checkpointing": checkpointing,
+    "lora": lora,
+    "qlora": qlora,
+    "autocast": autocast,
+    "shared": shared,
+    "export": export,
+    "merged": merged,
+}
+"""What is tried, by its name in results and pages."""
+
+
+def try_column(column: Callable[[Architecture], None], architecture: Architecture) -> Cell:
+    """Try one column; whatever goes wrong is what was found."""
+    try:
+        architecture.wanted  # noqa: B018  what the plain class cannot compute is not tried
+        column(architecture)
+    except Untried as error:
+        return Cell("untried", str(error))
+    except Wrong as error:
+        return Cell("wrong", str(error))
+    except Found as error:
+        return error.cell
+    except Exception as error:  # what a class of transformers fails with is the finding
+        refusal = translate(error)
+        if refusal is not None:
+            return Cell("refused", str(refusal).partition("\n")[0])
+        return Cell("fails", one_line(error))
+    llm = architecture.built.causal_lm
+    own = llm._supports_attention_backend and llm.config._attn_implementation == "eager"
+    return Cell("works", "with its own attention" if own else "")
+
+
+def one_line(error: Exception) -> str:
+    """An error's class and first line."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"[:200]
+
+
+@contextlib.contextmanager
+def tiny(kind: str, *, images: bool = False) -> Iterator[Architecture]:
+    """A tiny model of an architecture in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Architecture(kind, Path(folder), images=images)
