@@ -40,7 +40,7 @@ def test_samples_have_the_outputs_that_they_have_alone(kind):
     model = SupervisedFinetune(llm, use_varlen_attn=True).eval()
     ensure_exact_rows(
         model.causal_lm,
-        model.hidden_states,
+        lambda batch: model(batch, mode="tensor").logits,  # some have no body apart from the head
         packed=True,
         padded=True,
     )
