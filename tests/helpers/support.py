@@ -10,7 +10,6 @@ import contextlib
 import io
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -387,8 +386,8 @@ def shared(architecture: Architecture) -> None:
     wanted, _ = architecture.wanted, architecture.packs  # once, before the processes are forked
     found = together(_share, 2, architecture)
     cells = [Cell(**each["cell"]) for each in found if each["cell"]["state"] != "works"]
-    if cells:
-        raise Found(cells[0])
+    if cells:  # a process whose partner refuses fails
+        raise Found(min(cells, key=lambda cell: cell.state != "refused"))
     for name, weight in found[1]["gradients"].items():
         own = found[0]["gradients"]
         own[name] = own[name] + weight if name in own else weight
@@ -405,8 +404,6 @@ def _share(architecture: Architecture) -> dict[str, Any]:
         found = product_training(architecture.model(packed=packs), packed=packs)
 
     cell = try_column(train, architecture)
-    if cell.state != "works":
-        time.sleep(1.0)  # the other one may be about to fail, too, and hears of this one's end
     return {"cell": asdict(cell), "loss": found.loss, "gradients": found.gradients}
 
 
