@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,7 +163,9 @@ def wait_until(happened: Callable[[], bool]) -> bool:
 def end_all() -> None:
     """End the processes that a test has left."""
     while Forked.running:
-        Forked.running.pop().kill()
+        process = Forked.running.pop()
+        process.kill()
+        shutil.rmtree(process._files)
 
 
 def server() -> multiprocessing.context.ForkServerContext:
