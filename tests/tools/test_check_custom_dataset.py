@@ -13,7 +13,8 @@ HEAD = """
 from datasets import load_dataset
 from transformers import AutoTokenizer
 from xtuner.dataset import (
-    ConcatDataset, InternVL_V1_5_Dataset, LLaVADataset, MOSSSFTDataset, process_hf_dataset,
+    ConcatDataset, InternVL_V1_5_Dataset, LLaVADataset, MOSSSFTDataset,
+    build_packed_dataset, process_hf_dataset,
 )
 from xtuner.dataset.map_fns import alpaca_map_fn, llava_map_fn, openai_map_fn
 from xtuner.dataset.preference_dataset import build_preference_dataset, load_jsonl_dataset
@@ -83,13 +84,106 @@ def test_the_map_function_that_fits_is_written_where_the_config_has_the_wrong_on
     Path("config.py").write_text(text)
     line = next(n for n, each in enumerate(text.splitlines(), 1) if each.startswith("train_data"))
     assert main(["check-custom-dataset", "config.py"]) == 1
-    assert f"replace dataset_map_fn at config.py:{line}; --fix" in capsys.readouterr().out
+    assert f"replaces dataset_map_fn at config.py:{line}; --fix" in capsys.readouterr().out
     assert main(["check-custom-dataset", "config.py", "--fix"]) == 1
     assert "Written to config.py" in capsys.readouterr().out
     assert Path("config.py.bak").read_text() == text
     assert main(["check-custom-dataset", "config.py"]) == 0
     fixed = Path("config.py").read_text()
     assert "dataset_map_fn=openai_map_fn" in fixed and "alpaca_map_fn, max_length" not in fixed
+
+
+ALPACA_FN, CHAT_FN = "dataset_map_fn=alpaca_map_fn", "dataset_map_fn=openai_map_fn"
+PARTS = {
+    "written in the parts": (
+        "train_dataset = dict(type=ConcatDataset, datasets=[\n    {alpaca},\n    {chat}])\n",
+        ("{chat}])", "{chat_fixed}])"),
+    ),
+    "variables": (
+        "a = {alpaca}\nb = {chat}\ntrain_dataset = dict(type=ConcatDataset, datasets=[a, b])\n",
+        ("b = {chat}", "b = {chat_fixed}"),
+    ),
+    "one name for both": (
+        "map_fn = alpaca_map_fn\na = {alpaca}\nb = {chat}\n"
+        "train_dataset = dict(type=ConcatDataset, datasets=[a, b])\n",
+        ("b = {chat}", "b = {chat_fixed}"),
+    ),
+    "one dict that both copy": (
+        "a = {alpaca}\nb = dict(a, dataset=rows_of('b.jsonl'))\n"
+        "train_dataset = dict(type=ConcatDataset, datasets=[a, b])\n",
+        ("dict(dataset=train_dataset)\n", "dict(dataset=train_dataset)\n{statement}"),
+    ),
+    "a part of a part, in a packed dataset": (
+        "inner = dict(type=ConcatDataset, datasets=[{chat}])\n"
+        "train_dataset = dict(type=build_packed_dataset, dataset_cfg=\n"
+        "    dict(type=ConcatDataset, datasets=[{alpaca}, inner]), max_length=64)\n",
+        ("inner = dict(type=ConcatDataset, datasets=[{chat}", "{inner_fixed}"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("dataset", "edit"), PARTS.values(), ids=PARTS)
+def test_the_part_whose_map_function_is_wrong_is_fixed_and_no_other(
+    dataset, edit, workspace, capsys
+):
+    write("a.jsonl", ALPACA)
+    write("b.jsonl", CHAT)
+    shared = ALPACA_PART.replace("=alpaca_map_fn", "=map_fn")
+    part = shared if "map_fn = " in dataset else ALPACA_PART
+    chat = part.format(file="b.jsonl")
+    chat_fixed = ALPACA_PART.format(file="b.jsonl").replace(ALPACA_FN, CHAT_FN)
+    statement = "train_dataloader['dataset']['datasets'][1]['dataset_map_fn'] = openai_map_fn\n"
+    names = {
+        "alpaca": part.format(file="a.jsonl"),
+        "chat": chat,
+        "chat_fixed": chat_fixed,
+        "statement": statement,
+        "inner_fixed": f"inner = dict(type=ConcatDataset, datasets=[{chat_fixed}",
+    }
+    text = f"{HEAD}{dataset.format(**names)}train_dataloader = dict(dataset=train_dataset)\n"
+    Path("config.py").write_text(text)
+    assert main(["check-custom-dataset", "config.py", "--fix", "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["findings"][0]["code"] == "wrong-map-fn"
+    assert f"{CHAT_FN} replaces dataset_map_fn at config.py:" in said.err
+    old, new = (each.format(**names) for each in edit)
+    fixed = Path("config.py").read_text()
+    assert fixed.replace("from xtuner.dataset.map_fns import openai_map_fn\n", "", 1) == (
+        text.replace(old, new)
+    )
+    assert main(["check-custom-dataset", "config.py"]) == 0
+
+
+def test_each_part_gets_the_map_function_of_its_rows_and_overrides_stay_out(workspace, capsys):
+    write("a.jsonl", {"question": "q", "answer": "a", "system": "S"})
+    write("b.jsonl", CHAT)
+    parts = [ALPACA_PART.format(file=f"{name}.jsonl") for name in "ab"]
+    text = f"{HEAD}train_dataloader = dict(batch_size=1, dataset=dict(type=ConcatDataset, "
+    text += f"datasets=[{', '.join(parts)}]))\n"
+    Path("config.py").write_text(text)
+    words = ["--cfg-options", "train_dataloader.batch_size=2"]
+    assert main(["check-custom-dataset", "config.py", "--fix", *words]) == 1
+    fixed = Path("config.py").read_text()
+    assert "batch_size=1" in fixed
+    assert fixed.index("dataset_map_fn=auto_map_fn") < fixed.index(CHAT_FN)
+    assert main(["check-custom-dataset", "config.py"]) == 0
+
+
+def test_rows_of_several_layouts_are_left_to_the_user(workspace, capsys):
+    write("a.jsonl", CHAT, {"abstract": "a", "title": "b"})
+    text = f"{HEAD}train_dataloader = dict(dataset={ALPACA_PART.format(file='a.jsonl')})\n"
+    Path("config.py").write_text(text)
+    assert main(["check-custom-dataset", "config.py", "--fix"]) == 1
+    assert "replaces" not in capsys.readouterr().out
+    assert Path("config.py").read_text() == text
+
+
+def test_map_functions_of_a_trainer_config_are_fixed_too(workspace, capsys):
+    write("a.jsonl", CHAT)
+    text = f"{HEAD}framework = 'huggingface'\n"
+    Path("config.py").write_text(f"{text}train_dataset = {ALPACA_PART.format(file='a.jsonl')}\n")
+    assert main(["check-custom-dataset", "config.py", "--fix"]) == 1
+    assert f"{CHAT_FN}, max_length" in Path("config.py").read_text()
 
 
 OTHERS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,19 +27,27 @@ RAW_BUILDERS: Mapping[str, str] = {
 """Builders with row layouts of their own: their rows are checked for being readable, no more."""
 
 
-def find_parts(dataset: Mapping[str, Any]) -> list[Part]:
+def find_parts(dataset: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[Part]:
     """The parts of the value of ``train_dataloader.dataset``, whatever its builder.
+
+    Args:
+        dataset: the settings of the dataset, or of a part of it.
+        path: the keys from the whole dataset's settings to these.
 
     Raises:
         UserError: when its files are missing, or it names no data.
     """
     builder = name_of(dataset.get("type", ""))
     if builder == "ConcatDataset":
-        return [part for one in dataset["datasets"] for part in find_parts(one)]
+        return [
+            part
+            for number, one in enumerate(dataset["datasets"])
+            for part in find_parts(one, (*path, "datasets", str(number)))
+        ]
     if builder == "build_packed_dataset":
-        return find_parts(dataset["dataset_cfg"])
+        return find_parts(dataset["dataset_cfg"], (*path, "dataset_cfg"))
     if builder in ("process_hf_dataset", "process_ms_dataset", "build_preference_dataset"):
-        return [_text_part(builder, dataset)]
+        return [replace(_text_part(builder, dataset), path=path)]
     if builder in IMAGE_BUILDERS:
         return list(_image_parts(dataset))
     if builder in RAW_BUILDERS:

@@ -45,6 +45,8 @@ class Part:
         layout: the layout that ``map_fn`` reads; None when ``map_fn`` is the user's own (or there
             is none and the builder reads rows of its own kind), ``auto`` when it recognises it.
         image_folder: where the images of its rows are; None when it has none.
+        path: the keys from the dataset's settings to those of the part; None when these take no
+            ``dataset_map_fn``.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Part:
     map_fn: Callable[[Any], Any] | None = None
     layout: Layout | None = XTUNER
     image_folder: str | None = None
+    path: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Scan:
     """What a scan has found.
 
     ``good`` counts the rows that can be trained on; ``layouts`` how many rows each layout has.
+    ``map_fns`` has, by the path of each part, the lines that set a map function which fits where
+    its own does not: a text for each layout of the rows.
     """
 
     findings: Findings = field(default_factory=Findings)
@@ -66,6 +71,7 @@ class Scan:
     good: int = 0
     files: list[str] = field(default_factory=list)
     layouts: dict[str, int] = field(default_factory=dict)
+    map_fns: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
 
 def scan(parts: Iterable[Part]) -> Scan:
@@ -196,6 +202,9 @@ class _PartScan:
 
     def _report_other_layouts(self) -> None:
         """Rows of another layout: the map function is wrong when nothing fits it."""
+        fitting: list[str] = []
+        if self.part.path is not None:
+            self.result.map_fns[self.part.path] = fitting
         for name, (count, places) in self.other_layouts.items():
             wrong = self.fitting == 0 or count > self.fitting
             code, paste = (
@@ -203,6 +212,8 @@ class _PartScan:
                 if wrong
                 else ("mixed-layouts", "")
             )
+            if wrong:
+                fitting.append(paste)
             for index, place in enumerate(places):
                 last = index == len(places) - 1
                 self.findings.add(code, place, count - index if last else 1, paste)

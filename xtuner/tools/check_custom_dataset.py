@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr
@@ -73,33 +75,46 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             print(tr("The report is in {html}", html=args.html))
     findings = report.scan.findings
-    if not args.json:
-        _say_where_to_paste(report, document, args.fix)
+    _say_where_to_paste(report, document, args.fix, sys.stderr if args.json else sys.stdout)
     return 1 if findings.has_errors or (args.strict and not findings.is_clean) else 0
 
 
-def _say_where_to_paste(report: Report, document: ConfigDocument, fix: bool) -> None:
-    """Say which line of the config the lines to paste replace, or write them."""
-    from pathlib import Path
-
-    from xtuner.tools.config_writers.fix_map_fn import map_fn_line, with_map_fn
+def _say_where_to_paste(report: Report, document: ConfigDocument, fix: bool, out: TextIO) -> None:
+    """Say which lines of the config the map functions that fit replace, or write them."""
+    from xtuner.tools.config_writers.fix_map_fn import map_fn_line, with_map_fns
+    from xtuner.tools.train_dataset import train_dataset_path
     from xtuner.utils.files import write_text
 
-    paste = next((f.paste for f in report.scan.findings if f.code == "wrong-map-fn"), "")
-    line = map_fn_line(document)
-    if not paste or line is None or paste.count("dataset_map_fn=") > 1:
+    if not document.is_python:
         return
-    place = f"{document.file}:{line}"
-    if not fix or not Path(document.file).is_file():
-        print(tr("These lines replace dataset_map_fn at {place}; --fix writes them.", place=place))
-        return
-    write_text(document.file, with_map_fn(document, paste).text)
-    print(tr("Written to {file}; the old text is in {backup}.", file=place, backup=_keep(document)))
-
-
-def _keep(document: ConfigDocument) -> str:
-    from xtuner.utils.files import write_text
-
-    backup = f"{document.file}.bak"
-    write_text(backup, document.original.text)
-    return backup
+    dataset = train_dataset_path(document.config)
+    lines = {
+        (*dataset, *part, "dataset_map_fn"): found[0] if len(found) == 1 else None
+        for part, found in report.scan.map_fns.items()
+    }
+    fix = fix and Path(document.file).is_file()
+    for path, paste in lines.items():
+        if paste is None:
+            continue
+        place = f"{document.file}:{map_fn_line(document, path)}"
+        setting = paste.splitlines()[-1]
+        if not fix:
+            said = tr(
+                "{setting} replaces dataset_map_fn at {place}; --fix writes it.",
+                setting=setting,
+                place=place,
+            )
+        else:
+            said = tr("{setting} replaces dataset_map_fn at {place}", setting=setting, place=place)
+        print(said, file=out)
+    if fix and any(lines.values()):
+        backup = f"{document.file}.bak"
+        text = with_map_fns(document, lines).text
+        write_text(backup, document.original.text)
+        write_text(document.file, text)
+        print(
+            tr(
+                "Written to {file}; the old text is in {backup}.", file=document.file, backup=backup
+            ),
+            file=out,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from xtuner.config.values import raw_dict
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -24,23 +25,28 @@ def train_dataset_of(cfg: Config, name: str) -> Mapping[str, Any]:
     Raises:
         UserError: when the config has none.
     """
-    plain = cfg._to_lazy_dict()
-    if plain.get("framework", "mmengine") == "huggingface":
-        key, dataset = "train_dataset", plain.get("train_dataset")
-    else:
-        loader = plain.get("train_dataloader") or {}
-        key, dataset = "train_dataloader.dataset", loader.get("dataset")
-    if not isinstance(dataset, Mapping):
+    dataset: Any = cfg._to_lazy_dict()
+    path = train_dataset_path(cfg)
+    for key in path:
+        dataset = dataset.get(key) or {}
+    if not dataset or not isinstance(dataset, Mapping):
         raise UserError(
             tr("the config has no training dataset"),
             hint=tr(
                 "give it {key} = dict(type=process_hf_dataset, ...), as in "
                 "'xtuner copy-cfg internlm2_chat_7b_qlora_custom_sft_e1 .'",
-                key=key,
+                key=".".join(path),
             ),
-            where=Where(file=name, key=key),
+            where=Where(file=name, key=".".join(path)),
         )
     return dataset
+
+
+def train_dataset_path(cfg: Config) -> tuple[str, ...]:
+    """The keys of the settings of a config's training dataset."""
+    if raw_dict(cfg).get("framework") == "huggingface":
+        return ("train_dataset",)
+    return ("train_dataloader", "dataset")
 
 
 def build(settings: Mapping[str, Any]) -> Any:
