@@ -108,6 +108,21 @@ def test_what_training_does_not_build_is_copied_from_the_base(work, tmp_path, ca
     assert set(weights.infos) == own | set(mtp)
 
 
+def test_experts_are_verified_by_their_weights(work, tmp_path, capsys, monkeypatch):
+    """Rounding may change a router's choice: logits say nothing about what was written."""
+    imported = "from tests.helpers.contract_model import ContractModel"
+    own = "from xtuner.model import SupervisedFinetune as ContractModel"
+    monkeypatch.setitem(globals(), "CONFIG", CONFIG.replace(imported, own))
+    base = save_tiny(tmp_path / "base", "mixtral", num_local_experts=4, initializer_range=0.2)
+    trained(work, base)
+    assert convert(work, tmp_path / "hf", "--dtype", "bf16") == 0
+    said = capsys.readouterr().out
+    assert "each weight is the expected one, rounded to bfloat16" in said
+    trained(work, base, LORA.format(save=[]).replace('"down_proj"', '"v_proj"'))
+    assert convert(work, tmp_path / "adapter", "--dtype", "bf16") == 0
+    assert "each weight is the expected one, rounded to bfloat16" in capsys.readouterr().out
+
+
 def test_adapter(work, tiny_llama, tmp_path, capsys):
     model = trained(work, tiny_llama, LORA.format(save=["lm_head"]))
     out = tmp_path / "adapter"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xtuner.export.weights import shown
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -21,6 +22,9 @@ AUTO_VERIFY_BYTES = 2 * 10**9
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 """Largest difference of logits that rounding explains, as a fraction of the largest logit."""
+
+ROUNDINGS = 4
+"""How often a written weight may have been rounded: the base, the adapter's product, their sum."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,113 @@ def check_difference(difference: Difference, dtype: torch.dtype, what: str) -> N
                 largest=difference.largest,
                 allowed=allowed * difference.scale,
             ),
-            hint=tr("nothing was written. Please report this; '--no-verify' skips the check."),
+            hint=_hint(),
         )
+
+
+def _hint() -> str:
+    return tr("nothing was written. Please report this; '--no-verify' skips the check.")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model chooses experts per token, so that rounding can change its logits abruptly."""
+    from xtuner.model.lora.targets import EXPERTS
+
+    return any(
+        name.rpartition(".")[2] == EXPERTS or "Expert" in type(module).__name__
+        for name, module in model.named_modules()
+    )
+
+
+def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that an export of a model writes: all, or an adapter's; copies."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    adapted = isinstance(model, PeftModel)
+    state = get_peft_model_state_dict(model) if adapted else model.state_dict()
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def check_weights(
+    exact: Mapping[str, torch.Tensor],
+    found: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    base: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Check that weights are others rounded to a dtype, number by number.
+
+    Args:
+        exact: the expected weights in fp32.
+        found: the written weights, of the same names and shapes.
+        dtype: that they were rounded to.
+        base: the weights before a merge, whose rounding counts too.
+
+    Raises:
+        UserError: naming the weights that rounding does not explain.
+    """
+    wrong = sorted(exact.keys() ^ found.keys())
+    step = ROUNDINGS * max(torch.finfo(dtype).eps, 1e-6)
+    for name in exact.keys() & found.keys():
+        whole, written = exact[name].float(), found[name].float()
+        if whole.shape != written.shape:
+            wrong.append(name)
+            continue
+        size = whole.abs()
+        if base is not None and name in base:
+            size = size + base[name].float().abs()
+        noise = 1e-6 * whole.abs().max() if whole.numel() else 0.0  # of sums in another order
+        if not ((whole - written).abs() <= step * size + noise).all():
+            wrong.append(name)
+    if wrong:
+        raise UserError(
+            tr(
+                "these weights are not those of the expected model, rounded to {dtype}: {names}",
+                dtype=_name(dtype),
+                names=shown(sorted(wrong), 4),
+            ),
+            hint=_hint(),
+        )
+
+
+def check_experts(
+    model: nn.Module,
+    exact: Mapping[str, torch.Tensor],
+    difference: Callable[[nn.Module], Difference],
+    dtype: torch.dtype,
+    what: str,
+    base: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Check a written mixture of experts, whose routers may choose others after rounding.
+
+    Logits on the probe would refuse a right one, and a wrong expert that no token chooses would
+    pass. So each weight must be the exact one rounded, and with the exact weights the logits must
+    agree in fp32.
+
+    Args:
+        model: as loaded from what was written, in fp32; it gets the exact weights.
+        exact: the weights before rounding, as ``own_weights`` has them.
+        difference: of a model's logits to the expected ones.
+        dtype: that weights were rounded to.
+        what: the expected model, for the message.
+        base: the weights before a merge.
+
+    Raises:
+        UserError: when weights or logits are others.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+
+    check_weights(exact, own_weights(model), dtype, base)
+    print(tr("verified: each weight is the expected one, rounded to {dtype}", dtype=_name(dtype)))
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, dict(exact))
+    else:
+        model.load_state_dict(exact)
+    quantised = getattr(getattr(model, "get_base_model", lambda: model)(), "is_quantized", False)
+    check_difference(difference(model), dtype if quantised else torch.float32, what)
 
 
 @contextlib.contextmanager

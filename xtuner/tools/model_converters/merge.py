@@ -191,13 +191,15 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
 
     classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")
+    measure = verify.compute_rewards if classifier else verify.compute_logits
+    settings = read_json(merged / "config.json")
+    dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
     with verify.quiet_transformers():
         load = functools.partial(
             verify.load_with_transformers, classifier=classifier, trust_remote_code=trusted
         )
         found_model = load(merged)
         ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
-        measure = verify.compute_rewards if classifier else verify.compute_logits
         found = measure(found_model, ids)
         labels = found_model.config.num_labels
         del found_model
@@ -206,7 +208,18 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
         else:
             model = load(base, num_labels=labels)
         resize_embeddings(model, read_adapter(adapter))
-        expected = measure(PeftModel.from_pretrained(model, str(adapter)), ids)
-    settings = read_json(merged / "config.json")
-    dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
+        before = verify.own_weights(model) if verify.has_experts(model) else None
+        wrapped = PeftModel.from_pretrained(model, str(adapter))
+        expected = measure(wrapped, ids)
+        if before is not None:
+            exact = wrapped.merge_and_unload().state_dict()
+            verify.check_experts(
+                load(merged),
+                exact,
+                lambda model: verify.compare(expected, measure(model, ids)),
+                dtype,
+                tr("base + adapter"),
+                before,
+            )
+            return
     verify.check_difference(verify.compare(expected, found), dtype, tr("base + adapter"))

@@ -268,6 +268,9 @@ def _verify(
         verify.to_fp32(trained.llm)
         ids = verify.probe_ids(trained.llm.config.get_text_config().vocab_size)
         expected = measure(trained if classifier else trained.llm, ids)
+        # a reward model has its head beside the language model: its logits alone are compared
+        experts = verify.has_experts(trained.llm) and not classifier
+        exact = verify.own_weights(trained.llm) if experts else {}
         del trained
         if adapter:
             written = verify.load_with_peft(cfg.model.llm, aside, classifier=classifier)
@@ -276,14 +279,21 @@ def _verify(
             written = verify.load_with_transformers(
                 aside, classifier=classifier, trust_remote_code=trusted
             )
-        found = measure(verify.to_fp32(written), ids)
+        written = verify.to_fp32(written)
+        found = measure(written, ids)
     dtypes = {info.dtype for info in weights.infos.values()}
     dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
     if written_dtype in (torch.bfloat16, torch.float16):
         dtype = written_dtype
     if adapter and cfg.model.llm.get("quantization_config"):
         dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
-    verify.check_difference(verify.compare(expected, found), dtype, tr("the trained model"))
+    what, difference = tr("the trained model"), verify.compare(expected, found)
+    if experts:
+        verify.check_experts(
+            written, exact, lambda model: verify.compare(expected, measure(model, ids)), dtype, what
+        )
+    else:
+        verify.check_difference(difference, dtype, what)
 
 
 def _next_steps(meta_model: FinetuneModel, out: Path, template: str | None) -> str:
