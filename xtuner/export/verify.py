@@ -126,7 +126,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def has_experts(model: nn.Module) -> bool:
-    """Whether a model chooses experts per token, so that rounding can change its logits abruptly."""
+    """Whether a model routes tokens to experts: rounding can change its logits abruptly."""
     from xtuner.model.lora.targets import EXPERTS
 
     return any(
