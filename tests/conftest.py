@@ -96,6 +96,6 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def forget(*names: str) -> None:
         find = importlib.util.find_spec
-        monkeypatch.setattr(packages, "_is_missing", lambda name: name in names or not find(name))
+        monkeypatch.setattr(packages, "is_missing", lambda name: name in names or not find(name))
 
     return forget

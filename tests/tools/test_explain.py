@@ -25,7 +25,7 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 def of_the_examples(monkeypatch, tmp_path):
     """What the examples say of the machine: 8 processes, 30 GB, no bitsandbytes, folders."""
     monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setattr(packages, "_is_missing", {"bitsandbytes"}.__contains__)
+    monkeypatch.setattr(packages, "is_missing", {"bitsandbytes"}.__contains__)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(resources, "free_bytes", lambda work_dir: 30 * 2**30)
     vocabulary = {"model": {"vocab": {"<|end|>": 0}}}

@@ -35,38 +35,6 @@ def test_backends_of_the_visualizer(kind, without, tmp_path):
     assert (code, hint) == ("XT0340", f"pip install {package}")
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("Adamw", "did you mean 'AdamW'?"),
-        ("DAdaptAdam", "pip install dadaptation"),
-        ("Lion", "pip install lion_pytorch"),
-        ("Foo", "import its class in the config"),
-        ("AdamW", None),
-        ("PagedAdamW8bit", None),
-    ],
-)
-def test_optimizers_by_name(name, hint, without, tmp_path):
-    without("dadaptation", "lion_pytorch")
-    text = BASE.read_text() + f"\noptim_wrapper['optimizer'] = dict(type='{name}', lr=2e-4)\n"
-    problems = found(text, tmp_path)
-    if hint is None:
-        assert problems == []
-    else:
-        ((code, _, shown),) = problems
-        assert code == "XT0341" and shown.startswith(hint)
-    own = text + "\ncustom_imports = dict(imports=['json'])\n"
-    assert name in packages.OTHER_OPTIMIZERS or found(own, tmp_path) == []
-
-
-def test_torchs_optimizers_are_all_known():
-    import torch
-
-    kinds = [k for k in vars(torch.optim).values() if isinstance(k, type)]
-    names = {k.__name__ for k in kinds if issubclass(k, torch.optim.Optimizer)} - {"Optimizer"}
-    assert names <= set(packages.TORCH_OPTIMIZERS)
-
-
 def test_arguments_that_another_packages_builder_adds_are_no_error(tmp_path, monkeypatch):
     (tmp_path / "thirdparty19.py").write_text("class Head:\n    def __init__(self, norm): ...\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -2,6 +2,14 @@
 
 from mmengine.config.lazy import LazyObject
 
+HOOKS = {
+    name: LazyObject("xtuner.engine.hooks", name)
+    for name in (
+        *("DatasetInfoHook", "EvaluateChatHook", "HFCheckpointHook", "ThroughputHook"),
+        "VarlenAttnArgsToMessageHubHook",
+    )
+}
+"""Hooks that a config may give by name, which are registered when they are imported."""
 OPTIM_WRAPPER = LazyObject("xtuner.engine.optim", "FinetuneOptimWrapper")
 CHECKPOINT_HOOK = LazyObject("xtuner.engine.hooks.checkpoint_hook", "CheckpointHook")
 EARLY_STOPPING_HOOK = LazyObject("xtuner.engine.hooks.early_stopping_hook", "EarlyStoppingHook")

@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from xtuner.config.adapt.engine_types import (
     CHECKPOINT_HOOK,
     EARLY_STOPPING_HOOK,
+    HOOKS,
     LOOPS,
     OPTIM_WRAPPER,
     SEQUENCE_PARALLEL_SAMPLER,
@@ -198,8 +199,11 @@ def _adapt_hooks(config: Config) -> None:
         if not hook.get("by_epoch", True):
             hook.setdefault("save_last", True)
     for each in [*dict.values(hooks), *(config.get("custom_hooks") or [])]:
-        if isinstance(each, dict) and last_name(dict.get(each, "type")) == "EarlyStoppingHook":
+        kind = dict.get(each, "type") if isinstance(each, dict) else None
+        if last_name(kind) == "EarlyStoppingHook":
             each["type"] = EARLY_STOPPING_HOOK
+        elif isinstance(kind, str) and kind in HOOKS:
+            each["type"] = HOOKS[kind]
 
 
 def _other_dtype(wanted: str, used: str, key: str) -> str:

@@ -18,6 +18,7 @@ from xtuner.config.check import (  # noqa: F401 (they register)
     calls,
     data_files,
     packages,
+    registered,
     resources,
     sections,
     training,

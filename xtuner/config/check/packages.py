@@ -1,8 +1,7 @@
-"""XT034x: packages and registered names that a run would miss only after the data are prepared."""
+"""XT0340: packages that a run would miss only after the data are prepared."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping
 
@@ -25,10 +24,6 @@ PACKAGES: Mapping[str, str] = {
 }
 """What a type needs to be built."""
 
-TORCH_OPTIMIZERS = (
-    *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "NAdam"),
-    *("Muon", "RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
-)
 OTHER_OPTIMIZERS: Mapping[str, str] = {
     **dict.fromkeys(("DAdaptAdaGrad", "DAdaptAdam", "DAdaptSGD"), "dadaptation"),
     "Lion": "lion_pytorch",
@@ -45,7 +40,8 @@ OTHER_OPTIMIZERS: Mapping[str, str] = {
 """Optimizers that mmengine registers where their package is installed."""
 
 
-def _is_missing(package: str) -> bool:
+def is_missing(package: str) -> bool:
+    """Whether a package cannot be imported; it is not imported to find out."""
     return importlib.util.find_spec(package) is None
 
 
@@ -61,7 +57,7 @@ def _is_missing(package: str) -> bool:
 def missing_package(context: Context) -> Iterator[Finding]:
     for key, value in context.dicts():
         package = PACKAGES.get(name_of(dict.get(value, "type")))
-        if package and _is_missing(package):
+        if package and is_missing(package):
             yield Finding(
                 f"{key}.type",
                 tr(
@@ -71,36 +67,3 @@ def missing_package(context: Context) -> Iterator[Finding]:
                 ),
                 f"pip install {package}",
             )
-
-
-@rule(
-    "XT0341",
-    ERROR,
-    N_("an optimizer that does not exist"),
-    N_(
-        "An optimizer by name is one of torch or of an installed package (bitsandbytes, "
-        "lion_pytorch); any other is imported in the config and given as type=TheClass."
-    ),
-    wrong="optim_wrapper = dict(optimizer=dict(type='AdamX'))",
-    right="optim_wrapper = dict(optimizer=dict(type='AdamW'))",
-)
-def unknown_optimizer(context: Context) -> Iterator[Finding]:
-    """An optimizer by its registered name; own ones are registered by ``custom_imports``."""
-    key = "optim_wrapper.optimizer.type"
-    name = context.get(key)
-    if not isinstance(name, str) or "." in name or context.get("custom_imports"):
-        return
-    package = OTHER_OPTIMIZERS.get(name)
-    if package and _is_missing(package):
-        message = tr("{name} needs the package '{package}'", name=name, package=package)
-        yield Finding(key, message, f"pip install {package}")
-    elif not package and name not in TORCH_OPTIMIZERS:
-        known = {each.lower(): each for each in (*OTHER_OPTIMIZERS, *TORCH_OPTIMIZERS)}
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-        yield Finding(
-            key,
-            tr("there is no optimizer {name!r}", name=name),
-            tr("did you mean '{near}'?", near=known[near[0]])
-            if near
-            else tr("import its class in the config and write type=TheClass."),
-        )
