@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from xtuner.export.model_folder import read_json
 from xtuner.utils.lang import tr
 
 
@@ -27,3 +28,27 @@ def serving_commands(folder: Path) -> str:
     lines = [tr("Use it:")]
     lines += [f"  {tool:<13}{command}" for tool, command in rows]
     return "\n".join(lines)
+
+
+_ADAPTER_COMMANDS = {
+    "vllm": "vllm serve {base} --enable-lora --lora-modules {name}={path} --max-lora-rank {rank}",
+    "sglang": "python -m sglang.launch_server --model-path {base} --lora-paths {name}={path}",
+    "lmdeploy": "lmdeploy serve api_server {base} --backend pytorch --adapters {name}={path}",
+}
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def adapter_command(reader: str, base: str, folder: Path) -> str:
+    """The command with which vLLM, SGLang or LMDeploy serves a base with an adapter.
+
+    Args:
+        reader: ``vllm``, ``sglang`` or ``lmdeploy``.
+        base: folder or hub name of the base.
+        folder: the adapter's.
+    """
+    own = int(read_json(folder / "adapter_config.json").get("r") or 0)
+    rank = next((each for each in _VLLM_RANKS if each >= own), own)
+    path = folder.absolute()
+    words = {"base": base, "name": path.name.lower(), "path": path, "rank": rank}
+    quoted = {key: shlex.quote(str(word)) for key, word in words.items()}
+    return _ADAPTER_COMMANDS[reader].format_map(quoted)

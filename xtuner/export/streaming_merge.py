@@ -157,7 +157,7 @@ def prepare_streaming_merge(
     vocab_size = text.vocab_size
     rename = _names_in(base, model)
     _check_names(model, base, rename)
-    wrapped = _attach_adapter(model, config, adapter)
+    wrapped = attach_adapter(model, config, adapter)
     merge = StreamingMerge(base, config, dtype, device)
     if text.vocab_size != vocab_size:
         if rename is not _same or text is not model.config:
@@ -300,7 +300,7 @@ def _check_names(model: PreTrainedModel, base: Weights, rename: Callable[[str], 
         )
 
 
-def _attach_adapter(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> PeftModel:
+def attach_adapter(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> PeftModel:
     """Wrap the model and load the adapter's tensors; missing and unexpected ones are errors."""
     from peft import PeftModel, set_peft_model_state_dict
 

@@ -77,6 +77,20 @@ def add_max_shard_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reader(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--for``, the program that is to read what is written."""
+    parser.add_argument(
+        "--for",
+        dest="reader",
+        choices=("transformers", "vllm", "sglang", "lmdeploy"),
+        default="transformers",
+        help=tr(
+            "the program that will read it (default: transformers); for a server, names are "
+            "compared with the class in the base's config.json, changed to its, or refused"
+        ),
+    )
+
+
 def add_safe_serialization(parser: argparse.ArgumentParser) -> None:
     """Declare ``--safe-serialization`` and ``--no-safe-serialization``."""
     parser.add_argument(

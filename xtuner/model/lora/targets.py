@@ -120,7 +120,7 @@ def default_targets(llm: PreTrainedModel) -> LoraTargets:
         would put adapters on the experts in their place.
     """
     head = llm.get_output_embeddings()
-    towers = tuple(f"{tower}." for tower in _towers(llm))
+    inside = tuple(f"{tower}." for tower in towers(llm))
     is_fused = any(_is_fused_expert(module) for module in llm.modules())
     taken: set[str] = set()
     left: list[str] = []
@@ -128,12 +128,12 @@ def default_targets(llm: PreTrainedModel) -> LoraTargets:
         if not isinstance(layer, nn.Linear | Conv1D) or layer is head:
             continue
         parts = name.split(".")
-        last = _last_name(name)
+        last = last_name(name)
         is_left = (
             EXPERTS in parts
             or (is_fused and parts[-1] in EXPERT_LINEARS)
             or _is_router(llm, name)
-            or name.startswith(towers)
+            or name.startswith(inside)
             or (llm.config.model_type in MAMBA_TYPES and parts[-1] in NOT_ADAPTED_BY_PEFT)
             or parts[-1] in NOT_CALLED
         )
@@ -141,7 +141,7 @@ def default_targets(llm: PreTrainedModel) -> LoraTargets:
             left.append(name)
         else:
             taken.add(last)
-    excluded = sorted({_pattern(name) for name in left if _last_name(name) in taken})
+    excluded = sorted({name_pattern(name) for name in left if last_name(name) in taken})
     return LoraTargets(sorted(taken), "|".join(excluded) or None)
 
 
@@ -174,7 +174,7 @@ def _is_router(llm: nn.Module, name: str) -> bool:
     )
 
 
-def _towers(llm: PreTrainedModel) -> list[str]:
+def towers(llm: PreTrainedModel) -> list[str]:
     """Names of the modules of a multimodal model that text never reaches."""
     text = llm.config.get_text_config()
     if text is llm.config:
@@ -189,12 +189,12 @@ def _towers(llm: PreTrainedModel) -> list[str]:
     ]
 
 
-def _last_name(name: str) -> str:
+def last_name(name: str) -> str:
     """A layer's last name; with the one before it where it is a number, as in ``ffn.0``."""
     outer, _, last = name.rpartition(".")
     return f"{outer.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
 
-def _pattern(name: str) -> str:
+def name_pattern(name: str) -> str:
     """A layer's name with any number in the place of numbers."""
     return re.sub(r"(?<=\\\.)\d+(?=\\\.|$)", r"\\d+", re.escape(name))

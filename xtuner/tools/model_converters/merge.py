@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xtuner.tools.arguments import (
     add_dtype,
     add_max_shard_size,
+    add_reader,
     add_safe_serialization,
     add_trust_remote_code,
 )
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=tr("merge into another base of the same shapes"),
     )
+    add_reader(parser)
     add_trust_remote_code(parser)
 
 
@@ -60,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     from xtuner.export import model_folder
     from xtuner.export.fingerprint import check_fingerprint
+    from xtuner.export.readers import check_model
     from xtuner.export.serving import serving_commands
     from xtuner.export.shards import check_space, parse_size
     from xtuner.export.weights import Weights
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
         _write(weights, adapter, aside, dtype, args)
+        check_model(aside, base, args.reader)
         if (adapter / REWARD_FILE).is_file():
             shutil.copy(adapter / REWARD_FILE, aside / REWARD_FILE)
         if model_folder.copy_tokenizer(adapter, aside):

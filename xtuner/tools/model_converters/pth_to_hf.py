@@ -13,6 +13,7 @@ from xtuner.tools.arguments import (
     add_config_options,
     add_dtype,
     add_max_shard_size,
+    add_reader,
     add_safe_serialization,
 )
 from xtuner.utils.dtypes import torch_dtype
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="xtuner",
         help=tr("layout of LLaVA models"),
     )
+    add_reader(parser)
     add_config_options(parser)
     parser.add_argument(
         "--verify",
@@ -109,9 +111,10 @@ def run(args: argparse.Namespace) -> int:
         write_config(cfg, aside / "xtuner_config.py")
         if _should_verify(meta_model, args.verify):
             _verify(cfg, weights, aside, meta_model, dtype)
+        _fit_reader(meta_model, aside, args.reader)
     print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
-        print(_next_steps(meta_model, out, _template_name(cfg)))
+        print(_next_steps(meta_model, out, _template_name(cfg), args.reader))
     return 0
 
 
@@ -296,10 +299,38 @@ def _verify(
         verify.check_difference(difference, dtype, what)
 
 
-def _next_steps(meta_model: FinetuneModel, out: Path, template: str | None) -> str:
+def _fit_reader(meta_model: FinetuneModel, aside: Path, reader: str) -> None:
+    """Fit what was written to the program that will read it, last: training knows other names."""
+    from xtuner.export import readers, write_model
+    from xtuner.export.model_folder import find_model
+
+    if reader == readers.TRANSFORMERS:
+        return
+    llm: Any = getattr(meta_model, "llm", None)
+    if llm is None or hasattr(meta_model, "visual_encoder"):
+        raise UserError(
+            tr("--for is for language models."),
+            hint=tr("without --for it is written for transformers and peft."),
+        )
+    if not write_model.is_adapter(llm):
+        readers.check_model(aside, find_model(str(llm.name_or_path)), reader)
+        return
+    base = find_model(str(llm.get_base_model().name_or_path))
+    if readers.fit_adapter(aside, base, reader):
+        print(
+            tr(
+                "the adapter's tensors are named as in the class of the base's config.json; "
+                "'convert merge' takes an adapter that was written without --for."
+            )
+        )
+
+
+def _next_steps(
+    meta_model: FinetuneModel, out: Path, template: str | None, reader: str = "transformers"
+) -> str:
     """The commands that use what was written, as they can be typed."""
     from xtuner.export import write_model
-    from xtuner.export.serving import serving_commands
+    from xtuner.export.serving import adapter_command, serving_commands
 
     llm: Any = getattr(meta_model, "llm", None)
     if hasattr(meta_model, "visual_encoder"):
@@ -315,6 +346,8 @@ def _next_steps(meta_model: FinetuneModel, out: Path, template: str | None) -> s
     if not write_model.is_adapter(llm):
         return serving_commands(out)
     base = str(llm.get_base_model().name_or_path)
+    if reader != "transformers":
+        return tr("Use it:") + f"\n  {adapter_command(reader, base, out)}"
     return "\n".join(
         [
             tr("Use it:"),
