@@ -2,59 +2,184 @@
 
 import importlib
 import json
+import multiprocessing
+import os
+import signal
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.helpers.forked import run
 
-GPU = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+GPU_CHECK = BENCHMARKS / "gpu_check.py"
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_gpu_on_a_tiny_model(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(GPU.parent))
-    gpu = importlib.import_module("gpu")
-
-    def run_case(case):
-        words = ["--shapes", case.shape, "--device", case.device, "--methods", case.method]
-        done = run(GPU, *words, "--lengths", str(case.length), "--folder", tmp_path / case.method)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    monkeypatch.setattr(gpu, "run", run_case)
-    words = ["--shapes", "tiny", "--device", "cpu", "--lengths", "48", "--results", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
-    assert gpu.main() == 0
-    result = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
-    assert [case["method"] for case in result["cases"]] == ["full", "lora", "qlora"]
-    for case in result["cases"]:
-        assert "failed" not in case, case["failed"]
-        # No upper bound: where the processor only emulates bf16, parts that are not in bf16 pay.
-        assert case["tokens_per_second"] > 0 and case["share_of_matmul"] > 0
-        assert 5.5 < case["loss"] < 7  # log(512) = 6.2: nothing can be learnt from these rows
-    table = (tmp_path / "gpu.md").read_text("utf-8")
-    assert "| tiny | qlora | 48 |" in table and torch.__version__ in table
+def test_the_check_of_a_gpu_runs_dry_on_a_cpu(tmp_path):
+    """One check of each kind; ``gpu_check.py --dry`` alone runs all of them."""
+    names = ["rates", "loss", "method/qlora", "attention/torch sdpa", "steps"]
+    names += ["commands/quickstart", "qwen2_5_7b/qlora"]
+    done = run(GPU_CHECK, "--dry", "--results", tmp_path, "--only", *names)
+    saved = json.loads((tmp_path / "gpu_check.json").read_text("utf-8"))
+    found = {result["name"]: result for result in saved["results"]}
+    assert {result["status"] for result in found.values()} <= {"ok", "absent"}
+    right = {name for name, result in found.items() if result["status"] == "ok"}
+    assert {"rates", "loss", "method/qlora", "steps", "commands/quickstart"} <= right
+    assert {f"attention/torch sdpa, sample by sample/{n}" for n in ("kernel", "models")} <= right
+    assert {f"qwen2_5_7b/qlora/2048/{side}" for side in ("ours", "plain", "plan")} <= right
+    loss = found["qwen2_5_7b/qlora/2048/ours"]["facts"]["loss"]
+    assert 5.5 < loss < 7  # log(512) = 6.2: nothing can be learnt from random tokens
+    text = (tmp_path / "gpu_check.md").read_text("utf-8")
+    assert "| qwen2_5_7b | qlora | 2,048 | ours |" in text and torch.__version__ in text
+    assert text in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_it_needs():
-    done = run(GPU, status=2)
+    done = run(GPU_CHECK, status=2)
     assert "needs a GPU" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_case_that_fails_says_why(tmp_path):
-    words = ["--shapes", "tiny", "--device", "cpu", "--lengths", "-1", "--methods", "full"]
-    words += ["--results", str(tmp_path)]
-    run(GPU, *words)
-    (case,) = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["cases"]
-    assert "Error" in case["failed"]
+@pytest.fixture
+def checks(monkeypatch):
+    """The modules of ``gpu_checks`` by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    names = ("items", "runner", "table", "packages", "tiny", "correctness")
+    return SimpleNamespace(
+        **{name: importlib.import_module(f"gpu_checks.{name}") for name in names}
+    )
+
+
+def raises(setting):
+    print("its last words")
+    raise ValueError("no such thing")
+
+
+def hangs(setting):
+    while True:
+        signal.pause()
+
+
+def dies(setting):
+    os._exit(3)
+
+
+def run_checks(checks, functions, seconds=1000.0, **limits):
+    """The results of some checks by name, and the names of those that did not run."""
+    items = [
+        checks.items.Item(name, 1, function, limits.get(name, 500))
+        for name, function in functions.items()
+    ]
+    found = []
+    missing = checks.runner.Runner("cpu", False, 2, found.append).run(items, seconds)
+    return {result.name: result for result in found}, missing
+
+
+def test_a_check_that_fails_ends_no_other(checks):
+    def absent(setting):
+        raise checks.items.AbsentError("not installed")
+
+    functions = dict(raises=raises, hangs=hangs, dies=dies, absent=absent)
+    functions |= dict(wrong=lambda s: {"wrong": ["a"]}, right=lambda s: {"device": s.device})
+    found, missing = run_checks(checks, functions, hangs=0.01)
+    assert not missing
+    assert {name: result.status for name, result in found.items()} == dict(
+        raises="failed", hangs="timeout", dies="failed", absent="absent", wrong="wrong", right="ok"
+    )
+    assert found["raises"].why == "ValueError: no such thing"
+    assert "its last words" in found["raises"].log and "Traceback" in found["raises"].log
+    assert "status 3" in found["dies"].why and found["absent"].why == "not installed"
+    assert found["right"].facts == {"device": "cpu"}
+
+
+def test_at_the_end_of_the_time_checks_are_stopped_and_named(checks):
+    found, missing = run_checks(checks, dict(a=hangs, b=hangs, c=hangs), seconds=0.2)
+    assert found == {} and sorted(missing) == ["a", "b", "c"]
+
+
+def test_processes_are_spawned_where_cuda_forbids_to_fork(checks, monkeypatch, tmp_path):
+    fork, asked = multiprocessing.get_context("fork"), []
+
+    def context(method):
+        asked.append(method)
+        return fork
+
+    def once(setting):
+        if not (tmp_path / "tried").exists():
+            (tmp_path / "tried").touch()
+            raise RuntimeError(f"Cannot {checks.runner.NO_FORK}. To use CUDA ...")
+        return {}
+
+    monkeypatch.setattr(checks.runner.multiprocessing, "get_context", context)
+    found, _ = run_checks(checks, dict(once=once))
+    assert asked == ["fork", "spawn"] and found["once"].status == "ok"
+
+
+def test_results_are_kept_for_the_same_machine(checks, tmp_path):
+    Result, Results = checks.items.Result, checks.items.Results
+    file = tmp_path / "found.json"
+    one = Result("a", "ok", 1.0, {"x": 1})
+    Results(file, {"gpu": "A"}).add(one)
+    assert Results(file, {"gpu": "A"}).found == {"a": one}
+    assert Results(file, {"gpu": "B"}).found == {}
+    assert not Result("b", "wrong", 1.0, {}).is_final
+
+
+def test_the_table_shows_what_failed_and_what_did_not_run(checks):
+    Result = checks.items.Result
+    speed = {"tokens/s": 14100.0, "TFLOP/s": 400.0, "peak GiB": 18.4, "held GiB": 20.1}
+    text = checks.table.tables(
+        {"gpu": "H100"},
+        [
+            Result("rates", "ok", 1.0, {"matmul TFLOP/s": 800.0}),
+            Result("method/lora", "wrong", 1.0, {"wrong": ["packed"]}),
+            Result("qwen2_5_7b/lora/8192/ours", "ok", 9.0, speed),
+            Result("qwen2_5_7b/lora/8192/plan", "ok", 9.0, {"total GiB": 19.5}),
+            Result("llama2_7b/full/2048/ours", "absent", 1.0, {}, "no | room"),
+        ],
+        ["loss"],
+    )
+    assert "| qwen2_5_7b | lora | 8,192 | ours | 14,100 | 50% | 18.4 | 20.1 | 19.5 |" in text
+    assert "| method/lora | wrong: packed | 1.0 |" in text and "no / room" in text
+    assert "time was over: loss." in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "factor", "right"),
+    [(6.0, 1.01, True), (6.0, 1.1, False), (6.1, 1.0, False), (float("nan"), 1.0, False)],
+)
+def test_a_wrong_loss_or_gradient_is_noticed(checks, monkeypatch, tmp_path, loss, factor, right):
+    outcome = checks.tiny.Outcome
+    for name, function in {
+        "finetuned": lambda *args, **settings: SimpleNamespace(backends=[]),
+        "outcome": lambda *args: outcome(loss, factor * torch.ones(4)),
+        "plain_outcome": lambda model: outcome(6.0, torch.ones(4)),
+    }.items():
+        monkeypatch.setattr(checks.tiny, name, function)
+    monkeypatch.setattr(checks.correctness, "_use_liger", lambda use: None)
+    setting = checks.items.Setting("cpu", True, tmp_path)
+    wrong = checks.correctness.method(setting, "full")["wrong"]
+    assert wrong == ([] if right else ["packed", "padded"])
+
+
+def test_of_bitsandbytes_one_library_is_carried(checks, tmp_path):
+    wheel, target = tmp_path / "a.whl", tmp_path / "out.zip"
+    names = [f"bitsandbytes/libbitsandbytes_{n}.so" for n in ("cuda126", "cuda130", "cpu")]
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in (*names, "peft/tests/test_a.py", "peft/a.py"):
+            file.writestr(name, "x")
+    checks.packages.write(target, [wheel], "130")
+    assert zipfile.ZipFile(target).namelist() == [*names[1:], "peft/a.py"]
 
 
 @pytest.fixture
 def peers(monkeypatch):
-    monkeypatch.syspath_prepend(str(GPU.parent))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("peers")
 
 
@@ -91,7 +216,7 @@ def test_a_peer_that_failed_stands_beside_the_others(peers):
 
 @pytest.fixture
 def soak(monkeypatch):
-    monkeypatch.syspath_prepend(str(GPU.parent))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("soak")
 
 
