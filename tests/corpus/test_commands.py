@@ -1,4 +1,4 @@
-"""Each kind of faulty data through every command that reads data or its config: a message, no traceback."""
+"""Each kind of faulty data through every command that reads it: a message, no traceback."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Standard library only, so that ``xtuner list-dataset-format`` answers at once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,9 +37,10 @@ class Layout:
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has every field, each of the right kind."""
-        return all(
-            name in row and not kind_problem(row[name], kind) for name, kind in self.fields.items()
-        )
+        for name, kind in self.fields.items():  # a row is asked for many layouts
+            if name not in row or kind_problem(row[name], kind):
+                return False
+        return True
 
 
 def _texts(*names: str) -> dict[str, str]:
@@ -129,8 +131,18 @@ _ROLE_KEYS, _CONTENT_KEYS = ("from", "role"), ("value", "content", "text")
 def messages_of(value: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Role and content of each message of a list, in any common spelling."""
     for message in value:
-        role = next((message[key] for key in _ROLE_KEYS if key in message), "")
-        yield str(role), next((message[key] for key in _CONTENT_KEYS if key in message), None)
+        yield str(_first(message, _ROLE_KEYS, "")), _first(message, _CONTENT_KEYS, None)
+
+
+def _first(message: Mapping[str, Any], keys: Iterable[str], default: object) -> Any:
+    for key in keys:
+        if key in message:
+            return message[key]
+    return default
+
+
+_ITEM_KEYS = {MESSAGES: ("role",), SHAREGPT: ("from",), TURNS: ("input", "output")}
+"""What items of lists have, at least one of them."""
 
 
 def kind_problem(value: object, kind: str) -> tuple[str, str] | None:
@@ -139,11 +151,11 @@ def kind_problem(value: object, kind: str) -> tuple[str, str] | None:
         return None if isinstance(value, str) else (named(value), named(""))
     if not isinstance(value, list):
         return named(value), named([])
-    keys = {MESSAGES: ("role",), SHAREGPT: ("from",), TURNS: ("input", "output")}[kind]
+    keys = _ITEM_KEYS[kind]
     for index, item in enumerate(value):
         if not isinstance(item, dict):
             return f"[{index}]: {named(item)}", named({})
-        if not any(key in item for key in keys):
+        if item.keys().isdisjoint(keys):
             return f"[{index}]: {', '.join(map(str, item))[:60] or '{}'}", repr(keys[0])
     return None
 
@@ -171,11 +183,9 @@ def layout_named(name: str) -> Layout:
 def _of_other_tools(row: Mapping[str, Any]) -> Layout | None:
     """The layout that only ``auto_map_fn`` reads whole."""
     turns = row.get("conversations")
-    who = (
-        {str(turn.get("from")).lower() for turn in turns if isinstance(turn, dict)}
-        if (isinstance(turns, list))
-        else set()
-    )
+    who: set[str] = set()
+    if isinstance(turns, list):
+        who = {str(turn.get("from")).lower() for turn in turns if isinstance(turn, dict)}
     if who - {"human", "gpt", "none"} and who <= set(roles.ANY) and not who & {"user", "assistant"}:
         return BY_AUTO["sharegpt"]
     earlier = row.get("history") or row.get("system")
@@ -194,12 +204,18 @@ def preference_layout(row: Mapping[str, Any]) -> Layout:
     return replace(LAYOUTS["preference"], fields=fields)
 
 
+@functools.lru_cache(maxsize=1024)
+def _with_fields(names: tuple[str, ...]) -> list[Layout]:
+    """The layouts all of whose fields are among these."""
+    return [layout for layout in LAYOUTS.values() if layout.fields.keys() <= set(names)]
+
+
 def recognise(row: Mapping[str, Any]) -> Layout | None:
     """The layout that reads the most of a row; None when no layout fits."""
     other = _of_other_tools(row)
     if other is not None:
         return other
-    fitting = [layout for layout in LAYOUTS.values() if layout.fits(row)]
+    fitting = [layout for layout in _with_fields(tuple(row)) if layout.fits(row)]
     if not fitting:
         return None
     if set(row) >= {"text"} and "### Human:" in str(row["text"]):

@@ -168,7 +168,7 @@ class _PartScan:
             count, first = self.layouts.get(found.name, (0, Place(row.file, row.line)))
             self.layouts[found.name] = (count + 1, first)
             return replace(found, roles=AUTO.roles) if found.roles else found
-        if found is None or _reads_as_much(layout, found, row.value):
+        if found is None or found is layout or _reads_as_much(layout, found, row.value):
             return layout
         count, places = self.other_layouts.setdefault(found.name, (0, []))
         if len(places) < 5:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, messages_of
 from xtuner.tokenization.content import has_loss
 from xtuner.tokenization.encode import is_on
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One message: ``role`` is system, user, assistant or tool; quoted when unknown."""
 
     role: str
