@@ -134,6 +134,7 @@ EXAMPLES = (
     "xtuner copy-cfg --model ./my-model --method lora --data my.jsonl .",
     "xtuner print-cfg quickstart --why optim_wrapper.optimizer.lr",
     "xtuner check-cfg my.py",
+    "xtuner plan my.py --gpu 24GB",
     "xtuner explain XT0302",
     "xtuner list-dataset-format -p sharegpt",
     "xtuner check-custom-dataset my.py --html report.html",
