@@ -189,6 +189,10 @@ env_cfg = dict(
 )
 
 visualizer = None
+# Curves in TensorBoard; wandb, swanlab and others likewise:
+# visualizer = dict(
+#     type="Visualizer", vis_backends=[dict(type="TensorboardVisBackend")]
+# )
 log_level = "INFO"
 load_from = None
 resume = False
