@@ -7,6 +7,7 @@ full training keeps weights in float32, LoRA a base in bf16, QLoRA one in 4 bits
 from __future__ import annotations
 
 import gc
+import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -114,7 +115,7 @@ def trl(setting: Setting, case: Case) -> Facts:
 
     class Timer(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            clock.step(case.tokens(setting), float("nan"))
+            clock.step(case.tokens(setting), math.nan)  # TRL keeps it
 
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, "<pad>"))
     special = dict(pad_token="<pad>", eos_token="</s>", unk_token="<pad>")
@@ -284,8 +285,9 @@ def _facts(clock: measuring.Clock, llm: Any, case: Case, setting: Setting) -> Fa
         "tokens/s": round(found["tokens_per_second"], 1),
         "TFLOP/s": work / 1e12,
         "peak GiB": round(found["peak_mib"] / 1024, 2),
-        "loss": round(found["loss"], 3),
     }
+    if not math.isnan(found["loss"]):
+        facts["loss"] = round(found["loss"], 3)
     if setting.device == "cuda":
         free, total = torch.cuda.mem_get_info()
         facts["held GiB"] = round((total - free) / GIB, 2)  # with CUDA's context and gaps
