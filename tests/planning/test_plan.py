@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.architectures import make_config
 from tests.helpers.tiny import make_tokenizer
 from xtuner.config.load import load
+from xtuner.configs.render import width
 from xtuner.entry_point import main
 from xtuner.planning.cards import CARDS, card
 from xtuner.planning.plan import Machine, Planner
@@ -56,6 +57,13 @@ def test_it_does_not_fit(capsys, options, tmp_path):
     assert out.is_file() and load(str(out)).values["max_length"] <= 2048
     status, said = plan(capsys, *words)
     assert status == 1 and "is there already" in said.err
+
+
+def test_chinese_stands_in_columns(capsys, options, monkeypatch):
+    monkeypatch.setenv("XTUNER_LANG", "zh")
+    status, said = plan(capsys, "--no-data", "--cfg-options", *options)
+    table = [line for line in said.out.splitlines() if line.endswith("iB") and line[0] == " "]
+    assert status == 0 and len(table) > 5 and len({width(line) for line in table}) == 1
 
 
 def test_json(capsys, options):

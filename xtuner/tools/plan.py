@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xtuner.configs.render import width
 from xtuner.tools.arguments import add_config_options
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr, translate
@@ -173,10 +174,10 @@ def _lines(config: str, plan: Plan, found: Sequence[Remedy], given: Sequence[str
 def _table(plan: Plan) -> Iterator[str]:
     rows = [(translate(what), size) for what, size in plan.memory.parts() if size]
     rows.append((tr("in all"), plan.memory.total))
-    width = max(len(what) for what, _ in rows)
+    widest = max(width(what) for what, _ in rows)
     yield tr("Memory of each GPU ({settings}):", settings=_settings(plan))
     for what, size in rows:
-        yield f"  {what:<{width}}  {_size(size):>10}"
+        yield f"  {what}{' ' * (widest - width(what))}  {_size(size):>10}"
 
 
 def _settings(plan: Plan) -> str:
