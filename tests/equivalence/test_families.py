@@ -10,6 +10,7 @@ import torch
 
 from tests.equivalence.runs import train, train_on_ranks
 from tests.equivalence.test_sequence_parallel import CONFIG, KINDS, differences
+from tests.helpers.architectures import make_architecture
 from tests.helpers.hub_models import MODELS
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 
@@ -76,3 +77,20 @@ def test_two_processes_train_what_one_does(tmp_path):
         )
     ]
     assert not off, "\n".join(off)
+
+
+@pytest.mark.slow
+def test_a_vision_language_class_on_rows_of_text(tmp_path):
+    """Its tower gets no gradient: two processes would wait for it."""
+    base = tmp_path / "base"
+    make_architecture("gemma3", attention="eager").save_pretrained(base)
+    runs = {}
+    for kind in ("full", "lora"):
+        words = options(base, kind, 1, 1)
+        status, printed = train(CONFIG, tmp_path / kind, *words)
+        assert status == 0, printed
+        out = tmp_path / f"{kind}_2"
+        runs[kind] = [CONFIG, "--work-dir", out, *options(base, kind, 1, PROCESSES)]
+    train_on_ranks(PROCESSES, list(runs.values()), tmp_path)
+    for kind in runs:
+        assert not [*differences(tmp_path / kind, tmp_path / f"{kind}_2", STEPS)]
