@@ -5,9 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.helpers.architectures import make_architecture, make_config
+from tests.helpers.hub_models import MODELS
 from xtuner.model import SupervisedFinetune
+from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 from xtuner.planning import stand_ins
 from xtuner.planning.activations import trace_activations
+from xtuner.utils.errors import UserError
 
 KINDS = ("llama", "qwen3", "gemma2", "phi3", "glm4", "mixtral")
 
@@ -91,3 +94,49 @@ def test_a_peft_model_of_ones_own():
         llm, llm.get_base_model(), batch_size=1, length=16, autocast=torch.float32
     )
     assert found.layers > 0
+
+
+@pytest.mark.parametrize(
+    "kind", ["gemma3", "mistral3", "qwen3_5", "bloom", "opt", "mamba", "gpt_oss", "nemotron_h"]
+)
+def test_classes_of_other_kinds(kind):
+    """Vision towers that text does not reach, masks of their own, no attention, experts."""
+    stand_ins.register()
+    with torch.device("meta"):
+        model = SupervisedFinetune(
+            make_architecture(kind, attention=stand_ins.NAME), use_activation_checkpointing=False
+        )
+    found = trace_activations(
+        model, model.causal_lm, batch_size=1, length=16, autocast=torch.bfloat16
+    )
+    assert found.layers > found.inputs > 0
+
+
+def test_experts_in_a_list():
+    """A token passes its two experts and the shared ones, whichever they are."""
+    model = MODELS["deepseek"]
+    fields = {**model.sizes, **model.config}
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    kept = {}
+    for chosen in (1, 2):
+        config.num_experts_per_tok = chosen
+        config._attn_implementation = stand_ins.NAME
+        with torch.device("meta"):
+            llm = AutoModelForCausalLM.from_config(config)
+        found = trace_activations(llm, llm, batch_size=1, length=16, autocast=torch.float32)
+        kept[chosen] = found.layers
+    assert kept[2] > kept[1] > 0
+
+
+def test_a_forward_that_depends_on_values(monkeypatch):
+    llm = make_architecture("llama", attention=stand_ins.NAME)
+    original = type(llm.model).forward
+
+    def forward(self, input_ids, **kwargs):
+        if int(input_ids.max()) > 3:
+            raise AssertionError
+        return original(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(type(llm.model), "forward", forward)
+    with pytest.raises(UserError, match="LlamaForCausalLM cannot be counted"):
+        trace_activations(llm, llm, batch_size=1, length=16, autocast=torch.float32)

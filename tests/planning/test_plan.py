@@ -88,6 +88,12 @@ def test_a_model_that_is_not_here(capsys):
     assert status == 1 and "nowhere" in said.err and "Traceback" not in said.err
 
 
+def test_the_quickstart_makes_its_model_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "quickstart", "--no-data", "--gpu", "8GB"]) == 0
+    assert "It fits" in capsys.readouterr().out
+
+
 def test_a_card_that_does_not_exist(capsys):
     status, said = plan(capsys, "--gpu", "RTX9999")
     assert status == 1 and "RTX9999" in said.err and "--gpu 24GB" in said.err

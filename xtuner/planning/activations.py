@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from xtuner.planning import stand_ins
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,10 @@ def trace_activations(
         autocast: what matrix products are computed in; float32 for no autocast.
 
     Raises:
-        RuntimeError: of torch, where the class looks at values, which fake tensors do not have.
+        UserError: when the class looks at values, which fake tensors do not have.
     """
     counts = _keep_one_of_each(language_model)
-    for config in (language_model.config, language_model.config.get_text_config()):
-        config._experts_implementation = stand_ins.NAME
+    stand_ins.use_planned_experts(language_model)
     with FakeTensorMode(allow_non_fake_inputs=False):
         _fill(model)
         weights = (*model.parameters(), *model.buffers())
@@ -119,15 +120,10 @@ def trace_activations(
         layers = _checkpointed_layers(language_model)
         saved = torch.autograd.graph.saved_tensors_hooks(recorder.keep, _same)
         with _hooks(layers, recorder), _autocast(autocast), saved:
-            language_model.train()
-            language_model.base_model(
-                input_ids=torch.zeros(batch_size, length, dtype=torch.long),
-                # four dimensions: transformers takes such a mask as it is
-                attention_mask=torch.zeros(1, 1, 1, 1),
-                use_cache=False,
-            )
-    inside = [recorder.by_layer[index] for index in range(len(layers))]
-    inputs = [recorder.input_of[index] for index in range(len(layers))]
+            _forward(language_model, batch_size, length)
+    # layers of a vision tower are not called for text
+    inside = [recorder.by_layer.get(index, 0) for index in range(len(layers))]
+    inputs = [recorder.input_of.get(index, 0) for index in range(len(layers))]
     return Activations(
         outside=recorder.outside,
         layers=sum(n * (size + kept) for n, size, kept in zip(counts, inside, inputs, strict=True)),
@@ -135,6 +131,26 @@ def trace_activations(
         largest_layer=max(inside, default=0),
         largest_tensor=max(recorder.seen.values(), default=0),
     )
+
+
+def _forward(language_model: Any, batch_size: int, length: int) -> None:
+    language_model.train()
+    try:
+        language_model.base_model(
+            input_ids=torch.zeros(batch_size, length, dtype=torch.long),
+            # without a mask transformers looks for packed samples in the values of positions
+            attention_mask=torch.ones(batch_size, length, dtype=torch.long),
+            use_cache=False,
+        )
+    except Exception as error:  # whatever a model's own code fails with
+        raise UserError(
+            tr(
+                "the activations of {name} cannot be counted: its forward pass depends on values.",
+                name=type(language_model).__name__,
+            ),
+            hint=tr("train a few steps on the card, and look at nvidia-smi."),
+            where=Where(key="model.llm"),
+        ) from error
 
 
 def _checkpointed_layers(language_model: nn.Module) -> list[nn.Module]:

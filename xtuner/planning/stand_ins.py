@@ -6,6 +6,7 @@ transformers calls them by name, as it calls those that compute.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -82,6 +83,26 @@ def planned_experts(
     inner = _product(experts, rows, up)
     inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
     out = _product(experts, inner, down) * top_k_weights.reshape(-1, 1)
+    return out.view(tokens, chosen, -1).sum(1).to(hidden.dtype)
+
+
+def use_planned_experts(language_model: Any) -> None:
+    """Let a mixture's layers call ``planned_experts``, or its equivalent for a list of experts."""
+    for config in (language_model.config, language_model.config.get_text_config()):
+        config._experts_implementation = NAME
+    for module in language_model.modules():
+        experts = getattr(module, "experts", None)
+        if hasattr(module, "routed") and isinstance(experts, nn.ModuleList):
+            module.routed = functools.partial(_first_of_list, experts)
+
+
+def _first_of_list(
+    experts: nn.ModuleList, hidden: Tensor, top_k_weights: Tensor, top_k_index: Tensor
+) -> Tensor:
+    """As ``planned_experts``, in place of ``DeepseekMoE.routed``."""
+    tokens, chosen = top_k_index.shape
+    rows = hidden.index_select(0, top_k_index.new_zeros(tokens * chosen))
+    out = experts[0](rows) * top_k_weights.reshape(-1, 1)
     return out.view(tokens, chosen, -1).sum(1).to(hidden.dtype)
 
 

@@ -69,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.config.override import override
     from xtuner.planning.plan import Planner
     from xtuner.planning.remedies import remedies
+    from xtuner.tools.train_dataset import call_before_run
 
     document = override(load(args.config), args.cfg_options)
     check_or_raise(document)
+    call_before_run(document.config)  # which may make the model's folder
     rows = None if args.no_data else _rows(document)
     print(tr("building the model without weights ..."), file=sys.stderr, flush=True)
     planner = Planner(rows)
@@ -118,10 +120,9 @@ def _machine(args: argparse.Namespace) -> Machine:
 
 def _rows(document: ConfigDocument) -> int | None:
     """Rows of the training data, packed where they are packed; None where they are not here."""
-    from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
+    from xtuner.tools.train_dataset import build, train_dataset_of
 
     try:
-        call_before_run(document.config)
         dataset = build(train_dataset_of(document.config, document.file))
     except (UserError, ImportError) as error:
         print(

@@ -17,7 +17,6 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from xtuner.model.transformers_models.baichuan.alibi import COLUMNS, eager_attention, with_alibi
@@ -25,6 +24,7 @@ from xtuner.model.transformers_models.baichuan.configuration_baichuan import Bai
 from xtuner.model.transformers_models.decoder import (
     CausalLMModel,
     DecoderModel,
+    DecoderPreTrainedModel,
     attend,
     cos_and_sin,
     inverse_frequencies,
@@ -141,19 +141,11 @@ class BaichuanLayer(GradientCheckpointingLayer):
         return hidden_states + fed
 
 
-class BaichuanPreTrainedModel(PreTrainedModel):
+class BaichuanPreTrainedModel(DecoderPreTrainedModel):
     """What Baichuan's models share."""
 
     config_class = BaichuanConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["BaichuanLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": BaichuanLayer, "attentions": BaichuanAttention}
 
 

@@ -16,13 +16,13 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.glm.modeling_glm import apply_rotary_pos_emb
 
 from xtuner.model.transformers_models.chatglm.configuration_chatglm import ChatGLMConfig
 from xtuner.model.transformers_models.decoder import (
     CausalLMModel,
     DecoderModel,
+    DecoderPreTrainedModel,
     attend,
     cos_and_sin,
     inverse_frequencies,
@@ -181,18 +181,12 @@ class Embedding(nn.Module):
         self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
 
 
-class ChatGLMPreTrainedModel(PreTrainedModel):
+class ChatGLMPreTrainedModel(DecoderPreTrainedModel):
     """What ChatGLM's models share."""
 
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["GLMBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": GLMBlock, "attentions": SelfAttention}
 
     def _init_weights(self, module: nn.Module) -> None:

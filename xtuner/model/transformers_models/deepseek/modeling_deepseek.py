@@ -20,12 +20,16 @@ from transformers.activations import ACT2FN
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
-from xtuner.model.transformers_models.decoder import CausalLMModel, DecoderModel
+from xtuner.model.transformers_models.decoder import (
+    CausalLMModel,
+    DecoderModel,
+    DecoderPreTrainedModel,
+)
 from xtuner.model.transformers_models.deepseek.configuration_deepseek import DeepseekConfig
 from xtuner.model.transformers_models.rotary import RotaryEmbedding
 
@@ -136,18 +140,11 @@ class DeepseekDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + cast(Tensor, self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
-class DeepseekPreTrainedModel(PreTrainedModel):
+class DeepseekPreTrainedModel(DecoderPreTrainedModel):
     """What DeepSeekMoE's models share."""
 
     config_class = DeepseekConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["DeepseekDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {
         "hidden_states": DeepseekDecoderLayer,
         "attentions": LlamaAttention,

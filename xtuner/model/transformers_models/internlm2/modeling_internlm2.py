@@ -20,11 +20,15 @@ from transformers.modeling_layers import (
     GradientCheckpointingLayer,
 )
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from transformers.utils.generic import can_return_tuple
 
-from xtuner.model.transformers_models.decoder import CausalLMModel, DecoderModel, attend
+from xtuner.model.transformers_models.decoder import (
+    CausalLMModel,
+    DecoderModel,
+    DecoderPreTrainedModel,
+    attend,
+)
 from xtuner.model.transformers_models.internlm2.configuration_internlm2 import InternLM2Config
 from xtuner.model.transformers_models.rotary import RotaryEmbedding
 
@@ -117,20 +121,12 @@ class InternLM2DecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.feed_forward(self.ffn_norm(hidden_states))
 
 
-class InternLM2PreTrainedModel(PreTrainedModel):
+class InternLM2PreTrainedModel(DecoderPreTrainedModel):
     """What the models below share."""
 
     config_class = InternLM2Config
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _input_embed_layer = "tok_embeddings"
     _no_split_modules = ["InternLM2DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {
         "hidden_states": InternLM2DecoderLayer,
         "attentions": InternLM2Attention,

@@ -12,10 +12,13 @@ import math
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
-from xtuner.model.transformers_models.decoder import CausalLMModel, DecoderModel
+from xtuner.model.transformers_models.decoder import (
+    CausalLMModel,
+    DecoderModel,
+    DecoderPreTrainedModel,
+)
 from xtuner.model.transformers_models.minicpm.configuration_minicpm import MiniCPMConfig
 from xtuner.model.transformers_models.rotary import RotaryEmbedding
 
@@ -38,18 +41,11 @@ class MiniCPMDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)) * self.scale
 
 
-class MiniCPMPreTrainedModel(PreTrainedModel):
+class MiniCPMPreTrainedModel(DecoderPreTrainedModel):
     """What MiniCPM's models share."""
 
     config_class = MiniCPMConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["MiniCPMDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": MiniCPMDecoderLayer, "attentions": LlamaAttention}
 
 

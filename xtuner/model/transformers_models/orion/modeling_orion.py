@@ -13,10 +13,13 @@ from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from xtuner.model.transformers_models.decoder import CausalLMModel, DecoderModel
+from xtuner.model.transformers_models.decoder import (
+    CausalLMModel,
+    DecoderModel,
+    DecoderPreTrainedModel,
+)
 from xtuner.model.transformers_models.orion.configuration_orion import OrionConfig
 from xtuner.model.transformers_models.rotary import RotaryEmbedding
 
@@ -38,19 +41,11 @@ class OrionDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class OrionPreTrainedModel(PreTrainedModel):
+class OrionPreTrainedModel(DecoderPreTrainedModel):
     """What Orion's models share."""
 
     config_class = OrionConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["OrionDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": OrionDecoderLayer, "attentions": LlamaAttention}
 
 

@@ -21,12 +21,12 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from xtuner.model.transformers_models.decoder import (
     CausalLMModel,
     DecoderModel,
+    DecoderPreTrainedModel,
     attend,
     cos_and_sin,
     inverse_frequencies,
@@ -156,20 +156,14 @@ class QWenBlock(GradientCheckpointingLayer):
         return hidden_states + cast(Tensor, self.mlp(self.ln_2(hidden_states)))
 
 
-class QWenPreTrainedModel(PreTrainedModel):
+class QWenPreTrainedModel(DecoderPreTrainedModel):
     """What Qwen's models share."""
 
     config_class = QWenConfig
     base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
     _input_embed_layer = "wte"
     _no_split_modules = ["QWenBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected = [r"attn\.masked_bias", r"rotary_emb\.inv_freq"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": QWenBlock, "attentions": QWenAttention}
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -13,10 +13,13 @@ from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
-from xtuner.model.transformers_models.decoder import CausalLMModel, DecoderModel
+from xtuner.model.transformers_models.decoder import (
+    CausalLMModel,
+    DecoderModel,
+    DecoderPreTrainedModel,
+)
 from xtuner.model.transformers_models.rotary import RotaryEmbedding
 from xtuner.model.transformers_models.yi.configuration_yi import YiConfig
 
@@ -38,19 +41,11 @@ class YiDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.ln2(hidden_states))
 
 
-class YiPreTrainedModel(PreTrainedModel):
+class YiPreTrainedModel(DecoderPreTrainedModel):
     """What Yi's models share."""
 
     config_class = YiConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["YiDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": YiDecoderLayer, "attentions": LlamaAttention}
 
 
