@@ -26,7 +26,7 @@ def test_a_misspelt_setting_does_not_hide_other_mistakes(tmp_path):
         tmp_path, ("max_length = 2048", "max_lenght = 2048"), ("lora_alpha=16", "lora_alhpa=16")
     )
     assert problems[:2] == [
-        ("XT0102", "lora_alhpa=16,  # their share is lora_alpha / r", problems[0][2]),
+        ("XT0102", "lora_alhpa=16,  # scale of the adapters: lora_alpha / r", problems[0][2]),
         ("XT0001", "max_length=max_length,", "did you mean 'max_lenght'?"),
     ]
     assert "lora_alpha" in problems[0][2]

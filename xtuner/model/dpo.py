@@ -48,7 +48,7 @@ class DPO(PreferenceModel):
         beta: how strongly to keep to the reference.
         loss_type: ``sigmoid``, ``robust``, ``hinge``, ``ipo``, ``kto_pair``, ``sppo_hard`` or
             ``nca_pair``.
-        label_smoothing: the share of preferences that may be the wrong way round (``sigmoid``,
+        label_smoothing: the share of pairs whose labels may be swapped (``sigmoid``,
             ``robust``).
         precompute_reference: take the reference's log-probabilities from the batch, where
             ``engine.reference`` puts them before the first step; no reference is kept in memory.

@@ -37,35 +37,35 @@ from xtuner.utils import PROMPT_TEMPLATE
 # Model
 # a name on the Hugging Face hub or a local folder
 pretrained_model_name_or_path = "internlm/internlm2_5-1_8b-chat"
-use_varlen_attn = True  # keep samples that share a row from seeing each other
+use_varlen_attn = True  # packed samples do not attend to each other
 
 # Data
 data_files = ["data.json"]  # seen from the folder where the command runs
-# how turns are written; the same again in `xtuner chat`
+# chat template; use the same in `xtuner chat`
 prompt_template = PROMPT_TEMPLATE.internlm2_chat
-max_length = 2048  # tokens of a row; what is longer is cut
-pack_to_max_length = True  # put several samples into one row, so that none is padding
+max_length = 2048  # tokens of a row; longer samples are truncated
+pack_to_max_length = True  # pack several samples into a row, without padding
 
 # Scheduler & Optimizer
-batch_size = 1  # rows on each GPU at a time
-accumulative_counts = 16  # batches to a step of the optimizer
-dataloader_num_workers = 0  # processes that fetch batches (0 means none)
-max_epochs = 1  # times through the data
+batch_size = 1  # rows of a micro-batch on each GPU
+accumulative_counts = 16  # micro-batches of an optimizer step
+dataloader_num_workers = 0  # worker processes of the data loader (0: none)
+max_epochs = 1  # epochs over the data
 optim_type = AdamW
-lr = 2e-4  # learning rate at its highest
+lr = 2e-4  # peak learning rate
 betas = (0.9, 0.999)
 weight_decay = 0
-max_norm = 1  # gradients longer than this are shortened to it
-warmup_ratio = 0.03  # the share of training in which lr rises
+max_norm = 1  # gradients are clipped to this norm
+warmup_ratio = 0.03  # share of training for the warm-up of lr
 
 # Save
-save_steps = 500  # batches between checkpoints
-save_total_limit = 2  # how many to keep (-1 means all)
+save_steps = 500  # micro-batches between checkpoints
+save_total_limit = 2  # checkpoints to keep (-1: all)
 
 # Evaluate the generation performance during the training
-evaluation_freq = 500  # batches between evaluations
+evaluation_freq = 500  # micro-batches between sample outputs
 SYSTEM = ""  # system prompt of the questions
-# asked now and then, to see how training comes along
+# prompts that are answered while training
 evaluation_inputs = [
     "请给我介绍五个上海的景点",
     "Please tell me five scenic spots in Shanghai",
@@ -102,8 +102,8 @@ model = dict(
     ),
     lora=dict(
         type=LoraConfig,
-        r=64,  # rank: what the adapters can hold, and what they cost
-        lora_alpha=16,  # their share is lora_alpha / r
+        r=64,  # rank of the adapters
+        lora_alpha=16,  # scale of the adapters: lora_alpha / r
         lora_dropout=0.1,
         bias="none",
         task_type="CAUSAL_LM",

@@ -36,38 +36,38 @@ from xtuner.utils import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 # Model
 # a name on the Hugging Face hub or a local folder
 pretrained_model_name_or_path = "internlm/internlm2-7b"
-use_varlen_attn = True  # keep samples that share a row from seeing each other
+use_varlen_attn = True  # packed samples do not attend to each other
 
 # Data
 alpaca_en_path = "tatsu-lab/alpaca"  # a name on the hub or a local folder
-# how turns are written; the same again in `xtuner chat`
+# chat template; use the same in `xtuner chat`
 prompt_template = PROMPT_TEMPLATE.default
-max_length = 2048  # tokens of a row; what is longer is cut
-pack_to_max_length = True  # put several samples into one row, so that none is padding
+max_length = 2048  # tokens of a row; longer samples are truncated
+pack_to_max_length = True  # pack several samples into a row, without padding
 
 # Parallel
-sequence_parallel_size = 1  # GPUs that share one long row
+sequence_parallel_size = 1  # GPUs that share each row (sequence parallelism)
 
 # Scheduler & Optimizer
-batch_size = 1  # rows on each GPU at a time
-accumulative_counts = 16  # batches to a step of the optimizer
-dataloader_num_workers = 0  # processes that fetch batches (0 means none)
-max_epochs = 3  # times through the data
+batch_size = 1  # rows of a micro-batch on each GPU
+accumulative_counts = 16  # micro-batches of an optimizer step
+dataloader_num_workers = 0  # worker processes of the data loader (0: none)
+max_epochs = 3  # epochs over the data
 optim_type = AdamW
-lr = 2e-5  # learning rate at its highest
+lr = 2e-5  # peak learning rate
 betas = (0.9, 0.999)
 weight_decay = 0
-max_norm = 1  # gradients longer than this are shortened to it
-warmup_ratio = 0.03  # the share of training in which lr rises
+max_norm = 1  # gradients are clipped to this norm
+warmup_ratio = 0.03  # share of training for the warm-up of lr
 
 # Save
-save_steps = 500  # batches between checkpoints
-save_total_limit = 2  # how many to keep (-1 means all)
+save_steps = 500  # micro-batches between checkpoints
+save_total_limit = 2  # checkpoints to keep (-1: all)
 
 # Evaluate the generation performance during the training
-evaluation_freq = 500  # batches between evaluations
+evaluation_freq = 500  # micro-batches between sample outputs
 SYSTEM = SYSTEM_TEMPLATE.alpaca  # system prompt of the questions
-# asked now and then, to see how training comes along
+# prompts that are answered while training
 evaluation_inputs = [
     "请给我介绍五个上海的景点",
     "Please tell me five scenic spots in Shanghai",

@@ -47,16 +47,16 @@ use_varlen_attn = True  # samples packed into one row do not see each other
 # Data
 alpaca_zh_path = "silk-road/alpaca-data-gpt4-chinese"
 alpaca_en_path = "tatsu-lab/alpaca"
-# how turns are written; the same again in `xtuner chat`
+# chat template; use the same in `xtuner chat`
 prompt_template = PROMPT_TEMPLATE.cohere_chat
-max_length = 131072  # tokens of a row; what is longer is cut
-pack_to_max_length = True  # put several samples into one row, so that none is padding
+max_length = 131072  # tokens of a row; longer samples are truncated
+pack_to_max_length = True  # pack several samples into a row, without padding
 
 # Parallel
-sequence_parallel_size = 32  # GPUs that share one long row
+sequence_parallel_size = 32  # GPUs that share each row (sequence parallelism)
 
 # Scheduler & Optimizer
-batch_size = 1  # rows on each GPU at a time
+batch_size = 1  # rows of a micro-batch on each GPU
 accumulative_counts = 32  # batches to a step, one for each GPU of a row
 dataloader_num_workers = 4
 max_epochs = 3
@@ -64,15 +64,15 @@ optim_type = AdamW
 lr = 2e-5
 betas = (0.9, 0.999)
 weight_decay = 0
-max_norm = 1  # gradients longer than this are shortened to it
-warmup_ratio = 0.05  # the share of training in which lr rises
+max_norm = 1  # gradients are clipped to this norm
+warmup_ratio = 0.05  # share of training for the warm-up of lr
 
 # Save
-save_steps = 500  # batches between checkpoints
-save_total_limit = 1  # how many to keep (-1 means all)
+save_steps = 500  # micro-batches between checkpoints
+save_total_limit = 1  # checkpoints to keep (-1: all)
 
 # Evaluate the generation performance during the training
-evaluation_freq = 10  # batches between evaluations
+evaluation_freq = 10  # micro-batches between sample outputs
 SYSTEM = SYSTEM_TEMPLATE.alpaca
 evaluation_inputs = [
     "请给我介绍五个上海的景点",

@@ -24,9 +24,9 @@ framework = "huggingface"
 # a name on the Hugging Face hub or a local folder
 pretrained_model_name_or_path = "meta-llama/Llama-2-70b-hf"
 dataset_name_or_path = "garage-bAInd/Open-Platypus"
-max_length = 2048  # tokens of a row; what is longer is cut
-pack_to_max_length = True  # put several samples into one row, so that none is padding
-# how turns are written; the same again in `xtuner chat`
+max_length = 2048  # tokens of a row; longer samples are truncated
+pack_to_max_length = True  # pack several samples into a row, without padding
+# chat template; use the same in `xtuner chat`
 prompt_template = PROMPT_TEMPLATE.llama2_chat
 
 #######################################################################

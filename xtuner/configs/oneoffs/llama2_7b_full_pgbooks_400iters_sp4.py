@@ -46,28 +46,28 @@ data_files = [
     "data/train-00006-of-00136-1ae2e4c63f3966da.parquet",
     "data/train-00007-of-00136-a00cc39a4ee65ab6.parquet",
 ]
-max_length = 65536  # tokens of a row; what is longer is cut
+max_length = 65536  # tokens of a row; longer samples are truncated
 max_position_embeddings = 65536  # positions are stretched to reach so far
 pack_to_max_length = False
 
 # Parallel
-sequence_parallel_size = 4  # GPUs that share one long row
+sequence_parallel_size = 4  # GPUs that share each row (sequence parallelism)
 
 # Scheduler & Optimizer
-batch_size = 1  # rows on each GPU at a time
-accumulative_counts = 8  # batches to a step of the optimizer
+batch_size = 1  # rows of a micro-batch on each GPU
+accumulative_counts = 8  # micro-batches of an optimizer step
 dataloader_num_workers = 0
 max_epochs = 1
 optim_type = AdamW
 lr = 2e-5
 betas = (0.9, 0.999)
 weight_decay = 0
-max_norm = 1  # gradients longer than this are shortened to it
-warmup_ratio = 0.05  # the share of training in which lr rises
+max_norm = 1  # gradients are clipped to this norm
+warmup_ratio = 0.05  # share of training for the warm-up of lr
 
 # Save
-save_steps = 500  # batches between checkpoints
-save_total_limit = 1  # how many to keep (-1 means all)
+save_steps = 500  # micro-batches between checkpoints
+save_total_limit = 1  # checkpoints to keep (-1: all)
 
 #######################################################################
 #                      PART 2  Model & Tokenizer                      #

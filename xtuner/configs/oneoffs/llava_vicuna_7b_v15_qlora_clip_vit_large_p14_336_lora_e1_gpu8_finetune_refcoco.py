@@ -37,9 +37,9 @@ from xtuner.utils import PROMPT_TEMPLATE
 # Model
 # a name on the Hugging Face hub or a local folder
 llm_name_or_path = "lmsys/vicuna-7b-v1.5"
-# what looks at the images
+# visual encoder
 visual_encoder_name_or_path = "openai/clip-vit-large-patch14-336"
-# the projector, as the config of pretraining left it
+# projector weights that pretraining saved
 pretrained_pth = "./work_dirs/llava_vicuna_7b_v15_clip_vit_large_p14_336_e1_gpu8_pretrain/iter_2181.pth"
 
 # Data
@@ -48,28 +48,29 @@ data_path = data_root + "LLaVA-Instruct-150K/llava_v1_5_mix665k.json"
 # made by `xtuner preprocess refcoco`
 refcoco_path = data_root + "RefCOCOJson/train.json"
 image_folder = data_root + "llava_images"
-# how turns are written; the same again in `xtuner chat`
+# chat template; use the same in `xtuner chat`
 prompt_template = PROMPT_TEMPLATE.vicuna
-max_length = int(2048 - (336 / 14) ** 2)  # tokens of a row; what is longer is cut
+# tokens of a row; longer samples are truncated
+max_length = int(2048 - (336 / 14) ** 2)
 
 # Scheduler & Optimizer
-batch_size = 16  # rows on each GPU at a time
-accumulative_counts = 1  # batches to a step of the optimizer
+batch_size = 16  # rows of a micro-batch on each GPU
+accumulative_counts = 1  # micro-batches of an optimizer step
 dataloader_num_workers = 4
 max_epochs = 1
 optim_type = AdamW
 lr = 2e-4
 betas = (0.9, 0.999)
 weight_decay = 0
-max_norm = 1  # gradients longer than this are shortened to it
-warmup_ratio = 0.03  # the share of training in which lr rises
+max_norm = 1  # gradients are clipped to this norm
+warmup_ratio = 0.03  # share of training for the warm-up of lr
 
 # Save
-save_steps = 500  # batches between checkpoints
-save_total_limit = 2  # how many to keep (-1 means all)
+save_steps = 500  # micro-batches between checkpoints
+save_total_limit = 2  # checkpoints to keep (-1: all)
 
 # Evaluate the generation performance during the training
-evaluation_freq = 500  # batches between evaluations
+evaluation_freq = 500  # micro-batches between sample outputs
 SYSTEM = ""
 evaluation_images = "https://llava-vl.github.io/static/images/view.jpg"
 evaluation_inputs = ["图片里有什么？", "What is in the picture?"]

@@ -4,8 +4,8 @@ from peft import LoraConfig
 
 lora = dict(
     type=LoraConfig,
-    r=LORA_R_HERE,  # rank: what the adapters can hold, and what they cost
-    lora_alpha=LORA_ALPHA_HERE,  # their share is lora_alpha / r
+    r=LORA_R_HERE,  # rank of the adapters
+    lora_alpha=LORA_ALPHA_HERE,  # scale of the adapters: lora_alpha / r
     lora_dropout=LORA_DROPOUT_HERE,
     bias="none",
     **LORA_TARGETS_HERE,
