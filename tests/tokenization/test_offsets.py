@@ -52,7 +52,7 @@ def test_answers_are_trained_with_the_template_of_a_slow_tokenizer(slow):
         {"role": "user", "content": "你好"},
         {"role": "assistant", "content": "您好！😀"},
     ]
-    sample = encode_messages(messages, slow)
+    (sample,) = encode_messages(messages, slow)
     trained = [label for label in sample["labels"] if label != IGNORE_INDEX]
     assert slow.decode(trained).strip() == "您好！😀"
 

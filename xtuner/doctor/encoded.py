@@ -12,6 +12,7 @@ from xtuner.doctor.parts import find_parts, name_of
 from xtuner.doctor.places import Places
 from xtuner.doctor.show import Shown, show_sample
 from xtuner.doctor.tokens import TokenFacts, measure
+from xtuner.tokenization.chat_template import answer_stops
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Tokenizer
 
@@ -136,7 +137,4 @@ def _stop_ids(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Collection[i
     if not isinstance(template, Mapping) or "pretrain" in name_of(settings.get("dataset_map_fn")):
         return ()
     fields = ConfigDict(template)["template"]
-    words = list(fields.get("STOP_WORDS", [])) if isinstance(fields, Mapping) else []
-    known = tokenizer.convert_tokens_to_ids(words)
-    ids = {token for token in known if token not in (None, tokenizer.unk_token_id)}
-    return ids if tokenizer.eos_token_id is None else ids | {tokenizer.eos_token_id}
+    return answer_stops(tokenizer, fields if isinstance(fields, Mapping) else None)[0]

@@ -33,6 +33,8 @@ def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
         for template in _templates(cfg.get(section)):
             if template not in found:
                 found.append(template)
+    if found and uses_own_template(cfg):
+        found.append(AUTO_TEMPLATE)
     if len(found) > 1:
         raise UserError(
             tr(
@@ -84,6 +86,21 @@ def template_arguments_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return found[0] if found else {}
 
 
+def uses_own_template(cfg: Mapping[str, Any]) -> bool:
+    """Whether training data use the tokenizer's own chat template."""
+    sections = (cfg.get("train_dataloader"), cfg.get("train_dataset"))
+    chosen = (one for section in sections for one in _template_functions(section))
+    return any(one.get("template") == AUTO_TEMPLATE for one in chosen)
+
+
+def thinking_of(cfg: Mapping[str, Any]) -> str:
+    """The ``train_thinking`` of the training data; ``keep`` where datasets have different ones."""
+    found: set[str] = set()
+    for section in ("train_dataloader", "train_dataset"):
+        found |= {str(one) for one in _values(cfg.get(section), "train_thinking")}
+    return found.pop() if len(found) == 1 else "keep"
+
+
 def reward_token_of(cfg: Mapping[str, Any]) -> int | None:
     """The token that ends the texts of a reward model's data; None for other trainings."""
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
@@ -98,16 +115,21 @@ def _templates(node: object) -> Iterator[dict[str, Any]]:
 
 
 def _template_functions(node: object) -> Iterator[Mapping[str, Any]]:
+    chosen = _values(node, "template_map_fn")
+    return (one for one in chosen if isinstance(one, Mapping))
+
+
+def _values(node: object, name: str) -> Iterator[Any]:
+    """The values of a key, at any depth."""
     if isinstance(node, Mapping):
-        chosen = node.get("template_map_fn")
-        if isinstance(chosen, Mapping):
-            yield chosen
+        if name in node:
+            yield node[name]
         for key, value in node.items():
-            if key != "template_map_fn":
-                yield from _template_functions(value)
+            if key != name:
+                yield from _values(value, name)
     elif isinstance(node, list | tuple):
         for item in node:
-            yield from _template_functions(item)
+            yield from _values(item, name)
 
 
 def _resolve(template: object) -> dict[str, Any] | None:

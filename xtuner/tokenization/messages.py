@@ -1,34 +1,40 @@
 """From messages to token ids and labels by the tokenizer's own chat template.
 
-The conversation is rendered once, with its tools; the answers' places in that text are found, and
-what the template writes for an answer, from the end of the prompt for it to its end mark, is
-trained.
+An answer is trained as the template writes it when it is the last message, and after the very
+prompt that chat and inference servers build for it (``add_generation_prompt``).
 
-Most templates only ever append: then an answer begins where the prompt for it ends. Some write
-earlier answers differently once more messages follow (they leave out its reasoning). There an
-answer's place is where the text changes when its content does.
+Most templates only ever append: then all answers of a conversation are in one sample. Others write
+earlier messages differently once more follow: they leave out reasoning, end earlier answers with
+another token, or move the system prompt and the tools. An answer that the whole conversation does
+not show as it is generated becomes a sample of its own, which ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from xtuner.tokenization.content import has_loss, text_of
 from xtuner.tokenization.encode import Sample
 from xtuner.tokenization.offsets import Span, encode_with_offsets
-from xtuner.tokenization.thinking import empty_blocks, without_reasoning
+from xtuner.tokenization.segments import encode_segments
+from xtuner.tokenization.thinking import (
+    after_block,
+    empty_blocks,
+    open_block,
+    reasoning_of,
+    with_field_of,
+    without_reasoning,
+)
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Tokenizer
 
 Message = dict[str, Any]
-
-# Two contents whose first and last characters differ, so that one of them differs from the true
-# content at either end.
-_PLACEHOLDERS = ("qXj", "Zk7")
 
 
 def encode_messages(
@@ -36,10 +42,10 @@ def encode_messages(
     tokenizer: Tokenizer,
     *,
     tools: str | Sequence[Mapping[str, Any]] | None = None,
-    last_only: bool = False,
+    train_on: str = "answers",
     thinking: str = "keep",
     template_arguments: Mapping[str, Any] | None = None,
-) -> Sample:
+) -> list[Sample]:
     """Tokenise one conversation with the tokenizer's own chat template.
 
     Args:
@@ -47,41 +53,141 @@ def encode_messages(
             ``reasoning_content`` and, for an answer without loss, ``loss`` false.
         tokenizer: a tokenizer with a chat template.
         tools: their JSON schemas, as a list or its text; None for none.
-        last_only: train the last answer alone.
+        train_on: ``answers``, ``last_answer`` or ``everything``.
         thinking: of ``thinking.TRAIN_THINKING``.
         template_arguments: given to the chat template, such as ``enable_thinking``.
 
     Returns:
         ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
-        loss.
+        loss. One sample, or several where the template rewrites earlier messages; each answer is
+        trained in one of them.
 
     Raises:
-        ValueError: when an answer cannot be located in the text, or has no question before it.
+        ValueError: when an answer has no question before it, when the template does not write it
+            after the prompt for it, or leaves its reasoning out.
     """
-    plain = [_plain_message(message) for message in messages]
+    plain = template_messages(messages, tokenizer)
     if thinking == "drop":
         plain = [without_reasoning(m) if m["role"] == "assistant" else m for m in plain]
-    schemas = _plain(json.loads(tools) if isinstance(tools, str) else tools)
-    render = _Renderer(tokenizer, schemas, template_arguments or {})
+    render = _Renderer(tokenizer, template_tools(tools), template_arguments or {})
+    if train_on == "everything":
+        ids = encode_with_offsets(tokenizer, render(plain))[0]
+        return [{"input_ids": ids, "labels": ids}]
     answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
-    trained = answers[-1:] if last_only else answers
+    trained = answers[-1:] if train_on == "last_answer" else answers
     trained = [number for number in trained if has_loss(messages[number])]
     if trained and all(
         message["role"] in ("system", "developer") for message in plain[: trained[0]]
     ):
         raise ValueError("the conversation begins with an answer; a question must come first")
-    text = render(plain)
-    spans = [_span(text, plain, number, render) for number in trained]
-    untrained = [] if thinking == "keep" else empty_blocks(text)
+    texts = _samples(render(plain), [_answer(plain, number, render) for number in trained])
+    return [
+        _encoded(text, spans, [] if thinking == "keep" else empty_blocks(text), tokenizer)
+        for text, spans in texts
+    ]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer as it is generated: the text after the prompt, up to its end mark."""
+
+    prompt: str
+    text: str
+
+    def span_in(self, text: str) -> Span | None:
+        """Where a text has the answer after its prompt, with or without an empty think block."""
+        if not text.startswith(self.prompt):
+            return None
+        start = len(self.prompt)
+        for written in (self.text, after_block(self.text, empty=True)):
+            if text.startswith(written, start):
+                return start, start + len(written)
+        return None
+
+
+def _answer(messages: Sequence[Message], number: int, render: _Renderer) -> _Answer:
+    """What is generated for message ``number``.
+
+    Raises:
+        ValueError: when the template does not write it after its prompt, or without its reasoning.
+    """
+    prompt = render(messages[:number], prompt=True)
+    whole = render(messages[: number + 1]).rstrip()
+    reasoning = reasoning_of(messages[number])
+    start, is_closed = open_block(prompt)
+    heads = [prompt[:start], prompt[:start].rstrip()] if start < len(prompt) else []
+    head = next((head for head in heads if whole.startswith(head)), None)
+    if whole.startswith(prompt):
+        text = whole[len(prompt) :]
+    elif head is not None:
+        # the prompt ends with a think block that the template does not write before an answer
+        text = after_block(whole[len(head) :])
+        text = text if is_closed else f"{reasoning}\n</think>\n\n{text}"
+    else:
+        raise ValueError(
+            "the tokenizer's chat template does not write the answer after the prompt that it "
+            "gives for it; use a named template"
+        )
+    if reasoning and reasoning not in text and not is_closed:
+        if "</think>" not in str(render.tokenizer.chat_template):
+            raise ValueError(
+                "the tokenizer's chat template has no place for reasoning; "
+                "train_thinking='drop' leaves it out"
+            )
+        text = f"<think>\n{reasoning}\n</think>\n\n{after_block(text, empty=True)}"
+    return _Answer(prompt, text)
+
+
+def _samples(whole: str, answers: Sequence[_Answer]) -> list[tuple[str, list[Span]]]:
+    """As few texts as have all answers after their prompts, each with the places of its answers."""
+    samples: list[tuple[str, list[Span]]] = []
+    waiting = list(answers)
+    text = whole
+    while waiting:
+        if waiting[-1].span_in(text) is None or samples:
+            text = waiting[-1].prompt + waiting[-1].text
+        places = [answer.span_in(text) for answer in waiting]
+        samples.append((text, [place for place in places if place]))
+        waiting = [answer for answer, place in zip(waiting, places, strict=True) if not place]
+    return samples[::-1] or [(whole, [])]
+
+
+def _encoded(
+    text: str, trained: Sequence[Span], untrained: Sequence[Span], tokenizer: Tokenizer
+) -> Sample:
+    """Ids and labels of a text; no token spans the start or the end of an answer."""
     ids, places = encode_with_offsets(tokenizer, text)
+    bounds = sorted({0, len(text), *(bound for span in [*trained, *untrained] for bound in span)})
+    if _spanned(places, {bound for span in trained for bound in span}):
+        segments = list(pairwise(bounds))
+        encoded = encode_segments(tokenizer, [text[start:stop] for start, stop in segments])
+        ids = [number for segment in encoded for number in segment]
+        places = [
+            place for place, each in zip(segments, encoded, strict=True) for _ in range(len(each))
+        ]
     labels = [
         token
-        if any(_covers(span, offsets) for span in spans)
-        and not any(_covers(block, offsets) for block in untrained)
+        if any(_covers(span, place) for span in trained)
+        and not any(_covers(block, place) for block in untrained)
         else IGNORE_INDEX
-        for token, offsets in zip(ids, places, strict=True)
+        for token, place in zip(ids, places, strict=True)
     ]
     return {"input_ids": ids, "labels": labels}
+
+
+def _spanned(places: Sequence[Span], bounds: set[int]) -> bool:
+    """Whether a token has characters on both sides of a bound.
+
+    Whitespace between the places of two tokens is the second one's: tokenizers with
+    ``trim_offsets`` leave it out.
+    """
+    starts = [first for first, _ in places]
+    for bound in bounds:
+        following = bisect_left(starts, bound)
+        end = places[following - 1][1] if following else 0
+        if end > bound or (end < bound and following < len(places)):
+            return True
+    return False
 
 
 def _covers(span: Span, offsets: Span) -> bool:
@@ -115,7 +221,7 @@ class _Renderer:
         tools: Sequence[Mapping[str, Any]] | None,
         arguments: Mapping[str, Any],
     ) -> None:
-        self.tokenizer, self.tools, self.arguments = tokenizer, tools or None, arguments
+        self.tokenizer, self.tools, self.arguments = tokenizer, tools, arguments
 
     def __call__(self, messages: Sequence[Message], prompt: bool = False) -> str:
         return str(
@@ -129,43 +235,20 @@ class _Renderer:
         )
 
 
-def _span(text: str, messages: Sequence[Message], number: int, render: _Renderer) -> Span:
-    """Where, in the text of all messages, the answer is that message ``number`` holds."""
-    prompt = render(messages[:number], prompt=True)
-    answered = render(messages[: number + 1]).rstrip()
-    if text.startswith(answered) and answered.startswith(prompt):
-        return len(prompt), len(answered)
-    own = render(messages[: number + 1])
-    before = _common(prompt, render(messages[:number]))
-    opening = own[before : before + _common(prompt[before:], own[before:])]
-    first, last = _changing(text, messages, number, render)
-    place = text.rfind(opening, 0, first)
-    mark = own[_changing(own, messages[: number + 1], number, render)[1] :].rstrip()
-    if not opening.strip() or place < 0 or not text.startswith(mark, last):
-        raise ValueError(
-            "the tokenizer's chat template writes an earlier answer so that its place cannot be "
-            "told; give such rows one turn each, or use a named template"
-        )
-    return place + len(opening), last + len(mark)
+def template_messages(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Message]:
+    """Messages as the tokenizer's chat template expects them.
+
+    Content is text, the arguments of calls are objects, reasoning is in the field that it reads.
+    """
+    template = str(tokenizer.chat_template)
+    return [with_field_of(template, _plain_message(message)) for message in messages]
 
 
-def _changing(
-    text: str, messages: Sequence[Message], number: int, render: _Renderer
-) -> tuple[int, int]:
-    """The part of a text that depends on what one of its messages says."""
-    others = []
-    for stand_in in _PLACEHOLDERS:
-        bare = {"role": messages[number]["role"], "content": stand_in}
-        others.append(render([*messages[:number], bare, *messages[number + 1 :]]))
-    first = min(_common(text, other) for other in others)
-    behind = min(_common(text[::-1], other[::-1]) for other in others)
-    return first, max(first, len(text) - behind)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def template_tools(
+    tools: str | Sequence[Mapping[str, Any]] | None,
+) -> list[dict[str, Any]] | None:
+    """Tools as chat templates expect them: a list of JSON schemas, or None."""
+    return _plain(json.loads(tools) if isinstance(tools, str) else tools) or None
 
 
 def _plain_message(message: Mapping[str, Any]) -> Message:

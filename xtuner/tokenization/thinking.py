@@ -13,8 +13,10 @@ from typing import Any
 TRAIN_THINKING = ("keep", "mask_empty", "drop")
 """Train blocks as they are; empty ones without loss; no reasoning, and no loss on empty ones."""
 
-_BLOCK = re.compile(r"<think>.*?</think>\s*", re.S)
-_EMPTY = re.compile(r"<think>\s*</think>\s*")
+# Spaces after the line breaks are the answer's: it may be indented code.
+_BLOCK = re.compile(r"<think>.*?</think>[ \t]*\n*", re.S)
+_EMPTY = re.compile(r"<think>\s*</think>[ \t]*\n*")
+_PROMPTED = re.compile(r"<think>\s*(</think>\s*)?\Z")
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -29,6 +31,52 @@ def without_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("content"), str):
         kept["content"] = _BLOCK.sub("", kept["content"])
     return kept
+
+
+def reasoning_field(message: Mapping[str, Any]) -> str:
+    """The name of the field of a message that holds reasoning; empty where none does."""
+    values = ((name, message.get(name)) for name in _FIELDS)
+    return next((name for name, v in values if isinstance(v, str) and v.strip()), "")
+
+
+def with_field_of(template: str, message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose reasoning is in the field that a chat template reads, if it reads one."""
+    given = reasoning_field(message)
+    read = [name for name in _FIELDS if re.search(rf"\b{name}\b", template)]
+    if not given or not read or given in read:
+        return message
+    kept = {key: value for key, value in message.items() if key != given}
+    return {**kept, read[0]: message[given]}
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """The reasoning of an answer, from a field of its own or from its content; may be empty."""
+    name = reasoning_field(message)
+    if name:
+        return str(message[name]).strip()
+    block, mark, _ = str(message.get("content") or "").partition("</think>")
+    return block.strip().removeprefix("<think>").strip() if mark else ""
+
+
+def after_block(text: str, empty: bool = False) -> str:
+    """A text without the think block that it begins with, if it does.
+
+    Args:
+        text: an answer.
+        empty: only a block without reasoning.
+    """
+    start = len(text) - len(text.lstrip())
+    match = (_EMPTY if empty else _BLOCK).match(text, start)
+    return text[match.end() :] if match else text
+
+
+def open_block(prompt: str) -> tuple[int, bool]:
+    """Where the think block begins with which a prompt ends, and whether it ends there too.
+
+    The length of the prompt, and false, where it ends with none.
+    """
+    match = _PROMPTED.search(prompt)
+    return (match.start(), bool(match[1])) if match else (len(prompt), False)
 
 
 def turn_for(mode: str, turn: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -60,7 +60,7 @@ def test_a_part_of_a_split_row_without_a_label_stays():
 
 
 def test_samples_in_another_order_and_some_of_them():
-    samples = Samples.of({7: tokens(1, 2), 3: tokens(4), 5: tokens(5, 6, 7)}, TokenStats())
+    samples = Samples.of({7: [tokens(1, 2)], 3: [tokens(4)], 5: [tokens(5, 6, 7)]}, TokenStats())
     order = np.array([1, 2, 0])
     assert rows_of(samples.picked(order)) == [(3, [4]), (5, [5, 6, 7]), (7, [1, 2])]
     kept = samples.chosen(np.array([True, False, True]))

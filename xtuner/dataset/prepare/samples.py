@@ -14,10 +14,10 @@ from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
 from xtuner.tokenization.content import text_value
-from xtuner.tokenization.encode import encode_conversations
+from xtuner.tokenization.encode import Sample, encode_conversations
 from xtuner.tokenization.messages import encode_messages, messages_of
 from xtuner.tokenization.segments import ID_BYTES, SegmentEncoder, Tokens, pack_ids, unpack_ids
-from xtuner.tokenization.thinking import turn_for
+from xtuner.tokenization.thinking import reasoning_field, turn_for
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -95,14 +95,17 @@ class Samples:
     stats: TokenStats = field(default_factory=TokenStats)
 
     @classmethod
-    def of(cls, encoded: Mapping[int, Mapping[str, Sequence[int]]], stats: TokenStats) -> Samples:
-        """Make the arrays of samples that are lists, each given by the number of its row."""
-        ids = [pack_ids(sample["input_ids"]) for sample in encoded.values()]
+    def of(
+        cls, encoded: Mapping[int, Sequence[Mapping[str, Sequence[int]]]], stats: TokenStats
+    ) -> Samples:
+        """Make the arrays of samples that are lists, given by the number of their row."""
+        rows = [(number, sample) for number, samples in encoded.items() for sample in samples]
+        ids = [pack_ids(sample["input_ids"]) for _, sample in rows]
         return cls(
             unpack_ids(b"".join(ids)),
-            unpack_ids(b"".join(pack_ids(sample["labels"]) for sample in encoded.values())),
+            unpack_ids(b"".join(pack_ids(sample["labels"]) for _, sample in rows)),
             np.array([len(each) // ID_BYTES for each in ids], dtype=np.int64),
-            np.array(list(encoded), dtype=np.int64),
+            np.array([number for number, _ in rows], dtype=np.int64),
             stats,
         )
 
@@ -253,19 +256,19 @@ def _encoded(
     """The samples of some rows; their stats say what is dropped or truncated."""
     stats = TokenStats(rows_in=len(rows), dropped={"empty": [], "no_label": [], "too_long": []})
     bad: dict[int, RowError] = {}
-    alone: dict[int, dict[str, Any]] = {}
+    alone: dict[int, list[Sample]] = {}
     turns: dict[int, Sequence[Row]] = {}  # of the rows that are tokenised together
     for number, row in zip(numbers, rows, strict=True):
         try:
             mapped = map_one(row, steps)
-            _require_tools_shown(number, mapped, steps)
-            sample = _by_itself(mapped, steps)
-            own = [] if sample is not None else _turns(mapped["conversation"], steps)
+            _require_all_shown(number, mapped, steps)
+            by_itself = _by_itself(mapped, steps)
+            own = [] if by_itself is not None else _turns(mapped["conversation"], steps)
         except RowError as error:
             bad[number] = error
             continue
-        if sample is not None:
-            alone[number] = sample
+        if by_itself is not None:
+            alone[number] = by_itself
         elif own:
             turns[number] = own
         else:
@@ -298,23 +301,25 @@ def _note_bad(bad: Mapping[int, RowError], stats: TokenStats, steps: Steps) -> N
     )
 
 
-def _require_tools_shown(number: int, mapped: Mapping[str, Any], steps: Steps) -> None:
-    """Refuse tools that the template has no place for: they would be left out unseen.
+def _require_all_shown(number: int, mapped: Mapping[str, Any], steps: Steps) -> None:
+    """Refuse tools and reasoning that the template has no place for: they would be left out.
 
     Raises:
         UserError: for the whole dataset, as its template is wrong.
     """
     if steps.map_row not in (None, auto_map_fn, openai_map_fn):
         return  # the user's own function has seen to them
-    messages = mapped.get("messages") or ()
+    messages = [m for m in mapped.get("messages") or () if isinstance(m, Mapping)]
     used = {
         "tools": bool(mapped.get("tools")),
-        "tool_calls": any(isinstance(m, Mapping) and m.get("tool_calls") for m in messages),
+        "tool_calls": any(m.get("tool_calls") for m in messages),
     }
-    if not any(used.values()):
-        return
     own = str(getattr(steps.tokenizer, "chat_template", None) or "")
     is_own = getattr(steps.add_template, "template", None) == AUTO_TEMPLATE
+    if not is_own and steps.thinking != "drop":
+        used |= {name: True for name in map(reasoning_field, messages) if name}
+    if not any(used.values()):
+        return
     missing = [name for name, there in used.items() if there and not (is_own and name in own)]
     if missing:
         raise UserError(
@@ -328,13 +333,15 @@ def _require_tools_shown(number: int, mapped: Mapping[str, Any], steps: Steps) -
             else tr(
                 "the tokenizer's own chat template has none either: use a tokenizer whose template "
                 "has tools, such as Qwen3's, or write the tools into the text."
-            ),
+            )
+            if used["tools"] or used["tool_calls"]
+            else tr("train_thinking='drop' leaves the reasoning out."),
             where=Where(key="template_map_fn"),
         )
 
 
-def _by_itself(mapped: Mapping[str, Any], steps: Steps) -> dict[str, Any] | None:
-    """The sample of a row that is tokenised already or has the tokenizer's own template.
+def _by_itself(mapped: Mapping[str, Any], steps: Steps) -> list[Sample] | None:
+    """The samples of a row that is tokenised already or has the tokenizer's own template.
 
     Returns:
         None for a row whose turns are to be tokenised together with others.
@@ -351,7 +358,7 @@ def _by_itself(mapped: Mapping[str, Any], steps: Steps) -> dict[str, Any] | None
     if "input_ids" in mapped:
         ids = list(mapped["input_ids"])
         labels = mapped.get("labels")
-        return {"input_ids": ids, "labels": ids if labels is None else list(labels)}
+        return [{"input_ids": ids, "labels": ids if labels is None else list(labels)}]
     raise RowError(
         tr("it has no 'conversation'; its fields are: {mapped}", mapped=", ".join(mapped)),
         hint=tr(
@@ -385,21 +392,17 @@ def _turns(conversation: Sequence[Row], steps: Steps) -> Sequence[Row]:
 
 def _by_own_template(
     talk: Sequence[Row], tools: str | Sequence[Mapping[str, Any]] | None, steps: Steps
-) -> dict[str, Any]:
+) -> list[Sample]:
     from jinja2 import TemplateError
 
     try:
-        last_only = steps.train_on == "last_answer"
-        arguments = getattr(steps.add_template, "template_arguments", None)
-        return dict(
-            encode_messages(
-                talk,
-                steps.tokenizer,
-                tools=tools,
-                last_only=last_only,
-                thinking=steps.thinking,
-                template_arguments=arguments,
-            )
+        return encode_messages(
+            talk,
+            steps.tokenizer,
+            tools=tools,
+            train_on=steps.train_on,
+            thinking=steps.thinking,
+            template_arguments=getattr(steps.add_template, "template_arguments", None),
         )
     # Templates fail with any of these; slow tokenizers have no offsets.
     except (
@@ -434,7 +437,7 @@ def _fitted(samples: Samples, steps: Steps) -> Samples:
             where=Where(key="max_length"),
         )
     if steps.long_samples == "drop":
-        stats.dropped["too_long"] += samples.rows[too_long].tolist()
+        stats.dropped["too_long"] += np.unique(samples.rows[too_long]).tolist()
         stats.tokens_dropped += int(lengths[too_long].sum())
         return samples.chosen(~too_long)
     if steps.long_samples == "split":
@@ -442,7 +445,7 @@ def _fitted(samples: Samples, steps: Steps) -> Samples:
         sizes = np.full(parts.sum(), limit)
         sizes[np.cumsum(parts) - 1] = lengths - limit * (parts - 1)
         return replace(samples, lengths=sizes, rows=np.repeat(samples.rows, parts))
-    stats.rows_truncated += samples.rows[too_long].tolist()
+    stats.rows_truncated += np.unique(samples.rows[too_long]).tolist()
     stats.tokens_truncated += int((lengths - limit)[too_long].sum())
     starts = np.cumsum(lengths) - lengths
     keep = np.arange(len(samples.input_ids)) - np.repeat(starts, lengths) < limit

@@ -221,7 +221,9 @@ def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
         The tokenizer, if the config has one.
     """
     from xtuner.export.sidecar_files import write_tokenizer
-    from xtuner.export.trained_template import template_of, tokenizer_of
+    from xtuner.export.trained_template import template_of, tokenizer_of, uses_own_template
+    from xtuner.tokenization.chat_template import answer_stops
+    from xtuner.tokenization.template_check import PLAIN_PROBES, check_own_template
     from xtuner.tools.check_template import compare, refuse
 
     tokenizer = tokenizer_of(cfg)
@@ -235,8 +237,13 @@ def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
         print(error)
         template = None
     write_tokenizer(aside, tokenizer, template)
-    if template is not None and not force:
+    if force:
+        return tokenizer
+    if template is not None:
         refuse(compare(tokenizer, template))
+    elif uses_own_template(cfg):
+        stops = answer_stops(tokenizer)[0]
+        refuse(check_own_template(tokenizer, stops, PLAIN_PROBES).differences)
     return tokenizer
 
 
