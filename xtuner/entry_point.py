@@ -116,7 +116,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(N_("train"), "train"),
     "dist_train": Command(N_("train with several processes"), "dist_train"),
     "test": Command(N_("evaluate a checkpoint"), "test"),
-    "mmbench": Command(N_("evaluate a LLaVA model on MMBench"), "mmbench"),
+    "mmbench": Command(N_("evaluate a vision-language model on MMBench"), "mmbench"),
     "eval_refcoco": Command(N_("evaluate a LLaVA model on RefCOCO"), "eval_refcoco"),
     "plot": Command(N_("draw the curves of one or more runs"), "plot"),
     "convert": Command(N_("convert, merge or split models"), commands=CONVERT),

@@ -100,7 +100,7 @@ def test_what_cannot_be_loaded_is_said(model_folder, tmp_path, monkeypatch, caps
         "cannot be fetched from the Hugging Face hub": ["nobody/nothing-here"],
         "has no adapter_config.json": [model, "--adapter", str(empty)],
         "it was trained on": [str(other), "--adapter", str(adapter)],
-        "needs --llava": [model, "--image", "cat.png"],
+        "takes no images": [model, "--image", "cat.png"],
         "plugins work with MOSS": [model, "--with-plugins", "solve"],
         "needs the package 'lagent'": [model, "--lagent"],
         "not allowed with": [model, "--adapter", "a", "--llava", "b"],

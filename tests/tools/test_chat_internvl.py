@@ -37,7 +37,7 @@ def model(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     chat = InternVLChat(loaded.eval(), tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
     chat.set_image(Image.open(folder / "image.png"))
-    return chat, InternVLPrompt(tokenizer, TEMPLATE, places=chat.places)
+    return chat, InternVLPrompt(tokenizer, TEMPLATE, chat=chat)
 
 
 def test_prompt_and_tiles_are_those_of_training(folder, model):
@@ -81,4 +81,4 @@ def test_an_image_needs_a_model_that_sees(folder, capsys):
     save_tiny(folder / "llama")
     words = ["chat", str(folder / "llama"), "--image", str(folder / "image.png")]
     assert main(words) == 1
-    assert "or an InternVL model" in capsys.readouterr().err
+    assert "takes no images" in capsys.readouterr().err

@@ -199,7 +199,7 @@ def test_rows_group_by_modality(folder):
 
 def test_chat_without_an_image_is_one_message(folder, capsys):
     assert main(["chat", str(folder / "llm"), "--image", "x.png"]) == 1
-    assert "needs --llava" in capsys.readouterr().err
+    assert "takes no images" in capsys.readouterr().err
     assert main(["chat", str(folder / "llm"), "--llava", str(folder), "--image", "x.png"]) == 1
     assert "needs a template" in capsys.readouterr().err
 

@@ -80,15 +80,16 @@ class InternVLPrompt(ChatPrompt):
     """Prompts whose first question stands under the image.
 
     Attributes:
-        places: how many tokens the image takes.
+        chat: the model, which knows how many tokens its image takes.
     """
 
-    places: int = 0
+    chat: InternVLChat | None = None
 
     def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
         """The ids of a conversation, a context token in each place of the image."""
-        if self.places:
+        places = self.chat.places if self.chat else 0
+        if places:
             start, context, end = MARKS
-            seen = f"{start}{context * self.places}{end}\n"
+            seen = f"{start}{context * places}{end}\n"
             turns = [replace(turns[0], question=seen + turns[0].question), *turns[1:]]
         return super().ids(turns, system)

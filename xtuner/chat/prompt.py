@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xtuner.tokenization.chat_template import answer_stops, render_question
 from xtuner.tokenization.segments import bos_and_eos, encode_segments
@@ -20,6 +20,7 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import GenerationConfig
 
     from xtuner.utils.types import Tokenizer
@@ -62,11 +63,20 @@ def _endless() -> UserError:
 
 
 @dataclass(frozen=True)
+class ChatImage:
+    """An image in a conversation, and the file that it was read from; None if there is none."""
+
+    image: Image
+    file: str | None = None
+
+
+@dataclass(frozen=True)
 class Turn:
-    """A question and its answer, None before it is generated."""
+    """A question with its images, and its answer, None before it is generated."""
 
     question: str
     answer: str | None = None
+    images: tuple[ChatImage, ...] = ()
 
 
 @dataclass
@@ -79,6 +89,9 @@ class ChatPrompt:
             the plain text when it has none either.
         extra_stop_words: further texts to stop at.
     """
+
+    takes_images: ClassVar[bool] = False
+    """Whether questions may have images."""
 
     tokenizer: Tokenizer
     template: Mapping[str, Any] | None = None
@@ -108,6 +121,10 @@ class ChatPrompt:
             return self.encode(text)
         texts = [part for turn in turns for part in (turn.question, turn.answer) if part]
         return list(self.tokenizer.encode("\n".join([system, *texts] if system else texts)))
+
+    def model_inputs(self, turns: Sequence[Turn], system: str = "") -> dict[str, Any]:
+        """What the model takes beside the ids of a conversation."""
+        return {}
 
     def stops(
         self, generation_config: GenerationConfig | None = None

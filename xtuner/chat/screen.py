@@ -8,14 +8,15 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xtuner.chat.session import ChatSession
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyPressEvent
 
@@ -126,6 +127,8 @@ def _command(session: ChatSession, line: str, stream: bool) -> None:
         session.system = rest.strip()
         session.reset()
         _note(tr("[system prompt set; history cleared]"))
+    elif word == "/image":
+        _attach(session, rest.strip())
     elif word == "/save":
         _save(session, rest.strip())
     elif word == "/undo":
@@ -140,9 +143,44 @@ def _command(session: ChatSession, line: str, stream: bool) -> None:
         if turn is None:
             _note(tr("[there is nothing to retry]"))
         else:
+            session.images = list(turn.images)
             _answer(session, turn.question, stream)
     else:
         _note(tr("[there is no command {word}; /help lists them]", word=word))
+
+
+def read_image(file: str) -> Image:
+    """Read an image, upright as a viewer shows it.
+
+    Args:
+        file: a path or an ``http(s)`` address.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    from xtuner.dataset.images import load_image
+
+    try:
+        return load_image(file)
+    except OSError as error:
+        raise UserError(
+            tr("the image cannot be read: {error}", error=error), where=Where(file)
+        ) from error
+
+
+def _attach(session: ChatSession, file: str) -> None:
+    """Add the image of ``/image FILE`` to the next question."""
+    if not file:
+        _note(tr("[usage: /image FILE]"))
+        return
+    file = file.strip("'\"")
+    file = file if "://" in file else str(Path(file).expanduser())
+    try:
+        session.attach(read_image(file), file)
+    except UserError as error:
+        _note(f"[{error}]")
+        return
+    _note(tr("[the next question is about {file}]", file=file))
 
 
 def _help() -> str:
@@ -152,6 +190,7 @@ def _help() -> str:
         "/system TEXT": tr("set the system prompt and clear the history"),
         "/retry": tr("answer the last question again"),
         "/undo": tr("remove the last question"),
+        "/image FILE": tr("ask the next question about an image (too)"),
         "/save FILE": tr("write the conversation (JSON lines of messages)"),
         "Alt-Enter": tr("start a new line"),
         "Ctrl-C": tr("stop generating"),
@@ -164,9 +203,15 @@ def _save(session: ChatSession, file: str) -> None:
     if not file:
         _note(tr("[usage: /save FILE]"))
         return
-    messages = [{"role": "system", "content": session.system}] if session.system else []
+    messages: list[dict[str, Any]] = []
+    if session.system:
+        messages.append({"role": "system", "content": session.system})
     for turn in session.turns:
-        messages.append({"role": "user", "content": turn.question})
+        content: str | list[dict[str, Any]] = turn.question
+        if turn.images:
+            images = [{"type": "image", "image": each.file} for each in turn.images]
+            content = [*images, {"type": "text", "text": turn.question}]
+        messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": turn.answer or ""})
     try:
         write_text(file, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers import StoppingCriteriaList, TextStreamer
 
-from xtuner.chat.prompt import ChatPrompt, Turn
+from xtuner.chat.prompt import ChatImage, ChatPrompt, Turn
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 from xtuner.utils.stop_criteria import StopWordStoppingCriteria
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedConfig
 
     from xtuner.utils.types import Tokenizer
@@ -78,6 +79,7 @@ class ChatSession:
         run_tools: maps the text after ``<|Commands|>:`` to the text of the results; None for none.
         notice: called with messages for the user, such as that history was dropped.
         turns: questions and their answers, oldest first.
+        images: go with the next question.
     """
 
     model: GenerativeModel
@@ -87,6 +89,29 @@ class ChatSession:
     run_tools: Callable[[str], str] | None = None
     notice: Say = print
     turns: list[Turn] = field(default_factory=list)
+    images: list[ChatImage] = field(default_factory=list)
+
+    def attach(self, image: Image, file: str | None = None) -> None:
+        """Ask the next question about this image (too).
+
+        Args:
+            image: in RGB.
+            file: that it was read from; ``/save`` writes it.
+
+        Raises:
+            UserError: when the model takes none.
+        """
+        model: Any = self.model
+        if self.prompt.takes_images:
+            self.images.append(ChatImage(image, file))
+        elif hasattr(model, "set_image"):  # one image, before the first question
+            model.set_image(image)
+            self.reset()
+        else:
+            raise UserError(
+                tr("this model takes no images."),
+                hint=tr("chat with a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct."),
+            )
 
     def ask(self, question: str, show: Say | None = None) -> str:
         """Answer a question and add both to the history.
@@ -101,7 +126,8 @@ class ChatSession:
         Raises:
             UserError: when the question alone exceeds the model's context length.
         """
-        self.turns.append(Turn(question))
+        images = tuple(self.images)
+        self.turns.append(Turn(question, images=images))
         try:
             ids = self._fitting_ids()
             answer = self._generate(ids, show)
@@ -113,7 +139,8 @@ class ChatSession:
         except BaseException:
             self.turns.pop()
             raise
-        self.turns[-1] = Turn(question, answer.text)
+        self.turns[-1] = Turn(question, answer.text, images)
+        self.images.clear()
         return answer.text
 
     def undo(self) -> Turn | None:
@@ -121,8 +148,9 @@ class ChatSession:
         return self.turns.pop() if self.turns else None
 
     def reset(self) -> None:
-        """Clear the history."""
+        """Clear the history, and the images of the next question."""
         self.turns.clear()
+        self.images.clear()
 
     @property
     def context(self) -> int:
@@ -173,6 +201,7 @@ class ChatSession:
                 [StopWordStoppingCriteria(tokenizer, word) for word in stop_texts]
             ),
             streamer=streamer,
+            **self._model_inputs(),
             **self.sampling.settings(),
         )
         new = output[0, len(ids) :].tolist()
@@ -183,6 +212,14 @@ class ChatSession:
         for word in stop_texts:
             text = text.partition(word)[0]
         return _Answer(new, raw, text.strip())
+
+    def _model_inputs(self) -> dict[str, Any]:
+        """What goes with the ids, on the model's device; pixels in its dtype."""
+        device, dtype = self.model.device, getattr(self.model, "dtype", torch.float32)
+        return {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.prompt.model_inputs(self.turns, self.system).items()
+        }
 
     def _with_results(
         self, ids: list[int], answer: _Answer, call: str, show: Say | None

@@ -15,7 +15,6 @@ from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -40,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=-2,
         help=tr("index of the visual encoder layer whose features LLaVA uses"),
     )
-    parser.add_argument("--image", help=tr("the image to ask about"))
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=tr("an image to ask about; may be given several times"),
+    )
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
     templates = sorted(PROMPT_TEMPLATE)
     parser.add_argument(
@@ -111,11 +116,7 @@ def run(args: argparse.Namespace) -> int:
     folder, adapter = locate(args.model_name_or_path, args.adapter or llava_adapter(args.llava))
     from xtuner.tools.chat_reward import is_reward_model, run_reward_chat
 
-    if args.image and not args.llava and not _is_internvl(folder):
-        raise UserError(
-            tr("--image needs --llava, or an InternVL model."),
-            hint="xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE",
-        )
+    _check_images(args, folder)
     if is_reward_model(folder, adapter):
         run_reward_chat(folder, adapter, args.torch_dtype, trust_remote_code=args.trust_remote_code)
         return 0
@@ -155,12 +156,39 @@ def _check(args: argparse.Namespace) -> None:
             require("sympy", extra="all", purpose="--with-plugins solve")
 
 
+def _check_images(args: argparse.Namespace, folder: Path) -> None:
+    """Refuse images that the model would not see."""
+    from xtuner.tools.chat_loading import is_image_text
+
+    if not args.image:
+        return
+    if is_image_text(folder) and not args.llava:
+        if args.prompt_template:
+            raise UserError(
+                tr("images go into the model's own chat template."),
+                hint=tr("leave --prompt-template out."),
+            )
+        return
+    if not args.llava and not _is_internvl(folder):
+        raise UserError(
+            tr("this model takes no images."),
+            hint=tr(
+                "give a vision-language model, or a LLaVA: "
+                "xtuner chat LLM --llava FOLDER --visual-encoder V --image FILE"
+            ),
+            where=Where(str(folder)),
+        )
+    if len(args.image) > 1:
+        raise UserError(tr("LLaVA and InternVL 1.5 take one image."), hint="--image FILE")
+
+
 def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> ChatSession:
     from xtuner.chat.prompt import ChatPrompt
+    from xtuner.chat.screen import read_image
     from xtuner.chat.session import ChatSession, Sampling
     from xtuner.tokenization.chat_template import set_arguments
     from xtuner.tools.arguments import read_arguments
-    from xtuner.tools.chat_loading import load_for_chat
+    from xtuner.tools.chat_loading import image_text_prompt, is_image_text, load_for_chat
 
     run_tools = None
     if args.with_plugins:
@@ -176,13 +204,17 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         trust_remote_code=args.trust_remote_code,
     )
     template = PROMPT_TEMPLATE[args.prompt_template] if args.prompt_template else None
-    set_arguments(tokenizer, read_arguments(args.template_arguments))
+    template_arguments = read_arguments(args.template_arguments)
+    set_arguments(tokenizer, template_arguments)
+    prompt_type: Callable[..., ChatPrompt] = ChatPrompt
     if _is_internvl(folder):
-        model, prompt_type = _internvl(model, tokenizer, args.image)
+        model, prompt_type = _internvl(model, tokenizer)
     elif args.llava:
         model, prompt_type = _llava(model, args)
-    else:
-        prompt_type = ChatPrompt
+    elif template is None and is_image_text(folder):
+        prompt_type = image_text_prompt(
+            folder, adapter, template_arguments, trust_remote_code=args.trust_remote_code
+        )
     if template is not None:
         _warn_of_another_template(tokenizer, args.prompt_template)
     prompt = prompt_type(tokenizer, template, args.stop_words)
@@ -194,7 +226,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
                 prompt_template=args.prompt_template,
             )
         )
-    return ChatSession(
+    session = ChatSession(
         model,
         prompt,
         system=_system(args),
@@ -208,6 +240,9 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         run_tools=run_tools,
         notice=_notice,
     )
+    for file in args.image:
+        session.attach(read_image(file), file)
+    return session
 
 
 def _warn_of_another_template(tokenizer: Tokenizer, name: str) -> None:
@@ -232,24 +267,18 @@ def _is_internvl(folder: Path) -> bool:
     return read_json(folder / "config.json").get("model_type") == "internvl_chat"
 
 
-def _internvl(
-    whole: nn.Module, tokenizer: Tokenizer, image: str | None
-) -> tuple[Any, Callable[..., Any]]:
-    """An InternVL, with an image or without, and what makes its prompts."""
+def _internvl(whole: nn.Module, tokenizer: Tokenizer) -> tuple[Any, Callable[..., ChatPrompt]]:
+    """An InternVL 1.5, and what makes its prompts."""
     from xtuner.chat.internvl import InternVLChat, InternVLPrompt
-    from xtuner.dataset.images import load_image
     from xtuner.dataset.internvl import MARKS
 
     model = InternVLChat(whole, tokenizer.convert_tokens_to_ids(MARKS[1]))
-    if image is not None:
-        model.set_image(_image(image, load_image))
-    return model, functools.partial(InternVLPrompt, places=model.places)
+    return model, functools.partial(InternVLPrompt, chat=model)
 
 
-def _llava(llm: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, Callable[..., Any]]:
-    """A LLaVA model with its image, and what makes its prompts."""
+def _llava(llm: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, Callable[..., ChatPrompt]]:
+    """A LLaVA model, and what makes its prompts."""
     from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
-    from xtuner.dataset.images import load_image
 
     model = build_vision_language_model(
         llm,
@@ -258,17 +287,7 @@ def _llava(llm: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, Callabl
         args.visual_select_layer,
         trust_remote_code=args.trust_remote_code,
     )
-    model.set_image(_image(args.image, load_image))
     return model, ImagePrompt
-
-
-def _image(file: str, load: Callable[[str], Image]) -> Image:
-    try:
-        return load(file)
-    except OSError as error:
-        raise UserError(
-            tr("the image cannot be read: {error}", error=error), where=Where(file)
-        ) from error
 
 
 def _system(args: argparse.Namespace) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from xtuner.chat.prompt import ChatPrompt
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | None]:
@@ -29,6 +34,47 @@ def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | 
     name_or_path, adapter = _base_and_adapter(name_or_path, adapter)
     folder = find_model(name_or_path)
     return folder, find_model(adapter, "adapter_config.json") if adapter else None
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a folder has the files of a processor of images."""
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
+
+
+def is_image_text(folder: Path) -> bool:
+    """Whether a folder is of a vision-language model of transformers with its processor."""
+    config = read_json(folder / "config.json")
+    sees = "vision_config" in config and config.get("model_type") != "internvl_chat"
+    return sees and has_processor(folder)
+
+
+def image_text_prompt(
+    folder: Path,
+    adapter: Path | None,
+    template_arguments: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Callable[..., ChatPrompt]:
+    """What makes the prompts of a vision-language model of transformers.
+
+    Args:
+        folder: the model's.
+        adapter: the adapter's, whose processor is used where it has one.
+        template_arguments: given to the chat template.
+        trust_remote_code: whether code of the folders may run.
+
+    Returns:
+        A constructor of ``ChatPrompt``, for the other arguments.
+    """
+    from xtuner.chat.image_text import ImageTextPrompt
+    from xtuner.tokenization.processor import load_processor
+
+    own = adapter if adapter is not None and has_processor(adapter) else folder
+    return functools.partial(
+        ImageTextPrompt,
+        processor=load_processor(str(own), trust_remote_code=trust_remote_code),
+        template_arguments=dict(template_arguments or {}),
+    )
 
 
 def llava_adapter(llava: str | None) -> str | None:

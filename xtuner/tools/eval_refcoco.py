@@ -33,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.tools import vlm_evaluation
     from xtuner.utils.files import write_text
 
+    if args.llava is None:
+        raise UserError(
+            tr("its boxes are those of images that LLaVA makes square."), hint="--llava FOLDER"
+        )
     dataset = RefCOCOJsonEvalDataset(args.data_path)
     folder = vlm_evaluation.work_dir_of(args, "eval_refcoco")
     files = [str(Path(args.image_folder) / row["image"]) for row in dataset.rows]

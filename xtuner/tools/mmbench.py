@@ -1,4 +1,4 @@
-"""``xtuner mmbench``: a LLaVA model's answers to MMBench, with their score where it is known."""
+"""``xtuner mmbench``: a vision-language model's answers to MMBench, scored if it can be."""
 
 from __future__ import annotations
 

@@ -9,30 +9,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.tools.arguments import add_dtype, add_trust_remote_code
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import PreTrainedModel
 
+    from xtuner.chat.prompt import ChatPrompt
     from xtuner.chat.session import ChatSession
+    from xtuner.utils.types import Tokenizer
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of both commands."""
-    parser.add_argument("model_name_or_path", help=tr("the language model: folder or hub name"))
+    parser.add_argument(
+        "model_name_or_path",
+        help=tr("a vision-language model, or LLaVA's language model: folder or hub name"),
+    )
+    parser.add_argument("--adapter", help=tr("an adapter's folder"))
     parser.add_argument("--data-path", required=True, help=tr("the questions"))
     parser.add_argument("--work-dir", help=tr("where the results go"))
-    parser.add_argument("--llava", required=True, help=tr("a LLaVA model's folder"))
+    parser.add_argument("--llava", help=tr("a LLaVA model's folder"))
     parser.add_argument("--visual-encoder", help=tr("folder or hub name"))
     parser.add_argument("--visual-select-layer", type=int, default=-2)
     parser.add_argument(
         "--prompt-template",
         choices=sorted(name for name in PROMPT_TEMPLATE if name != "auto"),
         metavar="NAME",
-        required=True,
-        help=tr("the prompt template of the training"),
+        help=tr("the prompt template of a LLaVA's training"),
     )
     parser.add_argument("--stop-words", nargs="+", default=[])
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
@@ -63,12 +69,31 @@ def begin(args: argparse.Namespace, command: str) -> None:
 
 
 def load_session(args: argparse.Namespace) -> ChatSession:
-    """The model as a chat session with greedy decoding."""
-    from xtuner.chat.session import ChatSession, Sampling
-    from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
-    from xtuner.tools.chat_loading import llava_adapter, load_for_chat, locate
+    """The model as a chat session with greedy decoding.
 
-    folder, adapter = locate(args.model_name_or_path, llava_adapter(args.llava))
+    Raises:
+        UserError: when the model takes no images, or a LLaVA comes without its template.
+    """
+    from xtuner.chat.session import ChatSession, Sampling
+    from xtuner.tools.chat_loading import (
+        image_text_prompt,
+        is_image_text,
+        llava_adapter,
+        load_for_chat,
+        locate,
+    )
+
+    folder, adapter = locate(args.model_name_or_path, args.adapter or llava_adapter(args.llava))
+    if args.llava is None and not is_image_text(folder):
+        raise UserError(
+            tr("this model takes no images."),
+            hint=tr("give a vision-language model, or the folder of a LLaVA with --llava."),
+            where=Where(str(folder)),
+        )
+    if args.llava and not args.prompt_template:
+        raise UserError(
+            tr("a LLaVA needs the template of its training."), hint="--prompt-template vicuna"
+        )
     model, tokenizer = load_for_chat(
         folder,
         adapter,
@@ -77,24 +102,36 @@ def load_session(args: argparse.Namespace) -> ChatSession:
         offload_folder=args.offload_folder,
         trust_remote_code=args.trust_remote_code,
     )
-    seeing = build_vision_language_model(
-        model,
+    stop_words = list(args.stop_words)
+    if args.llava:
+        model, prompt = _llava(args, model, tokenizer, stop_words)
+    else:
+        make = image_text_prompt(folder, adapter, trust_remote_code=args.trust_remote_code)
+        prompt = make(tokenizer, None, stop_words)
+    sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=0)
+    return ChatSession(model, prompt, sampling=sampling)
+
+
+def _llava(
+    args: argparse.Namespace, llm: PreTrainedModel, tokenizer: Tokenizer, stop_words: list[str]
+) -> tuple[Any, ChatPrompt]:
+    """A LLaVA model and its prompts."""
+    from xtuner.chat.vision_language import ImagePrompt, build_vision_language_model
+
+    model = build_vision_language_model(
+        llm,
         Path(args.llava),
         args.visual_encoder,
         args.visual_select_layer,
         trust_remote_code=args.trust_remote_code,
     )
-    template = PROMPT_TEMPLATE[args.prompt_template]
-    prompt = ImagePrompt(tokenizer, template, list(args.stop_words))
-    sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=0)
-    return ChatSession(seeing, prompt, sampling=sampling)
+    return model, ImagePrompt(tokenizer, PROMPT_TEMPLATE[args.prompt_template], stop_words)
 
 
 def answer(session: ChatSession, image: Image, question: str) -> str:
     """Answer a question about an image, without history."""
     session.reset()
-    model: Any = session.model
-    model.set_image(image)
+    session.attach(image)
     return str(session.ask(question))
 
 

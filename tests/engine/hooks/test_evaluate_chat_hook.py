@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from tests.engine.toy import run_with
-from xtuner.engine.hooks import (
-    EvaluateChatHook,
-)
+from tests.helpers.image_text import image_text_folder, make_image
+from xtuner.engine.hooks import EvaluateChatHook
+from xtuner.tokenization.processor import load_processor
 from xtuner.utils import PROMPT_TEMPLATE
 from xtuner.utils.errors import UserError
 
@@ -88,3 +89,32 @@ def test_mistakes_in_its_settings_are_named(tokenizer):
         chat_hook(tokenizer, prompt_template="internlm9")
     with pytest.raises(UserError, match="2 evaluation_images for 1"):
         chat_hook(tokenizer, evaluation_images=["a.png", "b.png"])
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "smolvlm"])
+def test_a_question_about_an_image_is_that_of_the_processor(kind, tmp_path, capsys):
+    folder = image_text_folder(kind)
+    processor = load_processor(folder)
+    make_image(40, 28, 1).save(tmp_path / "one.png")
+    hook = chat_hook(
+        processor.tokenizer,
+        processor=processor,
+        evaluation_inputs=["What is it?", "And this?"],
+        evaluation_images=[str(tmp_path / "one.png"), str(tmp_path / "none.png")],
+    )
+    assert hook._askable() == [0]  # the other image cannot be read
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    parts = [{"type": "image", "image": make_image(40, 28, 1)}]
+    parts.append({"type": "text", "text": "What is it?"})
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": parts}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    settings = hook._settings(4, model.generation_config)
+    wanted = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
+    answer = hook._answer(model, torch.device("cpu"), 0, 4)
+    assert answer.endswith(processor.decode(wanted))
+    assert answer.count(processor.image_token) <= answer.count("row_") + 1  # not each place of it

@@ -16,6 +16,7 @@ from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import answer_stops, render_question
+from xtuner.tokenization.image_prompt import encode_image_prompt, text_message, user_message
 from xtuner.tokenization.segments import encode_segments, prefix_ids, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
@@ -24,7 +25,8 @@ from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from PIL.Image import Image
+    from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
     from xtuner.engine.runner.finetune_runner import FinetuneRunner
     from xtuner.utils.types import ImageProcessor, Tokenizer
@@ -46,7 +48,9 @@ class EvaluateChatHook(Hook):
         evaluation_inputs: a question, or several.
         evaluation_images: a picture for each question, or one for all (path or URL); for models
             that see. Questions whose picture cannot be read are not asked, and that is said.
-        image_processor: the image processor, or its config.
+        image_processor: the image processor of LLaVA or InternVL 1.5, or its config.
+        processor: the processor of a ``VisionLanguageFinetune``, or its config. It makes the
+            prompts, by its own chat template; ``prompt_template`` is not read.
         system: the system text; taken literally, braces too.
         prompt_template: an entry of ``PROMPT_TEMPLATE`` or its name; ``PROMPT_TEMPLATE.auto`` for
             the tokenizer's own chat template; None to give the model the bare question.
@@ -75,8 +79,10 @@ class EvaluateChatHook(Hook):
         stop_words: Sequence[str] | None = None,
         generation_kwargs: Mapping[str, Any] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
+        processor: ProcessorMixin | Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = _built(tokenizer)
+        self.processor = _built(processor)
         self.image_processor = _built(image_processor)
         self.inputs = _listed(evaluation_inputs)
         self.images = _listed(evaluation_images)
@@ -94,7 +100,7 @@ class EvaluateChatHook(Hook):
         self.generation_kwargs = dict(generation_kwargs or {})
         self.template_arguments = dict(template_arguments or {})
         self._is_due = False
-        self._pictures: list[torch.Tensor | None] | None = None
+        self._pictures: list[torch.Tensor | Image | None] | None = None
 
     def before_train(self, runner: FinetuneRunner) -> None:
         """Ask the model as it is before the training."""
@@ -172,23 +178,37 @@ class EvaluateChatHook(Hook):
     def _answer(
         self, model: PreTrainedModel, device: torch.device, number: int, max_new_tokens: int
     ) -> str:
-        question, pictures = self.inputs[number], {}
-        if self.images:
-            question = f"{DEFAULT_IMAGE_TOKEN}\n{question}"
-            picture = self._picture(number)
-            assert picture is not None  # asked is what is askable
-            pictures = {"pixel_values": picture.to(device)}
-        ids = torch.tensor([self.prompt(question)], device=device)
+        inputs = {name: value.to(device) for name, value in self._model_inputs(number).items()}
+        ids = inputs["input_ids"]
         llm = getattr(model, "llm", model)
         settings = self._settings(max_new_tokens, getattr(llm, "generation_config", None))
         generating: Any = model if hasattr(model, "generate") else model.llm
-        answer = generating.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **pictures, **settings
-        )[0]
+        answer = generating.generate(**inputs, **settings)[0]
         shown = [token for token in answer.tolist() if token >= 0]
         if len(shown) < ids.shape[1] or answer[: ids.shape[1]].tolist() != ids[0].tolist():
             shown = [token for token in ids[0].tolist() if token >= 0] + shown
-        return self.tokenizer.decode(shown)
+        return self.tokenizer.decode(self._once(shown))
+
+    def _once(self, ids: list[int]) -> list[int]:
+        """The ids with one image token in place of the many of an image."""
+        mark = getattr(self.processor, "image_token_id", None)
+        pairs = zip([None, *ids], ids, strict=False)
+        return [token for before, token in pairs if token != mark or before != mark]
+
+    def _model_inputs(self, number: int) -> dict[str, torch.Tensor]:
+        """What the model gets for a question: ids (1, S), their mask, its picture."""
+        question = self.inputs[number]
+        picture = self._picture(number) if self.images else None
+        if self.processor is not None:
+            messages = [text_message("system", self.system)] if self.system else []
+            messages.append(user_message(question, images=int(picture is not None)))
+            pictures: Any = [] if picture is None else [picture]
+            return encode_image_prompt(self.processor, messages, pictures, self.template_arguments)
+        if self.images:
+            question = f"{DEFAULT_IMAGE_TOKEN}\n{question}"
+        ids = torch.tensor([self.prompt(question)])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return inputs | ({"pixel_values": picture} if isinstance(picture, torch.Tensor) else {})
 
     def _settings(
         self, max_new_tokens: int, generation_config: GenerationConfig | None
@@ -217,33 +237,33 @@ class EvaluateChatHook(Hook):
         numbers = range(len(self.inputs))
         return [n for n in numbers if not self.images or self._picture(n) is not None]
 
-    def _picture(self, number: int) -> torch.Tensor | None:
-        """(1, 3, H, W) of a question's picture, None when it could not be read."""
+    def _picture(self, number: int) -> torch.Tensor | Image | None:
+        """A question's picture: (1, 3, H, W), or for a processor the image; None if unreadable."""
         if self._pictures is None:
             # Read by one process: were a picture there for some only, the others would wait.
-            read = [[_read(image, self.image_processor) for image in self.images]]
+            read = [[self._read(image) for image in self.images]]
             broadcast_object_list(read)
             (self._pictures,) = read
         return self._pictures[number if len(self.images) > 1 else 0]
 
+    def _read(self, image: str) -> torch.Tensor | Image | None:
+        from xtuner.dataset.images import load_image, pixel_values
 
-def _read(
-    image: str, image_processor: ImageProcessor | Mapping[str, Any] | None
-) -> torch.Tensor | None:
-    from xtuner.dataset.images import load_image, pixel_values
-
-    if not is_main_process():
-        return None
-    try:
-        pixels: torch.Tensor = pixel_values(load_image(image), image_processor, square=True)
-    except (OSError, ValueError) as error:
-        logger.warning(
-            tr("evaluation_images: %s cannot be read (%s); it is not asked about"),
-            image,
-            error,
-        )
-        return None
-    return pixels[None]
+        if not is_main_process():
+            return None
+        try:
+            read = load_image(image)
+            if self.processor is not None:
+                return read
+            pixels: torch.Tensor = pixel_values(read, self.image_processor, square=True)
+        except (OSError, ValueError) as error:
+            logger.warning(
+                tr("evaluation_images: %s cannot be read (%s); it is not asked about"),
+                image,
+                error,
+            )
+            return None
+        return pixels[None]
 
 
 def _built(value: object) -> Any:
