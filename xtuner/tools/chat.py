@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from xtuner.chat.prompt import ChatPrompt
-    from xtuner.chat.session import ChatSession
+    from xtuner.chat.session import ChatSession, Sampling
     from xtuner.chat.vision_language import VisionLanguageModel
     from xtuner.utils.types import Tokenizer
 
@@ -29,23 +29,7 @@ PLUGINS = ("calculate", "solve", "search")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("model_name_or_path", help=tr("a folder or a hub name"))
-    extra = parser.add_mutually_exclusive_group()
-    extra.add_argument("--adapter", help=tr("an adapter's folder"))
-    extra.add_argument("--llava", help=tr("a LLaVA model's folder"))
-    parser.add_argument("--visual-encoder", help=tr("the visual encoder of LLaVA"))
-    parser.add_argument(
-        "--visual-select-layer",
-        type=int,
-        default=-2,
-        help=tr("index of the visual encoder layer whose features LLaVA uses"),
-    )
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help=tr("an image to ask about; may be given several times"),
-    )
+    _add_images(parser)
     add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
     templates = sorted(PROMPT_TEMPLATE)
     parser.add_argument(
@@ -89,6 +73,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offload-folder", help=tr("folder for weights that do not fit in memory"))
     add_trust_remote_code(parser)
     _add_sampling(parser)
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    extra = parser.add_mutually_exclusive_group()
+    extra.add_argument("--adapter", help=tr("an adapter's folder"))
+    extra.add_argument("--llava", help=tr("a LLaVA model's folder"))
+    parser.add_argument("--visual-encoder", help=tr("the visual encoder of LLaVA"))
+    parser.add_argument(
+        "--visual-select-layer",
+        type=int,
+        default=-2,
+        help=tr("index of the visual encoder layer whose features LLaVA uses"),
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=tr("an image to ask about; may be given several times"),
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +189,7 @@ def _check_images(args: argparse.Namespace, folder: Path) -> None:
 def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> ChatSession:
     from xtuner.chat.prompt import ChatPrompt
     from xtuner.chat.screen import read_image
-    from xtuner.chat.session import ChatSession, Sampling
+    from xtuner.chat.session import ChatSession
     from xtuner.tokenization.chat_template import set_arguments
     from xtuner.tools.arguments import read_arguments
     from xtuner.tools.chat_loading import image_text_prompt, is_image_text, load_for_chat
@@ -230,19 +234,25 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         model,
         prompt,
         system=_system(args),
-        sampling=Sampling(
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            repetition_penalty=args.repetition_penalty,
-        ),
+        sampling=_sampling(args),
         run_tools=run_tools,
         notice=_notice,
     )
     for file in args.image:
         session.attach(read_image(file), file)
     return session
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    from xtuner.chat.session import Sampling
+
+    return Sampling(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+    )
 
 
 def _warn_of_another_template(tokenizer: Tokenizer, name: str) -> None:
