@@ -46,6 +46,30 @@ def text_of(content: object) -> str:
     return "".join(texts)
 
 
+def merged_parts(content: object) -> list[dict[str, Any]]:
+    """A message's content as a list of parts, texts that follow one another joined in one part.
+
+    Some templates read the first text part alone. There is always one part.
+
+    Raises:
+        ValueError: for a value that is no content.
+    """
+    if not isinstance(content, list):
+        return [{"type": "text", "text": text_of(content)}]
+    merged: list[dict[str, Any]] = []
+    for part in content:
+        text = part if isinstance(part, str) else _text_of_part(part)
+        if text is None:
+            if not isinstance(part, Mapping):
+                raise ValueError(f"{part!r:.40} is no part of a message")
+            merged.append(dict(part))
+        elif merged and merged[-1]["type"] == "text":
+            merged[-1]["text"] += text
+        else:
+            merged.append({"type": "text", "text": text})
+    return merged or [{"type": "text", "text": ""}]
+
+
 def _text_of_part(part: object) -> str | None:
     if not isinstance(part, Mapping) or part.get("type", "text") != "text":
         return None

@@ -7,6 +7,9 @@ Most templates only ever append: then all answers of a conversation are in one s
 earlier messages differently once more follow: they leave out reasoning, end earlier answers with
 another token, or move the system prompt and the tools. An answer that the whole conversation does
 not show as it is generated becomes a sample of its own, which ends with it.
+
+With a processor, messages have content parts: texts, and images that the template writes as one
+placeholder each. The placeholders are expanded after the answers are found, and never trained.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ from __future__ import annotations
 import contextlib
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
-from xtuner.tokenization.content import has_loss, text_of
+import numpy as np
+import numpy.typing as npt
+
+from xtuner.tokenization.content import has_loss, merged_parts, text_of
 from xtuner.tokenization.encode import Sample
 from xtuner.tokenization.offsets import Span, encode_with_offsets
 from xtuner.tokenization.segments import encode_segments
@@ -35,6 +41,18 @@ from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Tokenizer
 
 Message = dict[str, Any]
+Replacement = tuple[Span, str]
+"""Where a placeholder is in a text, and the text that it becomes."""
+Expand = Callable[[str], Sequence[Replacement]]
+"""The placeholders in a rendered text, in order."""
+
+
+class ChatTemplate(Protocol):
+    """What renders messages: a tokenizer, or a processor."""
+
+    chat_template: str | dict[str, str] | None
+
+    def apply_chat_template(self, conversation: Any, **settings: Any) -> Any: ...
 
 
 def encode_messages(
@@ -45,6 +63,8 @@ def encode_messages(
     train_on: str = "answers",
     thinking: str = "keep",
     template_arguments: Mapping[str, Any] | None = None,
+    processor: ChatTemplate | None = None,
+    expand: Expand | None = None,
 ) -> list[Sample]:
     """Tokenise one conversation with the tokenizer's own chat template.
 
@@ -56,6 +76,8 @@ def encode_messages(
         train_on: ``answers``, ``last_answer`` or ``everything``.
         thinking: of ``thinking.TRAIN_THINKING``.
         template_arguments: given to the chat template, such as ``enable_thinking``.
+        processor: renders the messages in place of the tokenizer; contents are lists of parts.
+        expand: finds the placeholders in the text of each sample, one after the other.
 
     Returns:
         ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
@@ -66,13 +88,14 @@ def encode_messages(
         ValueError: when an answer has no question before it, when the template does not write it
             after the prompt for it, or leaves its reasoning out.
     """
-    plain = template_messages(messages, tokenizer)
+    template = processor or tokenizer
+    plain = template_messages(messages, template, parts=processor is not None)
     if thinking == "drop":
         plain = [without_reasoning(m) if m["role"] == "assistant" else m for m in plain]
-    render = _Renderer(tokenizer, template_tools(tools), template_arguments or {})
+    render = _Renderer(template, template_tools(tools), template_arguments or {})
     if train_on == "everything":
-        ids = encode_with_offsets(tokenizer, render(plain))[0]
-        return [{"input_ids": ids, "labels": ids}]
+        text = render(plain)
+        return [_encoded(text, [(0, len(text))], [], tokenizer, expand)]
     answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
     trained = answers[-1:] if train_on == "last_answer" else answers
     trained = [number for number in trained if has_loss(messages[number])]
@@ -82,7 +105,7 @@ def encode_messages(
         raise ValueError("the conversation begins with an answer; a question must come first")
     texts = _samples(render(plain), [_answer(plain, number, render) for number in trained])
     return [
-        _encoded(text, spans, [] if thinking == "keep" else empty_blocks(text), tokenizer)
+        _encoded(text, spans, [] if thinking == "keep" else empty_blocks(text), tokenizer, expand)
         for text, spans in texts
     ]
 
@@ -129,7 +152,7 @@ def _answer(messages: Sequence[Message], number: int, render: _Renderer) -> _Ans
             "gives for it; use a named template"
         )
     if reasoning and reasoning not in text and not is_closed:
-        if "</think>" not in str(render.tokenizer.chat_template):
+        if "</think>" not in str(render.template.chat_template):
             raise ValueError(
                 "the tokenizer's chat template has no place for reasoning; "
                 "train_thinking='drop' leaves it out"
@@ -153,9 +176,15 @@ def _samples(whole: str, answers: Sequence[_Answer]) -> list[tuple[str, list[Spa
 
 
 def _encoded(
-    text: str, trained: Sequence[Span], untrained: Sequence[Span], tokenizer: Tokenizer
+    text: str,
+    trained: Sequence[Span],
+    untrained: Sequence[Span],
+    tokenizer: Tokenizer,
+    expand: Expand | None,
 ) -> Sample:
     """Ids and labels of a text; no token spans the start or the end of an answer."""
+    if expand is not None:
+        text, trained, untrained = _expanded(text, expand(text), trained, untrained)
     ids, places = encode_with_offsets(tokenizer, text)
     bounds = sorted({0, len(text), *(bound for span in [*trained, *untrained] for bound in span)})
     if _spanned(places, {bound for span in trained for bound in span}):
@@ -165,14 +194,37 @@ def _encoded(
         places = [
             place for place, each in zip(segments, encoded, strict=True) for _ in range(len(each))
         ]
-    labels = [
-        token
-        if any(_covers(span, place) for span in trained)
-        and not any(_covers(block, place) for block in untrained)
-        else IGNORE_INDEX
-        for token, place in zip(ids, places, strict=True)
-    ]
+    with_loss = _covered(trained, places) & ~_covered(untrained, places)
+    labels: list[int] = np.where(with_loss, ids, IGNORE_INDEX).tolist()
     return {"input_ids": ids, "labels": labels}
+
+
+def _expanded(
+    text: str,
+    replacements: Sequence[Replacement],
+    trained: Sequence[Span],
+    untrained: Sequence[Span],
+) -> tuple[str, list[Span], list[Span]]:
+    """The text with its placeholders expanded, and the spans in it; placeholders are untrained."""
+    pieces: list[str] = []
+    placeholders: list[Span] = []
+    end, size = 0, 0
+    for (start, stop), becomes in replacements:
+        pieces += [text[end:start], becomes]
+        size += start - end + len(becomes)
+        placeholders.append((size - len(becomes), size))
+        end = stop
+    starts = [start for (start, _), _ in replacements]
+    grown = [0]
+    for (start, stop), becomes in replacements:
+        grown.append(grown[-1] + len(becomes) - (stop - start))
+
+    def moved(span: Span) -> Span:
+        start, stop = (place + grown[bisect_left(starts, place)] for place in span)
+        return start, stop
+
+    own = [moved(span) for span in trained]
+    return "".join([*pieces, text[end:]]), own, [*map(moved, untrained), *placeholders]
 
 
 def _spanned(places: Sequence[Span], bounds: set[int]) -> bool:
@@ -190,14 +242,17 @@ def _spanned(places: Sequence[Span], bounds: set[int]) -> bool:
     return False
 
 
-def _covers(span: Span, offsets: Span) -> bool:
-    """Whether a token belongs to an answer.
+def _covered(spans: Sequence[Span], places: Sequence[Span]) -> npt.NDArray[np.bool_]:
+    """Which tokens belong to one of the spans.
 
     Byte-level tokenizers with ``trim_offsets`` leave whitespace out of a token's offsets; a token
     of whitespace alone then has no width and stands where it ends.
     """
-    (start, stop), (first, last) = span, offsets
-    return start <= first and start < last <= stop
+    first, last = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    covered = np.zeros(len(first), dtype=bool)
+    for start, stop in spans:
+        covered |= (start <= first) & (start < last) & (last <= stop)
+    return covered
 
 
 def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -213,19 +268,19 @@ def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 class _Renderer:
-    """The tokenizer's chat template, with the tools of one conversation and other arguments."""
+    """A chat template, with the tools of one conversation and other arguments."""
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        template: ChatTemplate,
         tools: Sequence[Mapping[str, Any]] | None,
         arguments: Mapping[str, Any],
     ) -> None:
-        self.tokenizer, self.tools, self.arguments = tokenizer, tools, arguments
+        self.template, self.tools, self.arguments = template, tools, arguments
 
     def __call__(self, messages: Sequence[Message], prompt: bool = False) -> str:
         return str(
-            self.tokenizer.apply_chat_template(
+            self.template.apply_chat_template(
                 messages,
                 tools=self.tools,
                 tokenize=False,
@@ -235,13 +290,20 @@ class _Renderer:
         )
 
 
-def template_messages(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Message]:
-    """Messages as the tokenizer's chat template expects them.
+def template_messages(
+    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, parts: bool = False
+) -> list[Message]:
+    """Messages as a chat template expects them.
 
-    Content is text, the arguments of calls are objects, reasoning is in the field that it reads.
+    The arguments of calls are objects, reasoning is in the field that the template reads.
+
+    Args:
+        messages: OpenAI messages.
+        template: of a tokenizer, or of a processor.
+        parts: content is a list of parts, else it is text.
     """
-    template = str(tokenizer.chat_template)
-    return [with_field_of(template, _plain_message(message)) for message in messages]
+    text = str(template.chat_template)
+    return [with_field_of(text, _plain_message(message, parts)) for message in messages]
 
 
 def template_tools(
@@ -251,11 +313,12 @@ def template_tools(
     return _plain(json.loads(tools) if isinstance(tools, str) else tools) or None
 
 
-def _plain_message(message: Mapping[str, Any]) -> Message:
-    """A message as templates expect it: content as text, the arguments of calls as objects."""
+def _plain_message(message: Mapping[str, Any], parts: bool) -> Message:
+    """A message as templates expect it: content as text or parts, calls' arguments as objects."""
     plain: Message = _plain(message)
     plain.pop("loss", None)
-    plain["content"] = text_of(plain.get("content"))
+    content = plain.get("content")
+    plain["content"] = merged_parts(content) if parts else text_of(content)
     for call in plain.get("tool_calls") or ():
         function = call.get("function", call)
         arguments = function.setdefault("arguments", {})

@@ -28,8 +28,14 @@ def empty_blocks(text: str) -> list[tuple[int, int]]:
 def without_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without its reasoning, whether in its content or in a field of its own."""
     kept = {key: value for key, value in message.items() if key not in _FIELDS}
-    if isinstance(kept.get("content"), str):
-        kept["content"] = _BLOCK.sub("", kept["content"])
+    content = kept.get("content")
+    if isinstance(content, str):
+        kept["content"] = _BLOCK.sub("", content)
+    elif isinstance(content, list):
+        kept["content"] = [
+            {**part, "text": _BLOCK.sub("", part["text"])} if part.get("type") == "text" else part
+            for part in content
+        ]
     return kept
 
 
@@ -54,7 +60,10 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
     name = reasoning_field(message)
     if name:
         return str(message[name]).strip()
-    block, mark, _ = str(message.get("content") or "").partition("</think>")
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
+    block, mark, _ = str(content).partition("</think>")
     return block.strip().removeprefix("<think>").strip() if mark else ""
 
 
