@@ -104,6 +104,23 @@ INTERNALS = [
         "the gate of experts, set by a decorator; without it xtuner plan fails for mixtures",
     ),
     Internal(
+        "transformers.ProcessorMixin._process_images",
+        "dataset/vision_language/placeholders.py",
+        "the placeholder text of an image; without it no row with images can be prepared",
+    ),
+    Internal(
+        "transformers.ProcessorMixin._merge_kwargs",
+        "dataset/vision_language/placeholders.py",
+        "the settings that a processor gives its image processor; without them, other pixels",
+        takes("tokenizer_init_kwargs"),
+    ),
+    Internal(
+        "transformers.Qwen2_5_VLProcessor._get_num_multimodal_tokens",
+        "dataset/vision_language/placeholders.py",
+        "counts placeholders; without it each size is processed once, which takes longer",
+        takes("image_sizes"),
+    ),
+    Internal(
         "transformers.conversion_mapping.get_model_conversion_mapping",
         "export/write_model.py",
         "says whether a file names tensors as the model does; without it convert and merge fail",

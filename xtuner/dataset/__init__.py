@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "moss": ("MOSSSFTDataset",),
         "json_file": ("load_json_file",),
         "llava": ("LLaVADataset",),
+        "vision_language.dataset": ("VisionLanguageDataset",),
         "internvl": ("InternVL_V1_5_Dataset",),
         "refcoco_json": (
             "InvRefCOCOJsonDataset",

@@ -6,7 +6,6 @@ content, so that the processes of a run share it and none waits inside a collect
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +18,13 @@ from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.parallel_map import usable_processes
 from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
-from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_rows
+from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_rows, require_some
 from xtuner.dataset.prepare.token_stats import attach
-from xtuner.dataset.prepare.train_val_split import split_indices
+from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
 from xtuner.registry import BUILDER
 from xtuner.tokenization import encode, messages, segments, thinking
 from xtuner.tokenization.thinking import TRAIN_THINKING
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError, Where, require_choice
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction, Tokenizer
 
@@ -124,11 +123,13 @@ def process_hf_dataset(
     Raises:
         UserError: when rows cannot be read or mapped, naming the row; when no sample is left.
     """
-    _check_choices((long_samples, train_on, bad_rows, train_thinking))
+    chosen = (long_samples, train_on, bad_rows, train_thinking)
+    for (name, choices), value in zip(CHOICES.items(), chosen, strict=True):
+        require_choice(name, value, choices)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
     rows, place = load_rows(dataset, split), RowPlaces(dataset)
-    numbers = _drawn(len(rows), max_dataset_length, seed)
+    numbers = drawn_indices(len(rows), max_dataset_length, seed)
     numbers = split_indices(numbers, part, val_size, seed)
     if len(numbers) < len(rows):
         rows = rows.select(numbers)
@@ -158,13 +159,6 @@ def process_hf_dataset(
     return _prepared_once(rows, numbers, steps, packing, keep_columns, map_num_proc)
 
 
-def _drawn(count: int, limit: int | None, seed: int) -> Sequence[int]:
-    """The numbers of the rows: all, or so many drawn at random."""
-    if limit is None or count <= limit:
-        return range(count)
-    return sorted(random.Random(seed).sample(range(count), limit))
-
-
 def _prepared_once(
     rows: Dataset,
     numbers: Sequence[int],
@@ -177,7 +171,7 @@ def _prepared_once(
 
     def write(folder: Path) -> None:
         encoded = encode_rows(rows, numbers, steps, processes)
-        _require_some(encoded)
+        require_some(encoded)
         if packing is not None:
             _write_packed(encoded, packing, folder, key, processes)
             return
@@ -198,13 +192,6 @@ def _prepared_once(
     return cache.prepared_once(key, write)
 
 
-def _check_choices(values: Sequence[str]) -> None:
-    """Refuse what is not among ``CHOICES``, given in their order."""
-    for (key, choices), value in zip(CHOICES.items(), values, strict=True):
-        if value not in choices:
-            raise UserError(f"{key}={value!r}", hint=f"one of: {', '.join(choices)}")
-
-
 def _renames(maps: Sequence[Any]) -> dict[str, str]:
     return {
         (pair["old"] if isinstance(pair, Mapping) else pair[0]): (
@@ -218,14 +205,6 @@ def _mapped(rows: Dataset, numbers: Sequence[int], steps: Steps) -> Dataset:
     from datasets import Dataset
 
     return Dataset.from_list(map_rows(rows, numbers, steps))
-
-
-def _require_some(encoded: Samples) -> None:
-    if not len(encoded):
-        raise UserError(
-            tr("no row is left to train on.\n{account}", account=encoded.stats.text()),
-            hint=tr("'xtuner check-custom-dataset CONFIG' tells why."),
-        )
 
 
 def _write_packed(encoded: Samples, packing: Packing, folder: Path, key: str, threads: int) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,35 +17,115 @@ from xtuner.utils.lang import tr
 from xtuner.utils.types import ImageProcessor
 
 Color = tuple[int, int, int]
+Size = tuple[int, int]
+"""Width and height in pixels."""
 READERS = 8
 """Threads that look at image headers: it is waiting for the disk, not work."""
+NOT_READ = ("EPS",)
+"""Formats of Pillow that start another program."""
+ORIENTATION = 0x0112
+"""The EXIF tag."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What shows an image upright, by its EXIF orientation."""
+ON_THEIR_SIDE = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
 
 
-def load_image(image_file: str | os.PathLike[str]) -> Image.Image:
+def load_image(image_file: str | os.PathLike[str], upright: bool = False) -> Image.Image:
     """Read an image in RGB.
 
     Args:
         image_file: a path, or an ``http(s)`` address.
+        upright: turn it as its EXIF orientation says.
+
+    Raises:
+        OSError: when it is missing, no image, damaged, or too large to be one.
+    """
+    text = os.fspath(image_file)
+    source: Path | IO[bytes] = Path(text)
+    if text.startswith(("http://", "https://")):
+        from urllib.request import urlopen
+
+        with urlopen(text, timeout=30) as answer:
+            source = io.BytesIO(answer.read())
+    return decode_image(source, upright=upright)
+
+
+def decode_image(source: Path | IO[bytes] | Image.Image, upright: bool = True) -> Image.Image:
+    """Decode an image in RGB.
+
+    Args:
+        source: a file, an open one, or an image.
+        upright: turn it as its EXIF orientation says.
 
     Raises:
         OSError: when it is missing, no image, damaged, or too large to be one.
     """
     try:
-        return _read(os.fspath(image_file))
+        with open_image(source) as image:
+            turn = TURNS.get(_orientation(image)) if upright else None
+            decoded = to_rgb(image)
+            return decoded if turn is None else decoded.transpose(turn)
     except OSError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise OSError(f"it cannot be decoded: {error}") from error
 
 
-def _read(text: str) -> Image.Image:
-    if text.startswith(("http://", "https://")):
-        from urllib.request import urlopen
+def open_image(source: Path | IO[bytes] | Image.Image) -> Image.Image:
+    """Open an image without decoding it.
 
-        with urlopen(text, timeout=30) as answer:
-            return to_rgb(Image.open(io.BytesIO(answer.read())))
-    with Image.open(text) as image:
-        return to_rgb(image)
+    Args:
+        source: a file, an open one, or an image, which is copied.
+    """
+    if isinstance(source, Image.Image):
+        return source.copy()
+    Image.init()
+    return Image.open(source, formats=[name for name in Image.OPEN if name not in NOT_READ])
+
+
+def read_size(source: Path | IO[bytes] | Image.Image) -> Size:
+    """The size of an image that is shown upright, by its header alone.
+
+    Args:
+        source: as for ``decode_image``.
+
+    Raises:
+        OSError: with what is wrong with it, in words.
+    """
+    try:
+        with open_image(source) as image:
+            width, height = image.size
+            if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                raise OSError(tr("has too many pixels"))
+            if not width * height:
+                raise OSError(tr("is no image"))
+            return (height, width) if _orientation(image) in ON_THEIR_SIDE else (width, height)
+    except UnidentifiedImageError as error:
+        raise OSError(tr("is no image")) from error
+    except OSError as error:
+        raise OSError(error.strerror or str(error)) from error
+    except Exception as error:  # damaged headers make Pillow's decoders raise nearly anything
+        raise OSError(str(error)) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, as far as it is known before the image is decoded."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # looking for it behind the pixels would decode them
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged EXIF data make it raise nearly anything
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -112,12 +192,7 @@ def problems_of(files: Sequence[Path]) -> list[str | None]:
 
 def _problem_of(file: Path) -> str | None:
     try:
-        with Image.open(file) as image:
-            too_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
-            return tr("has too many pixels") if too_large else None
-    except UnidentifiedImageError:
-        return tr("is no image")
+        read_size(file)
     except OSError as error:
-        return error.strerror or str(error)
-    except Exception as error:  # damaged headers make Pillow's decoders raise nearly anything
         return str(error)
+    return None

@@ -20,7 +20,7 @@ from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.prepare.rows import row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError, Where, require_choice
 from xtuner.utils.lang import tr
 from xtuner.utils.types import ImageProcessor, RowFunction, Tokenizer
 
@@ -69,8 +69,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         pad_image_to_square: bool = False,
         bad_images: str = "drop",
     ) -> None:
-        if bad_images not in BAD_IMAGES:
-            raise UserError(f"bad_images={bad_images!r}", hint=f"one of: {', '.join(BAD_IMAGES)}")
+        require_choice("bad_images", bad_images, BAD_IMAGES)
         if (data_path is None) == (offline_processed_text_folder is None):
             raise UserError(
                 tr("give data_path or offline_processed_text_folder"),

@@ -48,7 +48,7 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
     if "messages" in example:
         return openai_map_fn(example)
     if "conversations" in example:
-        messages = [_message(item) for item in example["conversations"]]
+        messages = [sharegpt_message(item) for item in example["conversations"]]
         if example.get("system") and messages[:1] and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": example["system"]})
         return openai_map_fn({"messages": messages}) | {"messages": messages}
@@ -81,7 +81,12 @@ def _with_history(example: Mapping[str, Any], mapped: dict[str, Any]) -> dict[st
     return {"conversation": turns}
 
 
-def _message(item: Mapping[str, Any]) -> dict[str, Any]:
+def sharegpt_message(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of ShareGPT in any common spelling as OpenAI's.
+
+    Raises:
+        ValueError: when its role is unknown.
+    """
     who = str(item.get("from", item.get("role", ""))).lower()
     if who not in ANY:
         raise ValueError(f"'from' is {who!r}, expected one of {', '.join(ANY)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,13 +36,33 @@ COLUMNS = {
 VARLEN_COLUMNS = {"position_ids", "cumulative_len"}
 
 
-def unpacked_dataset(samples: Samples, key: str) -> Dataset:
-    """Columns ``input_ids``, ``labels``, ``length`` and ``rows`` (one number in each)."""
-    return _dataset(_batches(samples), key)
+def unpacked_dataset(
+    samples: Samples, key: str, columns: Mapping[str, pa.Array] | None = None
+) -> Dataset:
+    """Columns ``input_ids``, ``labels``, ``length`` and ``rows`` (one number in each).
+
+    Args:
+        samples: one for each row.
+        key: names the dataset.
+        columns: further ones.
+    """
+    from datasets import Dataset
+
+    table = pa.Table.from_batches(list(_batches(samples)))
+    for name, column in (columns or {}).items():
+        table = table.append_column(name, column)
+    return Dataset(table, fingerprint=key)  # without a fingerprint it would be found by pickling
 
 
 def write_packed(
-    samples: Samples, packs: Packs, folder: Path, *, for_varlen: bool, key: str, threads: int
+    samples: Samples,
+    packs: Packs,
+    folder: Path,
+    *,
+    for_varlen: bool,
+    key: str,
+    threads: int,
+    columns: Mapping[str, pa.Array] | None = None,
 ) -> None:
     """Write rows of several samples as ``datasets`` saves a dataset, never holding all of them.
 
@@ -54,11 +74,14 @@ def write_packed(
             ``cumulative_len``.
         key: names the dataset.
         threads: at most.
+        columns: further ones, with a value for each row.
     """
     from datasets import Dataset
 
+    further = dict(columns or {})
     names = [name for name in COLUMNS if for_varlen or name not in VARLEN_COLUMNS]
-    schema = pa.schema([(name, COLUMNS[name]) for name in names])
+    fields = [(name, COLUMNS[name]) for name in names]
+    schema = pa.schema([*fields, *((name, column.type) for name, column in further.items())])
     empty = Dataset(schema.empty_table(), fingerprint=key)
     attach(empty, samples.stats)
     shards = min(SHARDS, max(1, len(packs)))
@@ -75,8 +98,10 @@ def write_packed(
         with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
             for start in range(first, last, at_once):
                 chosen = packs.slice(start, min(start + at_once, last))
-                columns = _join(chosen, ids, labels, samples.rows)
-                writer.write_batch(pa.record_batch([columns[name] for name in names], schema))
+                joined = _join(chosen, ids, labels, samples.rows)
+                own = [joined[name] for name in names]
+                own += [column.slice(start, len(chosen)) for column in further.values()]
+                writer.write_batch(pa.record_batch(own, schema))
 
     # numpy, Arrow and the file system do the work, side by side.
     with ThreadPoolExecutor(threads) as pool:
@@ -86,13 +111,6 @@ def write_packed(
 def shuffled(count: int, seed: int) -> list[int]:
     """The numbers below ``count`` in the order that a seed gives."""
     return random.Random(seed).sample(range(count), count)
-
-
-def _dataset(batches: Iterator[pa.RecordBatch], key: str) -> Dataset:
-    from datasets import Dataset
-
-    # Without a fingerprint it would be found by pickling.
-    return Dataset(pa.Table.from_batches(list(batches)), fingerprint=key)
 
 
 def _batches(samples: Samples) -> Iterator[pa.RecordBatch]:

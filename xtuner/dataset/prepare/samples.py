@@ -190,6 +190,19 @@ def encode_rows(rows: Dataset, numbers: Sequence[int], steps: Steps, processes: 
     return Samples.joined(with_progress(results, sizes, what))
 
 
+def require_some(encoded: Samples) -> None:
+    """Refuse a dataset of which nothing is left.
+
+    Raises:
+        UserError: with the counts, which say why.
+    """
+    if not len(encoded):
+        raise UserError(
+            tr("no row is left to train on.\n{account}", account=encoded.stats.text()),
+            hint=tr("'xtuner check-custom-dataset CONFIG' tells why."),
+        )
+
+
 def map_one(row: Row, steps: Steps) -> dict[str, Any]:
     """One row, mapped and with its template.
 

@@ -1,14 +1,27 @@
-"""Which rows of a dataset are kept from training, to validate with them."""
+"""Which rows of a dataset are taken, and which are kept from training, to validate with them."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError, Where, require_choice
 from xtuner.utils.lang import tr
 
 PARTS = ("train", "val")
+
+
+def drawn_indices(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    """The numbers of the rows: all, or so many drawn at random.
+
+    Args:
+        count: of the rows.
+        limit: how many are taken; None for all.
+        seed: of the drawing.
+    """
+    if limit is None or count <= limit:
+        return range(count)
+    return sorted(random.Random(seed).sample(range(count), limit))
 
 
 def split_indices(numbers: Sequence[int], part: str, val_size: float, seed: int) -> Sequence[int]:
@@ -23,8 +36,7 @@ def split_indices(numbers: Sequence[int], part: str, val_size: float, seed: int)
     Raises:
         UserError: for another part, a size below 0, or one that leaves nothing to train on.
     """
-    if part not in PARTS:
-        raise UserError(f"part={part!r}", hint=f"one of: {', '.join(PARTS)}")
+    require_choice("part", part, PARTS)
     if not val_size and part == "train":
         return numbers
     count = int(val_size) if val_size >= 1 else max(1, round(len(numbers) * val_size))

@@ -1,0 +1,81 @@
+"""The text of an image's placeholder by its size: what the processor writes, mostly by counting."""
+
+import random
+
+import pytest
+from PIL import Image
+
+from xtuner.dataset.vision_language.placeholders import (
+    VERIFIED,
+    ImagePlaceholders,
+    placeholders_of,
+    require_images,
+)
+from xtuner.registry import BUILDER
+from xtuner.utils.errors import UserError
+
+
+def sizes_of(seed, count):
+    draw = random.Random(seed)
+    return [(draw.randint(20, 120), draw.randint(20, 120)) for _ in range(count)]
+
+
+def test_texts_are_those_of_the_processor_and_mostly_counted(family, monkeypatch):
+    known = ImagePlaceholders(BUILDER.build(family))
+    processed = []
+    own = known.process
+    monkeypatch.setattr(known, "process", lambda images: processed.append(1) or own(images))
+    sizes = sizes_of(0, VERIFIED * 3)
+    for size in sizes:
+        known.texts([size])
+    counted = len(sizes) - len(processed)
+    # Pixtral's text has line breaks, so that it is not told by a number alone.
+    is_counted = "mistral3" not in family["name_or_path"]
+    assert (counted > VERIFIED / 2) if is_counted else not counted
+    for size in [*sizes[-10:], *sizes[:3]]:
+        _, (text,) = own([[Image.new("RGB", size)]])
+        assert known.texts([size]) == [text]
+    for pair in (sizes[:2], sizes[-3:]):
+        _, texts = own([[Image.new("RGB", size) for size in pair]])
+        assert known.texts(pair) == texts
+
+
+def test_a_count_that_is_wrong_is_not_used(qwen, monkeypatch):
+    processor = BUILDER.build(qwen)
+    known = ImagePlaceholders(processor)
+    monkeypatch.setattr(
+        type(processor), "_get_num_multimodal_tokens", lambda *_, **__: {"num_image_tokens": [7]}
+    )
+    sizes = sizes_of(1, VERIFIED * 2)
+    expected = ImagePlaceholders(BUILDER.build(qwen)).process(
+        [[Image.new("RGB", s)] for s in sizes]
+    )
+    assert [known.texts([size])[0] for size in sizes] == expected[1]
+
+
+def test_a_size_that_the_processor_refuses(qwen):
+    known = placeholders_of(qwen)
+    with pytest.raises(ValueError, match=r"5000 x 10 pixels: absolute aspect ratio"):
+        known.texts([(5000, 10)])
+
+
+def test_a_text_with_other_placeholders_than_images_is_refused(qwen):
+    known = placeholders_of(qwen)
+    assert known is placeholders_of(dict(qwen))
+    text = f"a{known.token}b"
+    ((span, becomes),) = known.replacements(text, [(28, 28)])
+    assert text[slice(*span)] == known.token and set(becomes.split(known.token)) == {""}
+    with pytest.raises(ValueError, match=r"1 .* in the text for 0 images"):
+        known.replacements(text, [])
+    with pytest.raises(ValueError, match="without a video"):
+        known.replacements("<|video_pad|>", [])
+
+
+def test_a_processor_without_template_or_token_is_refused(qwen):
+    processor = BUILDER.build(qwen)
+    processor.chat_template = None
+    with pytest.raises(UserError, match="has no chat template"):
+        require_images(processor)
+    processor.image_token = None
+    with pytest.raises(UserError, match="which token stands for an image"):
+        require_images(processor)

@@ -1,0 +1,75 @@
+"""Rows with images → one batch, its images processed as the model's own processor does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from xtuner.dataset.collate_fns.default_collate_fn import default_collate_fn
+from xtuner.dataset.vision_language.placeholders import checksum, placeholders_of
+from xtuner.utils.constants import DEFAULT_PAD_TOKEN_INDEX
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import ProcessorMixin
+
+
+def vision_language_collate_fn(
+    instances: Sequence[Mapping[str, Any]],
+    processor: ProcessorMixin | Mapping[str, Any],
+    pad_index: int = DEFAULT_PAD_TOKEN_INDEX,
+    return_hf_format: bool = False,
+    use_varlen_attn: bool = False,
+) -> dict[str, Any]:
+    """Make a batch.
+
+    Args:
+        instances: rows of ``VisionLanguageDataset``.
+        processor: of transformers, or its config; the same as the dataset's.
+        pad_index: id that padding gets.
+        return_hf_format: give the tensors alone, as transformers' Trainer wants them.
+        use_varlen_attn: the rows are joined into one row whose samples do not see each other.
+
+    Returns:
+        As ``default_collate_fn``, and in the data ``mm_token_type_ids`` (B, S), 1 for tokens of an
+        image; ``images``, the tensors that the model takes for all images of the batch, in order,
+        absent where there are none; ``images_per_sample``, a number for each sample.
+
+    Raises:
+        UserError: when the processor writes other placeholders than the rows have.
+    """
+    texts = [{k: v for k, v in row.items() if not k.startswith("image")} for row in instances]
+    batch = default_collate_fn(texts, pad_index, return_hf_format, use_varlen_attn)
+    data = batch if return_hf_format else batch["data"]
+    known = placeholders_of(processor)
+    data["mm_token_type_ids"] = _token_types(known.processor, instances, use_varlen_attn)
+    samples: list[list[Image]] = [images for row in instances for images in row["images"]]
+    with_images = [images for images in samples if images]
+    if with_images:
+        data["images"], written = known.process(with_images)
+        expected = [check for row in instances for check in row["image_checks"]]
+        if list(map(checksum, written)) != expected:
+            raise UserError(
+                tr("the collate function's processor writes other placeholders than the dataset's"),
+                hint=tr("give both the same processor."),
+                where=Where(key="collate_fn.processor"),
+            )
+    if return_hf_format:
+        return {**data, **data.pop("images", {})}
+    data["images_per_sample"] = list(map(len, samples))
+    return batch
+
+
+def _token_types(processor: Any, instances: Sequence[Mapping[str, Any]], is_packed: bool) -> Tensor:
+    """(B, S) which tokens stand for images; 0 for padding."""
+    rows = [list(row["input_ids"]) for row in instances]
+    rows = [list(itertools.chain.from_iterable(rows))] if is_packed else rows
+    types = map(torch.tensor, processor.create_mm_token_type_ids(rows))
+    return pad_sequence(list(types), batch_first=True)

@@ -1,0 +1,1 @@
+"""Rows with images for the vision-language models that transformers loads."""

@@ -1,0 +1,244 @@
+"""A row of any layout with images as messages with content parts and the images in their order.
+
+Texts mark images with ``<image>``, content parts are images themselves or take the next one of the
+row's own. Where a row has images and no place for them, they come first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xtuner.dataset.image_rows import BadRowError
+from xtuner.dataset.map_fns.auto import PAIRS, auto_map_fn, sharegpt_message
+from xtuner.dataset.vision_language.image_refs import ImageRef, image_ref
+from xtuner.tokenization.content import text_of
+from xtuner.tokenization.messages import Message, messages_of
+from xtuner.tokenization.roles import ANY
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
+from xtuner.utils.lang import tr
+from xtuner.utils.types import RowFunction
+
+IMAGE_COLUMNS = ("images", "image", "img", "picture", "photo", "image_path", "image_url")
+VIDEO_COLUMNS = ("videos", "video")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+"""Columns of WebDataset shards are named by the suffixes of the files."""
+IMAGE_PARTS = ("image", "image_url", "input_image")
+TEXT_PARTS = ("text", "input_text", "output_text")
+CAPTIONS = ("caption", "text", "txt")
+_MARK = re.compile(re.escape(DEFAULT_IMAGE_TOKEN))
+
+Place = int | ImageRef | None
+"""An image of a message: its own, the row's one of a number, or the row's next one."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row.
+
+    Attributes:
+        messages: with content parts ``{"type": "text" | "image"}``.
+        images: of all messages, in order.
+        tools: their JSON schemas, as the row has them.
+    """
+
+    messages: list[Message]
+    images: list[ImageRef]
+    tools: Any = None
+
+
+def conversation_of(row: Mapping[str, Any], function: RowFunction | None = None) -> Conversation:
+    """The messages and images of a row.
+
+    Args:
+        row: of any layout that ``auto_map_fn`` reads, with columns of images.
+        function: makes ``messages`` (or ``conversation``) of it, and may make ``images``; None
+            where the layout is to be recognised.
+
+    Raises:
+        BadRowError: when the row has no layout, or its images do not fit its texts.
+    """
+    row = _present(row)
+    row = row | _present(function(row)) if function else _without_shard_names(row)
+    own = [image_ref(value) for name in _image_columns(row) for value in _listed(row[name])]
+    if any(_listed(row.get(name)) for name in VIDEO_COLUMNS):
+        raise _no_videos()
+    places: list[Place] = []
+    messages = [_with_parts(message, places) for message in _messages(row, bool(own))]
+    if own and not places:
+        _put_first(messages, len(own))
+        places = [None] * len(own)
+    return Conversation(messages, _assigned(places, own), row.get("tools"))
+
+
+def _present(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _listed(value: object) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _image_columns(row: Mapping[str, Any]) -> Iterator[str]:
+    """The columns of a row that hold images; of several names for one thing the first."""
+    found = next((name for name in IMAGE_COLUMNS if name in row), None)
+    if found is not None:
+        yield found
+        return
+    yield from (name for name in row if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES)
+
+
+def _without_shard_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a WebDataset shard with the fields of its JSON file as its own."""
+    fields = row.get("json")
+    return {**_present(fields), **row} if "__key__" in row and isinstance(fields, dict) else row
+
+
+def _messages(row: Mapping[str, Any], has_images: bool) -> list[Message]:
+    """The messages of a row, their contents as the row has them."""
+    talk = _talk(row)
+    if talk is None:
+        texts = [name for name in CAPTIONS if isinstance(row.get(name), str)]
+        if has_images and texts and not _is_dialogue(row):
+            answer = {"role": "assistant", "content": row[texts[0]]}
+            return [{"role": "user", "content": ""}, answer]
+        made = auto_map_fn(row)
+        talk = made.get("messages") or messages_of(made["conversation"])
+    messages = [_message(item) for item in talk]
+    if not messages:
+        raise BadRowError(tr("its conversation is empty"))
+    system = row.get("system")
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _is_dialogue(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a question and an answer in columns of their own."""
+    pairs = (*PAIRS, ("instruction", "output"), ("input", "output"), ("text", "answer"))
+    return any(ask in row and answer in row for ask, answer in pairs)
+
+
+def _talk(row: Mapping[str, Any]) -> Sequence[Any] | None:
+    """The list of messages in a row; None where it has other columns."""
+    if isinstance(row.get("messages"), list):
+        return row["messages"]
+    if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
+        return [*row["prompt"], *row["completion"]]
+    if isinstance(row.get("conversations"), list):
+        return row["conversations"]
+    if isinstance(row.get("conversation"), list):
+        return messages_of(row["conversation"])
+    if "text" in row and "answer" in row and "question" not in row:
+        return _asked(row["text"], row["answer"])
+    answers = row.get("answers")
+    if "question" in row and "answer" not in row and isinstance(answers, list) and answers:
+        return _asked(row["question"], answers[0])
+    return None
+
+
+def _asked(question: object, answer: object) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _message(item: object) -> Message:
+    if not isinstance(item, Mapping):
+        raise BadRowError(tr("its messages hold {item}", item=f"{item!r:.40}"))
+    item = _present(item)
+    if "role" not in item or ("content" not in item and "value" in item):
+        return sharegpt_message(item)
+    role = str(item["role"]).lower()
+    if role not in ANY:
+        raise BadRowError(tr("the role {role!r} is unknown", role=role))
+    return {**item, "role": ANY[role]}
+
+
+def _with_parts(message: Message, places: list[Place]) -> Message:
+    """A message with its content as parts; the images in it are added to ``places``."""
+    content = message.get("content")
+    parts: list[dict[str, Any]] = []
+    if not isinstance(content, list):
+        parts += _split(text_of(content), places)
+    for part in content if isinstance(content, list) else ():
+        parts += _part(part, places)
+    return {**message, "content": parts}
+
+
+def _part(part: object, places: list[Place]) -> list[dict[str, Any]]:
+    if isinstance(part, str):
+        return _split(part, places)
+    if not isinstance(part, Mapping):
+        raise BadRowError(tr("a part of a message is {part}", part=f"{part!r:.40}"))
+    part = _present(part)
+    kind = part.get("type") or next((name for name in part if name in ("text", "image")), None)
+    if kind in TEXT_PARTS:
+        return _split(text_of(part.get("text")), places)
+    if kind in IMAGE_PARTS:
+        places.append(_place(part))
+        return [{"type": "image"}]
+    if str(kind).startswith("video"):
+        raise _no_videos()
+    raise BadRowError(tr("a part of a message is of type {kind!r}", kind=kind))
+
+
+def _place(part: Mapping[str, Any]) -> Place:
+    """Which image a part stands for."""
+    values = [part[name] for name in part if name not in ("type", "index", "text", "detail")]
+    if values:
+        own = {name: value for name, value in part.items() if name not in ("type", "text")}
+        return image_ref(own)
+    number = part.get("index")
+    return number if isinstance(number, int) else None
+
+
+def _split(text: str, places: list[Place]) -> list[dict[str, Any]]:
+    """The parts of a text in which images are marked."""
+    parts: list[dict[str, Any]] = []
+    for number, piece in enumerate(_MARK.split(text)):
+        if number:
+            places.append(None)
+            parts.append({"type": "image"})
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+def _put_first(messages: Sequence[Message], count: int) -> None:
+    """Put the images of a row that does not say where they belong before the first question."""
+    asked = next((message for message in messages if message["role"] == "user"), None)
+    if asked is None:
+        raise BadRowError(tr("it has {count} images and no question", count=count))
+    asked["content"] = [{"type": "image"}] * count + asked["content"]
+
+
+def _assigned(places: Sequence[Place], own: Sequence[ImageRef]) -> list[ImageRef]:
+    """The images in order.
+
+    Raises:
+        BadRowError: when there are more or fewer than places for them.
+    """
+    following = iter(own)
+    images: list[ImageRef | None] = []
+    for place in places:
+        if isinstance(place, ImageRef):
+            images.append(place)
+        elif place is None:
+            images.append(next(following, None))
+        else:
+            images.append(own[place] if 0 <= place < len(own) else None)
+    marks = sum(not isinstance(place, ImageRef) for place in places)
+    found = [image for image in images if image is not None]
+    numbered = any(isinstance(place, int) for place in places)
+    if len(found) < len(images) or (not numbered and marks != len(own)):
+        raise BadRowError(
+            tr("{marks} <image> in the text, {count} images", marks=marks, count=len(own))
+        )
+    return found
+
+
+def _no_videos() -> BadRowError:
+    return BadRowError(tr("it has a video; give its frames as images"))

@@ -1,0 +1,391 @@
+"""From rows with images to samples: their texts tokenised, their images known by size alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from xtuner.dataset.image_rows import BadRowError
+from xtuner.dataset.images import Size, read_size
+from xtuner.dataset.prepare.packing import Packs
+from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
+from xtuner.dataset.prepare.samples import Samples
+from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
+from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
+from xtuner.dataset.vision_language.image_refs import ImageRef
+from xtuner.dataset.vision_language.placeholders import ImagePlaceholders, checksum
+from xtuner.dataset.vision_language.size_cache import Measured, measure_files, remember
+from xtuner.dataset.vision_language.source_rows import SourceRows
+from xtuner.tokenization.encode import Sample
+from xtuner.tokenization.messages import encode_messages
+from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+from xtuner.utils.types import RowFunction
+
+Row = Mapping[str, Any]
+CHUNK, BYTES_A_CHUNK = 256, 32 << 20
+"""Rows that a process takes at a time, and about how many bytes, both at most."""
+ROWS_A_PROCESS = 1000
+"""Fewer are not worth a process of their own."""
+NAMED = 50
+"""Bad rows of a dataset that are named one by one."""
+SMALLEST_SCALE = 1 / 64
+SCALES_TRIED = 12
+FIELDS = 5
+"""Numbers that are kept for an image: its size in the file, as it is processed, its checksum."""
+PIXELS_A_TOKEN = 28 * 28
+"""Pixels whose encoding counts as much as a token of the language model (see ``cost``)."""
+
+
+@dataclass(frozen=True)
+class VisionSteps:
+    """What is done with each row.
+
+    Attributes:
+        map_row: the row to messages; None where its layout is recognised.
+        processor: of transformers.
+        placeholders: of the processor.
+        folder: what relative paths of images are relative to.
+        max_length: tokens of a sample at most.
+        max_pixels: pixels of an image at most, before the processor; None for no limit.
+        long_samples: what becomes of longer ones: ``drop``, ``error`` or ``shrink``.
+        train_on: ``answers``, ``last_answer`` or ``everything``.
+        bad_rows: rows that cannot be used: ``drop`` or ``error``.
+        thinking: of ``thinking.TRAIN_THINKING``.
+        place: where the row with a number is, None where that is not known.
+    """
+
+    map_row: RowFunction | None
+    processor: Any
+    placeholders: ImagePlaceholders
+    folder: Path
+    max_length: int
+    max_pixels: int | None = None
+    long_samples: str = "drop"
+    train_on: str = "answers"
+    bad_rows: str = "drop"
+    thinking: str = "keep"
+    place: Callable[[int], Where | None] = lambda number: None
+
+    def named(self, number: int) -> str:
+        """A row by its file and line, else by its number."""
+        return str(self.place(number) or tr("row {number}", number=number))
+
+
+@dataclass
+class ImageSamples:
+    """Samples with their images.
+
+    Attributes:
+        texts: their tokens.
+        counts: (samples,) images of each.
+        images: (images, ``FIELDS``) of all, in order.
+        bad: rows that cannot be used, by number, and what is wrong with them.
+        new: sizes of files that the cache did not know.
+    """
+
+    texts: Samples
+    counts: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+    bad: dict[int, str] = field(default_factory=dict)
+    new: dict[Path, Measured] = field(default_factory=dict)
+
+    def columns(self, packs: Packs) -> dict[str, pa.Array]:
+        """What rows of these samples have beside their tokens.
+
+        Args:
+            packs: the samples of each row, all of them whole.
+
+        Returns:
+            ``images_per_sample``; ``images``, ``FIELDS`` numbers for each; ``cost``, tokens and
+            pixels of the row together.
+        """
+        ends = np.cumsum(self.counts)
+        bounds = zip(ends - self.counts, ends, strict=True)
+        of_sample = [self.images[start:stop] for start, stop in bounds]
+        ordered = np.concatenate([of_sample[n] for n in packs.samples] or [self.images])
+        counts = self.counts[packs.samples]
+        row_ends = np.cumsum(packs.counts)
+        images_before = np.concatenate([[0], np.cumsum(counts)])[np.concatenate([[0], row_ends])]
+        pixels = np.concatenate([[0], np.cumsum(ordered[:, 2] * ordered[:, 3])])
+        tokens = np.concatenate([[0], np.cumsum(packs.stops - packs.starts)])
+        lengths = np.diff(tokens[np.concatenate([[0], row_ends])])
+        return {
+            "images_per_sample": _lists(counts, packs.counts),
+            "images": _lists(ordered.reshape(-1), np.diff(images_before) * FIELDS),
+            "cost": pa.array(lengths + np.diff(pixels[images_before]) // PIXELS_A_TOKEN),
+        }
+
+
+def _lists(values: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int64()))
+
+
+def encode_image_rows(
+    rows: SourceRows, numbers: Sequence[int], steps: VisionSteps, processes: int
+) -> ImageSamples:
+    """Encode rows, in several processes where that pays; the result does not depend on them.
+
+    Args:
+        rows: all of the source.
+        numbers: of those that are taken.
+        steps: what is done with each.
+        processes: at most.
+
+    Raises:
+        UserError: with ``bad_rows='error'`` for rows that cannot be used, naming them; with
+            ``long_samples='error'`` for a row that is too long.
+    """
+    size = rows.at_once(CHUNK, BYTES_A_CHUNK)
+    chunks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+    def work(number: int) -> ImageSamples:
+        return _encoded(rows[chunks[number]], chunks[number], steps)
+
+    processes = min(usable_processes(processes), max(1, len(numbers) // ROWS_A_PROCESS))
+    results = ordered_map(work, len(chunks), processes)
+    parts: list[ImageSamples] = []
+    try:
+        for part in with_progress(results, list(map(len, chunks)), tr("preparing data")):
+            parts.append(part)
+    finally:
+        remember({file: each for part in parts for file, each in part.new.items()})
+    joined = ImageSamples(
+        Samples.joined(part.texts for part in parts),
+        np.concatenate([part.counts for part in parts] or [np.zeros(0, np.int64)]),
+        np.concatenate([part.images for part in parts] or [np.zeros((0, FIELDS), np.int64)]),
+        {number: why for part in parts for number, why in part.bad.items()},
+    )
+    _note_bad(joined, steps)
+    return joined
+
+
+def _note_bad(samples: ImageSamples, steps: VisionSteps) -> None:
+    """Refuse rows that cannot be used, or put the first of them into the counts."""
+    lines = [f"{steps.named(n)}: {why}" for n, why in list(samples.bad.items())[:NAMED]]
+    if lines and steps.bad_rows == "error":
+        named = "\n".join(lines)
+        raise UserError(
+            tr("rows that cannot be used:\n{more}", more=named),
+            hint=tr("fix image_folder or these rows, or leave them out with bad_rows='drop'."),
+            where=Where(key="dataset"),
+        )
+    samples.texts.stats.bad_rows = lines
+
+
+def _encoded(rows: Sequence[Row], numbers: Sequence[int], steps: VisionSteps) -> ImageSamples:
+    """The samples of some rows; their stats say what is dropped."""
+    stats = TokenStats(rows_in=len(rows), dropped={"no_label": [], "too_long": [], "bad": []})
+    bad: dict[int, str] = {}
+    talks: dict[int, Conversation] = {}
+    for number, row in zip(numbers, rows, strict=True):
+        try:
+            talks[number] = conversation_of(row, steps.map_row)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            bad[number] = _why(error)
+    sizes, new = _sizes(talks, steps.folder, bad)
+    encoded: dict[int, tuple[Sample, npt.NDArray[np.int64]]] = {}
+    for number, of_row in sizes.items():
+        try:
+            found = encode_talk(talks[number], of_row, steps)
+        except BadRowError as error:
+            bad[number] = str(error)
+            continue
+        sample = found[0]
+        length = len(sample["input_ids"])
+        stats.tokens_in += length
+        if length > steps.max_length:
+            _refuse_long(number, length, steps)
+            stats.dropped["too_long"].append(number)
+        elif set(sample["labels"]) == {IGNORE_INDEX}:
+            stats.dropped["no_label"].append(number)
+        else:
+            encoded[number] = found
+            continue
+        stats.tokens_dropped += length
+    stats.dropped["bad"] = sorted(bad)
+    stats.bad_rows = [str(number) for number in sorted(bad)[:FIRST_ROWS]]
+    texts = Samples.of({number: sample for number, (sample, _) in encoded.items()}, stats)
+    stats.rows_trained = len(texts)
+    stats.tokens_trained = len(texts.input_ids)
+    stats.tokens_supervised = int((texts.labels != IGNORE_INDEX).sum())
+    arrays = [images for _, images in encoded.values()]
+    counts = np.array([len(images) for images in arrays], dtype=np.int64)
+    none = np.zeros((0, FIELDS), np.int64)
+    return ImageSamples(
+        texts, counts, np.concatenate([none, *arrays]), dict(sorted(bad.items())), new
+    )
+
+
+def _refuse_long(number: int, length: int, steps: VisionSteps) -> None:
+    if steps.long_samples == "error":
+        raise UserError(
+            tr(
+                "{place} has {length} tokens, more than max_length={limit}",
+                place=steps.named(number),
+                length=length,
+                limit=steps.max_length,
+            ),
+            hint=tr("long_samples='drop' leaves such rows out, 'shrink' scales their images down."),
+            where=Where(key="max_length"),
+        )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return tr("it has no {error}", error=error)
+    return str(error)
+
+
+def _sizes(
+    talks: Mapping[int, Conversation], folder: Path, bad: dict[int, str]
+) -> tuple[dict[int, list[Size]], dict[Path, Measured]]:
+    """The sizes of the images of each row; rows with a broken one go to ``bad``.
+
+    Returns:
+        Sizes by the number of the row; those of files that the cache did not know.
+    """
+    files: dict[int, list[Path | None]] = {}
+    for number, talk in talks.items():
+        try:
+            files[number] = [_file(image, folder) for image in talk.images]
+        except (OSError, ValueError) as error:
+            bad[number] = str(error)
+    known, problems, new = measure_files(f for of_row in files.values() for f in of_row if f)
+    sizes: dict[int, list[Size]] = {}
+    for number, of_row in files.items():
+        images = talks[number].images
+        try:
+            sizes[number] = [
+                _size(image, file, known, problems)
+                for image, file in zip(images, of_row, strict=True)
+            ]
+        except BadRowError as error:
+            bad[number] = str(error)
+    return sizes, new
+
+
+def _file(image: ImageRef, folder: Path) -> Path | None:
+    try:
+        return image.file(folder)
+    except BadRowError:
+        raise
+    except (OSError, ValueError) as error:
+        raise BadRowError(f"{image}: {error}") from error
+
+
+def _size(
+    image: ImageRef, file: Path | None, known: Mapping[Path, Size], problems: Mapping[Path, str]
+) -> Size:
+    if file is not None and file in known:
+        return known[file]
+    if file is not None:
+        raise BadRowError(f"{file}: {problems[file]}")
+    try:
+        return read_size(image.open(Path()))
+    except OSError as error:
+        raise BadRowError(f"{image}: {error}") from error
+
+
+def encode_talk(
+    talk: Conversation, sizes: Sequence[Size], steps: VisionSteps
+) -> tuple[Sample, npt.NDArray[np.int64]]:
+    """Tokenise one conversation.
+
+    Args:
+        talk: its messages and images.
+        sizes: of its images.
+        steps: how.
+
+    Returns:
+        Ids and labels, which may be more than ``max_length``; (images, ``FIELDS``) of its images.
+
+    Raises:
+        BadRowError: when the chat template or the processor refuses it.
+    """
+    from jinja2 import TemplateError
+
+    fitted = [fitted_size(size, steps.max_pixels) for size in sizes]
+    try:
+        sample, texts = _tokenised(talk, fitted, steps)
+        too_long = len(sample["input_ids"]) - steps.max_length
+        if too_long > 0 and steps.long_samples == "shrink" and sizes:
+            room = sum(map(steps.placeholders.count, texts)) - too_long
+            shrunk = _shrunk(fitted, room, steps.placeholders)
+            if shrunk is not None:
+                fitted = shrunk
+                sample, texts = _tokenised(talk, fitted, steps)
+    except BadRowError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        TemplateError,
+        NotImplementedError,
+    ) as error:
+        raise BadRowError(
+            tr("the processor refuses it: {error}", error=f"{type(error).__name__}: {error}")
+        ) from error
+    numbers = [
+        (*size, *used, checksum(text))
+        for size, used, text in zip(sizes, fitted, texts, strict=True)
+    ]
+    return sample, np.array(numbers, dtype=np.int64).reshape(-1, FIELDS)
+
+
+def _tokenised(
+    talk: Conversation, sizes: Sequence[Size], steps: VisionSteps
+) -> tuple[Sample, list[str]]:
+    sample = encode_messages(
+        talk.messages,
+        steps.processor.tokenizer,
+        tools=talk.tools,
+        last_only=steps.train_on == "last_answer",
+        everything=steps.train_on == "everything",
+        thinking=steps.thinking,
+        processor=steps.processor,
+        expand=lambda text: steps.placeholders.replacements(text, sizes),
+    )
+    return sample, steps.placeholders.texts(sizes)
+
+
+def fitted_size(size: Size, max_pixels: float | None) -> Size:
+    """A size of at most so many pixels and about the same shape."""
+    width, height = size
+    if max_pixels is None or width * height <= max_pixels:
+        return size
+    return scaled_size(size, math.sqrt(max_pixels / (width * height)))
+
+
+def scaled_size(size: Size, scale: float) -> Size:
+    """A size times a scale, at least one pixel a side."""
+    width, height = (max(1, int(side * scale)) for side in size)
+    return width, height
+
+
+def _shrunk(sizes: Sequence[Size], room: int, placeholders: ImagePlaceholders) -> list[Size] | None:
+    """The largest sizes, all scaled alike, whose placeholders have at most ``room`` tokens."""
+
+    def tokens(scale: float) -> int:
+        scaled = [scaled_size(size, scale) for size in sizes]
+        return sum(map(placeholders.count, placeholders.texts(scaled)))
+
+    low, high = SMALLEST_SCALE, 1.0
+    if room <= 0 or tokens(low) > room:
+        return None
+    for _ in range(SCALES_TRIED):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tokens(middle) <= room else (low, middle)
+    return [scaled_size(size, low) for size in sizes]

@@ -1,0 +1,262 @@
+"""The tokens that stand for an image, by its size alone: as the processor writes them.
+
+A processor writes a placeholder of its chat template as many tokens, by the size of the image. Its
+own code tells which: it processes a blank image of that size, once for each size. Most processors
+also count an image's tokens by its size; that count is used instead once it has told the right text
+for ``VERIFIED`` sizes, and only between these. A batch compares the text again (``checksum``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from xtuner.dataset.images import Size
+from xtuner.dataset.sources import dotted_name
+from xtuner.registry import BUILDER
+from xtuner.tokenization.messages import Replacement
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+VERIFIED = 24
+Count = int | tuple[int, ...]
+"""What a processor counts for a size: tokens, or patches, rows and columns."""
+
+
+def checksum(text: str) -> int:
+    """A number that tells one placeholder text from another."""
+    return zlib.crc32(text.encode())
+
+
+_BUILT: dict[str, ImagePlaceholders] = {}
+"""By the config of the processor: the dataset and the collate function share one."""
+
+
+def placeholders_of(processor: Any) -> ImagePlaceholders:
+    """The placeholders of a processor.
+
+    Args:
+        processor: of transformers, or the config to build it from, once a process.
+
+    Raises:
+        UserError: when it has no images.
+    """
+    if not isinstance(processor, Mapping):
+        require_images(processor)
+        return ImagePlaceholders(processor)
+    settings = dict(processor)
+    kind = dotted_name(settings.pop("type", ""))
+    key = f"{kind} {sorted((name, repr(value)) for name, value in settings.items())}"
+    if key not in _BUILT:
+        built = BUILDER.build(dict(processor))
+        require_images(built)
+        _BUILT[key] = ImagePlaceholders(built)
+    return _BUILT[key]
+
+
+def require_images(processor: Any) -> None:
+    """Refuse what is no processor for images and text.
+
+    Raises:
+        UserError: with what it is.
+    """
+    kind = type(processor).__name__
+    if not hasattr(processor, "image_processor"):
+        message = tr("{kind} reads text alone, no images.", kind=kind)
+    elif not getattr(processor, "image_token", None):
+        message = tr("{kind} does not say which token stands for an image.", kind=kind)
+    elif not processor.chat_template:
+        message = tr("{kind} has no chat template.", kind=kind)
+    else:
+        return
+    raise UserError(
+        message,
+        hint=tr(
+            "processor=dict(type=load_processor, name_or_path=...) with a vision-language model "
+            "that answers questions."
+        ),
+        where=Where(key="processor"),
+    )
+
+
+class ImagePlaceholders:
+    """The placeholders of a processor's chat template, and the texts that they become.
+
+    Args:
+        processor: of transformers, with ``image_token``.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.token: str = self.processor.image_token
+        self.video_token: str | None = getattr(self.processor, "video_token", None)
+        known = self.processor.tokenizer.init_kwargs
+        self.settings = self.processor._merge_kwargs(tokenizer_init_kwargs=known)["images_kwargs"]
+        self._texts: dict[tuple[Size, bool], str] = {}
+        soft = getattr(self.processor.tokenizer, "image_token", None)
+        units = {self.token, soft} if isinstance(soft, str) else {self.token}
+        self._predictions = {several: _Prediction(units) for several in (False, True)}
+        self._lengths: dict[str, int] = {}
+
+    def texts(self, sizes: Sequence[Size]) -> list[str]:
+        """What the placeholders of one sample become.
+
+        Args:
+            sizes: of its images, in order, as the processor gets them.
+
+        Raises:
+            ValueError: when the processor refuses one of the sizes.
+        """
+        return [self._text(size, len(sizes) > 1) for size in sizes]
+
+    def count(self, text: str) -> int:
+        """The tokens of a text of ``texts``."""
+        if text not in self._lengths:
+            tokenizer = self.processor.tokenizer
+            self._lengths[text] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._lengths[text]
+
+    def replacements(self, text: str, sizes: Sequence[Size]) -> list[Replacement]:
+        """The placeholders in a rendered text, and what they become.
+
+        Raises:
+            ValueError: when the text has more or fewer placeholders than there are images, or
+                placeholders of videos.
+        """
+        if self.video_token and self.video_token in text:
+            raise ValueError(tr("{token} in the text without a video", token=self.video_token))
+        found = [match.span() for match in re.finditer(re.escape(self.token), text)]
+        if len(found) != len(sizes):
+            raise ValueError(
+                tr(
+                    "{found} {token} in the text for {count} images",
+                    found=len(found),
+                    token=self.token,
+                    count=len(sizes),
+                )
+            )
+        return list(zip(found, self.texts(sizes), strict=True))
+
+    def process(self, images: Sequence[Sequence[Image.Image]]) -> tuple[dict[str, Any], list[str]]:
+        """What the model gets of images.
+
+        Args:
+            images: those of each sample, in order; none of these is empty.
+
+        Returns:
+            Tensors by the names of the model's arguments; for each image its placeholder text.
+        """
+        text = [self.token * len(of_sample) for of_sample in images]
+        nested, *_ = self.processor.prepare_inputs_layout(images=list(images), text=text)
+        settings = {**self.settings, "return_tensors": "pt"}
+        processed, texts = self.processor._process_images(nested, **settings)
+        names = {
+            *self.processor.image_processor.model_input_names,
+            *self.processor.model_input_names,
+        }
+        names -= set(self.processor.unused_input_names)
+        return {name: value for name, value in processed.items() if name in names}, texts
+
+    def _text(self, size: Size, several: bool) -> str:
+        """The text of one image, which may depend on whether its sample has several."""
+        known = self._texts.get((size, several))
+        if known is not None:
+            return known
+        prediction = self._predictions[several]
+        count = self._count(size)
+        text = prediction.text(size, count)
+        if text is None:
+            blank = Image.new("RGB", size)
+            try:
+                _, (text, *_) = self.process([[blank] * (2 if several else 1)])
+            except (ValueError, ArithmeticError) as error:
+                width, height = size
+                shape = tr("an image of {width} x {height} pixels", width=width, height=height)
+                raise ValueError(f"{shape}: {error}") from error
+            prediction.learn(size, count, text)
+        self._texts[size, several] = text
+        return text
+
+    def _count(self, size: Size) -> Count | None:
+        """What the processor counts for a size; None where it cannot."""
+        width, height = size
+        own = getattr(self.processor, "_get_num_multimodal_tokens", None)
+        patches = getattr(self.processor.image_processor, "get_number_of_image_patches", None)
+        try:
+            if own is not None:
+                counts = own(image_sizes=[(height, width)])["num_image_tokens"]
+                return None if counts is None else int(counts[0])
+            found = None if patches is None else patches(height, width, self.settings)
+        except (ValueError, ArithmeticError, AttributeError, TypeError):
+            return None  # whatever is wrong with the size, processing it tells
+        return tuple(map(int, found)) if isinstance(found, tuple) else None
+
+
+@dataclass
+class _Prediction:
+    """Placeholder texts by what the processor counts, learned from texts that it wrote.
+
+    Attributes:
+        units: tokens of which a text may have a run whose length is the count plus a constant.
+        texts: by what was counted, where that is more than a number.
+        forms: all of: what stands before the run, its unit, what follows, count minus length.
+        constants: all texts, while these are few.
+        learned: how many sizes.
+        areas, ratios: the smallest and the largest of these.
+    """
+
+    units: set[str]
+    texts: dict[Hashable, str] = field(default_factory=dict)
+    forms: set[tuple[str, str, str, int] | None] = field(default_factory=set)
+    constants: set[str] = field(default_factory=set)
+    learned: int = 0
+    areas: tuple[float, float] = (math.inf, 0)
+    ratios: tuple[float, float] = (math.inf, 0)
+    is_wrong: bool = False
+
+    def learn(self, size: Size, count: Count | None, text: str) -> None:
+        """Take in a text that the processor wrote."""
+        area, ratio = size[0] * size[1], size[0] / size[1]
+        self.learned += 1
+        self.areas = min(self.areas[0], area), max(self.areas[1], area)
+        self.ratios = min(self.ratios[0], ratio), max(self.ratios[1], ratio)
+        if len(self.constants) < 2:
+            self.constants.add(text)
+        if isinstance(count, tuple):
+            self.is_wrong |= self.texts.setdefault(count, text) != text
+        elif len(self.forms) < 2:
+            self.forms.add(None if count is None else self._form(count, text))
+
+    def text(self, size: Size, count: Count | None) -> str | None:
+        """The text for a size; None where it has to be processed."""
+        area, ratio = size[0] * size[1], size[0] / size[1]
+        is_between = self.areas[0] <= area <= self.areas[1] and (
+            self.ratios[0] <= ratio <= self.ratios[1]
+        )
+        if self.learned < VERIFIED or not is_between:
+            return None
+        if len(self.constants) == 1:
+            return next(iter(self.constants))
+        if isinstance(count, tuple):
+            return None if self.is_wrong else self.texts.get(count)
+        form = next(iter(self.forms))
+        if len(self.forms) != 1 or form is None or count is None:
+            return None
+        before, unit, after, more = form
+        return before + unit * (count - more) + after
+
+    def _form(self, count: int, text: str) -> tuple[str, str, str, int] | None:
+        for unit in self.units:
+            before, *_ = text.partition(unit)
+            run = text[len(before) :]
+            after = run.replace(unit, "")
+            length = (len(run) - len(after)) // len(unit)
+            if length and run == unit * length + after:
+                return before, unit, after, count - length
+        return None
