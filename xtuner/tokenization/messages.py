@@ -94,8 +94,12 @@ def encode_messages(
         plain = [without_reasoning(m) if m["role"] == "assistant" else m for m in plain]
     render = _Renderer(template, template_tools(tools), template_arguments or {})
     if train_on == "everything":
-        text = render(plain)
-        return [_encoded(text, [(0, len(text))], [], tokenizer, expand)]
+        text, untrained = render(plain), [(0, 0)]
+        if expand is not None:
+            text, _, untrained = _expanded(text, expand(text), [], [])
+        ids, places = encode_with_offsets(tokenizer, text)
+        labels = np.where(_covered(untrained, places), IGNORE_INDEX, ids).tolist()
+        return [{"input_ids": ids, "labels": labels}]
     answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
     trained = answers[-1:] if train_on == "last_answer" else answers
     trained = [number for number in trained if has_loss(messages[number])]

@@ -23,13 +23,16 @@ def talk(*turns: str) -> list[dict[str, str]]:
 
 
 ROWS: list[dict[str, Any]] = [
-    {"images": ["0.png"], "messages": talk("<image>What?", "A square")},
-    {"images": ["1.png", "2.png"], "messages": talk("a <image> b <image> c", "two", "more?", "no")},
-    {"images": [], "messages": talk("hi", "ho")},
-    {"images": ["3.png"], "messages": talk("look", "seen")},
+    {"images": ["0.png"], "messages": talk("<image>What?", "Zap")},
+    {
+        "images": ["1.png", "2.png"],
+        "messages": talk("a <image> b <image> c", "Zwo", "more?", "Zo"),
+    },
+    {"images": [], "messages": talk("hi", "Zip")},
+    {"images": ["3.png"], "messages": talk("look", "Zed")},
     {
         "images": ["4.png", "5.png", "0.png"],
-        "messages": talk("<image>", "1", "<image><image>", "2"),
+        "messages": talk("<image>", "Zen", "<image><image>", "Zoo"),
     },
 ]
 

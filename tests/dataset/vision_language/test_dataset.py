@@ -14,6 +14,7 @@ from xtuner.dataset.collate_fns import default_collate_fn, vision_language_colla
 from xtuner.dataset.prepare.token_stats import token_stats_of
 from xtuner.dataset.samplers import LengthGroupedSampler
 from xtuner.dataset.vision_language.content_parts import conversation_of
+from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError
 
@@ -30,12 +31,11 @@ def reference(processor, row, folder):
     """What transformers itself makes of a row."""
     found = conversation_of(row)
     text = processor.apply_chat_template(found.messages)
-    bos = processor.tokenizer.bos_token
     images = [Image.open(folder / ref.place).convert("RGB") for ref in found.images]
     made = processor(
         text=[text],
         images=[images] if images else None,
-        add_special_tokens=not (bos and text.startswith(bos)),
+        add_special_tokens=False,  # the template writes them
         return_tensors="pt",
     )
     types = made.get("mm_token_type_ids", made.get("token_type_ids"))
@@ -87,6 +87,21 @@ def test_packed_rows_hold_the_same_samples_with_their_images(photos, family):
     for sample, (start, stop) in zip(samples, bounds, strict=True):
         types = alone.processor.create_mm_token_type_ids([sample["input_ids"]])[0]
         assert batch["mm_token_type_ids"][0, start:stop].tolist() == types
+
+
+def test_a_template_that_rewrites_earlier_answers_gives_several_samples(photos, qwen):
+    processor = BUILDER.build(qwen)
+    end = "<|im_end|>{{ '!' if message['role'] == 'assistant' and not loop.last else '' }}"
+    processor.chat_template = processor.chat_template.replace("<|im_end|>", end)
+    made = build(photos / "rows.jsonl", processor)
+    numbers = [number for (number,) in made.table["rows"]]
+    assert numbers == [0, 1, 1, 2, 3, 4, 4]
+    assert [len(made[n]["images"][0]) for n in range(7)] == [1, 2, 2, 0, 1, 1, 3]
+    assert [image.size for image in made[6]["images"][0]] == [SIZES[n] for n in (4, 5, 0)]
+    vision_language_collate_fn([made[n] for n in range(7)], processor)
+    processor.chat_template = processor.chat_template.replace("'image'", "'picture'")
+    with pytest.raises(UserError, match=r"rows.jsonl:1: .* 0 <\|image_pad\|> .* for 1 images"):
+        build(photos / "rows.jsonl", processor, bad_rows="error")
 
 
 def test_a_padded_batch(photos, qwen):

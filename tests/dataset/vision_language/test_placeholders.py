@@ -59,16 +59,14 @@ def test_a_size_that_the_processor_refuses(qwen):
         known.texts([(5000, 10)])
 
 
-def test_a_text_with_other_placeholders_than_images_is_refused(qwen):
+def test_placeholders_of_videos_are_refused(qwen):
     known = placeholders_of(qwen)
     assert known is placeholders_of(dict(qwen))
     text = f"a{known.token}b"
-    ((span, becomes),) = known.replacements(text, [(28, 28)])
-    assert text[slice(*span)] == known.token and set(becomes.split(known.token)) == {""}
-    with pytest.raises(ValueError, match=r"1 .* in the text for 0 images"):
-        known.replacements(text, [])
+    (span,) = known.find(text)
+    assert text[slice(*span)] == known.token
     with pytest.raises(ValueError, match="without a video"):
-        known.replacements("<|video_pad|>", [])
+        known.find("<|video_pad|>")
 
 
 def test_a_processor_without_template_or_token_is_refused(qwen):

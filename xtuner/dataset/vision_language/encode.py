@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +18,14 @@ from xtuner.dataset.images import Size, read_size
 from xtuner.dataset.prepare.packing import Packs
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
 from xtuner.dataset.prepare.samples import Samples
-from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
+from xtuner.dataset.prepare.token_stats import TokenStats
 from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
 from xtuner.dataset.vision_language.image_refs import ImageRef
 from xtuner.dataset.vision_language.placeholders import ImagePlaceholders, checksum
 from xtuner.dataset.vision_language.size_cache import Measured, measure_files, remember
 from xtuner.dataset.vision_language.source_rows import SourceRows
 from xtuner.tokenization.encode import Sample
-from xtuner.tokenization.messages import encode_messages
+from xtuner.tokenization.messages import Replacement, encode_messages
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -78,6 +79,10 @@ class VisionSteps:
     def named(self, number: int) -> str:
         """A row by its file and line, else by its number."""
         return str(self.place(number) or tr("row {number}", number=number))
+
+
+ImageSample = tuple[Sample, npt.NDArray[np.int64]]
+"""A sample, and (images, ``FIELDS``) of its images."""
 
 
 @dataclass
@@ -193,37 +198,43 @@ def _encoded(rows: Sequence[Row], numbers: Sequence[int], steps: VisionSteps) ->
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             bad[number] = _why(error)
     sizes, new = _sizes(talks, steps.folder, bad)
-    encoded: dict[int, tuple[Sample, npt.NDArray[np.int64]]] = {}
+    encoded: dict[int, list[ImageSample]] = {}
     for number, of_row in sizes.items():
         try:
-            found = encode_talk(talks[number], of_row, steps)
+            encoded[number] = _fitting(
+                number, encode_talk(talks[number], of_row, steps), steps, stats
+            )
         except BadRowError as error:
             bad[number] = str(error)
-            continue
-        sample = found[0]
-        length = len(sample["input_ids"])
-        stats.tokens_in += length
-        if length > steps.max_length:
-            _refuse_long(number, length, steps)
-            stats.dropped["too_long"].append(number)
-        elif set(sample["labels"]) == {IGNORE_INDEX}:
-            stats.dropped["no_label"].append(number)
-        else:
-            encoded[number] = found
-            continue
-        stats.tokens_dropped += length
     stats.dropped["bad"] = sorted(bad)
-    stats.bad_rows = [str(number) for number in sorted(bad)[:FIRST_ROWS]]
-    texts = Samples.of({number: sample for number, (sample, _) in encoded.items()}, stats)
-    stats.rows_trained = len(texts)
+    samples = {number: [text for text, _ in made] for number, made in encoded.items() if made}
+    texts = Samples.of(samples, stats)
+    stats.rows_trained = len(samples)
     stats.tokens_trained = len(texts.input_ids)
     stats.tokens_supervised = int((texts.labels != IGNORE_INDEX).sum())
-    arrays = [images for _, images in encoded.values()]
+    arrays = [images for made in encoded.values() for _, images in made]
     counts = np.array([len(images) for images in arrays], dtype=np.int64)
     none = np.zeros((0, FIELDS), np.int64)
     return ImageSamples(
         texts, counts, np.concatenate([none, *arrays]), dict(sorted(bad.items())), new
     )
+
+
+def _fitting(
+    number: int, samples: Sequence[ImageSample], steps: VisionSteps, stats: TokenStats
+) -> list[ImageSample]:
+    """The samples of a row that can be trained on; the others are counted."""
+    lengths = [len(sample["input_ids"]) for sample, _ in samples]
+    stats.tokens_in += sum(lengths)
+    fitting = [each for each, n in zip(samples, lengths, strict=True) if n <= steps.max_length]
+    if len(fitting) < len(samples):
+        _refuse_long(number, max(lengths), steps)
+        stats.dropped["too_long"].append(number)
+    trained = [each for each in fitting if set(each[0]["labels"]) != {IGNORE_INDEX}]
+    if fitting and not trained:
+        stats.dropped["no_label"].append(number)
+    stats.tokens_dropped += sum(lengths) - sum(len(sample["input_ids"]) for sample, _ in trained)
+    return trained
 
 
 def _refuse_long(number: int, length: int, steps: VisionSteps) -> None:
@@ -296,9 +307,7 @@ def _size(
         raise BadRowError(f"{image}: {error}") from error
 
 
-def encode_talk(
-    talk: Conversation, sizes: Sequence[Size], steps: VisionSteps
-) -> tuple[Sample, npt.NDArray[np.int64]]:
+def encode_talk(talk: Conversation, sizes: Sequence[Size], steps: VisionSteps) -> list[ImageSample]:
     """Tokenise one conversation.
 
     Args:
@@ -307,7 +316,8 @@ def encode_talk(
         steps: how.
 
     Returns:
-        Ids and labels, which may be more than ``max_length``; (images, ``FIELDS``) of its images.
+        Samples, several where the template rewrites earlier messages, which may be longer than
+        ``max_length``; each with its images, which are the first ones of the conversation.
 
     Raises:
         BadRowError: when the chat template or the processor refuses it.
@@ -316,14 +326,13 @@ def encode_talk(
 
     fitted = [fitted_size(size, steps.max_pixels) for size in sizes]
     try:
-        sample, texts = _tokenised(talk, fitted, steps)
-        too_long = len(sample["input_ids"]) - steps.max_length
-        if too_long > 0 and steps.long_samples == "shrink" and sizes:
-            room = sum(map(steps.placeholders.count, texts)) - too_long
+        samples = _tokenised(talk, sizes, fitted, steps)
+        longest = max(len(sample["input_ids"]) for sample, _ in samples)
+        if longest > steps.max_length and steps.long_samples == "shrink" and sizes:
+            tokens = sum(map(steps.placeholders.count, steps.placeholders.texts(fitted)))
+            room = tokens - (longest - steps.max_length)
             shrunk = _shrunk(fitted, room, steps.placeholders)
-            if shrunk is not None:
-                fitted = shrunk
-                sample, texts = _tokenised(talk, fitted, steps)
+            samples = _tokenised(talk, sizes, shrunk, steps) if shrunk else samples
     except BadRowError:
         raise
     except (
@@ -338,27 +347,41 @@ def encode_talk(
         raise BadRowError(
             tr("the processor refuses it: {error}", error=f"{type(error).__name__}: {error}")
         ) from error
-    numbers = [
-        (*size, *used, checksum(text))
-        for size, used, text in zip(sizes, fitted, texts, strict=True)
-    ]
-    return sample, np.array(numbers, dtype=np.int64).reshape(-1, FIELDS)
+    return samples
 
 
 def _tokenised(
-    talk: Conversation, sizes: Sequence[Size], steps: VisionSteps
-) -> tuple[Sample, list[str]]:
-    sample = encode_messages(
+    talk: Conversation, sizes: Sequence[Size], used: Sequence[Size], steps: VisionSteps
+) -> list[ImageSample]:
+    """The samples of a conversation whose images are processed in other sizes than they have."""
+    known = steps.placeholders
+    counts = [sum(part["type"] == "image" for part in m["content"]) for m in talk.messages]
+    possible = list(itertools.accumulate(counts, initial=0))
+    images: list[npt.NDArray[np.int64]] = []
+
+    def expand(text: str) -> list[Replacement]:
+        places = known.find(text)
+        if len(places) not in possible:
+            raise ValueError(known.mismatch(len(places), len(sizes)))
+        texts = known.texts(used[: len(places)])
+        facts = [(*a, *b, checksum(c)) for a, b, c in zip(sizes, used, texts, strict=False)]
+        images.append(np.array(facts, dtype=np.int64).reshape(-1, FIELDS))
+        return list(zip(places, texts, strict=True))
+
+    samples = encode_messages(
         talk.messages,
         steps.processor.tokenizer,
         tools=talk.tools,
-        last_only=steps.train_on == "last_answer",
-        everything=steps.train_on == "everything",
+        train_on=steps.train_on,
         thinking=steps.thinking,
         processor=steps.processor,
-        expand=lambda text: steps.placeholders.replacements(text, sizes),
+        expand=expand,
     )
-    return sample, steps.placeholders.texts(sizes)
+    if max(map(len, images)) < len(sizes):  # either the images follow the last answer, or are lost
+        found = len(known.find(steps.processor.apply_chat_template(talk.messages)))
+        if found != len(sizes):
+            raise ValueError(known.mismatch(found, len(sizes)))
+    return list(zip(samples, images, strict=True))
 
 
 def fitted_size(size: Size, max_pixels: float | None) -> Size:

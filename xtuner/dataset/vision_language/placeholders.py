@@ -20,7 +20,7 @@ from PIL import Image
 from xtuner.dataset.images import Size
 from xtuner.dataset.sources import dotted_name
 from xtuner.registry import BUILDER
-from xtuner.tokenization.messages import Replacement
+from xtuner.tokenization.offsets import Span
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -122,26 +122,24 @@ class ImagePlaceholders:
             self._lengths[text] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         return self._lengths[text]
 
-    def replacements(self, text: str, sizes: Sequence[Size]) -> list[Replacement]:
-        """The placeholders in a rendered text, and what they become.
+    def find(self, text: str) -> list[Span]:
+        """Where a rendered text has placeholders.
 
         Raises:
-            ValueError: when the text has more or fewer placeholders than there are images, or
-                placeholders of videos.
+            ValueError: when it has placeholders of videos.
         """
         if self.video_token and self.video_token in text:
             raise ValueError(tr("{token} in the text without a video", token=self.video_token))
-        found = [match.span() for match in re.finditer(re.escape(self.token), text)]
-        if len(found) != len(sizes):
-            raise ValueError(
-                tr(
-                    "{found} {token} in the text for {count} images",
-                    found=len(found),
-                    token=self.token,
-                    count=len(sizes),
-                )
-            )
-        return list(zip(found, self.texts(sizes), strict=True))
+        return [match.span() for match in re.finditer(re.escape(self.token), text)]
+
+    def mismatch(self, found: int, count: int) -> str:
+        """What is wrong with a text that has other placeholders than there are images."""
+        return tr(
+            "{found} {token} in the text for {count} images",
+            found=found,
+            token=self.token,
+            count=count,
+        )
 
     def process(self, images: Sequence[Sequence[Image.Image]]) -> tuple[dict[str, Any], list[str]]:
         """What the model gets of images.
