@@ -112,6 +112,29 @@ def test_a_schedule_ends_with_the_run_where_steps_do_not_divide_it(accumulation)
     assert cosine["begin"] == warmup["end"] == int(0.3 * 25 / accumulation)
 
 
+def test_a_warmup_that_ends_within_the_last_micro_batch_does_not_take_the_run():
+    run = RunLength(micro_batches=5, epoch_length=5, accumulative_counts=1, max_epochs=1)
+    warmup, cosine = (
+        in_optimizer_steps(each | dict(end=each["end"] / EPOCHS), run) for each in published(0.9)
+    )
+    assert (warmup["begin"], warmup["end"]) == (0, 4)
+    begin = COSINE | dict(by_epoch=True, convert_to_iter_based=True, begin=0.9, end=1)
+    assert [in_optimizer_steps(begin, run)[name] for name in ("begin", "end")] == [4, 5]
+    assert cosine["end"] == 5
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_a_schedule_ends_with_a_run_over_a_fraction_of_an_epoch(accumulation, tmp_path):
+    # half of 25 rows: 13 micro-batches; the schedule's 12.5 are the whole run
+    schedule = [COSINE | dict(by_epoch=True, convert_to_iter_based=True, end=0.5)]
+    settings = dict(rows=25, batch_size=1, accumulative_counts=accumulation, schedule=schedule)
+    make_runner(tmp_path, max_epochs=0.5, **settings).train()
+    found = [line["lr"] for line in metrics(tmp_path)]
+    steps = math.ceil(13 / accumulation)
+    expected = [LR * (1 + math.cos(math.pi * n / steps)) / 2 for n in range(steps)]
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
 def test_epochs_of_a_stream_are_refused():
     with pytest.raises(UserError, match="no length"):
         in_optimizer_steps(published()[0], RunLength(100, None, 1))

@@ -31,16 +31,26 @@ class RunLength:
         micro_batches: of each rank, in the whole run.
         epoch_length: micro-batches of an epoch; None for a stream.
         accumulative_counts: micro-batches of an optimizer step.
+        max_epochs: epochs as the config gives them, from which ``micro_batches`` was rounded up;
+            None where it gives iterations.
     """
 
     micro_batches: int
     epoch_length: int | None
     accumulative_counts: int
+    max_epochs: float | None = None
 
     @property
     def steps(self) -> int:
         """Optimizer steps, a last short one counted."""
         return math.ceil(self.micro_batches / self.accumulative_counts)
+
+    def ends_at(self, place: float) -> bool:
+        """Whether a place in micro-batches is the end of the run, before or after rounding up."""
+        ends = [float(self.micro_batches)]
+        if self.max_epochs is not None and self.epoch_length is not None:
+            ends.append(self.max_epochs * self.epoch_length)
+        return any(math.isclose(place, end, rel_tol=0, abs_tol=1e-6) for end in ends)
 
 
 def in_optimizer_steps(scheduler: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
@@ -74,8 +84,9 @@ def in_optimizer_steps(scheduler: Mapping[str, Any], run: RunLength) -> dict[str
         unit = run.epoch_length
 
     def place(value: float) -> int:
-        ends_with_run = math.ceil(value * unit - 1e-6) == run.micro_batches
-        return run.steps if ends_with_run else int(value * (unit / run.accumulative_counts))
+        if run.ends_at(value * unit):
+            return run.steps
+        return int(value * (unit / run.accumulative_counts))
 
     for name in ENDS:
         if settings.get(name) is not None and settings[name] < INF:

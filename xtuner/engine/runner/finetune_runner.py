@@ -216,7 +216,9 @@ class FinetuneRunner(Runner):
         tiny rate.
         """
         loop = self.train_loop
-        run = RunLength(loop.max_iters, loop.epoch_length, loop.accumulative_counts)
+        run = RunLength(
+            loop.max_iters, loop.epoch_length, loop.accumulative_counts, loop.epochs_asked
+        )
         given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
         built = []
         for each in given:

@@ -71,6 +71,7 @@ class TrainLoop(BaseLoop):
         super().__init__(runner, dataloader)
         _share_worker_seeds(self.dataloader)
         self.epoch_length = _length(self.dataloader)
+        self.epochs_asked = max_epochs  # a fraction too; None where max_iters is given
         self._max_iters = iterations_of(max_epochs, max_iters, self.epoch_length)
         self._max_epochs = math.ceil(self._max_iters / (self.epoch_length or self._max_iters))
         self._epoch = 0
