@@ -137,3 +137,51 @@ def test_experts_are_known_by_structure():
         with torch.device("meta"):
             settings = EXPERTS if expected else {}
             assert verify.has_experts(make_model(kind, **settings)) is expected, kind
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> dict[str, Path]:
+    """A dense base in bf16 with little in its adapter, and what ``convert merge`` made of them."""
+    root = tmp_path_factory.mktemp("dense")
+    folders = {name: root / name for name in ("base", "adapter", "merged")}
+    torch.manual_seed(0)
+    make_model().to(torch.bfloat16).save_pretrained(folders["base"])
+    make_tokenizer().save_pretrained(folders["base"])
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(load(folders["base"]), lora)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    model.save_pretrained(folders["adapter"])
+    assert main(["convert", "merge", *map(str, folders.values())]) == 0
+    return folders
+
+
+def test_a_wrong_layer_of_a_dense_model_is_refused_though_the_logits_are_near(dense, tmp_path):
+    base, tensors = load_file(dense["base"] / FILE), load_file(dense["merged"] / FILE)
+    name = "model.layers.1.mlp.down_proj.weight"  # its lora_alpha / r is forgotten
+    tensors[name] = (base[name].float() + tensors[name].float()).div(2).to(torch.bfloat16)
+    wrong = tmp_path / "wrong"
+    shutil.copytree(dense["merged"], wrong)
+    save_file(tensors, wrong / FILE, metadata={"format": "pt"})
+    ids = verify.probe_ids(512)
+    near = verify.compare(
+        verify.compute_logits(load(wrong), ids), verify.compute_logits(load(dense["merged"]), ids)
+    )
+    assert near.relative < verify.TOLERANCE[torch.bfloat16]
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight"):
+        verdict(dense | {"merged": wrong})
+
+
+def test_tied_weights_are_one_in_the_file(tmp_path):
+    torch.manual_seed(0)
+    model = make_model("qwen3", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    state = model.state_dict()
+    stored = verify.stored_weights(state, verify.Weights(tmp_path))
+    assert stored is not None and len(stored) == len(state)
+    verify.check_weights(state, stored, torch.float32)
+    assert verify.stored_weights(state | {"other": torch.ones(1)}, verify.Weights(tmp_path)) is None
+    verify.untie(model)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight

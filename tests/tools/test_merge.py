@@ -138,37 +138,29 @@ def test_a_mixture_of_experts_is_merged_whole(tmp_path, capsys):
     )
 
 
-def test_a_quantised_base_is_dequantised_and_said(tiny_llama, tmp_path, capsys):
-    from transformers import BitsAndBytesConfig
+def classifier_on(base: Path, adapter: Path, labels: int) -> Any:
+    """Save an adapter with a new head on a base, and return the model."""
+    from transformers import AutoModelForSequenceClassification
 
-    base = tmp_path / "base"
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    AutoModelForCausalLM.from_pretrained(tiny_llama, quantization_config=four_bits).save_pretrained(
-        base
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj"], task_type="SEQ_CLS", init_lora_weights=False
     )
-    make_tokenizer().save_pretrained(base)
-    adapter = adapter_on(tiny_llama, tmp_path / "adapter", CONFIGS["lora"])
-    out = tmp_path / "out"
-    assert main(["convert", "merge", str(base), str(adapter), str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "dequantised" in said and "verified" in said
-    assert "quantization_config" not in json.loads((out / "config.json").read_text())
-    assert merged_logits(out).isfinite().all()
+    model = get_peft_model(model, config)
+    model.save_pretrained(adapter)
+    return model
 
 
 def test_a_classifiers_new_head_comes_along(tiny_llama, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
-    torch.manual_seed(0)
-    kind = AutoModelForSequenceClassification
-    model = kind.from_pretrained(tiny_llama, num_labels=2)
-    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS")
-    model = get_peft_model(model, config)
-    adapter = tmp_path / "adapter"
-    model.save_pretrained(adapter)
+    model = classifier_on(tiny_llama, tmp_path / "adapter", 2)
     out = tmp_path / "out"
-    assert main(["convert", "merge", str(tiny_llama), str(adapter), str(out)]) == 0
-    torch.testing.assert_close(logits(kind.from_pretrained(out)), logits(model))
+    words = ["convert", "merge", str(tiny_llama), str(tmp_path / "adapter"), str(out)]
+    assert main(words) == 0
+    found = AutoModelForSequenceClassification.from_pretrained(out)
+    torch.testing.assert_close(logits(found), logits(model))
 
 
 def test_new_tokens_come_along(tiny_llama, tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xtuner.export.model_folder import read_json
+from xtuner.export.model_folder import read_json, update_json
 from xtuner.export.shards import ShardWriter
+from xtuner.export.verify import quiet_transformers
 from xtuner.export.weights import Weights
+from xtuner.model.reward_classes import HEAD, HUB_HEAD
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
@@ -40,11 +43,26 @@ def merge_in_memory(
         is_clip: whether base and adapter are a CLIP vision model's.
         trust_remote_code: whether code of the base's folder may run.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
-    from xtuner.export.streaming_merge import read_adapter, resize_embeddings
+    from xtuner.export.streaming_merge import (
+        hub_reward_settings,
+        is_classifier,
+        labels_of,
+        read_adapter,
+        resize_embeddings,
+    )
 
-    model = load_base(base, dtype, device, is_clip=is_clip, trust_remote_code=trust_remote_code)
+    task = PeftConfig.from_pretrained(str(adapter)).task_type
+    labels = labels_of(adapter) if is_classifier(task) else None
+    model = load_base(
+        base,
+        dtype,
+        device,
+        is_clip=is_clip,
+        num_labels=labels,
+        trust_remote_code=trust_remote_code,
+    )
     try:
         resize_embeddings(model, read_adapter(adapter))
         wrapped = PeftModel.from_pretrained(model, str(adapter))
@@ -56,6 +74,13 @@ def merge_in_memory(
             where=Where(str(adapter)),
         ) from error
     copy_side_files(base, out)
+    settings = hub_reward_settings(adapter, model.config.model_type) if labels == 1 else {}
+    if settings:
+        state = merged.state_dict()
+        state[f"{HUB_HEAD}.weight"] = state.pop(f"{HEAD}.weight")
+        merged.save_pretrained(out, max_shard_size="1GB", state_dict=state)
+        update_json(out / "config.json", **settings)
+        return
     merged.save_pretrained(out, max_shard_size="1GB")
 
 
@@ -93,7 +118,8 @@ def load_base(
     dtype: torch.dtype | None,
     device: str,
     *,
-    is_clip: bool,
+    is_clip: bool = False,
+    num_labels: int | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a base model; a quantised one is dequantised, with a message.
@@ -103,12 +129,16 @@ def load_base(
         dtype: of the weights; the model's own when None (bfloat16 where it was quantised).
         device: ``cpu`` or ``cuda``.
         is_clip: whether it is a CLIP vision model.
+        num_labels: load it as a sequence classifier with so many labels.
         trust_remote_code: whether code of the folder may run.
     """
     from transformers import CLIPVisionModel
 
     from xtuner.model.remote_code import load_pretrained
-    from xtuner.model.transformers_models.auto import AutoModelForCausalLM
+    from xtuner.model.transformers_models.auto import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     quantised = "quantization_config" in read_json(base / "config.json")
     if is_clip:
@@ -118,13 +148,17 @@ def load_base(
     if quantised:
         require("bitsandbytes", extra="quant", purpose=tr("a quantised base"))
         print(tr("the base is quantised: it is dequantised first"))
-    model: Any = load_pretrained(
-        AutoModelForCausalLM,
-        base,
-        trusted=trust_remote_code,
-        dtype=dtype or "auto",
-        device_map=device,
-    )
+    kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForCausalLM
+    settings: dict[str, Any] = {"num_labels": num_labels} if num_labels else {}
+    with quiet_transformers() if num_labels else nullcontext():  # a new head is reported as missing
+        model: Any = load_pretrained(
+            kind,
+            base,
+            trusted=trust_remote_code,
+            dtype=dtype or "auto",
+            device_map=device,
+            **settings,
+        )
     if quantised:
         model = model.dequantize()
         # Saving would revert the conversions of the quantised file, which is not possible.

@@ -177,7 +177,10 @@ def prepare_streaming_merge(
             merge.config_changes["architectures"] = written
     _collect(wrapped, merge, rename)
     if is_classifier(config.task_type) and labels == 1:
-        _use_hub_reward_class(merge, adapter, model.config.model_type)
+        settings = hub_reward_settings(adapter, model.config.model_type)
+        if settings:
+            merge.replaced[f"{HUB_HEAD}.weight"] = merge.replaced.pop(f"{HEAD}.weight")
+            merge.config_changes |= settings
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     merge.tied = {rename(name): rename(source) for name, source in tied.items()}
     _untie(merge)
@@ -205,7 +208,7 @@ def _build_meta_base(
     if getattr(config, "quantization_config", None) is not None:
         raise CannotStream(tr("quantised base models"))
     if classifier:
-        config.num_labels = _labels_of(adapter)
+        config.num_labels = labels_of(adapter)
     with torch.device("meta"):
         model = kind.from_config(config, trust_remote_code=remote)
     conversions = get_model_conversion_mapping(model, add_legacy=False)
@@ -219,17 +222,14 @@ def is_classifier(task_type: object) -> bool:
     return str(getattr(task_type, "value", task_type)) == "SEQ_CLS"
 
 
-def _use_hub_reward_class(merge: StreamingMerge, adapter: Path, model_type: str) -> None:
-    """Write a reward model as the hub's class, where there is one and its token is known."""
+def hub_reward_settings(adapter: Path, model_type: str) -> dict[str, Any]:
+    """The settings of the hub's class of a reward model, if there is one and its token is known."""
     file = adapter / REWARD_FILE
     token = read_json(file).get("reward_token_id") if file.is_file() else None
-    settings = hub_settings(model_type, token) if token is not None else {}
-    if settings:
-        merge.replaced[f"{HUB_HEAD}.weight"] = merge.replaced.pop(f"{HEAD}.weight")
-        merge.config_changes |= settings
+    return hub_settings(model_type, token) if token is not None else {}
 
 
-def _labels_of(adapter: Path) -> int:
+def labels_of(adapter: Path) -> int:
     """How many labels the head in an adapter has."""
     heads = [
         tensor for name, tensor in read_adapter(adapter).items() if name.endswith(HEAD_WEIGHTS)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xtuner.export.weights import shown
+from xtuner.export.weights import Weights, shown
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 AUTO_VERIFY_BYTES = 2 * 10**9
 """Models up to this many bytes are verified by default."""
@@ -135,13 +136,89 @@ def has_experts(model: nn.Module) -> bool:
     )
 
 
-def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that an export of a model writes: all, or an adapter's; copies."""
+def untie(model: PreTrainedModel) -> None:
+    """Give the head of a model a weight of its own, if it shares the embedding's."""
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+
+
+def own_weights(model: nn.Module, copy: bool = True) -> dict[str, torch.Tensor]:
+    """The weights that an export of a model writes: all, or an adapter's."""
     from peft import PeftModel, get_peft_model_state_dict
 
     adapted = isinstance(model, PeftModel)
     state = get_peft_model_state_dict(model) if adapted else model.state_dict()
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+    return {name: tensor.detach().clone() if copy else tensor for name, tensor in state.items()}
+
+
+class StoredWeights(Mapping[str, torch.Tensor]):
+    """Weights of a folder or file, each read when it is asked for.
+
+    Args:
+        weights: the files.
+        names: the names asked for -> those in the files.
+    """
+
+    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
+        self.weights, self.names = weights, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.weights.read(self.names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def stored_weights(exact: Mapping[str, torch.Tensor], weights: Weights) -> StoredWeights | None:
+    """The weights of a model as files have them, without a second model in memory.
+
+    Args:
+        exact: the model's weights; those that are tied share their memory.
+        weights: the files.
+
+    Returns:
+        None where the files have other names, as for experts that transformers joins.
+    """
+    names = {name: name for name in exact if name in weights.infos}
+    shared = {exact[name].data_ptr(): name for name in names}
+    for name, tensor in exact.items():
+        if name not in names and tensor.data_ptr() in shared:
+            names[name] = shared[tensor.data_ptr()]
+    return StoredWeights(weights, names) if names.keys() == exact.keys() else None
+
+
+def check_stored_weights(
+    exact: Mapping[str, torch.Tensor],
+    folder: Path,
+    dtype: torch.dtype,
+    base: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Check the written weights of a model number by number, where files and model name them alike.
+
+    Logits alone would let a small mistake in one layer pass as rounding.
+
+    Args:
+        exact: the expected weights in fp32.
+        folder: what was written, or its file.
+        dtype: that they were rounded to.
+        base: the weights before a merge.
+
+    Raises:
+        UserError: naming the weights that rounding does not explain.
+    """
+    found = stored_weights(exact, Weights(folder))
+    if found is not None:
+        check_weights(exact, found, dtype, base)
+        _say_verified(dtype)
+
+
+def _say_verified(dtype: torch.dtype) -> None:
+    print(tr("verified: each weight is the expected one, rounded to {dtype}", dtype=_name(dtype)))
 
 
 def check_weights(
@@ -169,8 +246,9 @@ def check_weights(
             wrong.append(name)
             continue
         size = whole.abs()
-        if base is not None and name in base:
-            size = size + base[name].float().abs()
+        before = base[name] if base is not None and name in base else None
+        if before is not None and before.shape == whole.shape:  # a vocabulary may have grown
+            size = size + before.float().abs()
         noise = 1e-6 * whole.abs().max() if whole.numel() else 0.0  # of sums in another order
         if not ((whole - written).abs() <= step * size + noise).all():
             wrong.append(name)
@@ -213,7 +291,7 @@ def check_experts(
     from peft import PeftModel, set_peft_model_state_dict
 
     check_weights(exact, own_weights(model), dtype, base)
-    print(tr("verified: each weight is the expected one, rounded to {dtype}", dtype=_name(dtype)))
+    _say_verified(dtype)
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, dict(exact))
     else:

@@ -193,6 +193,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     from xtuner.export.in_memory_merge import load_base
     from xtuner.export.model_folder import read_json
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
+    from xtuner.export.weights import Weights
 
     classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")
     measure = verify.compute_rewards if classifier else verify.compute_logits
@@ -206,17 +207,28 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
         ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
         found = measure(found_model, ids)
         labels = found_model.config.num_labels
+        is_tied = bool(found_model.config.get_text_config().tie_word_embeddings)
         del found_model
-        if "quantization_config" in read_json(base / "config.json"):
-            model = load_base(base, torch.float32, "cpu", is_clip=False, trust_remote_code=trusted)
+        quantised = "quantization_config" in read_json(base / "config.json")
+        if quantised:
+            model = load_base(
+                base,
+                torch.float32,
+                "cpu",
+                num_labels=labels if classifier else None,
+                trust_remote_code=trusted,
+            )
         else:
             model = load(base, num_labels=labels)
         resize_embeddings(model, read_adapter(adapter))
-        before = verify.own_weights(model) if verify.has_experts(model) else None
+        if not is_tied:
+            verify.untie(model)
+        experts = verify.has_experts(model)
+        before = verify.own_weights(model) if experts or quantised else None
         wrapped = PeftModel.from_pretrained(model, str(adapter))
         expected = measure(wrapped, ids)
-        if before is not None:
-            exact = wrapped.merge_and_unload().state_dict()
+        exact = wrapped.merge_and_unload().state_dict()
+        if experts:
             verify.check_experts(
                 load(merged),
                 exact,
@@ -226,4 +238,6 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
                 before,
             )
             return
+        known = before or verify.stored_weights(exact, Weights(base))
+        verify.check_stored_weights(exact, merged, dtype, known)
     verify.check_difference(verify.compare(expected, found), dtype, tr("base + adapter"))

@@ -272,6 +272,12 @@ def _verify(
     adapter = write_model.is_adapter(meta_model.llm)
     classifier = hasattr(meta_model, "v_head")
     measure: Any = verify.compute_rewards if classifier else verify.compute_logits
+    dtypes = {info.dtype for info in weights.infos.values()}
+    dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
+    if written_dtype in (torch.bfloat16, torch.float16):
+        dtype = written_dtype
+    if adapter and cfg.model.llm.get("quantization_config"):
+        dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
     with verify.quiet_transformers():
         trained = BUILDER.build(cfg.model)
         trained.load_state_dict(weights.tensors, strict=False)
@@ -281,6 +287,8 @@ def _verify(
         # a reward model has its head beside the language model: its logits alone are compared
         experts = verify.has_experts(trained.llm) and not classifier
         exact = verify.own_weights(trained.llm) if experts else {}
+        if not experts:
+            verify.check_stored_weights(verify.own_weights(trained.llm, copy=False), aside, dtype)
         del trained
         if adapter:
             written = verify.load_with_peft(cfg.model.llm, aside, classifier=classifier)
@@ -291,12 +299,6 @@ def _verify(
             )
         written = verify.to_fp32(written)
         found = measure(written, ids)
-    dtypes = {info.dtype for info in weights.infos.values()}
-    dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
-    if written_dtype in (torch.bfloat16, torch.float16):
-        dtype = written_dtype
-    if adapter and cfg.model.llm.get("quantization_config"):
-        dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
     what, difference = tr("the trained model"), verify.compare(expected, found)
     if experts:
         verify.check_experts(
