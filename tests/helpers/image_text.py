@@ -22,7 +22,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import is_torchvision_available
 
 from tests.helpers.architectures import BASE, DELTA_NET, SETTINGS, WINDOWS
+from tests.helpers.support import Trained, gradients_of
 from tests.helpers.tiny import make_tokenizer
+from xtuner.dataset.collate_fns import default_collate_fn
 
 VOCABULARY = 576
 """Rows of the embeddings: 512 of the tokenizer, the family's special tokens, and spare ones."""
@@ -57,6 +59,12 @@ GEMMA = {
     "USER_END": "<end_of_turn>\n",
     "END": "<end_of_turn>\n",
 }
+
+
+OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+"""What a processor's batch has beside images."""
+Sample = tuple[str, list[Any]]
+"""The text of a chat, and its images."""
 
 
 @dataclass(frozen=True)
@@ -530,3 +538,77 @@ def make_image(width: int, height: int, seed: int) -> Any:
     blocks = torch.randint(0, 256, (4, 4, 3), generator=random, dtype=torch.uint8)
     image = Image.fromarray(blocks.numpy(), "RGB")
     return image.resize((width, height), Image.Resampling.NEAREST)
+
+
+def own_loss(processor: Any, model: Any, samples: Sequence[Sample]) -> Trained:
+    """The mean loss over all labelled tokens, each sample alone, by a class of transformers."""
+    model.zero_grad()
+    batches = [processed(processor, [sample]) for sample in samples]
+    labels = [labels_of(processor, batch["input_ids"][0])[1:] for batch in batches]
+    total = sum(int((each != -100).sum()) for each in labels)
+    loss = 0.0
+    for batch, wanted in zip(batches, labels, strict=True):
+        logits = model(**batch, use_cache=False).logits[0, :-1].float()
+        share = nn.functional.cross_entropy(logits, wanted, reduction="sum") / total
+        share.backward()
+        loss += share.item()
+    return Trained(loss, gradients_of(model))
+
+
+def plain_image_text(kind: str, **settings: Any) -> Any:
+    """The class of transformers, without anything of XTuner's."""
+    settings = {"attn_implementation": "eager", **settings}
+    return AutoModelForImageTextToText.from_pretrained(image_text_folder(kind), **settings).eval()
+
+
+def samples_of(processor: Any) -> list[Sample]:
+    """A chat with an image, one without, and one with two images of other sizes."""
+    image = {"type": "image"}
+    chats = [
+        ([image, _text("What is it?")], "a square", [make_image(56, 28, 1)]),
+        ([_text("Say hello.")], "hello", []),
+        ([image, _text("or "), image], "two", [make_image(28, 28, 2), make_image(28, 56, 3)]),
+    ]
+    found: list[Sample] = []
+    for content, answer, images in chats:
+        chat = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [_text(answer)]},
+        ]
+        found.append((processor.apply_chat_template(chat, tokenize=False), images))
+    return found
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def processed(processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The processor's own batch: padded rows, all of them with images or none."""
+    images = [each for _, each in samples if each] or None
+    texts = [text for text, _ in samples]
+    batch = processor(
+        images=images, text=texts, padding=True, padding_side="right", return_tensors="pt"
+    )
+    return dict(batch)
+
+
+def labels_of(processor: Any, ids: torch.Tensor) -> torch.Tensor:
+    """All tokens of a sample but those of its images."""
+    types = torch.tensor(processor.create_mm_token_type_ids(ids[None].tolist()))[0]
+    return ids.masked_fill(types != 0, -100)
+
+
+def collated(processor: Any, samples: Sequence[Sample], *, packed: bool) -> dict[str, Any]:
+    """One batch of the samples, as ``VisionLanguageFinetune`` takes it."""
+    ids = [processed(processor, [sample])["input_ids"][0] for sample in samples]
+    rows = [{"input_ids": each, "labels": labels_of(processor, each)} for each in ids]
+    data: dict[str, Any] = default_collate_fn(rows, use_varlen_attn=packed)["data"]
+    data["images_per_sample"] = [len(images) for _, images in samples]
+    types = processor.create_mm_token_type_ids(data["input_ids"].tolist())
+    data["mm_token_type_ids"] = torch.tensor(types)
+    seen = [sample for sample in samples if sample[1]]
+    if seen:  # not by processor.image_processor: processors change its settings at a call
+        whole = processed(processor, seen)
+        data["images"] = {name: whole[name] for name in whole.keys() - OF_TEXT}
+    return data

@@ -6,7 +6,7 @@ from peft import LoraConfig
 
 from tests.helpers.tiny import make_model
 from xtuner.model import SupervisedFinetune
-from xtuner.model.base import FinetuneModel, packed_cu_seqlens, trained_weights
+from xtuner.model.base import FinetuneModel, packed_cu_seqlens, text_inputs, trained_weights
 
 IDS = torch.arange(3, 23)[None]
 BATCH = {"input_ids": IDS, "labels": IDS.clone()}
@@ -40,9 +40,9 @@ def test_a_loss_is_of_a_subclass():
 def test_packed_rows_give_cu_seqlens_in_place_of_a_mask():
     cu_seqlens = torch.tensor([0, 5, 20], dtype=torch.int32)
     mask = torch.ones_like(IDS)
-    plain = SupervisedFinetune.inputs({**BATCH, "attention_mask": mask})
+    plain = text_inputs({**BATCH, "attention_mask": mask})
     assert set(plain) == {"input_ids", "attention_mask"}
-    packed = SupervisedFinetune.inputs(
+    packed = text_inputs(
         {**BATCH, "attention_mask": mask, "cumulative_len": [cu_seqlens], "max_seqlen": 15}
     )
     assert "attention_mask" not in packed

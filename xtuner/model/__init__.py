@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "dpo": ("DPO",),
         "orpo": ("ORPO",),
         "reward": ("RewardModel",),
+        "image_text": ("VisionLanguageFinetune",),
         "llava": ("LLaVAModel",),
         "internvl": ("InternVL_V1_5",),
     },

@@ -42,8 +42,8 @@ from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch, Tokenizer
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from peft import LoraConfig, PeftConfig
+    from transformers import PreTrainedModel
     from transformers.utils.generic import ModelOutput
 
 PROBE_TOKENS = 8
@@ -73,6 +73,8 @@ class FinetuneModel(BaseModel):
     _agrees_across_ranks = False
     probed_rows: frozenset[str] = frozenset()
     """Kinds of rows that the model was probed with: ``packed``, ``padded``, ``single``."""
+    processor: Any = None
+    """Of a vision-language model: its tokenizer, image processor and chat template."""
     unpads = False
     """Whether rows are computed as the samples of a packed one; found out at the first batch."""
 
@@ -95,52 +97,25 @@ class FinetuneModel(BaseModel):
         self.llm.config.use_cache = False
         resized = self.tokenizer is not None and resize_token_embeddings(self.llm, self.tokenizer)
         if not full:
-            self._add_adapter(lora, peft_model, resized)
+            _add_adapter(self, lora, peft_model, resized)
             experts.quantize_experts(
                 self.llm, getattr(self.llm.config, "quantization_config", None)
             )
-        for name in not_reached_by_text(self.causal_lm):
-            self.causal_lm.get_submodule(name).requires_grad_(False)
+        self._freeze_untrained()
         self.compiles = compile  # read when the run's length is known
         self.backends: list[Installed] = install(self.causal_lm, compiled=compile is True)
         if use_activation_checkpointing:
             enable_activation_checkpointing(self.causal_lm)
         self.logit_transform = LogitTransform.of(self.llm.config)
 
-    def _add_adapter(
-        self,
-        lora: Mapping[str, Any] | PeftConfig | None,
-        peft_model: str | None,
-        resized: bool,
-    ) -> None:
-        from peft import PeftModel, get_peft_model
-
-        if peft_model is not None:
-            self.llm = PeftModel.from_pretrained(self.llm, peft_model, is_trainable=True)
-            return
-        config: Any = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
+    def _set_targets(self, config: LoraConfig) -> None:
+        """Fill in what gets an adapter where a config does not say."""
         set_default_targets(config, self.llm)
-        if resized:
-            self._train_embeddings(config)
-        experts.disable_expert_lora_dropout(config, self.llm)
-        self.llm = get_peft_model(self.llm, config)
 
-    def _train_embeddings(self, config: PreTrainedConfig) -> None:
-        """Train and save embeddings and head with the adapter: new tokens are learned there.
-
-        Raises:
-            UserError: when the config trains single tokens, whose adapter lacks the new rows.
-        """
-        if getattr(config, "trainable_token_indices", None):
-            raise UserError(
-                tr("the tokenizer has tokens that the model lacks: all embeddings are trained."),
-                hint=tr("remove trainable_token_indices, or the tokens."),
-                where=Where(key="model.lora.trainable_token_indices"),
-            )
-        layers = [self.llm.get_input_embeddings(), self.llm.get_output_embeddings()]
-        names = [name for name, module in self.llm.named_modules() if module in layers]
-        leaves = {name.rpartition(".")[2] for name in names}
-        config.modules_to_save = sorted({*(config.modules_to_save or ()), *leaves})
+    def _freeze_untrained(self) -> None:
+        """Freeze the parts that rows do not reach."""
+        for name in not_reached_by_text(self.causal_lm):
+            self.causal_lm.get_submodule(name).requires_grad_(False)
 
     @property
     def has_adapter(self) -> bool:
@@ -256,7 +231,7 @@ class FinetuneModel(BaseModel):
         require_within_chunks(self.causal_lm, int(data["max_seqlen"]) if packed else rows.shape[1])
         counts_padding = getattr(self.llm.config, "output_router_logits", False)
         waits = environment.waits_for(rows.device)
-        bucketed = not waits and packed and not counts_padding
+        bucketed = not waits and packed and not counts_padding and not data.get("images")
         shard = SequenceShard(rows.shape[1], bucketed=bucketed)
         if shard.size > 1 and not self._agrees_across_ranks:
             training = self.training
@@ -287,22 +262,9 @@ class FinetuneModel(BaseModel):
                 )
         return self._separate_head
 
-    @staticmethod
-    def inputs(data: Batch) -> dict[str, Any]:
-        """The arguments of the transformers model; ``cu_seq_lens_q`` etc. for packed rows."""
-        names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-        inputs: dict[str, Any] = {
-            name: value for name, value in data.items() if name in names and value is not None
-        }
-        cu_seqlens = packed_cu_seqlens(data)
-        if cu_seqlens is not None:
-            inputs.pop("attention_mask", None)
-            longest = int(data["max_seqlen"])
-            inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
-            inputs |= {"max_length_q": longest, "max_length_k": longest}
-            if "sample_mask" in data:
-                inputs["attention_mask"] = data["sample_mask"]
-        return inputs
+    def inputs(self, data: Batch) -> dict[str, Any]:
+        """The arguments of the transformers model, see ``text_inputs``."""
+        return text_inputs(data)
 
     def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """The weights that are trained: the adapter's where there is one, otherwise all."""
@@ -366,8 +328,46 @@ class FinetuneModel(BaseModel):
                 save_file(plain, aside / "adapter_model.safetensors", metadata={"format": "pt"})
             else:
                 self.llm.save_pretrained(aside, state_dict=weights, max_shard_size=max_shard_size)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(aside)
+            beside: Any = self.processor or self.tokenizer
+            if beside is not None:
+                beside.save_pretrained(aside)
+
+
+def _add_adapter(
+    model: FinetuneModel,
+    lora: Mapping[str, Any] | PeftConfig | None,
+    peft_model: str | None,
+    resized: bool,
+) -> None:
+    from peft import PeftModel, get_peft_model
+
+    if peft_model is not None:
+        model.llm = PeftModel.from_pretrained(model.llm, peft_model, is_trainable=True)
+        return
+    config: Any = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
+    model._set_targets(config)
+    if resized:
+        _train_embeddings(config, model.llm)
+    experts.disable_expert_lora_dropout(config, model.llm)
+    model.llm = get_peft_model(model.llm, config)
+
+
+def _train_embeddings(config: Any, llm: PreTrainedModel) -> None:
+    """Train and save embeddings and head with the adapter: new tokens are learned there.
+
+    Raises:
+        UserError: when the config trains single tokens, whose adapter lacks the new rows.
+    """
+    if getattr(config, "trainable_token_indices", None):
+        raise UserError(
+            tr("the tokenizer has tokens that the model lacks: all embeddings are trained."),
+            hint=tr("remove trainable_token_indices, or the tokens."),
+            where=Where(key="model.lora.trainable_token_indices"),
+        )
+    layers = [llm.get_input_embeddings(), llm.get_output_embeddings()]
+    names = [name for name, module in llm.named_modules() if module in layers]
+    leaves = {name.rpartition(".")[2] for name in names}
+    config.modules_to_save = sorted({*(config.modules_to_save or ()), *leaves})
 
 
 def trained_weights(
@@ -391,7 +391,7 @@ def _probe_first_batch(model: FinetuneModel, data: Batch) -> None:
     model.eval()  # dropout would make two calls differ
     try:
         for llm in filter(None, (model.causal_lm, getattr(model, "ref_llm", None))):
-            forward = functools.partial(_outputs, model, llm)
+            forward = functools.partial(outputs_of, model, llm)
             ensure_exact_rows(llm, forward, packed=kind == "packed", padded=kind == "padded")
         if kind != "packed" and _packs_as_well(model, data):
             model.unpads = True
@@ -429,7 +429,7 @@ def _packs_as_well(model: FinetuneModel, data: Batch) -> bool:
     for llm in filter(None, (model.causal_lm, getattr(model, "ref_llm", None))):
         if not packs_in_one_call(llm, dtype or llm.dtype):
             return False
-        forward = functools.partial(_outputs, model, llm)
+        forward = functools.partial(outputs_of, model, llm)
         vocabulary = llm.config.get_text_config().vocab_size
         try:
             probe = probe_rows(forward, vocabulary, ids.device, packed=True, padded=False)
@@ -440,7 +440,7 @@ def _packs_as_well(model: FinetuneModel, data: Batch) -> bool:
     return True
 
 
-def _outputs(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
+def outputs_of(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
     """What the loss is computed from: hidden states (B, S, H), or logits (B, S, V)."""
     outputs: Tensor
     if model.can_skip_logits(data):
@@ -450,7 +450,7 @@ def _outputs(model: FinetuneModel, llm: PreTrainedModel, data: Batch) -> Tensor:
     return outputs
 
 
-def _use_our_attention(model: FinetuneModel) -> bool:
+def use_our_attention(model: FinetuneModel) -> bool:
     """Whether a model, and a reference beside it, take packed samples from ``cu_seq_lens``."""
     llms = filter(None, (model.causal_lm, getattr(model, "ref_llm", None)))
     return all(llm.config._attn_implementation == attention.NAME for llm in llms)
@@ -460,8 +460,9 @@ def rows_for_gpu(model: FinetuneModel, data: Batch, device: torch.device) -> Bat
     """The rows of a batch as a model computes them on a GPU; None on another device."""
     if not environment.waits_for(device) or get_sequence_parallel_world_size() > 1:
         return None
-    rows = unpadded(data) if model.unpads and "attention_mask" in data else data
-    if packed_cu_seqlens(rows) is None or not _use_our_attention(model):
+    padded = "attention_mask" in data and not data.get("images")
+    rows = unpadded(data) if model.unpads and padded else data
+    if packed_cu_seqlens(rows) is None or not use_our_attention(model):
         return rows
     # without a mask transformers looks for samples in the position ids, and waits
     mask = torch.ones(rows["input_ids"].shape, dtype=torch.bool)
@@ -486,6 +487,33 @@ def supervised(data: Batch, shard: SequenceShard) -> tuple[Tensor, Tensor]:
     targets = shift_labels(data["labels"], packed_cu_seqlens(data), data.get("attention_mask"))
     positions, targets = supervised_positions(shard.shard(targets, IGNORE_INDEX))
     return positions, targets
+
+
+def text_inputs(data: Batch) -> dict[str, Any]:
+    """The arguments of the transformers model; ``cu_seq_lens_q`` etc. for packed rows.
+
+    Raises:
+        UserError: when there are images.
+    """
+    if data.get("images"):
+        raise UserError(
+            tr("the rows have images, and this model is trained on text alone."),
+            hint=tr("set model.type to VisionLanguageFinetune."),
+            where=Where(key="model.type"),
+        )
+    names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+    inputs: dict[str, Any] = {
+        name: value for name, value in data.items() if name in names and value is not None
+    }
+    cu_seqlens = packed_cu_seqlens(data)
+    if cu_seqlens is not None:
+        inputs.pop("attention_mask", None)
+        longest = int(data["max_seqlen"])
+        inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
+        inputs |= {"max_length_q": longest, "max_length_k": longest}
+        if "sample_mask" in data:
+            inputs["attention_mask"] = data["sample_mask"]
+    return inputs
 
 
 def packed_cu_seqlens(data: Batch) -> Tensor | None:

@@ -165,7 +165,7 @@ def _ensure_exact_rows(llm: PreTrainedModel, forward: Forward, packed: bool, pad
                 len(mixers),
                 ", ".join(sorted({mixer.rpartition(".")[2] for mixer in mixers})),
             )
-    embeddings = None if _is_sharded(llm) else llm.get_input_embeddings()
+    embeddings = None if is_sharded(llm) else llm.get_input_embeddings()
     found = probe_rows(
         forward, vocabulary, device, packed=packed, padded=padded, embeddings=embeddings
     )
@@ -504,7 +504,7 @@ class _Gradients:
         return _difference(found[:1, tokens], self.of(samples.alone(samples.first), 0, tokens))
 
 
-def _is_sharded(llm: nn.Module) -> bool:
+def is_sharded(llm: nn.Module) -> bool:
     """Whether ranks share each weight (ZeRO-3, FSDP): a backward pass is theirs alone to order."""
     return any(hasattr(w, "ds_id") or isinstance(w, DTensor) for w in llm.parameters())
 

@@ -49,6 +49,9 @@ class Batch(TypedDict, total=False):
     supervised: Tensor  # (2, N) positions in the flattened rows, and the tokens predicted there
     rewarded: list[Tensor]  # positions in the flattened rows of chosen and of rejected answers
     pixel_values: Tensor  # (N, 3, H, W), images of all rows in order
+    images: Mapping[str, Any]  # of the class's image processor, for all images in order
+    images_per_sample: list[int]  # images of each row, or of each sample of a packed row
+    mm_token_type_ids: Tensor  # (B, S) int64: 0 text, 1 image, 2 video
     rows: list[int]  # provenance: row numbers in the source
     parts: list[int]  # provenance: which of several joined datasets
 

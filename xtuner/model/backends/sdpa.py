@@ -47,8 +47,7 @@ def attend_in_blocks(
         last = total if right < 0 else min(total, total - new + stop + right)
         mask = _visible(positions, torch.arange(first, last, device=query.device), left, right)
         seen, values = (tensor[:, :, first:last] for tensor in (key, value))
-        part = _block(query[:, :, start:stop], seen, values, mask, options)
-        parts.append(part.transpose(1, 2))
+        parts.append(attend_masked(query[:, :, start:stop], seen, values, mask, options))
     return torch.cat(parts, dim=1)
 
 
@@ -63,10 +62,28 @@ def _visible(queries: Tensor, keys: Tensor, left: int, right: int) -> Tensor:
     return seen
 
 
-def _block(
+def attend_masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: AttentionOptions
 ) -> Tensor:
-    """(B, H, S, D) of the queries of a block."""
+    """Attention by a mask, which takes the place of causality and window.
+
+    Args:
+        query: (B, H, S, D).
+        key: (B, K, T, D).
+        value: (B, K, T, V).
+        mask: (S, T) or (B, 1, S, T), True where a query sees a key.
+        options: scaling, dropout, soft cap and sinks.
+
+    Returns:
+        (B, S, H, V).
+    """
+    return _masked(query, key, value, mask, options).transpose(1, 2).contiguous()
+
+
+def _masked(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: AttentionOptions
+) -> Tensor:
+    """The same as (B, H, S, V)."""
     if options.softcap is None and options.sinks is None:
         return scaled_dot_product_attention(
             query,

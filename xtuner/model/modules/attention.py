@@ -7,6 +7,7 @@ call has, and hands it to the backend that was chosen for this kind, once in a p
 
 * A packed row brings ``cu_seq_lens_q``; its samples do not see each other.
 * Padding is given by a mask (B, T), never by one of S x S.
+* Where a class lets tokens see later ones (``index_mask``), each sample has a mask of its own.
 * With a ``sequence_group``, ranks exchange tokens for heads before and after, so that each of them
   computes whole rows.
 
@@ -17,6 +18,7 @@ head.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,7 +48,8 @@ from xtuner.model.backends.interfaces import (
     sample_lengths,
 )
 from xtuner.model.backends.registry import Backend, Choice, choose
-from xtuner.model.backends.sdpa import BLOCKS, SDPA
+from xtuner.model.backends.sdpa import BLOCKS, SDPA, attend_masked
+from xtuner.model.modules.index_mask import IndexMask, MaskFunction, lets_see_later_tokens
 from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
 from xtuner.utils.lang import tr
 
@@ -60,14 +63,31 @@ def register() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, _padding_mask)
+    AttentionMaskInterface.register(NAME, _mask)
     return NAME
 
 
-def _padding_mask(
-    *_: object, kv_length: int, attention_mask: Tensor | None = None, **__: object
-) -> Tensor | None:
-    """The (B, T) mask as it came, in place of one of S x S.
+def _mask(
+    *_: object,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: MaskFunction | None = None,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **__: object,
+) -> Tensor | IndexMask | None:
+    """What the function takes in place of a mask of S x S, see ``attention``."""
+    if mask_function is not None and lets_see_later_tokens(mask_function):
+        shape, offsets = (batch_size, q_length, kv_length), (int(q_offset), int(kv_offset))
+        return IndexMask(mask_function, shape, offsets, attention_mask, device)
+    return _padding_mask(kv_length, attention_mask)
+
+
+def _padding_mask(kv_length: int, attention_mask: Tensor | None) -> Tensor | None:
+    """The (B, T) mask as it came.
 
     On a CPU none where there is no padding; a GPU would have to be waited for.
     """
@@ -85,7 +105,7 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | IndexMask | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -106,7 +126,8 @@ def attention(
         query: (B, H, S, D).
         key: (B, K, T, D); T > S where keys of earlier tokens are cached.
         value: (B, K, T, V).
-        attention_mask: (B, T), 0 where there is padding; None when there is none.
+        attention_mask: (B, T), 0 where there is padding; None when there is none; an ``IndexMask``
+            where tokens see later ones, which takes the place of causality and ``sliding_window``.
         scaling: factor on the scores; 1 / sqrt(D) when None.
         dropout: probability with which a weight is dropped.
         sliding_window: how many tokens, itself included, a token sees; None: all before it.
@@ -123,15 +144,19 @@ def attention(
         (B, S, H, V), contiguous, and None in place of the weights.
 
     Raises:
-        NotImplementedError: for attention sinks with a ``sequence_group``, and for a mask of
-            another shape, which some classes make themselves.
+        NotImplementedError: for attention sinks and an ``IndexMask`` with a ``sequence_group``, and
+            for a mask of another shape, which some classes make themselves.
     """
-    if attention_mask is not None and attention_mask.ndim != 2:
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim != 2:
         shape = tuple(attention_mask.shape)
         raise NotImplementedError(f"an attention mask of {shape}, not of rows x tokens")
     query, key, value = _autocast(query, key, value)
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     options = AttentionOptions(causal, scaling, dropout, sliding_window, softcap, s_aux)
+    if isinstance(attention_mask, IndexMask):
+        if sequence_group is not None:
+            raise NotImplementedError("ranks that share rows cannot have blocks of tokens")
+        return _attend_masked(query, key, value, attention_mask, cu_seq_lens_q, options), None
     if sequence_group is None:
         out = _attend(query, key, value, attention_mask, cu_seq_lens_q, max_length_q, options)
         return out, None
@@ -174,6 +199,30 @@ def _attend(
             facts = Facts.of(query, key, value, key.shape[2], options)
             return padded_kernel(facts, right)(query, key, value, mask, options)
     return attend_dense(query, key, value, options)
+
+
+def _attend_masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: IndexMask,
+    cu_seqlens: Tensor | None,
+    options: AttentionOptions,
+) -> Tensor:
+    """Attention of whole rows, or of the samples of a packed one, by masks of their own."""
+    if cu_seqlens is None:
+        return attend_masked(query, key, value, mask.of_rows(), options)
+    lengths = sample_lengths(cu_seqlens)
+    samples = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
+    stops = itertools.accumulate(lengths)
+    parts = []
+    for stop, length, (q, k, v) in zip(stops, lengths, samples, strict=True):
+        own = mask.of_sample(stop - length, stop, options.sliding_window)
+        if own is not None:
+            parts.append(attend_masked(q, k, v, own, options))
+        elif length:
+            parts.append(attend_dense(q, k, v, options))
+    return torch.cat(parts, dim=1)
 
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:

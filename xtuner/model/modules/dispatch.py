@@ -19,7 +19,7 @@ def dispatch_modules(model: PreTrainedModel, use_varlen_attn: bool = False) -> N
     Raises:
         UserError: with ``use_varlen_attn``, for a model that would mix packed samples.
     """
-    from xtuner.model.base import FinetuneModel
+    from xtuner.model.base import text_inputs
     from xtuner.model.modules import attention
     from xtuner.model.probe import ensure_exact_rows
 
@@ -30,7 +30,7 @@ def dispatch_modules(model: PreTrainedModel, use_varlen_attn: bool = False) -> N
         model.eval()
         ensure_exact_rows(
             model,
-            lambda batch: model(**FinetuneModel.inputs(batch), use_cache=False).logits,
+            lambda batch: model(**text_inputs(batch), use_cache=False).logits,
             packed=True,
             padded=False,
         )

@@ -1,0 +1,350 @@
+"""Fine-tuning of vision-language models: any class of ``AutoModelForImageTextToText``."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from xtuner.model.base import outputs_of, packed_cu_seqlens, use_our_attention
+from xtuner.model.loading import is_zero3_init_enabled
+from xtuner.model.modules import attention, image_rows
+from xtuner.model.modules.vision_parts import (
+    VisionParts,
+    add_encoder_targets,
+    modules_to_save,
+    outermost,
+    trained_by,
+    vision_attention,
+)
+from xtuner.model.probe import is_sharded
+from xtuner.model.sft import SupervisedFinetune
+from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
+from xtuner.parallel.sequence.shard import SequenceShard
+from xtuner.registry import BUILDER
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+from xtuner.utils.types import Batch
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers.utils.generic import ModelOutput
+
+BLANK = 32
+"""Pixels of a side of the image that stands for none, before the processor resizes it."""
+
+NOT_USED = frozenset(("last_hidden_state", "hidden_states", "attentions"))
+"""Of the outputs of ``get_image_features``: what the visual encoder gives, before the projector."""
+
+
+class VisionLanguageFinetune(SupervisedFinetune):
+    """Trains a vision-language model to give the labelled tokens.
+
+    Rows of text, rows with images and both in one batch; attention, loss, adapters and all else as
+    ``SupervisedFinetune``. Weights of the visual encoder and the projector are found by the model's
+    structure; in a batch without images they get gradients of 0, so that several processes make the
+    same calls.
+
+    Args:
+        llm: ``dict(type=AutoModelForImageTextToText.from_pretrained, ...)`` or a built model.
+        lora: as ``FinetuneModel``; layers of the language model alone are adapted.
+        *args: as ``FinetuneModel``.
+        processor: ``dict(type=load_processor, name_or_path=...)`` or a built processor: its
+            tokenizer is the model's, and it is saved with the model.
+        freeze_visual_encoder: do not train the weights of the visual encoder.
+        freeze_projector: do not train the weights between visual encoder and language model.
+        freeze_llm: do not train the language model.
+        visual_encoder_lora: ``dict(type=LoraConfig, ...)``: adapt the visual encoder, too, with
+            this rank and alpha; it is one adapter with that of ``lora``.
+        **kwargs: as ``SupervisedFinetune``.
+
+    Raises:
+        UserError: when there is no processor or no visual encoder, nothing is to be trained, or
+            ranks share rows.
+    """
+
+    _blank: Any = None
+    """What the image processor makes of a blank image."""
+
+    def __init__(
+        self,
+        llm: Mapping[str, Any] | torch.nn.Module,
+        lora: Mapping[str, Any] | LoraConfig | None = None,
+        *args: Any,
+        processor: Mapping[str, Any] | ProcessorMixin | None = None,
+        freeze_visual_encoder: bool = True,
+        freeze_projector: bool = True,
+        freeze_llm: bool = False,
+        visual_encoder_lora: Mapping[str, Any] | LoraConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        processor = _built(processor)
+        _require_processor(processor)
+        _require_whole_rows()
+        adapter, encoder_lora = _built(lora), _built(visual_encoder_lora)
+        _require_consistent(adapter, encoder_lora, freeze_visual_encoder, freeze_llm)
+        self._encoder_lora = encoder_lora
+        self._freeze = {
+            "visual_encoder": freeze_visual_encoder,
+            "projector": freeze_projector,
+            "language_model": freeze_llm,
+            "other": True,
+        }
+        kwargs.setdefault("tokenizer", getattr(processor, "tokenizer", None))
+        super().__init__(llm, adapter or copy.copy(encoder_lora), *args, **kwargs)
+        self.processor = processor
+        body = self.causal_lm.base_model
+        self._arguments = image_rows.arguments(body.forward)
+        self._has_3d_positions = hasattr(body, "get_rope_index")
+        self._require_known_inputs()
+        self._use_exact_vision_attention()
+        self._trains_vision = self._freeze_unreached()
+        if not any(weight.requires_grad for weight in self.parameters()):
+            raise UserError(
+                tr("nothing is trained: all parts of the model are frozen."),
+                hint=tr("set freeze_llm, freeze_projector or freeze_visual_encoder to False."),
+                where=Where(key="model"),
+            )
+
+    def _set_targets(self, config: LoraConfig) -> None:
+        parts = VisionParts.of(self.llm)
+        adapts_llm = not self._freeze["language_model"]
+        if adapts_llm:
+            super()._set_targets(config)
+        if self._encoder_lora is not None:
+            add_encoder_targets(
+                config, self._encoder_lora, self.llm, parts, language_model=adapts_llm
+            )
+        trained = [name for name in parts.of_vision if not self._freeze[parts.part_of(name)]]
+        names = modules_to_save(self.llm, outermost(trained))
+        if names:
+            config.modules_to_save = sorted({*(config.modules_to_save or ()), *names})
+
+    def _freeze_untrained(self) -> None:
+        self.parts = VisionParts.of(self.causal_lm)
+        for name, weight in self.causal_lm.named_parameters():
+            part = self.parts.part_of(name)
+            if not self.has_adapter and weight.is_floating_point():
+                weight.requires_grad_(not self._freeze[part])
+            elif part != "language_model" and self._freeze[part] and "lora_" not in name:
+                weight.requires_grad_(False)
+
+    def _freeze_unreached(self) -> bool:
+        """Freeze what an image does not reach; whether any weight for images is trained.
+
+        Encoders have poolers, and layers after the one whose output is taken.
+        """
+        trained = [
+            weight
+            for name, weight in self.causal_lm.named_parameters()
+            if weight.requires_grad and self.parts.part_of(name) != "language_model"
+        ]
+        if not trained or trained[0].is_meta or is_zero3_init_enabled():
+            return bool(trained)
+        with torch.enable_grad():
+            reached = trained_by(self._features_of_blank(self.causal_lm.device))
+        for weight in trained:
+            weight.requires_grad_(id(weight) in reached)
+        return any(weight.requires_grad for weight in trained)
+
+    def _use_exact_vision_attention(self) -> None:
+        """Let encoders compute attention by torch: ours takes ``cu_seq_lens`` for those of rows."""
+        llm: PreTrainedModel = self.causal_lm
+        if llm.config._attn_implementation == attention.NAME:
+            llm.set_attn_implementation(vision_attention(llm, "sdpa"))
+
+    def _require_known_inputs(self) -> None:
+        """Refuse a class that takes more from its processor than kinds of tokens and images.
+
+        Raises:
+            UserError: with the names.
+        """
+        parts = [getattr(self.processor, name) for name in self.processor.get_attributes()]
+        known = {name for part in parts for name in part.model_input_names}
+        known |= {*image_rows.TOKEN_TYPES, *image_rows.FOR_POSITIONS}
+        more = (self._arguments & {*self.processor.model_input_names}) - known
+        if "token_type_ids" in self._arguments and not self.processor.return_mm_token_type_ids:
+            more |= {"token_type_ids"}
+        if more:
+            raise UserError(
+                tr(
+                    "{name} takes {inputs} from its processor, which cannot be trained here.",
+                    name=type(self.causal_lm).__name__,
+                    inputs=", ".join(sorted(more)),
+                ),
+                where=Where(key="model.llm"),
+            )
+
+    def prepare_batch(self, data: Batch, device: torch.device) -> Batch:
+        """As ``SupervisedFinetune``; positions of three dimensions are computed here.
+
+        Raises:
+            UserError: when there are image tokens without images, or the reverse.
+        """
+        image_rows.require_images(data, self._token_types(data))
+        return super().prepare_batch(self._with_positions(data), device)
+
+    def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
+        """As ``SupervisedFinetune``, images included."""
+        with self._blank_image(data):
+            return super().compute_loss(self._with_positions(data), num_items_in_batch)
+
+    def compute_outputs(self, data: Batch) -> ModelOutput | Tensor:
+        """As ``SupervisedFinetune``, images included."""
+        return super().compute_outputs(self._with_positions(data))
+
+    def shard(self, data: Batch) -> SequenceShard:
+        """As ``FinetuneModel``; the first packed row with images is probed, too."""
+        shard = super().shard(data)
+        cu_seqlens = packed_cu_seqlens(data)
+        several = cu_seqlens is not None and len(cu_seqlens) > 2
+        if several and data.get("images") and "images" not in self.probed_rows:
+            self.probed_rows |= {"images"}
+            self._probe_images(data)
+        return shard
+
+    def _probe_images(self, data: Batch) -> None:
+        llm, training = self.causal_lm, self.training
+        if is_sharded(llm):  # other ranks may have no images in this batch
+            return
+        self.eval()  # dropout would make two calls differ
+        try:
+            image_rows.require_separate_samples(
+                functools.partial(outputs_of, self, llm),
+                data,
+                self._token_types(data),
+                type(llm).__name__,
+            )
+        finally:
+            self.train(training)
+
+    def inputs(self, data: Batch) -> dict[str, Any]:
+        """The arguments of the transformers model, those of its images included."""
+        images = data.get("images")
+        text: Any = {name: value for name, value in data.items() if name != "images"}
+        inputs = super().inputs(text)
+        if not images:
+            return inputs
+        own = {name: value for name, value in images.items() if name in self._arguments}
+        if "cu_seq_lens_q" in inputs and use_our_attention(self):
+            # else masks are made from positions, with those of blocks of images in the wrong place
+            inputs["attention_mask"] = torch.ones_like(data["input_ids"], dtype=torch.bool)
+        names = [name for name in image_rows.TOKEN_TYPES if name in self._arguments]
+        return {**inputs, **own, **{name: self._token_types(data) for name in names}}
+
+    def _token_types(self, data: Batch) -> Tensor:
+        """(B, S) kinds of tokens: 0 text, 1 image, 2 video."""
+        if "mm_token_type_ids" in data:
+            return data["mm_token_type_ids"]
+        ids = data["input_ids"]
+        return torch.tensor(
+            self.processor.create_mm_token_type_ids(ids.tolist()), device=ids.device
+        )
+
+    def _with_positions(self, data: Batch) -> Batch:
+        """The batch with the class's own positions, where images take such."""
+        positions = data.get("position_ids")
+        is_done = positions is not None and positions.ndim == 3
+        if not self._has_3d_positions or not data.get("images") or is_done:
+            return data
+        types, cu_seqlens = self._token_types(data), packed_cu_seqlens(data)
+        own = image_rows.rope_positions(self.causal_lm.base_model, data, types, cu_seqlens)
+        if cu_seqlens is not None and not use_our_attention(self):
+            own = torch.cat([data["position_ids"][None], own])  # masks are made from the first
+        return {**data, "position_ids": own}
+
+    @contextlib.contextmanager
+    def _blank_image(self, data: Batch) -> Iterator[None]:
+        """Make all weights for images part of a batch without images, without effect.
+
+        They then have gradients of 0, for which other processes may wait, and sharded weights are
+        gathered in the same order everywhere.
+        """
+        if not self._trains_vision or data.get("images"):
+            yield
+            return
+
+        def add_nothing(module: object, args: object, output: Tensor) -> Tensor:
+            return output + self._features_of_blank(output.device).to(output.dtype) * 0.0
+
+        handle = self.causal_lm.get_input_embeddings().register_forward_hook(add_nothing)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _features_of_blank(self, device: torch.device) -> Tensor:
+        """The sum of all that the language model is given of a blank image."""
+        from PIL import Image
+
+        if self._blank is None:
+            image, token = Image.new("RGB", (BLANK, BLANK)), self.processor.image_token
+            self._blank = self.processor(images=[[image]], text=[token], return_tensors="pt")
+        function = self.causal_lm.base_model.get_image_features
+        names = image_rows.arguments(function)
+        images = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in self._blank.items()
+            if name in names
+        }
+        found = function(**images, return_dict=True)
+        nothing = torch.zeros((), device=device)
+        used = {name: value for name, value in found.items() if name not in NOT_USED}
+        parts = [value for value in image_rows.float_tensors(used) if value.requires_grad]
+        return sum((value.float().sum() for value in parts), start=nothing)
+
+
+def _built(value: object) -> Any:
+    return BUILDER.build(value) if isinstance(value, Mapping) else value
+
+
+def _require_processor(processor: object) -> None:
+    if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
+        return
+    raise UserError(
+        tr("a vision-language model needs its processor."),
+        hint="model = dict(processor=dict(type=load_processor, name_or_path=MODEL), ...)",
+        where=Where(key="model.processor"),
+    )
+
+
+def _require_whole_rows() -> None:
+    if get_sequence_parallel_world_size() > 1:
+        raise UserError(
+            tr("ranks cannot share rows with images."),
+            hint=tr("set sequence_parallel_size = 1."),
+            where=Where(key="sequence_parallel_size"),
+        )
+
+
+def _require_consistent(
+    lora: LoraConfig | None,
+    encoder_lora: LoraConfig | None,
+    freeze_visual_encoder: bool,
+    freeze_llm: bool,
+) -> None:
+    """Refuse settings that contradict each other."""
+    if encoder_lora is not None and not freeze_visual_encoder:
+        raise UserError(
+            tr("the visual encoder is to be trained as a whole and adapted."),
+            hint=tr("remove visual_encoder_lora, or set freeze_visual_encoder = True."),
+            where=Where(key="model.visual_encoder_lora"),
+        )
+    if lora is not None and freeze_llm:
+        raise UserError(
+            tr("lora adapts the language model, and freeze_llm = True freezes it."),
+            hint=tr("remove one of them."),
+            where=Where(key="model.freeze_llm"),
+        )
+    if lora is None and encoder_lora is not None and not freeze_llm:
+        raise UserError(
+            tr("the visual encoder is to be adapted, and the language model trained as a whole."),
+            hint=tr("add lora, or set freeze_llm = True."),
+            where=Where(key="model.visual_encoder_lora"),
+        )
