@@ -59,7 +59,8 @@ def assert_near(first, second, bound):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_equals_peft_in_float32(bias, dropout, rslora):
+def test_equals_peft_in_float32(bias, dropout, rslora, monkeypatch):
+    monkeypatch.setattr(fast_lora, "dropout", nn.functional.dropout)  # the same draws
     settings = dict(bias=bias, lora_dropout=dropout, use_rslora=rslora)
     plain, quick = layers(**settings)
     x = torch.randn(ODD)
@@ -68,7 +69,8 @@ def test_equals_peft_in_float32(bias, dropout, rslora):
 
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_is_as_near_to_the_true_values_as_peft_in_bf16(base, dropout):
+def test_is_as_near_to_the_true_values_as_peft_in_bf16(base, dropout, monkeypatch):
+    monkeypatch.setattr(fast_lora, "dropout", nn.functional.dropout)
     x = torch.randn(ODD).to(base).float()
     true = layers(lora_dropout=dropout)[0]
     plain, quick = layers(base, lora_dropout=dropout)
@@ -173,7 +175,9 @@ def products_made(monkeypatch):
     monkeypatch.setattr(
         fast_lora._LowRank,
         "apply",
-        lambda x, rules, *parts: made.append(len(rules)) or apply(x, rules, *parts),
+        lambda x, dropped, rules, *parts: (
+            made.append(len(rules)) or apply(x, dropped, rules, *parts)
+        ),
     )
     return made
 
@@ -186,7 +190,7 @@ def products_made(monkeypatch):
         (("q", "k", "v"), {"target_modules": ["q_proj", "v_proj"]}, [2, 2]),
         (("q", "k'", "v"), {}, [3, 1, 1, 1, 1, 1]),  # k's own input: what waited was of no use
         (("q", "v"), {}, [3, 1, 1]),  # k is never called: the second time it is left out
-        (("q", "k", "v"), {"lora_dropout": 0.4}, []),
+        (("q", "k", "v"), {"lora_dropout": 0.4}, [3, 3]),
         (("q", "k", "v", "q"), {}, [3, 3, 1, 1, 1, 1]),  # the second q was for nobody else
     ],
 )
@@ -196,12 +200,67 @@ def test_layers_with_one_input_are_computed_together(calls, settings, groups, mo
     expected, made = outcome(plain, x), products_made(monkeypatch)
     for _ in range(2):
         found = outcome(quick, x)
-        if not settings.get("lora_dropout"):  # drawn in another order
+        if not settings.get("lora_dropout"):  # one draw, not three
             assert_near(expected, found, 1e-6)
     assert made == groups
     if calls == ("q", "v"):
         siblings = quick.base_model.model[0].q_proj.forward.siblings
         assert siblings._input is None and not siblings._ready
+
+
+def test_layers_with_one_dropout_equal_peft_with_that_dropout(monkeypatch):
+    kept = torch.rand(ODD, generator=torch.Generator().manual_seed(3)) > 0.4
+
+    def same(x, rate):
+        return x * kept.to(x.dtype) / (1 - rate)
+
+    monkeypatch.setattr(fast_lora, "dropout", same)
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: same(x, self.p))
+    plain, quick = attentions(lora_dropout=0.4)
+    x = torch.randn(ODD)
+    made = products_made(monkeypatch)
+    assert_near(outcome(plain, x), outcome(quick, x), 1e-6)
+    assert made == [3]
+    for layer in quick.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.3
+            break  # another rate than the others': on its own
+    outcome(quick, x)
+    assert made[1:] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_and_scales_as_torchs(rate, dtype):
+    torch.manual_seed(0)
+    x = torch.full((401, 503), 3.0, dtype=dtype, requires_grad=True)
+    out = fast_lora.dropout(x, rate)
+    out.sum().backward()
+    dropped = out == 0
+    assert float(dropped.float().mean()) == pytest.approx(rate, abs=0.003)
+    assert torch.equal(dropped, x.grad == 0)
+    if rate < 1:
+        assert float(out.max()) == pytest.approx(3.0 / (1 - rate), rel=0.01)
+        # elements of a row and of a column are dropped independently
+        joint = (dropped[:, 1:] & dropped[:, :-1]).float().mean()
+        assert float(joint) == pytest.approx(rate**2, abs=0.005)
+        joint = (dropped[1:] & dropped[:-1]).float().mean()
+        assert float(joint) == pytest.approx(rate**2, abs=0.005)
+    torch.manual_seed(0)
+    assert torch.equal(fast_lora.dropout(x, rate), out)
+
+
+def test_one_dropout_for_all_layers_has_the_distribution_of_one_for_each():
+    """Means and deviations of outputs over many draws: each row is one."""
+    x = torch.randn(24, generator=torch.Generator().manual_seed(1)).expand(4000, 24)
+    torch.manual_seed(2)
+    (mean, deviation), (our_mean, our_deviation) = [
+        (out.mean(0), out.std(0))
+        for out in (model(x).detach() for model in attentions(lora_dropout=0.4))
+    ]
+    scale = deviation.max()
+    assert float((mean - our_mean).abs().max() / scale) < 0.08
+    assert float((deviation - our_deviation).abs().max() / scale) < 0.08
 
 
 def test_a_whole_model_keeps_its_names():

@@ -4,7 +4,9 @@ peft adds ``scaling * B(A(dropout(x)))`` to the frozen layer's output in steps o
 product, a multiplication and a sum (of a copy, over 4-bit layers), each over the whole width. Here
 the second product is added to the frozen layer's output in place (one ``addmm``), and no gradient
 of the frozen weight is computed. Layers with one input (query, key and value; gate and up) are
-computed together: their A in one product, the gradient of their input in one tensor.
+computed together: their A in one product, the gradient of their input in one tensor. They share
+one dropout of it, where peft draws one for each: each layer's output and gradients have the same
+distribution as with peft.
 
 A 4-bit weight is dequantized once in forward and once in backward, to the dtype of the product; a
 weight that autocast casts is cast once in each. Neither is kept in between. Everything else that
@@ -73,7 +75,7 @@ class _Part:
         lora_a: A (R, I).
         lora_b: B (O, R).
         scaling: factor of the low-rank product.
-        dropout: the dropout of the input of the low-rank product; None without one.
+        rate: the probability with which an element of the input of the low-rank product is dropped.
     """
 
     dtype: torch.dtype
@@ -83,7 +85,7 @@ class _Part:
     lora_a: Tensor
     lora_b: Tensor
     scaling: float
-    dropout: nn.Module | None
+    rate: float
 
 
 class _Siblings:
@@ -104,8 +106,8 @@ class _Siblings:
         found = [(first, part)]
         for each in self.members:
             other = part if each is first else each.part(x)
-            # computed by peft, in another dtype, or with its own dropout of the input
-            if other is None or other.dtype != part.dtype or other.dropout is not None:
+            # computed by peft, in another dtype, or with another dropout of the input
+            if other is None or other.dtype != part.dtype or other.rate != part.rate:
                 return [(first, part)]
             if each is not first:
                 found.append((each, other))
@@ -145,14 +147,10 @@ class _Forward:
             group = self.siblings.parts(self, part, x)
         narrow = x.to(part.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if part.dropout is not None:
-                low = linear(part.dropout(x).to(part.dtype), part.lora_a.to(part.dtype))
-                frozen = (part.weight, part.state, part.bias)
-                outs = [_AddLowRank.apply(narrow, *frozen, low, part.lora_b, part.scaling)]
-            else:
-                tensors = [(p.weight, p.bias, p.lora_a, p.lora_b) for _, p in group]
-                rules = [(p.state, p.scaling) for _, p in group]
-                outs = _LowRank.apply(narrow, rules, *itertools.chain(*tensors))
+            dropped = dropout(x, part.rate).to(part.dtype) if part.rate else None
+            tensors = [(p.weight, p.bias, p.lora_a, p.lora_b) for _, p in group]
+            rules = [(p.state, p.scaling) for _, p in group]
+            outs = _LowRank.apply(narrow, dropped, rules, *itertools.chain(*tensors))
         # bitsandbytes returns the dtype of the input, other layers that of the product
         made = {
             id(each): out if p.state is None else out.to(x.dtype)
@@ -170,7 +168,7 @@ class _Forward:
         if name is None or dtype is None:
             return None
         layer, base = self.layer, self.layer.get_base_layer()
-        dropout = layer.lora_dropout[name]
+        chosen = layer.lora_dropout[name]
         return _Part(
             dtype,
             base.weight.detach(),
@@ -179,7 +177,7 @@ class _Forward:
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,
             float(layer.scaling[name]),
-            dropout if dropout.training and getattr(dropout, "p", 0.0) else None,
+            float(getattr(chosen, "p", 0.0)) if chosen.training else 0.0,
         )
 
     def _adapter(self) -> str | None:
@@ -233,60 +231,61 @@ def _dequantized(weight: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
     return dequantized
 
 
-class _AddLowRank(torch.autograd.Function):
-    """``x W^T + bias + scaling * low B^T``; W (with ``state``: in 4 bits) and bias are frozen."""
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Drop elements of ``x`` with probability ``rate`` and scale the others, as ``nn.Dropout``.
+
+    On a CPU torch draws a Bernoulli number for each element, which takes most of the time of a
+    low-rank product; there the bits of few random numbers are taken. The rate is then a multiple of
+    2^-16, and the scale that of this rate.
+    """
+    if x.device.type != "cpu":
+        return nn.functional.dropout(x, rate)
+    out: Tensor = _BitDropout.apply(x, rate)
+    return out
+
+
+class _BitDropout(torch.autograd.Function):
+    """Dropout with 16 random bits for each element."""
+
+    @staticmethod
+    def forward(ctx: AutogradContext, x: Tensor, rate: float) -> Tensor:
+        """Drop elements of ``x``, of any shape, with probability ``rate``."""
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        bits = numbers.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+        dropped = round(rate * 2**16)
+        ctx.scale = 2**16 / max(1, 2**16 - dropped)
+        kept = bits >= dropped - 2**15 if dropped < 2**16 else torch.zeros_like(bits).bool()
+        ctx.save_for_backward(kept)
+        return (x * kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
+        """The gradient of ``x``."""
+        (kept,) = ctx.saved_tensors
+        return (grads[0] * kept).mul_(ctx.scale), None
+
+
+class _LowRank(torch.autograd.Function):
+    """``x W^T + bias + scaling * (d A^T) B^T`` of each of G layers; all W and biases are frozen.
+
+    The layers have one input ``x``, and ``d`` is it after dropout: its products with all A are one
+    product, and so are those of its gradient, which is made in one tensor.
+    """
 
     @staticmethod
     def forward(
         ctx: AutogradContext,
         x: Tensor,
-        weight: Tensor,
-        state: Any,
-        bias: Tensor | None,
-        low: Tensor,
-        lora_b: Tensor,
-        scaling: float,
-    ) -> Tensor:
-        """Compute (..., O) from ``x`` (..., I), ``weight`` (O, I), ``low`` (..., R), B (O, R)."""
-        out = linear(x, _dequantized(weight, state, x.dtype), bias)
-        flat = out.view(-1, out.shape[-1])
-        flat.addmm_(low.reshape(-1, low.shape[-1]), lora_b.to(low.dtype).T, alpha=scaling)
-        ctx.save_for_backward(weight, low, lora_b)
-        ctx.state, ctx.scaling = state, scaling
-        return out
-
-    @staticmethod
-    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
-        """Gradients of ``x``, ``low`` and B."""
-        (grad,) = grads
-        weight, low, lora_b = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ _dequantized(weight, ctx.state, grad.dtype)
-        grad_low = (flat @ lora_b.to(grad.dtype)).mul_(ctx.scaling).view(low.shape)
-        grad_b = None
-        if ctx.needs_input_grad[5]:
-            grad_b = (flat.T @ low.reshape(-1, low.shape[-1])).to(lora_b.dtype).mul_(ctx.scaling)
-        return grad_x, None, None, None, grad_low, grad_b, None
-
-
-class _LowRank(torch.autograd.Function):
-    """``x W^T + bias + scaling * (x A^T) B^T`` of each of G layers; all W and biases are frozen.
-
-    The layers have one input: its products with all A are one product, and so are those of its
-    gradient, which is made in one tensor.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: AutogradContext, x: Tensor, rules: list[tuple[Any, float]], *parts: Any
+        dropped: Tensor | None,
+        rules: list[tuple[Any, float]],
+        *parts: Any,
     ) -> tuple[Tensor, ...]:
         """Compute (..., O) of each layer.
 
         Args:
             ctx: of autograd.
             x: (..., I).
+            dropped: (..., I), ``x`` after dropout; None without dropout.
             rules: of each layer the ``QuantState`` of W, if it is in 4 bits, and the scaling.
             *parts: of each layer W (O, I), bias (O,) or None, A (R, I) and B (O, R).
         """
@@ -294,7 +293,8 @@ class _LowRank(torch.autograd.Function):
         ranks = [len(a) for a in every_a]
         joined = torch.cat([a.to(x.dtype) for a in every_a])
         narrow = [b.to(x.dtype) for b in every_b]
-        lows = (x.reshape(-1, x.shape[-1]) @ joined.T).split(ranks, 1)
+        adapted = x if dropped is None else dropped
+        lows = (adapted.reshape(-1, x.shape[-1]) @ joined.T).split(ranks, 1)
         outs = []
         for weight, bias, b, low, (state, scaling) in zip(
             weights, biases, narrow, lows, rules, strict=True
@@ -302,7 +302,8 @@ class _LowRank(torch.autograd.Function):
             out = linear(x, _dequantized(weight, state, x.dtype), bias)
             out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scaling)
             outs.append(out)
-        ctx.save_for_backward(x, joined, *weights, *narrow, *lows)
+        ctx.save_for_backward(adapted, joined, *weights, *narrow, *lows)
+        ctx.has_dropout = dropped is not None
         ctx.rules, ctx.ranks = rules, ranks
         ctx.dtypes = [(a.dtype, b.dtype) for a, b in zip(every_a, every_b, strict=True)]
         ctx.set_materialize_grads(False)  # a layer that is not called has none
@@ -310,8 +311,8 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
-        """Gradients of ``x``, and of each layer's A and B."""
-        x, joined, *saved = ctx.saved_tensors
+        """Gradients of ``x`` and ``dropped``, and of each layer's A and B."""
+        adapted, joined, *saved = ctx.saved_tensors
         count = len(ctx.rules)
         flat = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grads]
         found: list[Tensor | None] = [None] * (4 * count)
@@ -326,12 +327,17 @@ class _LowRank(torch.autograd.Function):
             low_grads.append(grad @ (b * scaling))
             found[4 * place + 3] = (grad.T @ low).to(ctx.dtypes[place][1]).mul_(scaling)
         low_grad = torch.cat(low_grads, 1)
-        grads_a = (low_grad.T @ x.reshape(-1, x.shape[-1])).split(ctx.ranks)
-        grad_x = low_grad @ joined if ctx.needs_input_grad[0] else None
+        grads_a = (low_grad.T @ adapted.reshape(-1, adapted.shape[-1])).split(ctx.ranks)
+        grad_x = grad_dropped = None
+        if ctx.needs_input_grad[0]:
+            grad_x = low_grad @ joined
+            if ctx.has_dropout:
+                grad_x, grad_dropped = torch.zeros_like(grad_x), grad_x.view(adapted.shape)
         for place, (grad, weight) in enumerate(zip(flat, saved, strict=False)):
             if grad is None:
                 continue
             found[4 * place + 2] = grads_a[place].to(ctx.dtypes[place][0])
             if grad_x is not None:
                 grad_x.addmm_(grad, _dequantized(weight, ctx.rules[place][0], grad.dtype))
-        return None if grad_x is None else grad_x.view(x.shape), None, *found
+        grad_x = None if grad_x is None else grad_x.view(adapted.shape)
+        return grad_x, grad_dropped, None, *found
