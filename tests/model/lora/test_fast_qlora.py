@@ -32,6 +32,12 @@ def both(**settings):
     return make(False, **settings), make(True, **settings)
 
 
+@pytest.fixture(autouse=True)
+def the_same_draws(monkeypatch):
+    """Dropout as peft draws it, so that both can be compared."""
+    monkeypatch.setattr(fast_lora, "dropout", nn.functional.dropout)
+
+
 @pytest.fixture
 def of_peft(monkeypatch):
     """Counts the forwards that the quick layers leave to peft."""
