@@ -37,6 +37,10 @@ TESTED_BY = {
     "xtuner/model/transformers_models/intern_vit/modeling_intern_vit.py": "test_internvl_chat.py",
     "xtuner/planning/planned_model.py": "test_memory.py",
     "xtuner/planning/settings.py": "test_plan.py",
+    "xtuner/proving/export_proofs.py": "test_prove.py",
+    "xtuner/proving/gradient_proofs.py": "test_prove.py",
+    "xtuner/proving/run_proofs.py": "test_prove.py",
+    "xtuner/proving/templates.py": "test_check_template.py",
     "xtuner/tokenization/chat_template.py": "test_messages.py",
     "xtuner/utils/types.py": "test_house.py",  # types alone: mypy checks them
 }
@@ -67,6 +71,10 @@ MAY_IMPORT = {
     "engine": BELOW_ENGINE | {"configs", "config", "checkpoint", "export", "reporting"},
     "chat": LEAVES | {"parallel", "tokenization", "dataset", "model"},
     "apis": BELOW_ENGINE | {"configs", "config", "engine"},
+    # runs commands as a user does
+    "proving": BELOW_ENGINE
+    | {"configs", "config", "checkpoint", "export", "planning"}
+    | {"engine", "chat", "library_errors", "entry_point"},
 }
 
 

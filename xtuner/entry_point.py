@@ -104,7 +104,7 @@ COMMANDS: Mapping[str, Command] = {
     "copy-cfg": Command(N_("copy a config to edit it"), "copy_cfg"),
     "print-cfg": Command(N_("show a config as it will be used"), "print_cfg"),
     "check-cfg": Command(N_("check a config for errors"), "check_cfg"),
-    "plan": Command(N_("plan a run: memory, steps, disk"), "plan"),
+    "plan": Command(N_("plan a run: memory, steps, disk"), "before_training.plan"),
     "explain": Command(N_("explain a code of check-cfg or check-custom-dataset"), "explain"),
     "list-dataset-format": Command(
         N_("list the row layouts that map functions read"), "list_dataset_format"

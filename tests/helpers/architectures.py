@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tests.helpers.tiny_settings import tiny_parts, tiny_settings
+from xtuner.proving.tiny_settings import tiny_parts, tiny_settings
 
 VOCABULARY = 512
 

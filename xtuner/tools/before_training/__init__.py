@@ -1,0 +1,1 @@
+"""Commands on a config before its run: what it needs, a rehearsal, proofs."""
