@@ -54,7 +54,7 @@ def test_the_page_has_the_result(language):
 def test_what_differs_is_wrong():
     gradient = torch.arange(4.0)
     wanted = support.Trained(2.0, {"weight": gradient})
-    support.Trained(2.0, {"weight": gradient.clone()}).require(wanted)
+    support.require_same(support.Trained(2.0, {"weight": gradient.clone()}), wanted)
     for found, said in (
         (support.Trained(2.01, {"weight": gradient}), "loss off by 0.5%"),
         (support.Trained(float("nan"), {"weight": gradient}), "loss off"),
@@ -63,7 +63,7 @@ def test_what_differs_is_wrong():
         (support.Trained(2.0, {"weight": gradient, "other": gradient}), "gradients off by 100.0%"),
     ):
         with pytest.raises(support.Wrong, match=said):
-            found.require(wanted)
+            support.require_same(found, wanted)
 
 
 def test_what_goes_wrong_is_the_cell():

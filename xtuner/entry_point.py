@@ -105,6 +105,10 @@ COMMANDS: Mapping[str, Command] = {
     "print-cfg": Command(N_("show a config as it will be used"), "print_cfg"),
     "check-cfg": Command(N_("check a config for errors"), "check_cfg"),
     "plan": Command(N_("plan a run: memory, steps, disk"), "before_training.plan"),
+    "prove": Command(
+        N_("prove that a config's model computes what the plain libraries compute"),
+        "before_training.prove",
+    ),
     "explain": Command(N_("explain a code of check-cfg or check-custom-dataset"), "explain"),
     "list-dataset-format": Command(
         N_("list the row layouts that map functions read"), "list_dataset_format"
@@ -135,6 +139,7 @@ EXAMPLES = (
     "xtuner print-cfg quickstart --why optim_wrapper.optimizer.lr",
     "xtuner check-cfg my.py",
     "xtuner plan my.py --gpu 24GB",
+    "xtuner prove my.py --page proofs.md",
     "xtuner explain XT0302",
     "xtuner list-dataset-format -p sharegpt",
     "xtuner check-custom-dataset my.py --html report.html",

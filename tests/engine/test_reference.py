@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from tests.equivalence.runs import metrics, train, train_on_ranks
+from tests.equivalence.runs import train, train_on_ranks
 from tests.helpers.tiny import save_tiny
+from xtuner.proving.outcome import metrics
 
 CONFIG = "tests/engine/dpo_config.py"
 LIVE, PRECOMPUTED = "precomputed=False", "precomputed=True"

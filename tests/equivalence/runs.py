@@ -1,4 +1,4 @@
-"""One harness for every "equals": runs of the real command, and comparing what they leave."""
+"""One harness for every "equals": runs of the real command; ``proving.outcome`` compares them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,17 @@ import contextlib
 import io
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tests.helpers.forked import ROOT, run_ranks
-from xtuner.checkpoint.checkpoint import find_latest, load_checkpoint
-from xtuner.checkpoint.folder import is_sharded_folder
-from xtuner.checkpoint.io import read_torch_file
-from xtuner.checkpoint.sharded import DataReader
 from xtuner.quickstart import base
 
 TOY = Path(__file__).parent / "toy_config.py"
-
-# What is measured with a clock, or where: it differs between two equal runs.
-MEASURED = re.compile(r"time$|per_sec$|^tflops|^memory|share_of_peak")
 
 
 def make_small_base(folder: Path) -> None:
@@ -85,68 +73,3 @@ def train_on_ranks(
     file.write_text(json.dumps([[str(word) for word in words] for words in runs]), "utf-8")
     ranks = run_ranks(size, "-m", "tests.equivalence.train_worker", file, folder=cwd)
     return [rank.stdout + rank.stderr for rank in ranks]
-
-
-def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
-    """Where two nested states differ, to the bit."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        if first.dtype != second.dtype or not torch.equal(first, second):
-            yield path
-    elif isinstance(first, dict) and isinstance(second, dict):
-        for key in sorted({*first, *second}, key=str):
-            if key not in first or key not in second:
-                yield f"{path}.{key} (only in one)"
-            else:
-                yield from differences(first[key], second[key], f"{path}.{key}")
-    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        if len(first) != len(second):
-            yield f"{path} (lengths {len(first)} and {len(second)})"
-        for number, (one, other) in enumerate(zip(first, second, strict=False)):
-            yield from differences(one, other, f"{path}[{number}]")
-    elif type(first).__name__ == type(second).__name__ and hasattr(first, "__dict__"):
-        # what stands for an object of DeepSpeed; each file has a class of its own for it
-        yield from differences(vars(first), vars(second), path)
-    elif first != second and not (first != first and second != second):  # nan equals nan here
-        yield f"{path} ({first!r} and {second!r})"
-
-
-def outcome(work_dir: Path) -> dict[str, Any]:
-    """What a finished run leaves that must not depend on how it got there."""
-    newest = find_latest(work_dir)
-    assert newest is not None, f"{work_dir} has no checkpoint"
-    state = load_checkpoint(newest)
-    kept = ("param_schedulers", "random_states", "data_position", "loop")
-    own = ("state_dict", "optimizer")
-    return {
-        "name": newest.name,
-        "iter": state["meta"]["iter"],
-        "metrics": metrics(work_dir),
-        **{key: state[key] for key in kept},
-        **(tensors_in(newest) if newest.is_dir() else {key: state[key] for key in own}),
-    }
-
-
-def tensors_in(folder: Path) -> dict[str, Any]:
-    """Weights and optimizer in a checkpoint folder of FSDP or DeepSpeed, each under its name."""
-    if not is_sharded_folder(folder):
-        files = sorted(folder.rglob("*.pt"))
-        assert files, f"{folder} holds no weights"
-        return {file.name: read_torch_file(file, mapped=False) for file in files}
-    reader = DataReader(folder)
-    described = reader.read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in described.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    distributed_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
-
-
-def metrics(work_dir: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, less what is measured with a clock."""
-    lines = (work_dir / "metrics.jsonl").read_text("utf-8").splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if not MEASURED.search(key)}
-        for line in lines
-    ]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.equivalence.runs import differences, make_small_base, outcome, train, train_on_ranks
+from tests.equivalence.runs import make_small_base, train, train_on_ranks
 from xtuner.entry_point import main
+from xtuner.proving.outcome import differences, outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 

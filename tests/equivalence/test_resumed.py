@@ -10,11 +10,12 @@ import psutil
 import pytest
 import torch
 
-from tests.equivalence.runs import ROOT, TOY, differences, metrics, outcome, start, train
+from tests.equivalence.runs import ROOT, TOY, start, train
 from tests.equivalence.toy_language_model import write_config
 from tests.helpers.forked import LIMIT, Forked, run, wait_for
 from xtuner.checkpoint.checkpoint import find_corruption, find_latest, load_checkpoint
 from xtuner.checkpoint.serialize import mmengine_hub
+from xtuner.proving.outcome import differences, metrics, outcome
 
 VARIANTS = {
     "steps that cross epochs": [],
@@ -23,6 +24,7 @@ VARIANTS = {
     "at the end of epochs": ["accumulative_counts=1", "save_steps=11"],
     "by epoch": ["by_epoch=True", "save_steps=1"],
     "two workers": ["train_dataloader.num_workers=2"],
+    "a seed that is drawn": ["randomness.seed=None"],
 }
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.equivalence.runs import differences, make_small_base, outcome, train, train_on_ranks
+from tests.equivalence.runs import make_small_base, train, train_on_ranks
 from xtuner.entry_point import main
+from xtuner.proving.outcome import differences, outcome
 
 # Plain gradient descent in float32: the change of the weights is the gradient itself.
 EDIT = """

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.equivalence.runs import metrics, train, train_on_ranks
+from tests.equivalence.runs import train, train_on_ranks
 from xtuner.checkpoint.checkpoint import find_latest, load_state_dict
+from xtuner.proving.outcome import metrics
 
 CONFIG = "tests/equivalence/sequence_parallel_config.py"
 KINDS = {

@@ -11,7 +11,7 @@ import io
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -32,6 +31,8 @@ from xtuner.library_errors import translate
 from xtuner.model.sft import SupervisedFinetune
 from xtuner.model.transformers_models.auto import AutoModelForCausalLM as Loader
 from xtuner.parallel.sequence import init_sequence_parallel
+from xtuner.proving.shrink import without_noise
+from xtuner.proving.training import Trained, copy_trained, move_adapter, plain_training, train_on
 from xtuner.tools.model_converters import merge, pth_to_hf
 
 LENGTHS = (7, 9, 5)
@@ -76,33 +77,17 @@ class Untried(Exception):
     """This machine or library cannot try it."""
 
 
-@dataclass
-class Trained:
-    """A loss, and the gradients of the weights by their names."""
-
-    loss: float
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-
-    def require(self, wanted: Trained) -> None:
-        """Raise ``Wrong`` where it is not ``wanted``."""
-        off = abs(self.loss - wanted.loss) / max(abs(wanted.loss), 1e-12)
-        if not off <= EXACT:
-            raise Wrong(f"loss off by {off:.1%}")
-        names = {name for name, value in wanted.gradients.items() if value.any()}
-        missing = names - self.gradients.keys()
-        if missing:
-            raise Wrong(f"no gradient of {', '.join(sorted(missing)[:3])}")
-        apart = math.sqrt(
-            sum(
-                float((value - wanted.gradients[name]).square().sum())
-                if name in wanted.gradients
-                else float(value.square().sum())
-                for name, value in self.gradients.items()
-            )
-        )
-        norm = math.sqrt(sum(float(v.square().sum()) for v in wanted.gradients.values()))
-        if not apart <= EXACT * max(norm, 1e-12):
-            raise Wrong(f"gradients off by {apart / max(norm, 1e-12):.1%}")
+def require_same(found: Trained, wanted: Trained) -> None:
+    """Raise ``Wrong`` where two trainings are not the same."""
+    off = found.loss_difference(wanted)
+    if not off <= EXACT:
+        raise Wrong(f"loss off by {off:.1%}")
+    missing = found.missing(wanted)
+    if missing:
+        raise Wrong(f"no gradient of {', '.join(missing[:3])}")
+    off = found.gradient_difference(wanted)
+    if not off <= EXACT:
+        raise Wrong(f"gradients off by {off:.1%}")
 
 
 class Architecture:
@@ -189,19 +174,9 @@ class Architecture:
     def wanted(self) -> Trained:
         """Each sample alone, by the plain class."""
         try:
-            return plain_training(self.plain())
+            return plain_training(self.plain(), rows())
         except Exception as error:
             raise Untried(f"its class fails on text: {one_line(error)}") from error
-
-
-def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Set each dropout and jitter of a configuration to 0, so that two calls agree."""
-    for name, value in vars(config).items():
-        if isinstance(value, PreTrainedConfig):
-            without_noise(value)
-        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
-            setattr(config, name, 0.0)
-    return config
 
 
 def rows() -> list[Row]:
@@ -217,41 +192,11 @@ def collated(samples: Sequence[Row], *, packed: bool) -> Batch:
     return data
 
 
-def plain_training(model: Any, samples: Sequence[Row] | None = None) -> Trained:
-    """The mean loss over all tokens of samples that a class of transformers computes alone."""
-    model.zero_grad()
-    samples = samples or rows()
-    total = sum(len(row["labels"]) - 1 for row in samples)
-    loss = 0.0
-    for row in samples:
-        logits = model(input_ids=row["input_ids"][None], use_cache=False).logits[0]
-        share = nn.functional.cross_entropy(logits[:-1].float(), row["labels"][1:], reduction="sum")
-        (share / total).backward()
-        loss += float(share.detach()) / total
-    return Trained(loss, gradients_of(model))
-
-
 def product_training(model: Any, *, packed: bool, alone: bool = False) -> Trained:
     """The same by the product, in one batch, or ``alone`` in a batch for each sample."""
-    model.zero_grad()
     samples = rows()
-    items = {"tokens": sum(len(row["labels"]) - 1 for row in samples)}
-    loss = 0.0
-    for part in [[row] for row in samples] if alone else [samples]:
-        batch = collated(part, packed=packed)
-        share = model(batch, mode="loss", num_items_in_batch=items)["loss"]
-        share.backward()
-        loss += float(share.detach())
-    return Trained(loss, gradients_of(model.llm))
-
-
-def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    """Gradients by the name of the weight."""
-    return {
-        name: weight.grad.clone()
-        for name, weight in model.named_parameters()
-        if weight.grad is not None
-    }
+    parts = [[row] for row in samples] if alone else [samples]
+    return train_on(model, [collated(part, packed=packed) for part in parts])
 
 
 def loads(architecture: Architecture) -> None:
@@ -265,7 +210,7 @@ def loads(architecture: Architecture) -> None:
         plain = architecture.plain()
         logits = plain(input_ids=row["input_ids"][None], use_cache=False).logits[0]
         wanted = float(nn.functional.cross_entropy(logits[:-1].float(), row["labels"][1:]))
-    Trained(loss).require(Trained(wanted))
+    require_same(Trained(loss), Trained(wanted))
 
 
 def full(architecture: Architecture) -> None:
@@ -276,7 +221,7 @@ def full(architecture: Architecture) -> None:
 def train_alone(architecture: Architecture) -> None:
     """What ``full`` is."""
     model = architecture.model()
-    product_training(model, packed=False, alone=True).require(architecture.wanted)
+    require_same(product_training(model, packed=False, alone=True), architecture.wanted)
 
 
 def packed(architecture: Architecture) -> None:
@@ -287,19 +232,19 @@ def packed(architecture: Architecture) -> None:
 def train_packed(architecture: Architecture) -> None:
     """What ``packed`` is."""
     model = architecture.model(packed=True)
-    product_training(model, packed=True).require(architecture.wanted)
+    require_same(product_training(model, packed=True), architecture.wanted)
 
 
 def padded(architecture: Architecture) -> None:
     """Padded rows, all weights."""
-    product_training(architecture.model(), packed=False).require(architecture.wanted)
+    require_same(product_training(architecture.model(), packed=False), architecture.wanted)
 
 
 def checkpointing(architecture: Architecture) -> None:
     """Activations recomputed."""
     packs = architecture.packs
     model = architecture.model(packed=packs, use_activation_checkpointing=True).train()
-    product_training(model, packed=packs).require(architecture.wanted)
+    require_same(product_training(model, packed=packs), architecture.wanted)
 
 
 def adapter(**changes: Any) -> dict[str, Any]:
@@ -307,15 +252,6 @@ def adapter(**changes: Any) -> dict[str, Any]:
     from peft import LoraConfig
 
     return {"type": LoraConfig, **ADAPTER, "lora_dropout": 0.0, **changes}
-
-
-def move_adapter(model: nn.Module) -> None:
-    """Give the weights of an adapter that start as zeros other values."""
-    random = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.requires_grad and "lora_" in name:
-                weight.copy_(torch.randn(weight.shape, generator=random) * 0.05)
 
 
 def lora(architecture: Architecture) -> None:
@@ -327,12 +263,9 @@ def lora(architecture: Architecture) -> None:
     plain: Any = architecture.plain()
     config = model.llm.peft_config["default"]
     reference = get_peft_model(plain, config).eval()
-    own = dict(model.llm.named_parameters())
-    with torch.no_grad():
-        for name, weight in reference.named_parameters():
-            if weight.requires_grad:
-                weight.copy_(own[name])
-    product_training(model, packed=architecture.packs).require(plain_training(reference))
+    copy_trained(model.llm, reference)
+    found = product_training(model, packed=architecture.packs)
+    require_same(found, plain_training(reference, rows()))
     require_reached(model)
 
 
@@ -360,7 +293,7 @@ def qlora(architecture: Architecture) -> None:
     alone = product_training(model, packed=packs, alone=True)
     if not math.isfinite(alone.loss):
         raise Wrong(f"loss {alone.loss}")
-    product_training(model, packed=packs).require(alone)
+    require_same(product_training(model, packed=packs), alone)
     require_reached(model)
 
 
@@ -391,7 +324,8 @@ def shared(architecture: Architecture) -> None:
     for name, weight in found[1]["gradients"].items():
         own = found[0]["gradients"]
         own[name] = own[name] + weight if name in own else weight
-    Trained(sum(each["loss"] for each in found), found[0]["gradients"]).require(wanted)
+    summed = Trained(sum(each["loss"] for each in found), found[0]["gradients"])
+    require_same(summed, wanted)
 
 
 def _share(architecture: Architecture) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,25 @@ def restore(runner: Runner, state: dict[str, Any]) -> None:
     runner.train_loop._iter = done
     runner.train_loop._epoch = done // (length or done + 1)
     runner.saved_random_states = state.get("random_states")
+    _restore_seed(runner, state["meta"].get("seed"))
+
+
+def _restore_seed(runner: Any, seed: int | None) -> None:
+    """Draw the order of the rows from the seed of the interrupted run.
+
+    A config without a seed gets another one at each start; rows would be read twice, or never.
+    """
+    if seed is None or runner._randomness_cfg.get("seed") is not None:
+        return
+    runner._seed = seed
+    loader = runner.train_loop.dataloader
+    batches = getattr(loader, "batch_sampler", None)
+    for sampler in (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+        if sampler is not None and getattr(sampler, "seed", None) is not None:
+            sampler.seed = seed
+    start = getattr(loader, "worker_init_fn", None)
+    if start is not None and "seed" in getattr(start, "keywords", {}):
+        loader.worker_init_fn = functools.partial(start, seed=seed)
 
 
 def restore_random(runner: Runner) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 LAYERS = 2
 WIDTH = 64
-_SIZES: dict[object, str] = {
+_SIZES: dict[int, str] = {
     1: "n_group topk_group num_expert_group n_groups mamba_n_groups first_k_dense_replace "
     "n_shared_experts num_shared_experts moe_num_shared_experts num_hash_layers "
     "moe_layer_start_index moe_layer_end_index num_nextn_predict_layers num_mtp_layers "
@@ -52,39 +52,57 @@ _SIZES: dict[object, str] = {
     "pronunciation_vocab_size shape_vocab_size ngram_vocab_size_base unpadded_vocab_size "
     "encoder_hash_byte_group_vocab original_max_position_embeddings",
 }
-SIZES = {name: size for size, names in _SIZES.items() for name in names.split()}
+SIZES: dict[str, int] = {name: size for size, names in _SIZES.items() for name in names.split()}
 """A tiny value of each setting that is a size."""
 
 
 def tiny_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """Make the settings of a tiny model.
+    """Make the settings of a tiny model with two layers.
 
     Args:
         config: an architecture's default configuration.
     """
     own = vars(config)
+    return {**cut_to_layers(own, _two_kinds(own)), **tiny_sizes(own)}
+
+
+def tiny_sizes(own: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of a tiny model.
+
+    Args:
+        own: the settings of a configuration by name.
+    """
     sizes = {name: size for name, size in SIZES.items() if _is_size(own.get(name))}
     if "qk_rope_head_dim" in sizes:  # latent attention: keys are rotated in this part alone
         sizes["head_dim"] = sizes["qk_rope_head_dim"]
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    return {**_per_layer(own), **sizes}
+    return sizes
 
 
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _per_layer(own: Mapping[str, Any]) -> dict[str, Any]:
-    """The lists with an item for each layer, cut to a first layer and one of another kind."""
+def per_layer_lists(own: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """The settings that are lists with an item for each of more than two layers."""
     layers = own.get("num_hidden_layers") or own.get("num_layers") or 0
-    lists = {
+    return {
         name: value
         for name, value in own.items()
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == layers > 2
     }
-    items = list(zip(*lists.values(), strict=True))
-    other = next((n for n, item in enumerate(items) if item != items[0]), 1)
-    return {name: [value[0], value[other]] for name, value in lists.items()}
+
+
+def cut_to_layers(own: Mapping[str, Any], layers: Sequence[int]) -> dict[str, list[Any]]:
+    """The lists with an item for each layer, cut to some of the layers."""
+    lists = per_layer_lists(own)
+    return {name: [value[number] for number in layers] for name, value in lists.items()}
+
+
+def _two_kinds(own: Mapping[str, Any]) -> tuple[int, int]:
+    """The first layer, and the first one of another kind by the lists."""
+    items = list(zip(*per_layer_lists(own).values(), strict=True))
+    return 0, next((n for n, item in enumerate(items) if item != items[0]), 1)
 
 
 def tiny_parts(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:

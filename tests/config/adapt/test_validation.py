@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.equivalence.runs import make_small_base, metrics, train
+from tests.equivalence.runs import make_small_base, train
 from xtuner.config import load_config
+from xtuner.proving.outcome import metrics
 
 
 def options(*more):

@@ -88,6 +88,7 @@ class FinetuneRunner(Runner):
         number = next(_RUNS)
         if number and not kwargs.get("experiment_name"):
             kwargs["experiment_name"] = f"run_{number}"
+        self.failed_hooks: list[str] = []
         super().__init__(*args, **kwargs)
 
     @property
@@ -251,6 +252,8 @@ class FinetuneRunner(Runner):
             except Exception as error:
                 if isinstance(hook, ESSENTIAL_HOOKS) or getattr(hook, "essential", False):
                     raise
+                failed = f"{type(hook).__name__}.{fn_name}: {type(error).__name__}: {error}"
+                self.failed_hooks.append(failed)
                 _report_failed_hook(self.logger, hook, fn_name, error)
 
     def dump_config(self) -> None:

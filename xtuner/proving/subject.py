@@ -1,0 +1,99 @@
+"""What proofs compute with: models, samples and batches of a config."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from torch.utils.data import Dataset
+
+from xtuner.config.values import iter_dicts
+from xtuner.proving.training import move_adapter
+from xtuner.registry import BUILDER
+
+Sample = Mapping[str, Any]
+INITIAL = "initial.pth"
+"""The trained weights with which proofs begin, a checkpoint beside the config."""
+_PACKED = ("pack_to_max_length", "use_varlen_attn")
+
+
+class Subject:
+    """A config's model and data, as its run builds them.
+
+    Args:
+        config: the written config, in float32, its rows a sample.
+    """
+
+    def __init__(self, config: Path) -> None:
+        from xtuner.config.adapt.adapter import RunOptions, adapt
+        from xtuner.config.load import load
+
+        document = adapt(load(str(config)), RunOptions(work_dir=str(config.parent / "subject")))
+        self.cfg: Config = document.config
+
+    @property
+    def packs(self) -> bool:
+        """Whether samples share rows without seeing each other."""
+        return bool(self.cfg.model.get("use_varlen_attn"))
+
+    @property
+    def joins(self) -> bool:
+        """Whether samples share rows and see each other, as published configs without varlen do."""
+        settings = [part for _, part in iter_dicts(self.cfg.train_dataloader.dataset)]
+        packed = any(part.get("pack_to_max_length") for part in settings)
+        return packed and not self.packs
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the loss is the cross-entropy of the labels."""
+        from xtuner.model.sft import SupervisedFinetune
+
+        return self.cfg.model.type is SupervisedFinetune
+
+    def model(self, **changes: object) -> Any:
+        """The config's model in evaluation mode, its adapter's weights away from their start.
+
+        Args:
+            changes: to the config's ``model``.
+        """
+        settings = {**self.cfg.model, "use_activation_checkpointing": False, "compile": False}
+        if settings.get("lora"):
+            settings["lora"] = {**settings["lora"], "lora_dropout": 0.0}
+        torch.manual_seed(0)
+        built = BUILDER.build(ConfigDict({**settings, **changes}))
+        move_adapter(built)
+        return built.eval()
+
+    @functools.cached_property
+    def rows(self) -> list[Sample]:
+        """The rows of the training data as they are trained."""
+        return _rows_of(BUILDER.build(self.cfg.train_dataloader.dataset))
+
+    @functools.cached_property
+    def samples(self) -> list[Sample]:
+        """The samples of the training data, one to a row."""
+        return _rows_of(BUILDER.build(unpacked(self.cfg.train_dataloader.dataset)))
+
+    def batch(self, rows: Sequence[Sample]) -> Any:
+        """A micro-batch of rows, by the config's collate function."""
+        settings = dict(self.cfg.train_dataloader.collate_fn)
+        collate = settings.pop("type")
+        return collate(rows, **settings)["data"]
+
+
+def unpacked(settings: Mapping[str, Any]) -> Any:
+    """The settings of a dataset, with each sample in a row of its own."""
+    changed = ConfigDict(settings).copy()
+    for _, part in iter_dicts(changed):
+        for name in _PACKED:
+            if name in part:
+                part[name] = False
+    return changed
+
+
+def _rows_of(dataset: Dataset[Sample]) -> list[Sample]:
+    return [dict(dataset[number]) for number in range(len(dataset))]  # type: ignore[arg-type]
