@@ -10,9 +10,10 @@ from tests.helpers.tiny import make_tokenizer
 from tests.tokenization.test_messages import SWITCHED, TALK, TOOLS
 from xtuner.entry_point import main
 from xtuner.export.trained_template import set_chat_template, template_of
+from xtuner.proving.templates import PROBES, compare
 from xtuner.tokenization.chat_template import render_question, to_jinja
 from xtuner.tokenization.template_check import PROBES as OWN_PROBES
-from xtuner.tools.check_template import PROBES, compare, read_conversations
+from xtuner.tools.check_template import read_conversations
 from xtuner.utils.errors import UserError
 from xtuner.utils.templates import PROMPT_TEMPLATE
 

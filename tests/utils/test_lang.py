@@ -37,7 +37,7 @@ CHINESE_DATA = {
     "configs/oneoffs/": "evaluation inputs and the name of an assistant",
     "doctor/checks.py": "special tokens of DeepSeek",
     "evaluation/mmbench.py": "the question of the Chinese benchmark",
-    "tools/check_template.py": "conversations to compare templates with",
+    "proving/templates.py": "conversations to compare templates with",
 }
 """Source files that may hold Chinese characters, and as what."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,9 +195,11 @@ def messages_and_samples(subject: Subject) -> list[tuple[Sequence[Any], Mapping[
         part.pop("shuffle_before_pack", None)
     rows = BUILDER.build(ConfigDict(mapped))
     pairs = []
+    counts = Counter(tuple(sample.get("rows") or ()) for sample in subject.samples)
     for sample in subject.samples:
-        numbers = sample.get("rows") or []
-        row = rows[numbers[0]] if len(numbers) == 1 and numbers[0] < len(rows) else {}
+        numbers = tuple(sample.get("rows") or ())
+        alone = len(numbers) == 1 and counts[numbers] == 1 and numbers[0] < len(rows)
+        row = rows[numbers[0]] if alone else {}
         if row.get("messages"):
             pairs.append((row["messages"], sample))
         elif row.get("conversation"):

@@ -9,9 +9,9 @@ from xtuner.chat.prompt import ChatPrompt, Turn
 from xtuner.engine.hooks import EvaluateChatHook
 from xtuner.export.sidecar_files import write_tokenizer as export_tokenizer
 from xtuner.model.transformers_models.auto import AutoTokenizer
+from xtuner.proving.templates import PROBES, compare, trained_ids
 from xtuner.tokenization.encode import encode_conversation
 from xtuner.tokenization.segments import SegmentEncoder
-from xtuner.tools.check_template import PROBES, compare, trained_ids
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 # A family's template and keyword arguments of its published configs.

@@ -222,9 +222,9 @@ def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
     """
     from xtuner.export.sidecar_files import write_tokenizer
     from xtuner.export.trained_template import template_of, tokenizer_of, uses_own_template
+    from xtuner.proving.templates import compare, refuse
     from xtuner.tokenization.chat_template import answer_stops
     from xtuner.tokenization.template_check import PLAIN_PROBES, check_own_template
-    from xtuner.tools.check_template import compare, refuse
 
     tokenizer = tokenizer_of(cfg)
     if tokenizer is None:
