@@ -74,7 +74,7 @@ def test_messages_of_a_conversation():
 def test_a_template_that_does_not_end_is_refused(monkeypatch):
     monkeypatch.setattr("xtuner.chat.prompt.TEMPLATE_SECONDS", 0.2)
     loop = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
-    for template in (loop, "{{ range(10 ** 9) }}"):
+    for template in (loop, "{{ range(10 ** 9) }}", "{{ 'x' * 10 ** 10 }}"):
         tokenizer = make_tokenizer(chat_template=template)
         with pytest.raises(UserError, match="does not end") as refused:
             ChatPrompt(tokenizer).ids([Turn("hi")])

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.answering import ANSWER, QUESTIONS
 from xtuner.chat.prompt import ChatPrompt
 from xtuner.chat.session import ChatSession, Sampling, _Printer
+from xtuner.utils.errors import UserError
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 
@@ -57,6 +58,14 @@ def test_tools_are_run_and_their_results_read(session, monkeypatch):
     answer = session.ask("1+1?")
     assert "<|Results|>:\nCalculate(1+1) => 2.00\n<eor>" in prompts[1]
     assert answer.endswith("It is two.")
+
+
+def test_a_template_that_writes_nothing_is_refused(session, monkeypatch):
+    monkeypatch.setattr(session.prompt, "template", None)
+    monkeypatch.setattr(session.prompt.tokenizer, "chat_template", "{{ '' }}")
+    with pytest.raises(UserError, match="the prompt is empty"):
+        session.ask(QUESTIONS[0])
+    assert not session.turns
 
 
 def test_greedy_needs_no_sampling_settings():

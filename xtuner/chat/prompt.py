@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 TEMPLATE_SECONDS = 10
 """A chat template renders in milliseconds; one that takes so long does not end, or is hostile."""
+TEMPLATE_BYTES = 2**30
+"""Memory that rendering may take besides what the process has."""
 
 
 @contextlib.contextmanager
@@ -35,7 +38,7 @@ def time_limit(seconds: int) -> Iterator[None]:
     """End the block with an error after some seconds, in the main thread.
 
     Raises:
-        UserError: when it takes longer, or more memory than there is.
+        UserError: when it takes longer, or more memory than ``TEMPLATE_BYTES``.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,12 +50,32 @@ def time_limit(seconds: int) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with _memory_limit(TEMPLATE_BYTES):
+            yield
     except (MemoryError, OverflowError) as error:
         raise _endless() from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _memory_limit(nbytes: int) -> Iterator[None]:
+    """Let the process allocate so many bytes more in the block, where the system can say so."""
+    usage = Path("/proc/self/statm")
+    if not usage.is_file():
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(usage.read_text("ascii").split()[0]) * resource.getpagesize()
+    allowed = [limit for limit in before if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([taken + nbytes, *allowed]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _endless() -> UserError:

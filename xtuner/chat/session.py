@@ -166,6 +166,11 @@ class ChatSession:
         while len(ids) + reserve > self.context and dropped < len(self.turns) - 1:
             dropped += 1
             ids = self.prompt.ids(self.turns[dropped:], self.system)
+        if not ids:
+            raise UserError(
+                tr("the chat template writes nothing for this question: the prompt is empty."),
+                hint=tr("use a template of ours: --prompt-template NAME"),
+            )
         if len(ids) >= self.context:
             raise UserError(
                 tr(
