@@ -45,6 +45,12 @@ def broken_json():
     json.loads(path.read_text())
 
 
+def broken_json_beside_the_file_in_view():
+    path = damaged("tokenizer_config.json", b"{}")
+    json.loads(damaged("tokenizer.json", b'{"a": 1').with_name("tokenizer.json").read_text())
+    return path
+
+
 def not_utf8():
     path = damaged("rows.txt", "\u4f60".encode("gbk"))
     path.read_text("utf-8")
@@ -162,6 +168,7 @@ KNOWN = (
     (worded_by_a_library, "hub/iter_1.pth can not be found."),
     (unregistered, "did you mean 'TestAdam'?"),
     (broken_json, "tokenizer_config.json:2: this file is not valid JSON"),
+    (broken_json_beside_the_file_in_view, "tokenizer.json:1: this file is not valid JSON"),
     (not_utf8, "rows.txt: this file is not UTF-8 text"),
     (damaged_weights, "model.safetensors: this weights file is damaged"),
     (no_such_model, "no/such-model is neither a folder here"),

@@ -14,6 +14,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from xtuner.utils.errors import UserError, Where
@@ -112,9 +113,20 @@ def _undecodable(error: BaseException) -> UserError | None:
     if file is None:
         return None
     if isinstance(error, json.JSONDecodeError):
+        file = _holding(error.doc, Path(file))
         message = tr("this file is not valid JSON: {why}", why=error.msg)
         return UserError(message, hint=_again(), where=Where(file, error.lineno))
     return UserError(tr("this file is not UTF-8 text."), hint=_again(), where=Where(file))
+
+
+def _holding(text: str, near: Path) -> str:
+    """The file that a text is of, among a file and those beside it; the file itself if none is."""
+    files = (near, *sorted(near.parent.glob("*.json*")))
+    of_its_size = (f for f in files if f.is_file() and f.stat().st_size <= 4 * len(text) + 4)
+    for file in of_its_size:
+        if file.read_text("utf-8", errors="replace").removeprefix("\ufeff") == text:
+            return str(file)
+    return str(near)
 
 
 def _again() -> str:

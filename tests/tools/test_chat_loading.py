@@ -40,6 +40,10 @@ def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
+def ids_that_are_none(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -48,6 +52,7 @@ def no_weights(folder):
         (a_tensor_less, "model.layers.1.mlp.up_proj.weight is missing"),
         (pickled, "holds more than data"),
         (no_weights, "no file named"),
+        (ids_that_are_none, "generation_config.json: eos_token_id is ['</s>']"),
     ],
 )
 def test_weights_that_are_not_whole(harm, words, tiny_llama, tmp_path, capsys):

@@ -215,6 +215,10 @@ def test_bad_input(work, tiny_llama, tmp_path, capsys, monkeypatch):
     words = ["convert", "pth_to_hf"]
     assert "no such checkpoint" in refused(main([*words, "no.pth", str(out)]), capsys, out)
     assert "expected 2 or 3 arguments" in refused(main([*words, pth]), capsys, out)
+    piece = tmp_path / "iter_2.pth" / "mp_rank_00_model_states.pt"
+    piece.parent.mkdir()
+    piece.touch()
+    assert "a part of the checkpoint" in refused(main([*words, str(piece), str(out)]), capsys, out)
     lone = tmp_path / "lone"
     lone.mkdir()
     shutil.copy(pth, lone / "iter_1.pth")

@@ -144,6 +144,7 @@ def load_for_chat(
             where=Where(str(folder)),
         ) from error
     _require_whole(report, folder)
+    _require_ids(model.generation_config, folder)
     has_own = adapter_folder is not None and any(adapter_folder.glob("tokenizer*"))
     place = adapter_folder if has_own and adapter_folder is not None else folder
     tokenizer = load_pretrained(AutoTokenizer, place, trusted=trust_remote_code)
@@ -174,6 +175,30 @@ def _require_whole(report: Mapping[str, Any], folder: Path) -> None:
             hint=tr("the files are damaged or of another model; get them again."),
             where=Where(str(folder)),
         )
+
+
+def _require_ids(settings: object, folder: Path) -> None:
+    """Refuse special tokens of a generation config that are no ids.
+
+    Args:
+        settings: the model's generation config, read from ``generation_config.json`` or, where
+            there is none, from ``config.json``.
+        folder: the model's.
+    """
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(settings, name, None)
+        ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if not all(isinstance(each, int) for each in ids):
+            files = [folder / "generation_config.json", folder / "config.json"]
+            file = next((each for each in files if each.is_file()), folder)
+            raise UserError(
+                tr(
+                    "{name} is {value!r}; a token id or a list of them is expected.",
+                    name=name,
+                    value=value,
+                ),
+                where=Where(str(file)),
+            )
 
 
 def _base_and_adapter(name_or_path: str, adapter: str | None) -> tuple[str, str | None]:

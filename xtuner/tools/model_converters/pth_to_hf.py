@@ -135,6 +135,15 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
         )
     from xtuner.checkpoint.checkpoint import config_beside
 
+    whole = next((each for each in checkpoint.parents if each.suffix == ".pth"), None)
+    if whole is not None:
+        raise UserError(
+            tr("this is a part of the checkpoint {whole}.", whole=whole),
+            hint=tr(
+                "convert the folder: {command}", command=f"xtuner convert pth_to_hf {whole} OUT"
+            ),
+            where=Where(str(checkpoint)),
+        )
     config = config_beside(checkpoint)
     if len(words) == 3:
         return _as_trained(words[0], config), checkpoint, out
