@@ -159,6 +159,8 @@ def _not_available(name: str) -> UserError:
 
 
 def _hub(error: BaseException) -> UserError | None:
+    if type(error).__name__.startswith("StrictDataclass"):  # transformers' checks of config.json
+        return UserError(tr("a model's config.json cannot be used: {why}", why=_values_of(error)))
     name = _local(error, _MODEL_NAMES)
     if name is not None:
         return _not_available(name)
@@ -166,6 +168,11 @@ def _hub(error: BaseException) -> UserError | None:
         tr("the Hugging Face hub cannot be read: {why}", why=one_line(error)),
         hint=tr("check the network; HF_ENDPOINT=... uses a mirror."),
     )
+
+
+def _values_of(error: BaseException) -> str:
+    """The lines of huggingface_hub's check of a config, which name the field and its value."""
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def _unregistered(error: KeyError) -> UserError | None:

@@ -277,6 +277,36 @@ def test_an_adapter_with_a_missing_tensor_is_refused(tiny_llama, tmp_path, capsy
     assert "lacks tensors" in said and "layers.0.self_attn.q_proj.lora_A" in said
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("[]", "this holds list; an object is expected"),
+        ('{"peft_type": "NOPE"}', "adapter_config.json: this adapter's config cannot be used"),
+        ('{"peft_type": "LORA", "r": "x"}', "the adapter does not fit the base"),
+        ("{", "this is not JSON"),
+    ],
+)
+def test_a_damaged_config_of_an_adapter_is_refused(settings, words, tiny_llama, tmp_path, capsys):
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    shutil.copytree(adapter_on(tiny_llama, tmp_path / "whole", CONFIGS["lora"]), adapter)
+    (adapter / "adapter_config.json").write_text(settings)
+    words_of = {
+        "merge": ["convert", "merge", str(tiny_llama), str(adapter), str(out)],
+        "chat": ["chat", str(tiny_llama), "--adapter", str(adapter)],
+    }
+    said = refused(words_of["merge"], capsys, out)
+    assert words in said
+    assert words.replace("the base", "this model") in refused(words_of["chat"], capsys, out)
+
+
+def test_a_pickled_adapter_is_refused_without_torchs_advice(tiny_llama, tmp_path, capsys):
+    adapter, out = adapter_on(tiny_llama, tmp_path / "adapter", CONFIGS["lora"]), tmp_path / "out"
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({"a": torch.nn.Linear(2, 2)}, adapter / "adapter_model.bin")
+    said = refused(["convert", "merge", str(tiny_llama), str(adapter), str(out)], capsys, out)
+    assert "nothing from it was run" in said and "weights_only" not in said
+
+
 def test_wrong_folders_are_refused(tiny_llama, tmp_path, capsys, monkeypatch):
     adapter = adapter_on(tiny_llama, tmp_path / "adapter", CONFIGS["lora"])
     out = tmp_path / "out"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xtuner.export.model_folder import read_json, update_json
+from xtuner.export.model_folder import read_adapter_config, read_json, update_json
 from xtuner.export.shards import ShardWriter
 from xtuner.export.verify import quiet_transformers
 from xtuner.export.weights import Weights
@@ -43,7 +43,7 @@ def merge_in_memory(
         is_clip: whether base and adapter are a CLIP vision model's.
         trust_remote_code: whether code of the base's folder may run.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     from xtuner.export.streaming_merge import (
         hub_reward_settings,
@@ -53,7 +53,7 @@ def merge_in_memory(
         resize_embeddings,
     )
 
-    task = PeftConfig.from_pretrained(str(adapter)).task_type
+    task = read_adapter_config(adapter).task_type
     labels = labels_of(adapter) if is_classifier(task) else None
     model = load_base(
         base,

@@ -6,10 +6,13 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 ORIGINALS = ("*.model", "*.tiktoken", "vocab.*", "merges.txt")
 VOCABULARIES = ("tokenizer.json", *ORIGINALS)
@@ -37,6 +40,7 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if (folder / marker).is_file():
+            read_json(folder / marker)  # or it is refused
             return folder
         raise UserError(
             tr("this folder has no {marker}.", marker=marker),
@@ -149,7 +153,31 @@ def read_json(file: Path) -> dict[str, Any]:
         raise UserError(
             tr("this is not JSON: {error}", error=error), where=Where(str(file))
         ) from error
-    return dict(content)
+    if not isinstance(content, dict):
+        raise UserError(
+            tr("this holds {kind}; an object is expected.", kind=type(content).__name__),
+            where=Where(str(file)),
+        )
+    return content
+
+
+def read_adapter_config(adapter: Path) -> PeftConfig:
+    """The config of an adapter's folder.
+
+    Raises:
+        UserError: when it cannot be used.
+    """
+    from peft import PeftConfig
+
+    read_json(adapter / "adapter_config.json")
+    try:
+        return PeftConfig.from_pretrained(str(adapter))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            tr("this adapter's config cannot be used: {why}", why=repr(error)),
+            hint=tr("the file is damaged or of another format; get it again."),
+            where=Where(str(adapter / "adapter_config.json")),
+        ) from error
 
 
 def update_json(file: Path, **changes: object) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xtuner.export.model_folder import read_json, update_json
+from xtuner.export.model_folder import read_adapter_config, read_json, update_json
 from xtuner.export.streaming_merge import attach_adapter, read_adapter
 from xtuner.export.weights import Weights, shown
 from xtuner.utils.errors import UserError, Where
@@ -50,7 +50,6 @@ def fit_adapter(adapter: Path, base: Path, reader: str) -> bool:
     Raises:
         UserError: when the reader would not apply the adapter, with the reason.
     """
-    from peft import PeftConfig
 
     if reader == TRANSFORMERS:
         return False
@@ -68,7 +67,7 @@ def fit_adapter(adapter: Path, base: Path, reader: str) -> bool:
         _write(adapter, {changed[name]: tensor for name, tensor in tensors.items()})
         adapted = {rename(own) for own in modules.values()}
         update_json(adapter / "adapter_config.json", **_targets(model, adapted))
-    attach_adapter(model, PeftConfig.from_pretrained(str(adapter)), adapter)
+    attach_adapter(model, read_adapter_config(adapter), adapter)
     return renamed
 
 

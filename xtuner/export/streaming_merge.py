@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from xtuner.export.model_folder import read_json
+from xtuner.export.model_folder import read_adapter_config, read_json
 from xtuner.export.weights import TensorInfo, Weights, shown
 from xtuner.model.reward_classes import HEAD, HUB_HEAD, hub_settings
 from xtuner.utils.constants import REWARD_FILE
@@ -142,9 +142,7 @@ def prepare_streaming_merge(
         CannotStream: when the full model is needed.
         UserError: when adapter and base do not fit.
     """
-    from peft import PeftConfig
-
-    config = PeftConfig.from_pretrained(str(adapter))
+    config = read_adapter_config(adapter)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in STREAMED:
         raise CannotStream(tr("adapters of type {kind}", kind=kind))
@@ -319,7 +317,7 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig, adapter: Path) ->
                     # peft would move the adapter to its base layer's device, meta.
                     setattr(module, "_move_adapter_to_device_of_base_layer", _keep_on_device)  # noqa: B010
             result: Any = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             tr("the adapter does not fit the base: {error}", error=error),
             hint=wrong_base,

@@ -7,6 +7,7 @@ bounded by one tensor, however large the model is.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,12 @@ def _dtype_named(name: str) -> torch.dtype:
 def _map_bin(file: Path) -> dict[str, torch.Tensor]:
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+    except pickle.UnpicklingError as error:  # torch's text advises to switch its protection off
+        raise UserError(
+            tr("this file holds more than data, or is damaged; nothing from it was run."),
+            hint=tr("use weights in safetensors, from a source that you trust."),
+            where=Where(str(file)),
+        ) from error
     except Exception as error:
         raise damaged(file, error) from error
 

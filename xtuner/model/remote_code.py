@@ -143,7 +143,16 @@ def load_pretrained(
     """
     remote = resolve_trust(loader, str(name_or_path), trusted=trusted, consent=consent)
     from_pretrained: Any = getattr(loader, "from_pretrained")  # noqa: B009
-    loaded = from_pretrained(name_or_path, trust_remote_code=remote, **settings)
+    try:
+        loaded = from_pretrained(name_or_path, trust_remote_code=remote, **settings)
+    except (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        if remote:
+            raise  # an error of the folder's code
+        raise UserError(
+            tr("the files of this model cannot be used: {why}", why=repr(error)),
+            hint=tr("config.json or the tokenizer's files are damaged, or of another version."),
+            where=Where(str(name_or_path)),
+        ) from error
     model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
     if remote and isinstance(model, nn.Module):
         restore_buffers(model)

@@ -237,15 +237,17 @@ def _with_adapter(model: PreTrainedModel, base: Path, adapter: Path) -> Any:
     from peft import PeftModel
 
     from xtuner.export.fingerprint import FILE_NAME, check_fingerprint
+    from xtuner.export.model_folder import read_adapter_config
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
     from xtuner.export.weights import Weights
 
     if (adapter / FILE_NAME).is_file():
         check_fingerprint(adapter, Weights(base))
+    read_adapter_config(adapter)
     resize_embeddings(model, read_adapter(adapter))
     try:
         return PeftModel.from_pretrained(model, str(adapter))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()
         raise UserError(
             tr("the adapter does not fit this model: {reason}", reason=" ".join(reason[:2])),

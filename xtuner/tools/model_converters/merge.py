@@ -187,15 +187,15 @@ def _write_in_memory(
 def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     """Compare stock peft's base + adapter with the merged folder in stock transformers."""
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     from xtuner.export import verify
     from xtuner.export.in_memory_merge import load_base
-    from xtuner.export.model_folder import read_json
+    from xtuner.export.model_folder import read_adapter_config, read_json
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
     from xtuner.export.weights import Weights
 
-    classifier = str(PeftConfig.from_pretrained(str(adapter)).task_type).endswith("SEQ_CLS")
+    classifier = str(read_adapter_config(adapter).task_type).endswith("SEQ_CLS")
     measure = verify.compute_rewards if classifier else verify.compute_logits
     settings = read_json(merged / "config.json")
     dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
