@@ -91,7 +91,8 @@ def test_packed_rows_hold_the_same_samples_with_their_images(photos, family):
 
 def test_a_template_that_rewrites_earlier_answers_gives_several_samples(photos, qwen):
     processor = BUILDER.build(qwen)
-    end = "<|im_end|>{{ '!' if message['role'] == 'assistant' and not loop.last else '' }}"
+    is_earlier = "message['role'] == 'assistant' and not loop.last"
+    end = f"{{{{ '!' if {is_earlier} else '<|im_end|>' }}}}"
     processor.chat_template = processor.chat_template.replace("<|im_end|>", end)
     made = build(photos / "rows.jsonl", processor)
     numbers = [number for (number,) in made.table["rows"]]
