@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import transformers
+from transformers import processing_utils
 from transformers.utils import is_torchvision_available
 
 from tests.helpers.image_text import FAMILIES, image_text_folder, make_image
@@ -51,6 +54,17 @@ def test_settings_of_the_video_processor_are_saved(kind, tmp_path):
     assert saved["video_processor_type"] == wanted["video_processor_type"]
     if not is_torchvision_available():
         assert saved == wanted
+
+
+def test_a_new_process_whose_modules_of_transformers_differ(monkeypatch):
+    """The first import of transformers makes two modules of it, and processors look into one."""
+
+    class Other(ModuleType):
+        def __getattr__(self, name):
+            return getattr(transformers, name)
+
+    monkeypatch.setattr(processing_utils, "transformers_module", Other("transformers"))
+    load_processor(image_text_folder("qwen2_5_vl"))
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")

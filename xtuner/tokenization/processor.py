@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import transformers
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin, processing_utils
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.processing_utils import VideosKwargs
 from transformers.utils import is_torchvision_available
@@ -144,7 +143,13 @@ def _without_video_processor() -> Iterator[None]:
 
     with (
         mock.patch.object(AutoVideoProcessor, "from_pretrained", stand_in),
-        # processors look the base class up by its name, which needs torchvision there
-        mock.patch.object(transformers, "VideoProcessorMixin", VideoProcessorMixin, create=True),
+        # Processors look the base class up by its name, which needs torchvision there. Their module
+        # is another object than ours where this is the first import of transformers in a process.
+        mock.patch.object(
+            processing_utils.transformers_module,
+            "VideoProcessorMixin",
+            VideoProcessorMixin,
+            create=True,
+        ),
     ):
         yield
