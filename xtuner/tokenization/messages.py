@@ -41,10 +41,27 @@ from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Tokenizer
 
 Message = dict[str, Any]
-Replacement = tuple[Span, str]
-"""Where a placeholder is in a text, and the text that it becomes."""
-Expand = Callable[[str], Sequence[Replacement]]
-"""The placeholders in a rendered text, in order."""
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """What stands for an image in a rendered text, and what it becomes.
+
+    Attributes:
+        span: where it is.
+        text: what it becomes, each run of one repeated token as one of it.
+        runs: the lengths of these runs.
+        repeated: the id of that token.
+    """
+
+    span: Span
+    text: str
+    runs: Sequence[int] = ()
+    repeated: int = -1
+
+
+Expand = Callable[[str], Sequence[Placeholder]]
+"""Finds the placeholders in a rendered text, in order."""
 
 
 class ChatTemplate(Protocol):
@@ -77,7 +94,7 @@ def encode_messages(
         thinking: of ``thinking.TRAIN_THINKING``.
         template_arguments: given to the chat template, such as ``enable_thinking``.
         processor: renders the messages in place of the tokenizer; contents are lists of parts.
-        expand: finds the placeholders in the text of each sample, one after the other.
+        expand: called with the text of each sample, one after the other.
 
     Returns:
         ``input_ids`` and ``labels`` of equal length; labels are ``IGNORE_INDEX`` where there is no
@@ -94,12 +111,11 @@ def encode_messages(
         plain = [without_reasoning(m) if m["role"] == "assistant" else m for m in plain]
     render = _Renderer(template, template_tools(tools), template_arguments or {})
     if train_on == "everything":
-        text, untrained = render(plain), [(0, 0)]
-        if expand is not None:
-            text, _, untrained = _expanded(text, expand(text), [], [])
+        text = render(plain)
+        placeholders = expand(text) if expand else []
+        text, _, untrained = _expanded(text, placeholders, [], [])
         ids, places = encode_with_offsets(tokenizer, text)
-        labels = np.where(_covered(untrained, places), IGNORE_INDEX, ids).tolist()
-        return [{"input_ids": ids, "labels": labels}]
+        return [_sample(ids, ~_covered(untrained, places), placeholders)]
     answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
     trained = answers[-1:] if train_on == "last_answer" else answers
     trained = [number for number in trained if has_loss(messages[number])]
@@ -187,8 +203,9 @@ def _encoded(
     expand: Expand | None,
 ) -> Sample:
     """Ids and labels of a text; no token spans the start or the end of an answer."""
-    if expand is not None:
-        text, trained, untrained = _expanded(text, expand(text), trained, untrained)
+    placeholders = expand(text) if expand else []
+    if placeholders:
+        text, trained, untrained = _expanded(text, placeholders, trained, untrained)
     ids, places = encode_with_offsets(tokenizer, text)
     bounds = sorted({0, len(text), *(bound for span in [*trained, *untrained] for bound in span)})
     if _spanned(places, {bound for span in trained for bound in span}):
@@ -199,36 +216,54 @@ def _encoded(
             place for place, each in zip(segments, encoded, strict=True) for _ in range(len(each))
         ]
     with_loss = _covered(trained, places) & ~_covered(untrained, places)
+    return _sample(ids, with_loss, placeholders)
+
+
+def _sample(
+    ids: list[int], with_loss: npt.NDArray[np.bool_], placeholders: Sequence[Placeholder]
+) -> Sample:
+    """Ids and labels, with the repeated tokens of placeholders as often as they are repeated."""
     labels: list[int] = np.where(with_loss, ids, IGNORE_INDEX).tolist()
-    return {"input_ids": ids, "labels": labels}
+    runs = [length for placeholder in placeholders for length in placeholder.runs]
+    if not runs:
+        return {"input_ids": ids, "labels": labels}
+    counts = np.ones(len(ids), dtype=np.int64)
+    repeated = np.equal(ids, placeholders[0].repeated)
+    if repeated.sum() != len(runs):
+        raise ValueError("there is a token of an image in the text where no image is")
+    counts[repeated] = runs
+    return {
+        name: np.repeat(each, counts).tolist()
+        for name, each in (("input_ids", ids), ("labels", labels))
+    }
 
 
 def _expanded(
     text: str,
-    replacements: Sequence[Replacement],
+    placeholders: Sequence[Placeholder],
     trained: Sequence[Span],
     untrained: Sequence[Span],
 ) -> tuple[str, list[Span], list[Span]]:
     """The text with its placeholders expanded, and the spans in it; placeholders are untrained."""
     pieces: list[str] = []
-    placeholders: list[Span] = []
-    end, size = 0, 0
-    for (start, stop), becomes in replacements:
-        pieces += [text[end:start], becomes]
-        size += start - end + len(becomes)
-        placeholders.append((size - len(becomes), size))
-        end = stop
-    starts = [start for (start, _), _ in replacements]
+    expanded: list[Span] = []
     grown = [0]
-    for (start, stop), becomes in replacements:
-        grown.append(grown[-1] + len(becomes) - (stop - start))
+    end, size = 0, 0
+    for placeholder in placeholders:
+        start, stop = placeholder.span
+        pieces += [text[end:start], placeholder.text]
+        size += start - end + len(placeholder.text)
+        expanded.append((size - len(placeholder.text), size))
+        end = stop
+        grown.append(size - end)
+    starts = [placeholder.span[0] for placeholder in placeholders]
 
     def moved(span: Span) -> Span:
         start, stop = (place + grown[bisect_left(starts, place)] for place in span)
         return start, stop
 
     own = [moved(span) for span in trained]
-    return "".join([*pieces, text[end:]]), own, [*map(moved, untrained), *placeholders]
+    return "".join([*pieces, text[end:]]), own, [*map(moved, untrained), *expanded]
 
 
 def _spanned(places: Sequence[Span], bounds: set[int]) -> bool:

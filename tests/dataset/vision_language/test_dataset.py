@@ -105,6 +105,17 @@ def test_a_template_that_rewrites_earlier_answers_gives_several_samples(photos, 
         build(photos / "rows.jsonl", processor, bad_rows="error")
 
 
+def test_texts_with_tokens_of_images_are_refused(tmp_path, family):
+    kind = family["name_or_path"].rpartition("/")[2]
+    processor = BUILDER.build(family)
+    soft = getattr(processor.tokenizer, "image_token", processor.image_token)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    for token in {soft, processor.image_token} - {"<image>"}:
+        rows = [{"images": ["a.png"], "messages": talk(f"<image> {token}", "Zap")}]
+        with pytest.raises(UserError, match="no row is left.*\n.*\n.*\n.*\n.* in the text"):
+            build(write_rows(tmp_path, rows, f"{kind}.jsonl"), family)
+
+
 def test_a_padded_batch(photos, qwen):
     made = build(photos / "rows.jsonl", qwen)
     batch = vision_language_collate_fn([made[1], made[2]], qwen, pad_index=5)["data"]

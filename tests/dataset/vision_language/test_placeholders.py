@@ -24,7 +24,11 @@ def test_texts_are_those_of_the_processor_and_mostly_counted(family, monkeypatch
     known = ImagePlaceholders(BUILDER.build(family))
     processed = []
     own = known.process
-    monkeypatch.setattr(known, "process", lambda images: processed.append(1) or own(images))
+    monkeypatch.setattr(
+        known,
+        "process",
+        lambda images, **settings: processed.append(1) or own(images, **settings),
+    )
     sizes = sizes_of(0, VERIFIED * 3)
     for size in sizes:
         known.texts([size])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xtuner.dataset.collate_fns.default_collate_fn import default_collate_fn
-from xtuner.dataset.vision_language.placeholders import checksum, placeholders_of
+from xtuner.dataset.vision_language.placeholders import placeholders_of
 from xtuner.utils.constants import DEFAULT_PAD_TOKEN_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -55,7 +55,7 @@ def vision_language_collate_fn(
     if with_images:
         data["images"], written = known.process(with_images)
         expected = [check for row in instances for check in row["image_checks"]]
-        if list(map(checksum, written)) != expected:
+        if [text.checksum for text in written] != expected:
             raise UserError(
                 tr("the collate function's processor writes other placeholders than the dataset's"),
                 hint=tr("give both the same processor."),

@@ -21,11 +21,11 @@ from xtuner.dataset.prepare.samples import Samples
 from xtuner.dataset.prepare.token_stats import TokenStats
 from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
 from xtuner.dataset.vision_language.image_refs import ImageRef
-from xtuner.dataset.vision_language.placeholders import ImagePlaceholders, checksum
+from xtuner.dataset.vision_language.placeholders import ImagePlaceholders
 from xtuner.dataset.vision_language.size_cache import Measured, measure_files, remember
 from xtuner.dataset.vision_language.source_rows import SourceRows
 from xtuner.tokenization.encode import Sample
-from xtuner.tokenization.messages import Replacement, encode_messages
+from xtuner.tokenization.messages import Placeholder, encode_messages
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -329,8 +329,7 @@ def encode_talk(talk: Conversation, sizes: Sequence[Size], steps: VisionSteps) -
         samples = _tokenised(talk, sizes, fitted, steps)
         longest = max(len(sample["input_ids"]) for sample, _ in samples)
         if longest > steps.max_length and steps.long_samples == "shrink" and sizes:
-            tokens = sum(map(steps.placeholders.count, steps.placeholders.texts(fitted)))
-            room = tokens - (longest - steps.max_length)
+            room = steps.placeholders.tokens(fitted) - (longest - steps.max_length)
             shrunk = _shrunk(fitted, room, steps.placeholders)
             samples = _tokenised(talk, sizes, shrunk, steps) if shrunk else samples
     except BadRowError:
@@ -359,14 +358,17 @@ def _tokenised(
     possible = list(itertools.accumulate(counts, initial=0))
     images: list[npt.NDArray[np.int64]] = []
 
-    def expand(text: str) -> list[Replacement]:
+    def expand(text: str) -> list[Placeholder]:
         places = known.find(text)
         if len(places) not in possible:
             raise ValueError(known.mismatch(len(places), len(sizes)))
         texts = known.texts(used[: len(places)])
-        facts = [(*a, *b, checksum(c)) for a, b, c in zip(sizes, used, texts, strict=False)]
+        facts = [(*a, *b, c.checksum) for a, b, c in zip(sizes, used, texts, strict=False)]
         images.append(np.array(facts, dtype=np.int64).reshape(-1, FIELDS))
-        return list(zip(places, texts, strict=True))
+        return [
+            Placeholder(place, text, runs, known.repeated)
+            for place, (text, runs) in zip(places, texts, strict=True)
+        ]
 
     samples = encode_messages(
         talk.messages,
@@ -402,8 +404,7 @@ def _shrunk(sizes: Sequence[Size], room: int, placeholders: ImagePlaceholders) -
     """The largest sizes, all scaled alike, whose placeholders have at most ``room`` tokens."""
 
     def tokens(scale: float) -> int:
-        scaled = [scaled_size(size, scale) for size in sizes]
-        return sum(map(placeholders.count, placeholders.texts(scaled)))
+        return placeholders.tokens([scaled_size(size, scale) for size in sizes])
 
     low, high = SMALLEST_SCALE, 1.0
     if room <= 0 or tokens(low) > room:

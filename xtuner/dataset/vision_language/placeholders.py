@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -25,13 +25,31 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 VERIFIED = 24
+ALIKE = 6
+"""Sizes after which a sample of several images is taken to have the placeholders of one."""
+KEPT = 100_000
+"""Sizes whose texts are kept."""
+ONLY_SIZES = {"do_rescale": False, "do_normalize": False}
+"""Settings of image processors that change no size."""
 Count = int | tuple[int, ...]
 """What a processor counts for a size: tokens, or patches, rows and columns."""
 
 
-def checksum(text: str) -> int:
-    """A number that tells one placeholder text from another."""
-    return zlib.crc32(text.encode())
+class PlaceholderText(NamedTuple):
+    """What a placeholder becomes.
+
+    Attributes:
+        text: each run of the repeated token as one of it.
+        runs: the lengths of these runs.
+    """
+
+    text: str
+    runs: tuple[int, ...]
+
+    @property
+    def checksum(self) -> int:
+        """A number that tells one placeholder text from another."""
+        return zlib.crc32(f"{self.text} {self.runs}".encode())
 
 
 _BUILT: dict[str, ImagePlaceholders] = {}
@@ -98,13 +116,18 @@ class ImagePlaceholders:
         self.video_token: str | None = getattr(self.processor, "video_token", None)
         known = self.processor.tokenizer.init_kwargs
         self.settings = self.processor._merge_kwargs(tokenizer_init_kwargs=known)["images_kwargs"]
-        self._texts: dict[tuple[Size, bool], str] = {}
-        soft = getattr(self.processor.tokenizer, "image_token", None)
-        units = {self.token, soft} if isinstance(soft, str) else {self.token}
-        self._predictions = {several: _Prediction(units) for several in (False, True)}
+        tokenizer = self.processor.tokenizer
+        soft = getattr(tokenizer, "image_token", None)
+        unit = soft if isinstance(soft, str) else self.token
+        self.repeated: int = tokenizer.convert_tokens_to_ids(unit)
+        is_one = tokenizer(unit * 3, add_special_tokens=False)["input_ids"] == [self.repeated] * 3
+        self._unit, self._run = unit, re.compile(f"(?:{re.escape(unit)})+" if is_one else r"(?!)")
+        self._texts: dict[tuple[Size, bool], PlaceholderText] = {}
+        self._predictions = {several: _Prediction() for several in (False, True)}
         self._lengths: dict[str, int] = {}
+        self._alike = 0  # sizes for which several images were as one; below 0: they are not
 
-    def texts(self, sizes: Sequence[Size]) -> list[str]:
+    def texts(self, sizes: Sequence[Size]) -> list[PlaceholderText]:
         """What the placeholders of one sample become.
 
         Args:
@@ -115,12 +138,20 @@ class ImagePlaceholders:
         """
         return [self._text(size, len(sizes) > 1) for size in sizes]
 
-    def count(self, text: str) -> int:
-        """The tokens of a text of ``texts``."""
+    def tokens(self, sizes: Sequence[Size]) -> int:
+        """The tokens of the placeholders of one sample."""
+        return sum(self._length(text) + sum(runs) - len(runs) for text, runs in self.texts(sizes))
+
+    def _length(self, text: str) -> int:
         if text not in self._lengths:
-            tokenizer = self.processor.tokenizer
-            self._lengths[text] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._lengths[text] = len(ids)
         return self._lengths[text]
+
+    def collapsed(self, text: str) -> PlaceholderText:
+        """A text as the processor writes it, its runs of one token counted."""
+        runs = [len(match.group()) // len(self._unit) for match in self._run.finditer(text)]
+        return PlaceholderText(self._run.sub(lambda _: self._unit, text), tuple(runs))
 
     def find(self, text: str) -> list[Span]:
         """Where a rendered text has placeholders.
@@ -141,43 +172,54 @@ class ImagePlaceholders:
             count=count,
         )
 
-    def process(self, images: Sequence[Sequence[Image.Image]]) -> tuple[dict[str, Any], list[str]]:
+    def process(
+        self, images: Sequence[Sequence[Image.Image]], **settings: Any
+    ) -> tuple[dict[str, Any], list[PlaceholderText]]:
         """What the model gets of images.
 
         Args:
             images: those of each sample, in order; none of these is empty.
+            settings: of the image processor, in place of its own.
 
         Returns:
-            Tensors by the names of the model's arguments; for each image its placeholder text.
+            Tensors by the names of the model's arguments; for each image what its placeholder
+            becomes.
         """
         text = [self.token * len(of_sample) for of_sample in images]
         nested, *_ = self.processor.prepare_inputs_layout(images=list(images), text=text)
-        settings = {**self.settings, "return_tensors": "pt"}
+        settings = {**self.settings, "return_tensors": "pt", **settings}
         processed, texts = self.processor._process_images(nested, **settings)
         names = {
             *self.processor.image_processor.model_input_names,
             *self.processor.model_input_names,
         }
         names -= set(self.processor.unused_input_names)
-        return {name: value for name, value in processed.items() if name in names}, texts
+        kept = {name: value for name, value in processed.items() if name in names}
+        return kept, list(map(self.collapsed, texts))
 
-    def _text(self, size: Size, several: bool) -> str:
+    def _text(self, size: Size, several: bool) -> PlaceholderText:
         """The text of one image, which may depend on whether its sample has several."""
         known = self._texts.get((size, several))
         if known is not None:
             return known
+        if len(self._texts) > KEPT:
+            self._texts.clear()
+        if several and self._alike >= ALIKE:
+            return self._text(size, False)
         prediction = self._predictions[several]
         count = self._count(size)
         text = prediction.text(size, count)
         if text is None:
             blank = Image.new("RGB", size)
             try:
-                _, (text, *_) = self.process([[blank] * (2 if several else 1)])
+                _, (text, *_) = self.process([[blank] * (2 if several else 1)], **ONLY_SIZES)
             except (ValueError, ArithmeticError) as error:
                 width, height = size
                 shape = tr("an image of {width} x {height} pixels", width=width, height=height)
                 raise ValueError(f"{shape}: {error}") from error
             prediction.learn(size, count, text)
+            if several and self._alike >= 0:
+                self._alike = self._alike + 1 if text == self._text(size, False) else -1
         self._texts[size, several] = text
         return text
 
@@ -201,24 +243,22 @@ class _Prediction:
     """Placeholder texts by what the processor counts, learned from texts that it wrote.
 
     Attributes:
-        units: tokens of which a text may have a run whose length is the count plus a constant.
         texts: by what was counted, where that is more than a number.
-        forms: all of: what stands before the run, its unit, what follows, count minus length.
+        forms: of texts with one run: all texts, and counts minus the length of the run.
         constants: all texts, while these are few.
         learned: how many sizes.
         areas, ratios: the smallest and the largest of these.
     """
 
-    units: set[str]
-    texts: dict[Hashable, str] = field(default_factory=dict)
-    forms: set[tuple[str, str, str, int] | None] = field(default_factory=set)
-    constants: set[str] = field(default_factory=set)
+    texts: dict[Count, PlaceholderText] = field(default_factory=dict)
+    forms: set[tuple[str, int] | None] = field(default_factory=set)
+    constants: set[PlaceholderText] = field(default_factory=set)
     learned: int = 0
     areas: tuple[float, float] = (math.inf, 0)
     ratios: tuple[float, float] = (math.inf, 0)
     is_wrong: bool = False
 
-    def learn(self, size: Size, count: Count | None, text: str) -> None:
+    def learn(self, size: Size, count: Count | None, text: PlaceholderText) -> None:
         """Take in a text that the processor wrote."""
         area, ratio = size[0] * size[1], size[0] / size[1]
         self.learned += 1
@@ -229,9 +269,10 @@ class _Prediction:
         if isinstance(count, tuple):
             self.is_wrong |= self.texts.setdefault(count, text) != text
         elif len(self.forms) < 2:
-            self.forms.add(None if count is None else self._form(count, text))
+            has_form = count is not None and len(text.runs) == 1
+            self.forms.add((text.text, count - text.runs[0]) if has_form else None)
 
-    def text(self, size: Size, count: Count | None) -> str | None:
+    def text(self, size: Size, count: Count | None) -> PlaceholderText | None:
         """The text for a size; None where it has to be processed."""
         area, ratio = size[0] * size[1], size[0] / size[1]
         is_between = self.areas[0] <= area <= self.areas[1] and (
@@ -246,15 +287,5 @@ class _Prediction:
         form = next(iter(self.forms))
         if len(self.forms) != 1 or form is None or count is None:
             return None
-        before, unit, after, more = form
-        return before + unit * (count - more) + after
-
-    def _form(self, count: int, text: str) -> tuple[str, str, str, int] | None:
-        for unit in self.units:
-            before, *_ = text.partition(unit)
-            run = text[len(before) :]
-            after = run.replace(unit, "")
-            length = (len(run) - len(after)) // len(unit)
-            if length and run == unit * length + after:
-                return before, unit, after, count - length
-        return None
+        text, more = form
+        return PlaceholderText(text, (count - more,))
