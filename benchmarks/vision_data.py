@@ -7,7 +7,8 @@
 
 Rows ask one question about one photo (some about two, some about none). Photos are JPEG files of
 many sizes, each row has its own. The processor is Qwen2.5-VL's with its own settings, its
-tokenizer trained on the rows. Each way runs in a new process without a cache, in turns. Writes ``results/vision_data.json``.
+tokenizer trained on the rows. Each way runs in a new process without a cache, in turns.
+Writes ``results/vision_data.json``.
 
     python benchmarks/vision_data.py [--rows 20000] [--photos 400] [--rounds 1]
 """
