@@ -269,8 +269,8 @@ class _Prediction:
         if isinstance(count, tuple):
             self.is_wrong |= self.texts.setdefault(count, text) != text
         elif len(self.forms) < 2:
-            has_form = count is not None and len(text.runs) == 1
-            self.forms.add((text.text, count - text.runs[0]) if has_form else None)
+            is_run = count is not None and len(text.runs) == 1
+            self.forms.add((text.text, (count or 0) - text.runs[0]) if is_run else None)
 
     def text(self, size: Size, count: Count | None) -> PlaceholderText | None:
         """The text for a size; None where it has to be processed."""
