@@ -6,6 +6,7 @@ import pytest
 
 from xtuner.config import load_config
 from xtuner.config.dump import spelled_out
+from xtuner.config.load import load
 from xtuner.config.values import own_values
 from xtuner.utils.errors import UserError
 
@@ -347,3 +348,16 @@ def test_check_cfg_reads_data_too(tmp_path):
 
     (tmp_path / "a.yaml").write_text("train_cfg: {max_epochs: 0}\n")
     assert {"XT0310", "XT0203"} <= {problem.code for problem in check(tmp_path / "a.yaml")}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    config = tmp_path / "c.py"
+    config.write_bytes(b"\xef\xbb\xbfa = 1\n")
+    assert load(config).config.a == 1
+
+
+@pytest.mark.parametrize(("name", "text"), [("c.json", "[]"), ("c.yaml", "- a\n"), ("c.yml", "")])
+def test_data_that_are_no_settings_are_refused(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="an object is expected"):
+        load(tmp_path / name)

@@ -21,6 +21,7 @@ from mmengine.config import Config
 from mmengine.config import config as mmengine_config
 from mmengine.config import utils as mmengine_utils
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.fileio import load as load_data
 from mmengine.fileio.handlers import YamlHandler, file_handlers
 
 from xtuner import configs
@@ -78,7 +79,7 @@ def read_source(name_or_path: str | os.PathLike[str]) -> ConfigSource:
     path = Path(name)
     if path.is_file():
         try:
-            return ConfigSource(path.read_text("utf-8"), name)
+            return ConfigSource(path.read_text("utf-8").removeprefix("\ufeff"), name)
         except UnicodeDecodeError as error:
             raise UserError(tr("this file is not UTF-8 text"), where=Where(name)) from error
     beside = Path(f"{name}.py")
@@ -231,7 +232,14 @@ def _load_data(path: Path) -> Config:
     given = {name: file_handlers[name] for name in ("yaml", "yml")}
     file_handlers.update(dict.fromkeys(given, _SafeYaml()))  # mmengine's would build any object
     try:
+        kind = type(load_data(str(path))).__name__
+        if kind != "dict":
+            raise UserError(
+                tr("this holds {kind}; an object is expected.", kind=kind), where=Where(str(path))
+            )
         return Config.fromfile(str(path))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             tr("this file cannot be read: {error}", error=error),

@@ -93,7 +93,8 @@ def test_other_names(line, hint, tmp_path):
     "line",
     [
         "custom_imports = dict(imports=['json'])",
-        "before_run = [dict(type=print)]",
+        "def mine(): ...\nbefore_run = [dict(type=mine)]",
+        "before_run = [dict(type='own_hooks.mine')]",
         "default_scope = 'mmdet'",
         "custom_hooks[-1]['_scope_'] = 'mmdet'",
         "custom_hooks[-1]['type'] = 'mmdet.MyHook'",
@@ -108,6 +109,8 @@ def test_names_that_something_may_register_are_left_alone(line, tmp_path, monkey
     own = "custom_hooks.append(dict(type='MyHook'))"
     assert problems(own, tmp_path)
     assert problems(f"{own}\n{line}", tmp_path) == []
+    prepared = "from xtuner.quickstart import make_base\nbefore_run = [dict(type=make_base)]"
+    assert problems(f"{own}\n{prepared}", tmp_path)
     elsewhere = "from own_hooks import Other\ncustom_hooks.append(dict(type='OurHook'))"
     assert problems(elsewhere, tmp_path)
 

@@ -22,6 +22,12 @@ from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 OPTIONAL_PACKAGES = frozenset({"modelscope", "deepspeed", "flash_attn", "lagent"})
 
 # Arguments that the builder of a dict adds, by the key of the dict.
+INSTALLABLE = OPTIONAL_PACKAGES | {
+    *("bitsandbytes", "dadaptation", "lion_pytorch", "liger_kernel", "mlflow", "openpyxl"),
+    *("pandas", "sentencepiece", "swanlab", "sympy", "tensorboard", "tiktoken", "timm"),
+    *("torchvision", "wandb"),
+}
+"""Packages that a hint may tell to install: an unknown name may be anybody's on PyPI."""
 SUPPLIED = {
     "optimizer": {"params"},
     "param_scheduler": {"optimizer", "param_name"},
@@ -285,9 +291,11 @@ def _not_there(error: NotThere) -> tuple[str, str | None]:
     if error.package:
         return (
             tr("there is no package '{package}' here", package=error.package),
-            tr(
-                "a module of your own lies beside the config as {package}.py; a package is "
-                "installed: pip install {package}",
+            f"pip install {error.package}"
+            if error.package in INSTALLABLE
+            else tr(
+                "a module of your own lies beside the config as {package}.py, or as a folder with "
+                "the module in it; a package of somebody else is installed as its page says.",
                 package=error.package,
             ),
         )

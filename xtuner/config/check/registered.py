@@ -19,6 +19,7 @@ from xtuner.config.check.code import ERROR
 from xtuner.config.check.packages import OTHER_OPTIMIZERS, PACKAGES
 from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.names import NotThere, module_file
+from xtuner.config.values import dotted_name
 from xtuner.utils.lang import N_, tr, translate
 
 TORCH_OPTIMIZERS = (
@@ -177,7 +178,7 @@ def _hint(registered: Registered, name: str) -> str:
 
 def _may_be_registered(context: Context, settings: dict[str, object], name: str) -> bool:
     """Whether something that the config loads may register a name; it is not loaded to find out."""
-    if context.get("custom_imports") or context.get("before_run"):
+    if context.get("custom_imports"):
         return True
     if any(scope not in (None, "mmengine") for scope in _scopes(context, settings)):
         return True
@@ -188,6 +189,12 @@ def _may_be_registered(context: Context, settings: dict[str, object], name: str)
         isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
         for node in statements
     ):
+        return True
+    functions = [dict.get(each, "type") for each in context.get("before_run") or ()]
+    modules = [
+        each if isinstance(each, str) else (dotted_name(each) or ("",))[0] for each in functions
+    ]
+    if any(module.partition(".")[0] not in BUILT_IN for module in modules):
         return True
     return any(_mentions(module, name) for _, module, _ in context.source.imports())
 
