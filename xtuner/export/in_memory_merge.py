@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xtuner.export.adapted_class import auto_class_of
 from xtuner.export.model_folder import read_adapter_config, read_json, update_json
 from xtuner.export.shards import ShardWriter
 from xtuner.export.verify import quiet_transformers
@@ -61,6 +62,7 @@ def merge_in_memory(
         device,
         is_clip=is_clip,
         num_labels=labels,
+        auto_class=None if is_clip else auto_class_of(base, read_adapter(adapter)),
         trust_remote_code=trust_remote_code,
     )
     try:
@@ -120,6 +122,7 @@ def load_base(
     *,
     is_clip: bool = False,
     num_labels: int | None = None,
+    auto_class: Any = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a base model; a quantised one is dequantised, with a message.
@@ -130,6 +133,7 @@ def load_base(
         device: ``cpu`` or ``cuda``.
         is_clip: whether it is a CLIP vision model.
         num_labels: load it as a sequence classifier with so many labels.
+        auto_class: load it by this class; ``AutoModelForCausalLM`` when None.
         trust_remote_code: whether code of the folder may run.
     """
     from transformers import CLIPVisionModel
@@ -148,7 +152,8 @@ def load_base(
     if quantised:
         require("bitsandbytes", extra="quant", purpose=tr("a quantised base"))
         print(tr("the base is quantised: it is dequantised first"))
-    kind: Any = AutoModelForSequenceClassification if num_labels else AutoModelForCausalLM
+    kind: Any = auto_class or AutoModelForCausalLM
+    kind = AutoModelForSequenceClassification if num_labels else kind
     settings: dict[str, Any] = {"num_labels": num_labels} if num_labels else {}
     with quiet_transformers() if num_labels else nullcontext():  # a new head is reported as missing
         model: Any = load_pretrained(

@@ -23,6 +23,11 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template*",
 )
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 CODE = "tokenization_*.py"
 _OUTPUTS = ("config.json", "adapter_config.json", "xtuner_config.py")
 
@@ -117,6 +122,8 @@ def check_output(out: Path, inputs: list[Path]) -> None:
 def copy_tokenizer(source: Path, target: Path) -> bool:
     """Replace the tokenizer and the stop tokens in ``target`` by those of ``source``, if any.
 
+    So are the settings of a processor for images, where ``source`` has them.
+
     The vocabulary stays where ``source`` has none, and so does code that ``source`` has not. A
     tokenizer of the same class keeps the files that transformers 5 does not write any more beside
     ``tokenizer.json``.
@@ -128,7 +135,9 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
         kept = kept or ORIGINALS
     for old in matching(target, TOKENIZER_FILES) - matching(target, kept):
         old.unlink()
-    for file in matching(source, (*TOKENIZER_FILES, CODE, "generation_config.json")):
+    for file in matching(
+        source, (*TOKENIZER_FILES, *PROCESSOR_FILES, CODE, "generation_config.json")
+    ):
         shutil.copyfile(file, target / file.name)
     return True
 

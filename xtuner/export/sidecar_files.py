@@ -16,6 +16,8 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
     from xtuner.utils.types import Tokenizer
 
 
@@ -33,6 +35,18 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, template: Mapping[str, A
     write_stop_tokens(folder, tokenizer, template)
     tokenizer.save_pretrained(folder)
     _rename_special_tokens(folder, tokenizer)
+
+
+def write_processor(folder: Path, processor: ProcessorMixin) -> None:
+    """Write a processor for images and text, its tokenizer included.
+
+    Args:
+        folder: of the exported model or adapter.
+        processor: of the run. Its image processor is written a second time, as the file that
+            transformers 4 and programs that serve models read.
+    """
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
 
 
 def _rename_special_tokens(folder: Path, tokenizer: Tokenizer) -> None:

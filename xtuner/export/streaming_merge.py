@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from xtuner.export.adapted_class import auto_class_of
 from xtuner.export.model_folder import read_adapter_config, read_json
 from xtuner.export.weights import TensorInfo, Weights, shown
 from xtuner.model.reward_classes import HEAD, HUB_HEAD, hub_settings
@@ -193,14 +194,10 @@ def _build_meta_base(
     from transformers.core_model_loading import PrefixChange
 
     from xtuner.model.remote_code import IN_COMMAND, resolve_trust
-    from xtuner.model.transformers_models.auto import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-    )
+    from xtuner.model.transformers_models.auto import AutoConfig
 
     classifier = is_classifier(task_type)
-    kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    kind: Any = auto_class_of(base, read_adapter(adapter), classifier=classifier)
     remote = resolve_trust(kind, str(base), trusted=trusted, consent=IN_COMMAND)
     config = AutoConfig.from_pretrained(base, trust_remote_code=remote)
     if getattr(config, "quantization_config", None) is not None:

@@ -51,7 +51,7 @@ def template_of(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def tokenizer_of(cfg: Mapping[str, Any]) -> Any:
-    """The config's tokenizer, built; None when it names none.
+    """The config's tokenizer, built, or that of its processor; None when it names none.
 
     The ``template_arguments`` of the training data are part of its chat template.
 
@@ -60,10 +60,18 @@ def tokenizer_of(cfg: Mapping[str, Any]) -> Any:
     """
     section = cfg.get("tokenizer")
     tokenizer = BUILDER.build(section) if isinstance(section, Mapping) else section
+    if tokenizer is None:
+        tokenizer = getattr(processor_of(cfg), "tokenizer", None)
     arguments = template_arguments_of(cfg)
     if tokenizer is not None and arguments:
         set_arguments(tokenizer, arguments)
     return tokenizer
+
+
+def processor_of(cfg: Mapping[str, Any]) -> Any:
+    """The processor of a config's model, built; None where it has none, as models of text."""
+    section = (cfg.get("model") or {}).get("processor")
+    return BUILDER.build(section) if isinstance(section, Mapping) else section
 
 
 def template_arguments_of(cfg: Mapping[str, Any]) -> dict[str, Any]:

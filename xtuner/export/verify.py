@@ -322,6 +322,7 @@ def load_with_transformers(
     *,
     classifier: bool = False,
     num_labels: int | None = None,
+    auto_class: Any = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model with transformers alone, in fp32.
@@ -330,6 +331,7 @@ def load_with_transformers(
         folder: the model.
         classifier: as a sequence classifier.
         num_labels: of a classifier, where its config does not say.
+        auto_class: of another model; ``AutoModelForCausalLM`` when None.
         trust_remote_code: whether code of the folder may run.
     """
     from xtuner.model.remote_code import load_pretrained
@@ -338,7 +340,8 @@ def load_with_transformers(
         AutoModelForSequenceClassification,
     )
 
-    kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    kind: Any = auto_class or AutoModelForCausalLM
+    kind = AutoModelForSequenceClassification if classifier else kind
     settings: dict[str, Any] = {"num_labels": num_labels} if classifier and num_labels else {}
     return load_pretrained(kind, folder, trusted=trust_remote_code, dtype=torch.float32, **settings)
 

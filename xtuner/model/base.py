@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -371,10 +371,13 @@ def _train_embeddings(config: Any, llm: PreTrainedModel) -> None:
 
 
 def trained_weights(
-    model: nn.Module, state: Mapping[str, Tensor], prefix: str = ""
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    prefix: str = "",
+    more: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """The entries of a model's state dict, named with a ``prefix``, that are trained."""
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    """The entries of a model's state dict, named with a ``prefix``: those trained, and ``more``."""
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad} | {*more}
     return {name: value for name, value in state.items() if name.removeprefix(prefix) in trained}
 
 

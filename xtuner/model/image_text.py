@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from xtuner.model.base import outputs_of, packed_cu_seqlens, use_our_attention
+from xtuner.model.base import outputs_of, packed_cu_seqlens, trained_weights, use_our_attention
 from xtuner.model.loading import is_zero3_init_enabled
 from xtuner.model.modules import attention, image_rows
 from xtuner.model.modules.vision_parts import (
@@ -71,6 +71,8 @@ class VisionLanguageFinetune(SupervisedFinetune):
 
     _blank: Any = None
     """What the image processor makes of a blank image."""
+    _unreached: Collection[str] = ()
+    """Names of weights that were to be trained, and that no image reaches."""
 
     def __init__(
         self,
@@ -151,7 +153,16 @@ class VisionLanguageFinetune(SupervisedFinetune):
             reached = trained_by(self._features_of_blank(self.causal_lm.device))
         for weight in trained:
             weight.requires_grad_(id(weight) in reached)
+        left = {id(weight) for weight in trained if not weight.requires_grad}
+        self._unreached = {name for name, weight in self.named_parameters() if id(weight) in left}
         return any(weight.requires_grad for weight in trained)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As ``FinetuneModel``; peft has the weights of an adapter that no image reaches, too."""
+        if not self.has_adapter:
+            return super().state_dict(*args, **kwargs)
+        state: dict[str, Tensor] = torch.nn.Module.state_dict(self, *args, **kwargs)
+        return trained_weights(self, state, str(kwargs.get("prefix", "")), self._unreached)
 
     def _use_exact_vision_attention(self) -> None:
         """Let encoders compute attention by torch: ours takes ``cu_seq_lens`` for those of rows."""

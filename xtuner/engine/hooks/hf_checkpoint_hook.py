@@ -80,6 +80,9 @@ class HFCheckpointHook(Hook):
             runner.logger.info(f"exported in Hugging Face layout: {folder}")
 
     def _write_beside(self, config: Any, aside: Path) -> None:
+        processor = trained_template.processor_of(config)
+        if processor is not None:
+            sidecar_files.write_processor(aside, processor)
         tokenizer = trained_template.tokenizer_of(config)
         if tokenizer is not None:
             sidecar_files.write_tokenizer(aside, tokenizer, trained_template.template_of(config))

@@ -44,13 +44,13 @@ def require_images(data: Batch, types: Tensor) -> None:
     if marked and not data.get("images"):
         raise UserError(
             tr("the rows have image tokens, and no images came with them."),
-            hint=tr("collate them with VisionLanguageCollator and the model's own processor."),
+            hint=tr("collate them with vision_language_collate_fn and the model's own processor."),
             where=Where(key="train_dataloader.collate_fn"),
         )
     if data.get("images") and not marked:
         raise UserError(
             tr("images came with rows that have no image tokens."),
-            hint=tr("collate them with VisionLanguageCollator and the model's own processor."),
+            hint=tr("collate them with vision_language_collate_fn and the model's own processor."),
             where=Where(key="train_dataloader.collate_fn"),
         )
 

@@ -190,6 +190,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     from peft import PeftModel
 
     from xtuner.export import verify
+    from xtuner.export.adapted_class import auto_class_of
     from xtuner.export.in_memory_merge import load_base
     from xtuner.export.model_folder import read_adapter_config, read_json
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
@@ -197,11 +198,15 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
 
     classifier = str(read_adapter_config(adapter).task_type).endswith("SEQ_CLS")
     measure = verify.compute_rewards if classifier else verify.compute_logits
+    auto_class = auto_class_of(base, read_adapter(adapter), classifier=classifier)
     settings = read_json(merged / "config.json")
     dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
     with verify.quiet_transformers():
         load = functools.partial(
-            verify.load_with_transformers, classifier=classifier, trust_remote_code=trusted
+            verify.load_with_transformers,
+            classifier=classifier,
+            auto_class=auto_class,
+            trust_remote_code=trusted,
         )
         found_model = load(merged)
         ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
@@ -216,6 +221,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
                 torch.float32,
                 "cpu",
                 num_labels=labels if classifier else None,
+                auto_class=auto_class,
                 trust_remote_code=trusted,
             )
         else:

@@ -229,8 +229,13 @@ def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
     Returns:
         The tokenizer, if the config has one.
     """
-    from xtuner.export.sidecar_files import write_tokenizer
-    from xtuner.export.trained_template import template_of, tokenizer_of, uses_own_template
+    from xtuner.export.sidecar_files import write_processor, write_tokenizer
+    from xtuner.export.trained_template import (
+        processor_of,
+        template_of,
+        tokenizer_of,
+        uses_own_template,
+    )
     from xtuner.proving.templates import compare, refuse
     from xtuner.tokenization.chat_template import answer_stops
     from xtuner.tokenization.template_check import PLAIN_PROBES, check_own_template
@@ -245,6 +250,9 @@ def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
             raise
         print(error)
         template = None
+    processor = processor_of(cfg)
+    if processor is not None:
+        write_processor(aside, processor)
     write_tokenizer(aside, tokenizer, template)
     if force:
         return tokenizer
@@ -303,8 +311,12 @@ def _verify(
             written = verify.load_with_peft(cfg.model.llm, aside, classifier=classifier)
         else:
             trusted = bool(cfg.model.llm.get("trust_remote_code"))
+            loader = getattr(cfg.model.llm.type, "__self__", None)
             written = verify.load_with_transformers(
-                aside, classifier=classifier, trust_remote_code=trusted
+                aside,
+                classifier=classifier,
+                auto_class=loader if isinstance(loader, type) else None,
+                trust_remote_code=trusted,
             )
         written = verify.to_fp32(written)
         found = measure(written, ids)
