@@ -6,7 +6,7 @@ import argparse
 import functools
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xtuner.tools.arguments import (
     add_dtype,
@@ -198,16 +198,12 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
 
     classifier = str(read_adapter_config(adapter).task_type).endswith("SEQ_CLS")
     measure = verify.compute_rewards if classifier else verify.compute_logits
-    auto_class = auto_class_of(base, read_adapter(adapter), classifier=classifier)
+    own: Any = auto_class_of(base, read_adapter(adapter), classifier=classifier)
+    how: dict[str, Any] = {"auto_class": own, "trust_remote_code": trusted}
     settings = read_json(merged / "config.json")
     dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
     with verify.quiet_transformers():
-        load = functools.partial(
-            verify.load_with_transformers,
-            classifier=classifier,
-            auto_class=auto_class,
-            trust_remote_code=trusted,
-        )
+        load = functools.partial(verify.load_with_transformers, classifier=classifier, **how)
         found_model = load(merged)
         ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
         found = measure(found_model, ids)
@@ -216,14 +212,8 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
         del found_model
         quantised = "quantization_config" in read_json(base / "config.json")
         if quantised:
-            model = load_base(
-                base,
-                torch.float32,
-                "cpu",
-                num_labels=labels if classifier else None,
-                auto_class=auto_class,
-                trust_remote_code=trusted,
-            )
+            heads = labels if classifier else None
+            model = load_base(base, torch.float32, "cpu", num_labels=heads, **how)
         else:
             model = load(base, num_labels=labels)
         resize_embeddings(model, read_adapter(adapter))
