@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import is_torchvision_available
 
 from tests.helpers.architectures import BASE, DELTA_NET, SETTINGS, WINDOWS
-from tests.helpers.support import Trained, gradients_of
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset.collate_fns import default_collate_fn
+from xtuner.proving.training import Trained, gradients_of
 
 VOCABULARY = 576
 """Rows of the embeddings: 512 of the tokenizer, the family's special tokens, and spare ones."""

@@ -16,10 +16,11 @@ from tests.helpers.image_text import (
     processed,
     samples_of,
 )
-from tests.helpers.support import Trained, Wrong, gradients_of
+from tests.helpers.support import Wrong, require_same
 from tests.helpers.tiny import make_model
 from xtuner.model import SupervisedFinetune, VisionLanguageFinetune, image_text
 from xtuner.model.modules import attention, image_rows
+from xtuner.proving.training import Trained, gradients_of
 from xtuner.tokenization.processor import load_processor
 from xtuner.utils.errors import UserError
 
@@ -79,7 +80,7 @@ def test_padded_rows_are_the_plain_class_on_the_processors_batch(kind):
         if model.parts.part_of(name) == "language_model"
     }
     found = train(model, batch(kind))
-    found.require(Trained(wanted(kind).loss, theirs))
+    require_same(found, Trained(wanted(kind).loss, theirs))
     assert {model.parts.part_of(name) for name in found.gradients} == {"language_model"}
     parts = {model.parts.part_of(name) for name in wanted(kind).gradients}
     assert parts == {"language_model", "projector", "visual_encoder"}
@@ -88,14 +89,14 @@ def test_padded_rows_are_the_plain_class_on_the_processors_batch(kind):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_packed_rows_are_samples_alone(kind):
     model = make(kind, packed=True, use_activation_checkpointing=True, **WHOLE).train()
-    train(model, batch(kind, packed=True)).require(wanted(kind))
+    require_same(train(model, batch(kind, packed=True)), wanted(kind))
 
 
 @pytest.mark.parametrize("kind", POSITIONS)
 def test_wrong_positions_are_found(kind, monkeypatch):
     monkeypatch.setattr(VisionLanguageFinetune, "_with_positions", lambda self, data: data)
     with pytest.raises(Wrong):
-        train(make(kind, packed=True), batch(kind, packed=True)).require(wanted(kind))
+        require_same(train(make(kind, packed=True), batch(kind, packed=True)), wanted(kind))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -103,7 +104,7 @@ def test_causal_image_tokens_are_found(kind, monkeypatch):
     monkeypatch.setattr(attention, "lets_see_later_tokens", lambda function: False)
     for packed in (False, True):
         with pytest.raises(Wrong):
-            train(make(kind, packed), batch(kind, packed)).require(wanted(kind))
+            require_same(train(make(kind, packed), batch(kind, packed)), wanted(kind))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -111,7 +112,7 @@ def test_missing_token_types_are_found(kind, monkeypatch):
     model = make(kind, packed=True)
     monkeypatch.setattr(image_rows, "TOKEN_TYPES", ())
     with pytest.raises(Wrong):
-        train(model, batch(kind, packed=True)).require(wanted(kind))
+        require_same(train(model, batch(kind, packed=True)), wanted(kind))
 
 
 def test_samples_that_see_each_other_are_refused(monkeypatch):

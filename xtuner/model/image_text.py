@@ -17,6 +17,7 @@ from xtuner.model.modules import attention, image_rows
 from xtuner.model.modules.vision_parts import (
     VisionParts,
     add_encoder_targets,
+    keep_vision_unquantized,
     modules_to_save,
     outermost,
     trained_by,
@@ -71,6 +72,8 @@ class VisionLanguageFinetune(SupervisedFinetune):
 
     _blank: Any = None
     """What the image processor makes of a blank image."""
+    _computes_blanks: bool | None = None
+    """Whether a batch without images has a blank one; None until the first such batch."""
     _unreached: Collection[str] = ()
     """Names of weights that were to be trained, and that no image reaches."""
 
@@ -99,6 +102,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
             "other": True,
         }
         kwargs.setdefault("tokenizer", getattr(processor, "tokenizer", None))
+        llm = keep_vision_unquantized(llm) if isinstance(llm, Mapping) else llm
         super().__init__(llm, adapter or copy.copy(encoder_lora), *args, **kwargs)
         self.processor = processor
         body = self.causal_lm.base_model
@@ -203,8 +207,16 @@ class VisionLanguageFinetune(SupervisedFinetune):
 
     def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
         """As ``SupervisedFinetune``, images included."""
+        return super().compute_loss(self._with_positions(data), num_items_in_batch)
+
+    def hidden_states(self, data: Batch, shard: SequenceShard | None = None) -> Tensor:
+        """As ``FinetuneModel``, images included."""
         with self._blank_image(data):
-            return super().compute_loss(self._with_positions(data), num_items_in_batch)
+            return super().hidden_states(data, shard)
+
+    def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
+        with self._blank_image(data):
+            return super()._loss_sum_of_all_logits(data, shard)
 
     def compute_outputs(self, data: Batch) -> ModelOutput | Tensor:
         """As ``SupervisedFinetune``, images included."""
@@ -274,10 +286,13 @@ class VisionLanguageFinetune(SupervisedFinetune):
     def _blank_image(self, data: Batch) -> Iterator[None]:
         """Make all weights for images part of a batch without images, without effect.
 
-        They then have gradients of 0, for which other processes may wait, and sharded weights are
-        gathered in the same order everywhere.
+        They then have gradients of 0, for which other processes may wait; weights that processes
+        share are gathered in the same order everywhere, frozen ones too. Probes are no batches:
+        each process makes them with text alone.
         """
-        if not self._trains_vision or data.get("images"):
+        if self._computes_blanks is None:
+            self._computes_blanks = self._trains_vision or is_sharded(self.causal_lm)
+        if not self._computes_blanks or data.get("images"):
             yield
             return
 

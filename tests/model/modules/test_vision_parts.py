@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from tests.helpers.image_text import (
     FAMILIES,
@@ -15,10 +15,11 @@ from tests.helpers.image_text import (
     plain_image_text,
     samples_of,
 )
-from tests.helpers.support import Trained, gradients_of, move_adapter
+from tests.helpers.support import require_same
 from tests.helpers.tiny import make_model
 from xtuner.model import VisionLanguageFinetune
 from xtuner.model.modules.vision_parts import VisionParts
+from xtuner.proving.training import Trained, copy_trained, gradients_of, move_adapter
 from xtuner.tokenization.processor import load_processor
 from xtuner.utils.errors import UserError
 
@@ -43,11 +44,12 @@ def processor_of(kind):
     return load_processor(image_text_folder(kind))
 
 
-def make(kind, **settings):
+def make(kind, quantization=None, **settings):
     llm = {
         "type": AutoModelForImageTextToText.from_pretrained,
         "pretrained_model_name_or_path": str(image_text_folder(kind)),
         "dtype": torch.float32,
+        **({"quantization_config": quantization} if quantization else {}),
     }
     return VisionLanguageFinetune(llm, processor=processor_of(kind), **settings).eval()
 
@@ -91,15 +93,11 @@ def test_an_adapter_on_both_is_pefts_on_the_plain_class(kind):
     loss.backward()
     config = model.llm.peft_config["default"]
     plain = get_peft_model(plain_image_text(kind), config).eval()
-    own = dict(model.llm.named_parameters())
-    with torch.no_grad():
-        for name, weight in plain.named_parameters():
-            if weight.requires_grad:
-                weight.copy_(own[name])
+    copy_trained(model.llm, plain)
     found = Trained(loss.item(), gradients_of(model.llm))
     wanted = own_loss(processor, plain, samples_of(processor))
     wanted.gradients = {k: v for k, v in wanted.gradients.items() if k in found.gradients}
-    found.require(wanted)
+    require_same(found, wanted)
     assert found.gradients.keys() == trained(model)
     assert parts_of(model) == {"language_model", "visual_encoder", "projector"}
 
@@ -152,3 +150,35 @@ def test_settings_that_contradict_each_other_are_refused():
     ):
         with pytest.raises(UserError, match=message):
             make("smolvlm", **settings)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "gemma3"])
+def test_4_bits_are_for_the_language_model(kind):
+    """Packed rows are the samples alone there, too; the projector is trained as a whole."""
+    pytest.importorskip("bitsandbytes")
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = make(
+        kind,
+        quantization=bits,
+        lora={"type": LoraConfig, **LORA},
+        freeze_projector=False,
+        use_varlen_attn=True,
+    )
+    move_adapter(model)
+    quantized = {
+        model.parts.part_of(name)
+        for name, layer in model.llm.named_modules()
+        if type(layer).__name__ == "Linear4bit"
+    }
+    assert quantized == {"language_model"}
+    processor, samples = processor_of(kind), samples_of(processor_of(kind))
+    packed = model(collated(processor, samples, packed=True))["loss"]
+    packed.backward()
+    assert parts_of(model) == {"language_model", "projector"}
+    assert gradients_of(model.llm).keys() == trained(model)
+    items = [collated(processor, [sample], packed=True) for sample in samples]
+    total = {"tokens": sum(model.num_items(item)["tokens"] for item in items)}
+    alone = sum(model(item, num_items_in_batch=total)["loss"].item() for item in items)
+    assert alone == pytest.approx(packed.item(), rel=1e-5)

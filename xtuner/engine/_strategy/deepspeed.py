@@ -35,12 +35,21 @@ IN_ITS_FILES = {
 }
 
 
+def _saves_frozen(model: nn.Module) -> bool:
+    """Whether a model's own state dict has weights that are not trained."""
+    saved = model.state_dict().keys()
+    return any(
+        not weight.requires_grad and name in saved for name, weight in model.named_parameters()
+    )
+
+
 class DeepSpeedStrategy(Strategy):
     """Trains with ``deepspeed.initialize``; checkpoints are DeepSpeed's folders.
 
     Args:
         config: DeepSpeed's settings without ``auto`` (``engine.adapt_strategy`` fills them in).
-        exclude_frozen_parameters: leave weights that are not trained out of checkpoints.
+        exclude_frozen_parameters: leave weights that are not trained out of checkpoints, unless the
+            model's own state dict has them: a model of which a part is frozen is saved whole.
     """
 
     def __init__(self, config: Mapping[str, Any], exclude_frozen_parameters: bool = True) -> None:
@@ -140,6 +149,7 @@ class DeepSpeedStrategy(Strategy):
 
         The fp32 weights are part of its optimizer states, so these are always written.
         """
+        exclude = self.exclude_frozen_parameters and not _saves_frozen(model.module)
 
         def write(folder: Path) -> None:
             with warnings.catch_warnings():
@@ -148,7 +158,7 @@ class DeepSpeedStrategy(Strategy):
                     str(folder.parent),
                     tag=folder.name,
                     save_latest=False,
-                    exclude_frozen_parameters=self.exclude_frozen_parameters,
+                    exclude_frozen_parameters=exclude,
                 )
 
         save_folder(path, state, write)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import Tensor, nn
 
 from xtuner.model.lora.targets import not_reached_by_text
+from xtuner.model.meta_model import build_meta_model, is_model_loader
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Part: TypeAlias = Literal["language_model", "visual_encoder", "projector", "other"]
 VISION = "vision"
 """In the name of the configuration of a visual encoder: ``vision_config``."""
+SKIPPED = "llm_int8_skip_modules"
+"""What bitsandbytes' settings call the modules that are not quantized, in 4 bits, too."""
 MERGER = "merger"
 """In the name of the last layers of an encoder, which belong to the projector."""
 
@@ -126,6 +129,33 @@ def outermost(names: Iterable[str]) -> tuple[str, ...]:
 
 def _is_inside(name: str, outer: tuple[str, ...]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in outer)
+
+
+def keep_vision_unquantized(llm: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model whose weights are quantized, but those that images reach first.
+
+    They are few, and rounding them costs more than it saves; and projectors are trained as a whole.
+
+    Args:
+        llm: ``dict(type=AutoModelForImageTextToText.from_pretrained, ...)``; what its
+            ``llm_int8_skip_modules`` names already is left as it is.
+    """
+    settings: dict[str, Any] = dict(llm)
+    quantization: Any = settings.pop("quantization_config", None)
+    named = isinstance(quantization, Mapping)
+    skipped = quantization.get(SKIPPED) if named else getattr(quantization, SKIPPED, None)
+    if quantization is None or skipped or not is_model_loader(settings.get("type")):
+        return dict(llm)
+    model = build_meta_model(settings)
+    parts, head = VisionParts.of(model), model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
+    names += [*parts.of_vision, *parts.other]
+    if named:
+        changed: Any = {**quantization, SKIPPED: names}
+    else:
+        changed = copy.copy(quantization)
+        setattr(changed, SKIPPED, names)
+    return {**settings, "quantization_config": changed}
 
 
 def vision_attention(llm: PreTrainedModel, implementation: str) -> dict[str, str]:

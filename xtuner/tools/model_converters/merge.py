@@ -203,7 +203,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     settings = read_json(merged / "config.json")
     dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
     with verify.quiet_transformers():
-        load = functools.partial(verify.load_with_transformers, classifier=classifier, **how)
+        load: Any = functools.partial(verify.load_with_transformers, classifier=classifier, **how)
         found_model = load(merged)
         ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
         found = measure(found_model, ids)

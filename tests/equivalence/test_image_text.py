@@ -1,0 +1,75 @@
+"""Two processes train what one does on rows of which some have no image, in each way of sharing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.equivalence.runs import train, train_on_ranks
+from tests.equivalence.test_sequence_parallel import differences
+from tests.helpers.image_text import image_text_folder, make_image
+from xtuner.checkpoint.checkpoint import find_latest, load_state_dict
+
+CONFIG = "tests/equivalence/image_text_config.py"
+STEPS, PROCESSES = 3, 2
+KINDS = {
+    "full": [],
+    "lora": ["adapter=True"],
+    "frozen": ["frozen=True"],
+    "packed": ["packed=True"],
+}
+# A process keeps ZeRO-3 in mind, so that comes last.
+WAYS = [
+    *(("full", ""), ("lora", ""), ("packed", "")),
+    *(("full", "--fsdp"), ("frozen", "--fsdp")),
+    *(("full", "deepspeed_zero3"), ("frozen", "deepspeed_zero3")),
+]
+
+
+def save_rows(folder: Path) -> Path:
+    """Rows with an image and rows of text in turn: processes have one kind each.
+
+    32 rows are 20 packed ones, as many for each process.
+    """
+    rows = []
+    for number in range(32):
+        seen = "<image>" if number % 2 else ""
+        answer = {"role": "assistant", "content": f"number {number} of them"}
+        messages = [{"role": "user", "content": f"{seen}What is {number}?"}, answer]
+        name = f"{number}.png"
+        make_image(56, 28 + number % 12, number).save(folder / name)
+        rows.append({"messages": messages, "images": [name] if seen else []})
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return file
+
+
+# One test: the processes that are forked go through all runs.
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path):
+    base, rows = image_text_folder("qwen2_5_vl"), save_rows(tmp_path)
+    words = ["--cfg-options", f"base={base}", f"data_files={rows}", f"steps={STEPS}"]
+    for kind, options in KINDS.items():
+        status, printed = train(CONFIG, tmp_path / kind, *words, *options)
+        assert status == 0, printed
+    runs = [
+        [
+            *(CONFIG, "--work-dir", tmp_path / f"{kind}{way}" / "2"),
+            *(["--deepspeed", way] if way.startswith("deepspeed") else way.split()),
+            *(*words, *KINDS[kind], f"ways={PROCESSES}"),
+        ]
+        for kind, way in WAYS
+    ]
+    train_on_ranks(PROCESSES, runs, tmp_path)
+    off = [
+        f"{kind} {way}: {difference}"
+        for kind, way in WAYS
+        for difference in differences(tmp_path / kind, tmp_path / f"{kind}{way}" / "2", STEPS - 1)
+    ]
+    assert not off, "\n".join(off)
+    frozen = load_state_dict(find_latest(tmp_path / "frozen"))
+    full = load_state_dict(find_latest(tmp_path / "full"))
+    seeing = [name for name in full if ".visual." in name]
+    assert seeing and any(bool((full[name] != frozen[name]).any()) for name in seeing)
