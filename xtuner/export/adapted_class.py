@@ -28,10 +28,11 @@ def auto_class_of(base: Path, names: Iterable[str], *, classifier: bool = False)
         names: of the adapter's tensors.
         classifier: whether its task is that of a sequence classifier.
     """
-    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+    from transformers import CONFIG_MAPPING
 
     from xtuner.model.transformers_models.auto import (
         AutoModelForCausalLM,
+        AutoModelForImageTextToText,
         AutoModelForSequenceClassification,
         model_classes,
     )
