@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from xtuner.dataset.prepare.token_stats import token_stats_of
 from xtuner.doctor.findings import Findings
-from xtuner.doctor.parts import find_parts, name_of
+from xtuner.doctor.parts import PARTS_BUILDER, find_parts, name_of
+from xtuner.doctor.pictures import pictures_of
 from xtuner.doctor.places import Places
 from xtuner.doctor.show import Shown, show_sample
 from xtuner.doctor.tokens import TokenFacts, measure
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 TEXT_BUILDERS = ("process_hf_dataset", "process_ms_dataset")
 BATCH = 1000
 """Rows read at a time from an encoded dataset."""
+DEFAULT_LENGTH = 2048
+"""``max_length`` of datasets with images."""
 NO_LIMIT = 1 << 30
 """A ``max_length`` that cuts nothing."""
 
@@ -31,8 +34,14 @@ def text_datasets(dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if name_of(dataset.get("type", "")) == "ConcatDataset":
         parts = [text_datasets(one) for one in dataset["datasets"]]
         return [one for part in parts for one in part] if all(parts) else []
+    if _has_images(dataset) and dataset.get("processor"):
+        return [{"max_length": DEFAULT_LENGTH, **dataset}]
     is_text = name_of(dataset.get("type", "")) in TEXT_BUILDERS
     return [dataset] if is_text and dataset.get("tokenizer") and dataset.get("max_length") else []
+
+
+def _has_images(settings: Mapping[str, Any]) -> bool:
+    return name_of(settings.get("type", "")) == PARTS_BUILDER
 
 
 def measure_all(
@@ -48,9 +57,16 @@ def measure_all(
     facts.max_length = limits.pop() if len(limits) == 1 else None
     for settings in datasets:
         limit = int(settings["max_length"])
-        tokenizer = _build(settings["tokenizer"])
-        loose = {**settings, "max_length": NO_LIMIT, "pack_to_max_length": False}
-        rows = _build({**loose, "shuffle_before_pack": False, "bad_rows": "drop"})
+        loose = {**settings, "pack_to_max_length": False, "bad_rows": "drop"}
+        loose["shuffle_before_pack"] = False
+        if _has_images(settings):
+            tokenizer = _build(settings["processor"]).tokenizer
+            is_strict = settings.get("long_samples") == "error"
+            built = _build({**loose, "long_samples": "drop"} if is_strict else loose)
+            rows = built.table
+        else:
+            tokenizer = _build(settings["tokenizer"])
+            built = rows = _build({**loose, "max_length": NO_LIMIT})
         (part,) = find_parts(settings)
         places = Places(part)
         measure(
@@ -63,7 +79,7 @@ def measure_all(
             empty_thoughts=_empty_thoughts(tokenizer),
         )
         bad = _note_bad_rows(rows, settings, places, findings)
-        shown = shown or _first(rows, limit, tokenizer, places)
+        shown = shown or _first(built, limit, tokenizer, places)
         if settings.get("pack_to_max_length", True) and not bad:
             packs = len(_build(settings))
             facts.packs += packs
@@ -77,12 +93,14 @@ def _note_bad_rows(
     """Note the rows that cannot be used; gives whether training refuses the dataset for them."""
     stats = token_stats_of(rows)
     numbers = stats.dropped.get("bad", []) if stats else []
-    dropped = settings.get("bad_rows") == "drop"
+    dropped = settings.get("bad_rows", "drop" if _has_images(settings) else "error") == "drop"
     for index, number in enumerate(numbers):
         where = places(number)
         why = stats.bad_rows[index] if stats and index < len(stats.bad_rows) else ""
         detail = why.removeprefix(f"{where}: ")
         findings.add("left-out" if dropped else "bad-row", replace(where, detail=detail))
+    for number in stats.dropped.get("too_long", []) if stats else []:
+        findings.add("too-long", places(number))
     return bool(numbers) and not dropped
 
 
@@ -112,7 +130,7 @@ def _each(dataset: Dataset) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, values, strict=True))
 
 
-def _first(dataset: Dataset, limit: int, tokenizer: Tokenizer, places: Places) -> Shown | None:
+def _first(dataset: Any, limit: int, tokenizer: Tokenizer, places: Places) -> Shown | None:
     if not len(dataset):
         return None
     row = dataset[0]
@@ -123,6 +141,7 @@ def _first(dataset: Dataset, limit: int, tokenizer: Tokenizer, places: Places) -
         row["labels"][:limit],
         tokenizer.decode,
         sources=[str(where)],
+        pictures=pictures_of(row.get("images") or []),
     )
 
 

@@ -35,7 +35,8 @@ def examine(config: str, dataset: Mapping[str, Any]) -> tuple[Report, Shown | No
         no_tokens = tr("Tokens are counted once everything marked ✗ is fixed.")
     elif not datasets:
         no_tokens = tr(
-            "Tokens are counted for process_hf_dataset with a tokenizer and max_length only."
+            "Tokens are counted for process_hf_dataset with a tokenizer and max_length, and for "
+            "VisionLanguageDataset."
         )
     else:
         try:

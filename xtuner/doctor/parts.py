@@ -11,12 +11,14 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows
 from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
-from xtuner.doctor.layouts import BY_MAP_FN, LAYOUTS
+from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS
 from xtuner.doctor.scan import Part
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 IMAGE_BUILDERS = ("LLaVADataset", "InternVL_V1_5_Dataset")
+PARTS_BUILDER = "VisionLanguageDataset"
+"""Reads rows whose messages have content parts."""
 RAW_BUILDERS: Mapping[str, str] = {
     "MOSSSFTDataset": "data_file",
     "RefCOCOJsonDataset": "data_path",
@@ -48,6 +50,8 @@ def find_parts(dataset: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[P
         return find_parts(dataset["dataset_cfg"], (*path, "dataset_cfg"))
     if builder in ("process_hf_dataset", "process_ms_dataset", "build_preference_dataset"):
         return [replace(_text_part(builder, dataset), path=path)]
+    if builder == PARTS_BUILDER:
+        return [_parts_part(dataset)]
     if builder in IMAGE_BUILDERS:
         return list(_image_parts(dataset))
     if builder in RAW_BUILDERS:
@@ -72,6 +76,13 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
     if name_of(function) in BY_MAP_FN and not _is_users_own(function):
         return Part(name, rows, None, BY_MAP_FN[name_of(function)])
     return Part(name, rows, resolve(function), None)
+
+
+def _parts_part(dataset: Mapping[str, Any]) -> Part:
+    source, function = dataset.get("dataset"), dataset.get("dataset_map_fn")
+    name, rows = _source(source if source is not None else ())
+    is_own = function is not None and name_of(function) not in ("auto", AUTO.map_fn)
+    return Part(name, rows, resolve(function) if is_own else None, None, has_content_parts=True)
 
 
 def _is_users_own(function: object) -> bool:

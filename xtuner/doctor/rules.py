@@ -130,6 +130,10 @@ RULES: Mapping[str, Rule] = {
         NOTE, N_("an answer ends inside a code block"),
         N_("the answer may have been cut when it was made."),
     ),
+    "too-long": Rule(
+        WARNING, N_("longer than max_length: the row is left out"),
+        N_("raise max_length, lower max_pixels, or scale images down: long_samples='shrink'."),
+    ),
     "cut": Rule(
         WARNING, N_("cut at max_length: the end of the answer is lost"),
         N_("raise max_length, or shorten the rows."),
@@ -160,8 +164,8 @@ RULES: Mapping[str, Rule] = {
     ),
     "image-in-text": Rule(
         WARNING, N_("an image in data that are trained as text"),
-        N_("the model sees the mark, not the image; use LLaVADataset or InternVL_V1_5_Dataset, or "
-           "delete the mark."),
+        N_("the model sees the mark, not the image; use VisionLanguageDataset, or delete the "
+           "mark."),
     ),
     "few-steps": Rule(
         WARNING, N_("the run is very short"),

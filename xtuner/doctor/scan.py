@@ -26,12 +26,14 @@ from xtuner.doctor.layouts import (
     preference_layout,
     recognise,
 )
-from xtuner.doctor.turns import Message, messages_of_row
+from xtuner.doctor.turns import Message, messages_of_row, messages_with_images
 from xtuner.utils.lang import tr
 
 XTUNER = LAYOUTS["xtuner"]
 CUSTOM = Layout("custom", {})
 """What only the user's own map function can read."""
+IMAGES = Layout("images", {})
+"""Conversations with images, whatever their layout."""
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Part:
         image_folder: where the images of its rows are; None when it has none.
         path: the keys from the dataset's settings to those of the part; None when these take no
             ``dataset_map_fn``.
+        has_content_parts: whether its rows are conversations with images in any layout, of which
+            encoding names those that cannot be used.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Part:
     layout: Layout | None = XTUNER
     image_folder: str | None = None
     path: tuple[str, ...] | None = None
+    has_content_parts: bool = False
 
 
 @dataclass
@@ -99,6 +104,7 @@ class _PartScan:
 
     def run(self) -> None:
         """Examine the rows, then what only the whole part can show."""
+        examine = self._examine_parts if self.part.has_content_parts else self._examine
         seen: dict[str, int] = {}
         for row in self.part.rows():
             seen.setdefault(row.file, 0)
@@ -107,7 +113,7 @@ class _PartScan:
                 continue
             seen[row.file] += 1
             self.result.rows += 1
-            if self._examine(row):
+            if examine(row):
                 self.result.good += 1
         self.result.files += [file for file in seen if file not in self.result.files]
         if not any(seen.values()) and "bad-json" not in self.findings:
@@ -150,6 +156,21 @@ class _PartScan:
         for code, detail in problems:
             self._add(code, row, detail)
         self.copies.add(row, (tuple((one.role, one.text) for one in messages), _extra(value)))
+        return not any(code in ("no-answer", "not-trained") for code, _ in problems)
+
+    def _examine_parts(self, row: Row) -> bool:
+        """Check a row with images; gives whether it can be trained on."""
+        if not isinstance(row.value, dict):
+            self._add("not-an-object", row, named(row.value))
+            return False
+        messages = messages_with_images(row.value, self.part.map_fn)
+        if messages is None:
+            return False
+        problems = list(roles(messages, IMAGES))
+        problems += [problem for check in MESSAGE_CHECKS for problem in check(messages, IMAGES)]
+        for code, detail in problems:
+            self._add(code, row, detail)
+        self.copies.add(row, (tuple((one.role, one.text) for one in messages), repr(row.value)))
         return not any(code in ("no-answer", "not-trained") for code, _ in problems)
 
     def _layout(self, row: Row) -> Layout | None:

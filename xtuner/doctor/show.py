@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
+from xtuner.doctor.pictures import Picture
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.lang import tr
 
@@ -20,6 +21,8 @@ PACK_BORDER = "─"
 TRAINED = "bold green"
 UNTRAINED = "dim"
 IMAGE = "<image>"
+REPEATED = 4
+"""Tokens that are alike, one after the other, of which one is shown, with how many there are."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class ShownRow:
     segments: Sequence[Piece]
     tokens: int
     trained: int
+    pictures: Sequence[Picture] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def show_sample(
     decode: Callable[[list[int]], str],
     cu_seqlens: Sequence[int] | None = None,
     sources: Sequence[str] = (),
+    pictures: Sequence[Sequence[Picture]] = (),
 ) -> Shown:
     """Cut a sample into rows and stretches.
 
@@ -64,6 +69,7 @@ def show_sample(
         decode: turns ids into text without leaving special tokens out.
         cu_seqlens: of a packed row, from 0 to its length; None for a single sample.
         sources: the ``file:line`` of each row, as far as known.
+        pictures: of each row, where there are any.
     """
     cu_seqlens = list(cu_seqlens) if cu_seqlens is not None else [0, len(input_ids)]
     rows = []
@@ -75,6 +81,7 @@ def show_sample(
                 segments=list(_pieces(ids, wanted, decode)),
                 tokens=len(ids),
                 trained=sum(label != IGNORE_INDEX for label in wanted),
+                pictures=pictures[number] if number < len(pictures) else (),
             )
         )
     return Shown(title, rows)
@@ -94,13 +101,18 @@ def _pieces(
 
 
 def decode_tokens(ids: Sequence[int], decode: Callable[[list[int]], str]) -> str:
-    """Text of ids, where ids below zero (places of images) become ``<image>``."""
+    """Text of ids, where ids below zero (places of images) become ``<image>``.
+
+    Of many equal tokens, as an image has them, one is shown with their number.
+    """
     text, known = "", []
-    for token in ids:
-        if token >= 0:
-            known.append(int(token))
+    for token, run in itertools.groupby(map(int, ids)):
+        count = sum(1 for _ in run)
+        if token >= 0 and count < REPEATED:
+            known += [token] * count
             continue
-        text += (decode(known) if known else "") + IMAGE
+        text += decode(known) if known else ""
+        text += IMAGE * count if token < 0 else f"{decode([token])}×{count}"
         known = []
     return text + (decode(known) if known else "")
 
@@ -113,6 +125,8 @@ def print_sample(shown: Shown, console: Console) -> None:
         if len(shown.rows) > 1 or row.source:
             label = _label(row, number, len(shown.rows))
             console.rule(Text(label, style="cyan"), characters=PACK_BORDER, align="left")
+        if row.pictures:
+            console.print(_images(row), style="cyan", soft_wrap=True)
         text = Text()
         for piece in row.segments:
             plain = console.no_color or not console.is_terminal
@@ -133,6 +147,11 @@ def _legend(plain: bool) -> Text:
     if plain:
         return Text(tr("[[ ]]: trained"))
     return Text.assemble((tr("trained"), TRAINED), "  ", (tr("not trained"), UNTRAINED))
+
+
+def _images(row: ShownRow) -> str:
+    sizes = ", ".join(map(str, row.pictures))
+    return tr("{count} images: {sizes}", count=len(row.pictures), sizes=sizes)
 
 
 def _label(row: ShownRow, number: int, total: int) -> str:
@@ -164,6 +183,8 @@ def sample_html(shown: Shown) -> str:
     for number, row in enumerate(shown.rows):
         label = html.escape(_label(row, number, len(shown.rows)))
         parts.append(f'<div class="row">{label}</div>')
+        parts += [f'<div class="row">{_images(row)}</div>'] if row.pictures else []
+        parts += [f'<img src="{each.uri}" alt="{each}" title="{each}">' for each in row.pictures]
         spans = (
             f'<span class="{"trained" if piece.trained else "untrained"}">'
             f"{html.escape(_harmless(piece.text))}</span>"

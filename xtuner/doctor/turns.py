@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, messages_of
 from xtuner.tokenization.content import has_loss
 from xtuner.tokenization.encode import is_on
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 
 class Message(NamedTuple):
@@ -89,3 +90,32 @@ def _from_preference(row: Mapping[str, Any], layout: Layout) -> list[Message]:
     if not asked and len(chosen) == 1:
         asked = [{"role": "user", "content": "-"}]  # the prompt is inside the text
     return _from_messages([*asked, *chosen], layout)
+
+
+def messages_with_images(
+    row: Mapping[str, Any], function: Callable[[Any], Any] | None
+) -> list[Message] | None:
+    """The messages of a row with images, each image as ``<image>``.
+
+    Args:
+        row: of any layout.
+        function: the user's own map function; None where the layout is recognised.
+
+    Returns:
+        None for a row that cannot be used.
+    """
+    from xtuner.dataset.vision_language.content_parts import conversation_of
+
+    try:
+        talk = conversation_of(row, function)
+    except Exception:  # whatever the user's function may raise; encoding names the row
+        return None
+    return [
+        Message(
+            message["role"],
+            "".join(part.get("text", DEFAULT_IMAGE_TOKEN) for part in message["content"]),
+            has_loss(message),
+            bool(message.get("tool_calls")),
+        )
+        for message in talk.messages
+    ]

@@ -27,7 +27,9 @@ SAMPLE_ROWS = LazyObject("xtuner.proving.rows", "sample_rows")
 ADAMW = LazyObject("torch.optim", "AdamW")
 SAMPLED_BY = ("process_hf_dataset", "build_preference_dataset")
 """Builders whose ``dataset`` gives rows of a table."""
-LIMITED_BY = ("process_ms_dataset", "LLaVADataset", "InternVL_V1_5_Dataset")
+LIMITED_BY = (
+    *("process_ms_dataset", "VisionLanguageDataset", "LLaVADataset", "InternVL_V1_5_Dataset"),
+)
 """Builders that draw rows themselves (``max_dataset_length``)."""
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 PATH = "pretrained_model_name_or_path"

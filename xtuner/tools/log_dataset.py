@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from xtuner.config import load_config
+    from xtuner.doctor.pictures import pictures_of
     from xtuner.doctor.show import html_page, print_sample, sample_html, show_sample
     from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
     from xtuner.utils.files import write_text
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(args.config, args.cfg_options)
     settings = train_dataset_of(cfg, args.config)
     call_before_run(cfg)
-    tokenizer = build(tokenizer_settings(cfg._to_lazy_dict(), settings))
+    tokenizer = tokenizer_of(cfg._to_lazy_dict(), settings, build)
     dataset = build(settings)
     index = position(args.index, len(dataset))
     sample = dataset[index]
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer.decode,
         cu_seqlens=cu_seqlens,
         sources=CHOICES if is_pair else sources_of(settings, dataset, index, sample),
+        pictures=pictures_of(sample.get("images") or []),
     )
     if args.show in ("text", "all"):
         print_sample(shown, Console(highlight=False))
@@ -97,8 +99,15 @@ def tokens_of(sample: Mapping[str, Any]) -> tuple[list[int], list[int], list[int
     )
 
 
-def tokenizer_settings(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> Any:
-    """The tokenizer of a dataset: its own, that of its first part, or the config's.
+def tokenizer_of(
+    cfg: Mapping[str, Any], dataset: Mapping[str, Any], build: Callable[[Any], Any]
+) -> Any:
+    """The tokenizer of a dataset: its own or its processor's, of its first part, or the config's.
+
+    Args:
+        cfg: the whole config.
+        dataset: the settings of the dataset.
+        build: makes what settings describe.
 
     Raises:
         UserError: when there is none.
@@ -106,7 +115,9 @@ def tokenizer_settings(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> An
     parts = dataset.get("datasets") or [dataset.get("dataset_cfg") or {}]
     for holder in (dataset, *parts, cfg):
         if isinstance(holder, dict) and holder.get("tokenizer"):
-            return holder["tokenizer"]
+            return build(holder["tokenizer"])
+        if isinstance(holder, dict) and holder.get("processor"):
+            return build(holder["processor"]).tokenizer
     raise UserError(
         tr("the config has no tokenizer"),
         hint="tokenizer = dict(type=AutoTokenizer.from_pretrained, ...)",

@@ -14,7 +14,7 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 # The builders that can keep rows from training.
-SPLIT_BY = ("process_hf_dataset", "process_ms_dataset")
+SPLIT_BY = ("process_hf_dataset", "process_ms_dataset", "VisionLanguageDataset")
 
 
 def adapt_validation_split(config: Config) -> list[str]:

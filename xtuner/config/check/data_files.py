@@ -23,7 +23,13 @@ OF_LOCAL_DATASETS = (
 )
 """Arguments of this package's datasets that are always paths, however they are written."""
 LOCAL_DATASETS = (
-    *("LLaVADataset", "InternVL_V1_5_Dataset", "MOSSSFTDataset", "RefCOCOJsonDataset"),
+    *(
+        "VisionLanguageDataset",
+        "LLaVADataset",
+        "InternVL_V1_5_Dataset",
+        "MOSSSFTDataset",
+        "RefCOCOJsonDataset",
+    ),
     *("InvRefCOCOJsonDataset", "load_intern_repo_tokenized_dataset"),
     "load_intern_repo_untokenized_dataset",
 )

@@ -87,7 +87,10 @@ REGISTRIES: Mapping[str, Registered] = {
         ("*_dataloader.collate_fn",),
         ("default_collate", "pseudo_collate"),
         dict.fromkeys(
-            ("default_collate_fn", "mmlu_collate_fn", "preference_collate_fn"),
+            (
+                *("default_collate_fn", "mmlu_collate_fn", "preference_collate_fn"),
+                "vision_language_collate_fn",
+            ),
             "xtuner.dataset.collate_fns",
         ),
     ),

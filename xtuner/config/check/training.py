@@ -18,6 +18,11 @@ from xtuner.utils.templates import PROMPT_TEMPLATE
 
 SFT = "SupervisedFinetune"
 HF_DATASETS = ("process_hf_dataset", "process_ms_dataset")
+TEXT_PARTS = (
+    *("SupervisedFinetune", "DPO", "ORPO", "RewardModel", "LLaVAModel", "InternVL_V1_5"),
+    *("None", "default_collate_fn", "mmlu_collate_fn", "preference_collate_fn"),
+)
+"""Models and collate functions that take no rows of ``VisionLanguageDataset``."""
 
 # A chat model's name (lower case) and the templates that it was trained with.
 CHAT_FAMILIES = (
@@ -144,6 +149,40 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
                 ),
                 tr("use one variable for both."),
             )
+    for key in context.typed("VisionLanguageDataset"):
+        if context.get(f"{key}.pack_to_max_length", True) and not model and "train_" in key:
+            yield Finding(
+                f"{key}.pack_to_max_length",
+                tr("packed samples need use_varlen_attn=True in the model"),
+                "pack_to_max_length=False",
+            )
+
+
+@rule(
+    "XT0345",
+    ERROR,
+    N_("images for a model or a collate function of text"),
+    N_(
+        "Rows of VisionLanguageDataset need VisionLanguageFinetune and vision_language_collate_fn, "
+        "which hand the images on."
+    ),
+    wrong="model = dict(type=SupervisedFinetune)\n"
+    "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset))",
+    right="model = dict(type=VisionLanguageFinetune)\n"
+    "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset), "
+    "collate_fn=dict(type=vision_language_collate_fn, processor=processor))",
+)
+def images_for_text(context: Context) -> Iterator[Finding]:
+    if not any("train_" in key for key in context.typed("VisionLanguageDataset")):
+        return
+    wanted = {"model.type": "VisionLanguageFinetune"}
+    if context.get("framework") != "huggingface":
+        wanted["train_dataloader.collate_fn.type"] = "vision_language_collate_fn"
+    for key, name in wanted.items():
+        found = name_of(context.get(key)) or "None"
+        if found in TEXT_PARTS:
+            message = tr("data with images need {name} here, not {found}", name=name, found=found)
+            yield Finding(key, message, name)
 
 
 @rule(

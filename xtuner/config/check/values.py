@@ -354,7 +354,7 @@ def evaluation_inputs_not_a_list(context: Context) -> Iterator[Finding]:
 )
 def unknown_map_function(context: Context) -> Iterator[Finding]:
     """A row map function may be given by its key; the keys are those of list-dataset-format."""
-    for key in context.typed("process_hf_dataset", "process_ms_dataset"):
+    for key in context.typed("process_hf_dataset", "process_ms_dataset", "VisionLanguageDataset"):
         value = context.get(f"{key}.dataset_map_fn")
         if is_number(value) or isinstance(value, bool | list):
             yield Finding(
@@ -395,7 +395,8 @@ def text_for_a_switch(context: Context) -> Iterator[Finding]:
 )
 def text_for_a_number(context: Context) -> Iterator[Finding]:
     """A number in quotes reaches torch as text."""
-    for key in context.typed("process_hf_dataset", "LLaVADataset", "build_preference_dataset"):
+    datasets = ("process_hf_dataset", "VisionLanguageDataset", "LLaVADataset")
+    for key in context.typed(*datasets, "build_preference_dataset"):
         length = context.get(f"{key}.max_length")
         if length is not None and (not isinstance(length, int) or length <= 0):
             yield Finding(
