@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from tests.helpers.hub_models import MODELS as JOURNEYS
 from xtuner.configs.internvl import CARDS as INTERNVL
@@ -42,6 +45,7 @@ KINDS = (
     Kind(r"internlm/internlm-", "internlm", True),
     Kind(r"internlm/internlm2", "internlm2", True),
     Kind(r"internlm/internlm3", "internlm3", True),
+    Kind(r"OpenGVLab/InternVL3", "internvl"),
     Kind(r"OpenGVLab/", "internvl_chat", True),
     Kind(r"THUDM/chatglm", "chatglm", True),
     Kind(r"baichuan-inc/", "baichuan", True),
@@ -52,6 +56,9 @@ KINDS = (
     Kind(r"deepseek-ai/DeepSeek-V2", "deepseek_v2", True),
     Kind(r"(deepseek-ai|unsloth)/DeepSeek-V3", "deepseek_v3", True),
     Kind(r"microsoft/(Phi-3|Phi-4|phi-4)", "phi3", True),
+    Kind(r"Qwen/Qwen2.5-VL-", "qwen2_5_vl"),
+    Kind(r"Qwen/Qwen3-VL-30B", "qwen3_vl_moe"),
+    Kind(r"Qwen/Qwen3-VL-", "qwen3_vl"),
     Kind(r"Qwen/Qwen1.5-MoE", "qwen2_moe"),
     Kind(r"Qwen/Qwen(1.5|2|2.5)-|deepseek-ai/DeepSeek-R1-Distill-Qwen", "qwen2"),
     Kind(r"Qwen/Qwen3-(Coder-)?30B", "qwen3_moe"),
@@ -64,12 +71,13 @@ KINDS = (
         r"deepseek-ai/(deepseek-coder|DeepSeek-R1-Distill-Llama)",
         "llama",
     ),
+    Kind(r"mistralai/(Ministral-3-|Mistral-Small-3.2-)", "mistral3"),
     Kind(r"mistralai/Mistral-|HuggingFaceH4/", "mistral"),
-    Kind(r"mistralai/Ministral-3-", "mistral3"),
     Kind(r"mistralai/Mixtral", "mixtral"),
     Kind(r"zai-org/glm-4-9b", "glm"),
     Kind(r"zai-org/GLM-4-", "glm4"),
     Kind(r"zai-org/GLM-4.5-", "glm4_moe"),
+    Kind(r"zai-org/GLM-4.6V-Flash", "glm46v"),
     Kind(r"zai-org/GLM-4.7-Flash", "glm4_moe_lite"),
     Kind(r"google/gemma-\d+b", "gemma"),
     Kind(r"google/gemma-2-", "gemma2"),
@@ -81,6 +89,8 @@ KINDS = (
     Kind(r"bigcode/starcoder2", "starcoder2"),
     Kind(r"CohereLabs/.*-v01", "cohere"),
     Kind(r"CohereLabs/.*r7b", "cohere2"),
+    Kind(r"HuggingFaceTB/SmolVLM2", "smolvlm"),
+    Kind(r"llava-hf/llava-onevision", "llava_onevision"),
     Kind(r"HuggingFaceTB/SmolLM3", "smollm3"),
     Kind(r"allenai/OLMo-2-", "olmo2"),
     Kind(r"allenai/Olmo-3-", "olmo3"),
@@ -139,9 +149,11 @@ def models_of_kinds() -> dict[Kind, list[str]]:
 
 
 def class_of(model_type: str, language: str) -> str:
-    """The class that ``AutoModelForCausalLM`` gives."""
+    """The class that loads it: for text, or for images and text where there is such a one."""
     if model_type not in FAMILIES:
-        return IN_TRANSFORMERS[language].format(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+        sees = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
+        named = sees or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+        return IN_TRANSFORMERS[language].format(named)
     name = FAMILIES[model_type].models["AutoModelForCausalLM"]
     names = (name,) if isinstance(name, str) else name
     return "XTuner: " + ", ".join(f"`{name}`" for name in names)

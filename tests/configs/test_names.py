@@ -97,11 +97,16 @@ def test_nonsense_is_refused_with_a_reason(name: str, reason: str, suggestion: s
 
 def test_every_sensible_combination_resolves() -> None:
     """All datasets and methods on a base and on a chat model: a config, or a reason."""
-    for model in ("qwen2_5_7b", "qwen2_5_7b_instruct"):
+    for model in ("qwen2_5_7b", "qwen2_5_7b_instruct", "qwen3_vl_8b_instruct"):
         for method_name, method in METHODS.items():
+            if method.kind == "reward" and "reward_token_id" not in MODELS[model].settings:
+                continue
             for dataset in DATASETS.values():
                 name = f"{model}_{method_name}_{dataset.name}_e1"
                 fits = (dataset.kind == "preference") == (method.kind != "sft")
+                if dataset.kind == "vision":
+                    sees = MODELS[model].kind == "vision"
+                    fits = fits and sees and method.weights != "int8_lora"
                 if fits and (method.kind == "sft" or MODELS[model].chat):
                     compile(render(name), name, "exec")
                 else:

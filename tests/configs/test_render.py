@@ -72,8 +72,18 @@ def test_every_name_is_bound_and_every_import_used() -> None:
         assert not set(imported) - read, f"{name}: unused {set(imported) - read}"
 
 
+NEW_NAMES = {
+    "xtuner.dataset:VisionLanguageDataset",
+    "xtuner.dataset.collate_fns:vision_language_collate_fn",
+    "xtuner.model:VisionLanguageFinetune",
+    "xtuner.tokenization.processor:load_processor",
+}
+"""Of what v0.1.23 has no counterpart for."""
+
+
 def test_configs_import_only_published_names() -> None:
     published = set(json.loads((GOLDEN / "published_imports.json").read_text("utf-8")))
+    published |= NEW_NAMES
     for name in COMPOSED:
         imported, _, _ = bindings(TREES[name])
         ours = {place for place in imported.values() if place.startswith("xtuner")}

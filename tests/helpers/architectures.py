@@ -63,7 +63,11 @@ WINDOWS: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"],
 }
 
+MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+"""Positions of three dimensions share the 8 rotations of a head."""
 SETTINGS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl_text": {"rope_parameters": MROPE},
+    "glm4v_text": {"rope_parameters": MROPE},
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "deepseek_v2": {**EXPERTS, **LATENT_ATTENTION},
     "deepseek_v3": {**EXPERTS, **LATENT_ATTENTION, "head_dim": 8},
@@ -133,8 +137,15 @@ MULTIMODAL = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
+    "glm46v": "glm4v_text",
+    "internvl": "qwen3",
     "llama4": "llama4_text",
+    "llava_onevision": "qwen2",
     "mistral3": "ministral3",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "smolvlm": "llama",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
 }

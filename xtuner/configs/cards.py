@@ -27,6 +27,7 @@ class ModelCard:
         tokenizer: keyword arguments for its tokenizer besides the usual ones.
         settings: settings that differ from the defaults and the dataset's.
         recipes: what ``list-cfg`` shows of it: the rest of a name after the model's.
+        kind: ``text``, or ``vision`` if its chat template takes images too.
         unsupported: method -> why this model cannot be trained so (``full`` covers every
             ``*_full``; ``dpo`` covers every ``dpo_*``).
     """
@@ -39,6 +40,7 @@ class ModelCard:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipes: tuple[str, ...] = ()
+    kind: str = "text"
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -74,7 +76,7 @@ class DatasetCard:
         name: its place in config names, for example ``alpaca_enzh``.
         title: what people call it.
         sources: where its rows come from, in order.
-        kind: ``sft``, ``pretrain`` or ``preference``: which methods it is for.
+        kind: ``sft``, ``pretrain``, ``vision`` or ``preference``: which methods it is for.
         template: the template that its rows need, where it is not the model's.
         settings: settings that belong to it (the system prompt, questions to ask meanwhile, ...).
         hook: keyword arguments of ``EvaluateChatHook`` besides the usual ones.

@@ -54,6 +54,8 @@ def render(name: str) -> str:
 
 def _family(name: str) -> ModuleType | None:
     """The module of a family with a grammar of its own, or None."""
+    if any(name.startswith(f"{model}_") for model in MODELS):  # llava_onevision_7b
+        return None
     families = {"llava": llava, "internvl": internvl}
     return families.get(name.partition("_")[0])
 

@@ -33,6 +33,8 @@ class Rows:
             conversations already.
         fields: question and answer, where a function of the config's own reads them.
         questions: a few, to ask while training.
+        image_folder: what the paths of images are relative to; None for rows of text.
+        images: those of ``questions``.
     """
 
     files: tuple[str, ...]
@@ -41,6 +43,8 @@ class Rows:
     map_fn: str | None
     fields: tuple[str, str] | None = None
     questions: tuple[str, ...] = ()
+    image_folder: str | None = None
+    images: tuple[str, ...] = ()
 
 
 def card_of(path: str) -> ModelCard | None:
@@ -65,7 +69,8 @@ def render_for(card: ModelCard, method: str, dataset: DatasetCard, name: str) ->
 
 def render_own(card: ModelCard, method: str, rows: Rows, name: str) -> str:
     """The text of a config that trains on the user's rows; arguments as of ``render_for``."""
-    length = int(card.settings.get("max_length", 2048))
+    usual = 2048 if rows.image_folder is None else 4096
+    length = int(card.settings.get("max_length", usual))
     card = replace(card, settings={**card.settings, "max_length": length})
     text = render_for(card, method, own_dataset(rows, length), name)
     if rows.fields is None:
@@ -100,10 +105,29 @@ def own_dataset(rows: Rows, max_length: int) -> DatasetCard:
     }
     if rows.questions:
         settings["evaluation_inputs"] = list(rows.questions)
+    if rows.image_folder is not None:
+        return _own_images(rows, settings)
     source = Source("train_dataset", "data_files", ("data_files", list(rows.files)), rows.map_fn)
     kind = "pretrain" if is_text else "sft"
     return DatasetCard(
         "own", f"{rows.count} rows of your own", (source,), kind=kind, settings=settings
+    )
+
+
+def _own_images(rows: Rows, settings: dict[str, Any]) -> DatasetCard:
+    """The card of the user's rows with images, like that of ``custom_vision``."""
+    known = DATASETS["custom_vision"]
+    (source,) = known.sources
+    source = replace(source, path=("data_files", list(rows.files)))
+    settings |= {"image_folder": rows.image_folder}
+    if rows.images:
+        settings["evaluation_images"] = list(rows.images)
+    return replace(
+        known,
+        title=f"{rows.count} rows of your own",
+        sources=(source,),
+        settings={**known.settings, **settings},
+        note="",
     )
 
 
@@ -114,7 +138,12 @@ def dataset_of(name: str) -> DatasetCard | None:
 
 
 def own_card(
-    path: str, name: str, settings: Mapping[str, Any], *, chat_template: bool
+    path: str,
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    chat_template: bool,
+    kind: str = "text",
 ) -> ModelCard:
     """A card of a model that the catalogue does not know.
 
@@ -123,6 +152,9 @@ def own_card(
         name: for the config.
         settings: that differ from the defaults.
         chat_template: whether its tokenizer has a chat template, which is then used.
+        kind: ``text``, or ``vision`` if it takes images too.
     """
     template = "auto" if chat_template else "default"
-    return ModelCard(name, path, 0.0, template=template, chat=chat_template, settings=settings)
+    return ModelCard(
+        name, path, 0.0, template=template, chat=chat_template, settings=settings, kind=kind
+    )

@@ -47,6 +47,13 @@ MOSS_NOTE = "Its files are those of https://huggingface.co/datasets/fnlp/moss-00
 FOLDER = "/path/to/sft/data/folder"
 MY_FILES = ("data_files", ["/path/to/json/file.json"])
 
+VISION: dict[str, Any] = {
+    "SYSTEM": "",
+    "max_length": 4096,
+    "dataloader_num_workers": 4,
+    "evaluation_images": ["https://llava-vl.github.io/static/images/view.jpg"],
+    "evaluation_inputs": ["图片里有什么？", "What is in the picture?"],
+}
 MOSS = {
     "SYSTEM": Code("SYSTEM_TEMPLATE.moss_sft"),
     "evaluation_inputs": [
@@ -374,6 +381,37 @@ _CARDS = [
         ),
         kind="preference",
         note='A row: {"prompt": [...], "chosen": [...], "rejected": [...]}, messages in each.',
+    ),
+    DatasetCard(
+        "llava_instruct",
+        "LLaVA-Instruct (665k rows with images)",
+        (
+            Source(
+                "train_dataset",
+                "data_vision",
+                (
+                    "data_files",
+                    Code('data_root + "LLaVA-Instruct-150K/llava_v1_5_mix665k.json"'),
+                ),
+            ),
+        ),
+        kind="vision",
+        settings={
+            **VISION,
+            "data_root": "./data/llava_data/",
+            "image_folder": Code('data_root + "llava_images"'),
+        },
+        note="docs/en/llava.md says where its rows and images come from.",
+    ),
+    DatasetCard(
+        "custom_vision",
+        "your own rows with images",
+        (Source("train_dataset", "data_vision", ("data_files", ["/path/to/rows.jsonl"])),),
+        kind="vision",
+        settings={**VISION, "image_folder": "/path/to/images"},
+        note='A row: {"messages": [{"role": "user", "content": "<image>What is it?"}, '
+        '{"role": "assistant", "content": "A cat."}], "images": ["cat.jpg"]}; '
+        "other layouts are recognised too.",
     ),
 ]
 

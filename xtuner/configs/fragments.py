@@ -127,3 +127,10 @@ def _import_order(name: str) -> tuple[int, str]:
     if name.isupper():
         return 0, name
     return (1 if name[0].isupper() else 2), name
+
+
+def renamed(fragment: Fragment, old: str, new: str) -> Fragment:
+    """A fragment that uses the name ``new`` of the same module in place of ``old``."""
+    text = re.sub(rf"\b{old}\b", new, fragment.text)
+    modules = {new if name == old else name: module for name, module in fragment.modules.items()}
+    return Fragment(text, modules)

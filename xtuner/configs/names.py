@@ -224,6 +224,19 @@ def _refuse_mismatch(parsed: ConfigName, known: Iterable[str]) -> None:
             kind=dataset.kind,
             likely=likely,
         )
+    if dataset.kind == "vision" and (model.kind != "vision" or method.weights == "int8_lora"):
+        takers = [card.name for card in MODELS.values() if card.kind == "vision"]
+        near = difflib.get_close_matches(model.name, takers, n=3, cutoff=0) or takers[:3]
+        raise UnknownConfig(
+            parsed.name,
+            "{dataset} has images, which {model} is not trained on by {method}; models that take "
+            "images are {takers}, by full, lora or qlora",
+            [f"{taker}_lora_{dataset.name}_e1" for taker in near],
+            dataset=dataset.name,
+            model=model.name,
+            method=parsed.method_name,
+            takers=", ".join([*near, "..."]),
+        )
     if method.kind != "sft" and not model.chat:
         family = model.name.removesuffix("_base")
         chat = [

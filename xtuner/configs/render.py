@@ -22,8 +22,9 @@ from xtuner.configs.fragments import (
     import_lines,
     names_in,
     part,
+    renamed,
 )
-from xtuner.configs.settings import DEFAULTS, EXCEPTIONS, LAYOUT, METHODS
+from xtuner.configs.settings import DEFAULTS, EXCEPTIONS, IMAGES, LAYOUT, METHODS
 
 if TYPE_CHECKING:
     from xtuner.configs.names import ConfigName
@@ -63,11 +64,11 @@ MODULES: Mapping[str, str] = {
 def render_config(parsed: ConfigName) -> str:
     """The text of the config of a name."""
     values = values_of(parsed)
+    processor = [part("processor")] if _takes_images(parsed) else []
     parts = [
-        [_tokenizer(parsed, values), _model(parsed, values)],
+        [_tokenizer(parsed, values), *processor, _model(parsed, values)],
         _data(parsed, values),
-        # GPUs that share a row take that many times more rows to a step.
-        [optim(values, "accumulative_counts * sequence_parallel_size")],
+        [optim(values, _accumulate(parsed))],
         [_runtime(parsed, values)],
     ]
     return assemble(_headline(parsed, values), parts, values)
@@ -81,6 +82,8 @@ def values_of(parsed: ConfigName) -> dict[str, Any]:
     values["template"] = dataset.template or model.template
     values["bot_name"] = model.title
     values.update(method.settings)
+    if dataset.kind == "vision":
+        values.update(IMAGES[method.weights])
     for source in dataset.sources:
         values[source.path[0]] = source.path[1]
     values.update(dataset.settings)
@@ -102,6 +105,16 @@ def values_of(parsed: ConfigName) -> dict[str, Any]:
 def optim(values: Mapping[str, Any], accumulate: str) -> Fragment:
     """``parts/optim.py``; ``accumulate`` is the expression for the micro-batches of a step."""
     return filled(part("optim"), {"ETA_MIN": literal(values["eta_min"]), "ACCUMULATE": accumulate})
+
+
+def _accumulate(parsed: ConfigName) -> str:
+    """The micro-batches of a step: more where GPUs share a row, so that it has as many rows."""
+    shared = "" if _takes_images(parsed) else " * sequence_parallel_size"
+    return f"accumulative_counts{shared}"
+
+
+def _takes_images(parsed: ConfigName) -> bool:
+    return parsed.dataset.kind == "vision"
 
 
 def _headline(parsed: ConfigName, values: Mapping[str, Any]) -> str:
@@ -153,6 +166,8 @@ def tokenizer(model: ModelCard, path: str, values: Mapping[str, Any]) -> Fragmen
 def _model(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
     method = parsed.method
     llm = language_model(parsed.model, method.weights, "pretrained_model_name_or_path")
+    if _takes_images(parsed):
+        llm = renamed(llm, "AutoModelForCausalLM", "AutoModelForImageTextToText")
     lora = filled(part("lora"), lora_placeholders(values))
     adapters = {"lora": expression(lora)} if method.adapters else {}
     # A separate tokenizer may have more tokens than the model.
@@ -160,9 +175,10 @@ def _model(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
     placeholders: Placeholders = {
         "LLM": expression(llm),
         "LORA": adapters,
-        **(own if method.kind == "sft" else {}),
+        **(own if method.kind == "sft" and not _takes_images(parsed) else {}),
     }
-    model = filled(part(f"model_{method.kind}"), placeholders)
+    kind = "vision" if _takes_images(parsed) else method.kind
+    model = filled(part(f"model_{kind}"), placeholders)
     return Fragment(model.text, {**model.modules, **llm.modules, **lora.modules})
 
 
@@ -193,6 +209,8 @@ def _data(parsed: ConfigName, values: Mapping[str, Any]) -> list[Fragment]:
         variable = "train_dataset"
     if _is_intern(parsed):
         return [*blocks, filled(part("loader_intern"), {"DATASET": variable})]
+    if _takes_images(parsed):
+        return [*blocks, filled(part("loader_vision"), {"DATASET": variable}), part("val_size")]
     collate = "default_collate_fn" if parsed.method.kind == "sft" else "preference_collate_fn"
     blocks.append(filled(part("loader"), {"DATASET": variable, "COLLATE": collate}))
     if all(source.part in SPLITS for source in sources):
@@ -206,6 +224,8 @@ def _source(parsed: ConfigName, source: Source, values: Mapping[str, Any]) -> Fr
     reward = method.kind == "reward"
     keyword, _, value = source.load.partition("=")
     fragment = part(source.part)
+    if _takes_images(parsed):
+        return filled(fragment, {"VARIABLE": source.variable})
     placeholders: Placeholders = {
         "VARIABLE": source.variable,
         "PATH": source.path[0],
@@ -251,14 +271,15 @@ def _is_intern(parsed: ConfigName) -> bool:
 
 
 def _chat_hook(parsed: ConfigName) -> Fragment:
-    pretrain = parsed.dataset.kind == "pretrain"
+    own_template = parsed.dataset.kind in ("pretrain", "vision")
+    images = ("processor", "evaluation_images") if _takes_images(parsed) else ()
     fields = {key: literal(value) for key, value in parsed.dataset.hook.items()}
     return filled(
         part("hook_chat"),
         {
-            "IMAGE_FIELDS": {},
+            "IMAGE_FIELDS": {name: name for name in images},
             "HOOK_FIELDS": fields,
-            "PROMPT_TEMPLATE": {} if pretrain else {"prompt_template": "prompt_template"},
+            "PROMPT_TEMPLATE": {} if own_template else {"prompt_template": "prompt_template"},
         },
     )
 

@@ -39,6 +39,8 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "visual_encoder_name_or_path": "visual encoder",
             "path": "a name on the Hugging Face hub or a local folder",
             "pretrained_pth": "projector weights that pretraining saved",
+            "freeze_visual_encoder": "train the language model, not what sees",
+            "freeze_projector": "nor the layers between the two",
             "bot_name": "name of the assistant",
             "use_varlen_attn": "packed samples do not attend to each other",
             "dpo_loss_type": "sigmoid, robust, hinge, ipo, kto_pair, sppo_hard or nca_pair",
@@ -70,6 +72,7 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "data_config_name": "subset of the dataset",
             "data_files": "your data: one file or more",
             "dataset_folder": "all files of this kind below it are read",
+            "max_pixels": "larger images are scaled down to this many pixels",
             "max_dataset_length": "rows at most, taken at random",
             "prompt_template": "chat template; use the same in `xtuner chat`",
             "max_length": "tokens of a row; longer samples are truncated",
@@ -113,6 +116,9 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
 
 DEFAULTS: Mapping[str, Any] = {
     "use_varlen_attn": True,
+    "freeze_visual_encoder": True,
+    "freeze_projector": True,
+    "max_pixels": Code("1280 * 28 * 28"),
     "max_length": 2048,
     "pack_to_max_length": True,
     "sequence_parallel_size": 1,
@@ -231,6 +237,14 @@ def _methods() -> dict[str, Method]:
 
 
 METHODS: Mapping[str, Method] = _methods()
+
+_IMAGE_LORA = {"lr": 1e-4, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+IMAGES: Mapping[str, Mapping[str, Any]] = {
+    "full": {"lr": 1e-5},
+    "lora": _IMAGE_LORA,
+    "qlora": _IMAGE_LORA,
+}
+"""Settings of the ways to train on rows with images, by ``Method.weights``."""
 
 _STARCODER_QUESTION = [
     "def has_close_elements(numbers: list[float], threshold: float) -> bool:\n"

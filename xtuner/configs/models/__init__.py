@@ -27,6 +27,7 @@ from xtuner.configs.models import (
     qwen,
     smollm,
     starcoder,
+    vision,
     yi,
 )
 
@@ -48,6 +49,7 @@ FAMILIES = (
     olmo,
     granite,
     falcon,
+    vision,
     others,
 )
 MODELS: dict[str, ModelCard] = {card.name: card for family in FAMILIES for card in family.CARDS}

@@ -11,6 +11,7 @@ from xtuner.configs.models.recipes import (
     LARGE_BASE,
     LARGE_CHAT,
     PRETRAIN,
+    VISION,
 )
 
 # peft has no dropout for experts, which transformers keeps in one tensor.
@@ -110,9 +111,10 @@ CARDS = (
         name="ministral3_3b_instruct",
         path="mistralai/Ministral-3-3B-Instruct-2512-BF16",  # without the suffix it is FP8
         billions=3.8,
+        kind="vision",
         template="auto",
         chat=True,
-        recipes=CHAT,
+        recipes=(*CHAT, *VISION),
     ),
     ModelCard(
         name="ministral3_8b_base",
@@ -124,9 +126,10 @@ CARDS = (
         name="ministral3_8b_instruct",
         path="mistralai/Ministral-3-8B-Instruct-2512-BF16",  # without the suffix it is FP8
         billions=8.8,
+        kind="vision",
         template="auto",
         chat=True,
-        recipes=CHAT,
+        recipes=(*CHAT, *VISION),
     ),
     ModelCard(
         name="ministral3_14b_base",
@@ -138,8 +141,9 @@ CARDS = (
         name="ministral3_14b_instruct",
         path="mistralai/Ministral-3-14B-Instruct-2512-BF16",  # without the suffix it is FP8
         billions=13.9,
+        kind="vision",
         template="auto",
         chat=True,
-        recipes=CHAT,
+        recipes=(*CHAT, *VISION),
     ),
 )

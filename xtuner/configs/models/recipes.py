@@ -41,3 +41,11 @@ CHAT_PREFERENCE = (
 REWARD = ("reward_lora_varlenattn_ultrafeedback_e1",)
 LARGE_BASE = ("qlora_alpaca_e3", "qlora_custom_pretrain_e1")
 LARGE_CHAT = ("qlora_alpaca_e3", "qlora_custom_sft_e1")
+
+# Images: LLaVA's instructions, and rows of one's own.
+VISION = tuple(
+    f"{method}_{dataset}_e1"
+    for dataset in ("llava_instruct", "custom_vision")
+    for method in ("full", "lora", "qlora")
+)
+LARGE_VISION = tuple(recipe for recipe in VISION if not recipe.startswith("full"))

@@ -16,6 +16,7 @@ from xtuner.configs.custom import (
     render_for,
     render_own,
 )
+from xtuner.tools.config_writers.own_images import has_images, image_rows
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.hub import require_available
 from xtuner.utils.lang import tr
@@ -51,6 +52,12 @@ def write_own_config(
         name = f"{title}_{method}_{dataset}"
         return name, render_for(card, method, known, name)
     rows = read_own_rows(data)
+    if rows.images and card.kind != "vision":
+        raise UserError(
+            tr("the rows have images, and this model takes none."),
+            hint=tr("'xtuner list-cfg --dataset custom_vision' shows models that do."),
+            where=Where(rows.files[0]),
+        )
     stem = re.sub(r"\W+", "_", Path(rows.files[0]).name.partition(".")[0]).strip("_") or "data"
     name = f"{title}_{method}_{stem}"
     return name, render_own(card, method, rows, name)
@@ -91,7 +98,24 @@ def _card(model: str) -> Any:
     text = config.get_text_config()
     length = min(MAX_LENGTH, getattr(text, "max_position_embeddings", None) or MAX_LENGTH)
     settings = {"max_length": length} if length != MAX_LENGTH else {}
-    return own_card(path, model, settings, chat_template=_has_chat_template(path, model))
+    with_images = "vision_config" in config.to_dict() and _has_processor(path)
+    return own_card(
+        path,
+        model,
+        settings,
+        chat_template=with_images or _has_chat_template(path, model),
+        kind="vision" if with_images else "text",
+    )
+
+
+def _has_processor(path: str) -> bool:
+    """Whether a model has a processor of images with a chat template."""
+    from xtuner.tokenization.processor import load_processor
+
+    try:
+        return bool(load_processor(path).chat_template)
+    except UserError:
+        return False
 
 
 def _has_chat_template(path: str, model: str) -> bool:
@@ -126,6 +150,8 @@ def read_own_rows(data: list[str]) -> Rows:
         if not isinstance(row.value, dict):
             raise UserError(tr("a row is a JSON object"), where=Where(row.file, row.line))
     values = [row.value for row in rows]
+    if any(map(has_images, values)):
+        return image_rows(files, rows)
     if {"chosen", "rejected"} <= set(values[0]):
         raise UserError(
             tr("these are preferences, for DPO, ORPO or reward models"),

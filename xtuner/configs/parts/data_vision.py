@@ -1,0 +1,17 @@
+"""Conversations with images; the layout of the rows is recognised."""
+
+from datasets import load_dataset
+
+from xtuner.dataset import VisionLanguageDataset
+
+VARIABLE_HERE = dict(
+    type=VisionLanguageDataset,
+    dataset=dict(type=load_dataset, path="json", data_files=data_files),
+    processor=processor,
+    image_folder=image_folder,
+    max_length=max_length,
+    max_pixels=max_pixels,
+    pack_to_max_length=pack_to_max_length,
+    long_samples="drop",  # or "shrink" their images, or stop with an "error"
+    bad_rows="drop",  # name rows that cannot be read; or stop with an "error"
+)

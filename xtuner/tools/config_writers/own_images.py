@@ -1,0 +1,87 @@
+"""What ``copy-cfg --data`` finds out about rows with images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xtuner.configs.custom import Rows
+from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+
+QUESTIONS = 2
+TOKENS_AN_IMAGE = 300
+"""About; of a photograph scaled down to a million pixels."""
+CHARACTERS_A_TOKEN = 3
+
+
+def has_images(row: object) -> bool:
+    """Whether a row is a conversation about images."""
+    if not isinstance(row, Mapping):
+        return False
+    try:
+        return bool(conversation_of(row).images)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return False
+
+
+def image_rows(files: Sequence[str], rows: Sequence[Any]) -> Rows:
+    """What is known of rows with images.
+
+    Args:
+        files: that they are from.
+        rows: with ``value``, ``file`` and ``line``.
+
+    Raises:
+        UserError: for a row that cannot be read, with its place.
+    """
+    talks = []
+    for row in rows:
+        try:
+            talks.append(conversation_of(row.value))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(
+                tr("no known layout fits this row: {error}", error=error),
+                hint=tr("docs/en/vision_language.md shows the layouts of rows with images."),
+                where=Where(row.file, row.line),
+            ) from error
+    images = sum(len(talk.images) for talk in talks)
+    characters = sum(len(_text(message)) for talk in talks for message in talk.messages)
+    folder = _image_folder(talks, Path(files[0]).resolve().parent)
+    asked = [talk for talk in talks if len(talk.images) == 1][:QUESTIONS]
+    return Rows(
+        tuple(str(Path(file).resolve()) for file in files),
+        len(rows),
+        characters + images * TOKENS_AN_IMAGE * CHARACTERS_A_TOKEN,
+        None,
+        questions=tuple(_question(talk) for talk in asked),
+        image_folder=str(folder),
+        images=tuple(
+            place if "://" in place else str(folder / place)
+            for place in (talk.images[0].place for talk in asked)
+        ),
+    )
+
+
+def _image_folder(talks: Sequence[Conversation], folder: Path) -> Path:
+    """What the paths of images are relative to: the folder of the rows, or the one here."""
+    places = [image.place for talk in talks for image in talk.images if image.place]
+    local = [place for place in places if "://" not in place][:1]
+    here = Path.cwd()
+    if any((here / place).is_file() and not (folder / place).is_file() for place in local):
+        return here
+    return folder
+
+
+def _question(talk: Conversation) -> str:
+    asked = next(message for message in talk.messages if message["role"] == "user")
+    return _text(asked).strip()
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
