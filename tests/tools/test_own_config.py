@@ -14,10 +14,10 @@ from transformers import CLIPTextConfig
 
 from tests.e2e.test_own_code import say
 from tests.e2e.test_printed_commands import PRINTED
+from tests.helpers.image_text import image_text_folder, make_image
 from tests.helpers.tiny import save_tiny
 from xtuner.config import load_config
 from xtuner.config.check.checker import check
-from xtuner.configs.custom import ENOUGH_STEPS, Rows, own_dataset
 from xtuner.entry_point import main
 from xtuner.quickstart.base import make_base
 from xtuner.tools.config_writers.own_config import read_own_rows
@@ -104,17 +104,6 @@ def test_rows_that_cannot_be_read_are_named(tmp_path):
         read_own_rows([str(tmp_path / "nothing.jsonl")])
 
 
-@pytest.mark.parametrize("count", [1, 10, 60, 1000, 50_000])
-def test_epochs_and_accumulation_fit_the_number_of_rows(count):
-    settings = own_dataset(Rows(("x",), count, count * 90, None), 2048).settings
-    packed = settings["pack_to_max_length"]
-    assert packed == (count == 50_000)
-    batches = 50_000 * 30 // 2048 if packed else count
-    steps = settings["max_epochs"] * max(1, batches // settings["accumulative_counts"])
-    assert 3 <= settings["max_epochs"] <= 10 and 1 <= settings["accumulative_counts"] <= 16
-    assert steps >= ENOUGH_STEPS / 2 or settings["max_epochs"] == 10
-
-
 def test_what_is_no_language_model_is_refused(tmp_path, capsys):
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a"}])
     words = ["copy-cfg", "--data", str(rows), str(tmp_path / "out"), "--model"]
@@ -155,3 +144,35 @@ def test_a_dataset_of_the_catalogue(tmp_path, tiny_llama, capsys):
     assert main(["copy-cfg", "--model", str(tiny_llama), str(tmp_path)]) == 2
     assert main(["copy-cfg", "--method", "lora", "quickstart", str(tmp_path)]) == 2
     capsys.readouterr()
+
+
+def image_row(number: int) -> dict[str, object]:
+    messages = [
+        {"role": "user", "content": "<image>What is it?"},
+        {"role": "assistant", "content": "a cat"},
+    ]
+    return {"messages": messages, "images": [f"{number}.png"]}
+
+
+def test_rows_with_images_get_a_config_of_their_own(tmp_path, capsys, tiny_llama):
+    for number in range(3):
+        make_image(30, 30, number).save(tmp_path / f"{number}.png")
+    rows = [*map(image_row, range(3)), {"messages": image_row(0)["messages"][1:]}]
+    rows[3]["messages"] = [{"role": "user", "content": "Hi"}, *rows[3]["messages"]]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    folder = image_text_folder("qwen2_5_vl")
+    say(capsys, "copy-cfg", "--model", folder, "--method", "qlora", "--data", file, tmp_path)
+    config = tmp_path / "qwen2_5_vl_qlora_rows_copy.py"
+    assert check(config) == []
+    cfg = load_config(config)
+    assert cfg.train_dataset.image_folder == str(tmp_path)
+    assert cfg.evaluation_images == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    assert cfg.evaluation_inputs == ["What is it?", "What is it?"]
+    assert cfg.max_length == 512 and not cfg.pack_to_max_length
+    words = ["copy-cfg", "--model", str(tiny_llama), "--data", str(file), str(tmp_path)]
+    assert main(words) == 1
+    assert "this model takes none" in capsys.readouterr().err
+    write_rows(file, [*rows, {"messages": [], "images": ["x.png"]}])
+    words[2] = str(folder)
+    assert main(words) == 1
+    assert "rows.jsonl:5" in capsys.readouterr().err
