@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from transformers import CLIPImageProcessor
 
+from tests.helpers.tiny import make_tokenizer
 from xtuner.entry_point import main
+from xtuner.utils.constants import IMAGE_TOKEN_INDEX
 
 HEAD = """
 from datasets import load_dataset
@@ -49,6 +53,12 @@ def check(dataset: str, capsys, *words: str) -> tuple[int, dict]:
     """Status and report of a config whose dataset is this expression."""
     Path("config.py").write_text(f"{HEAD}train_dataloader = dict(dataset={dataset})\n")
     status = main(["check-custom-dataset", "config.py", "--json", *words])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def reported(capsys) -> tuple[int, dict]:
+    """Status and report of the config that is there."""
+    status = main(["check-custom-dataset", "config.py", "--json"])
     return status, json.loads(capsys.readouterr().out)
 
 
@@ -176,6 +186,59 @@ def test_rows_of_several_layouts_are_left_to_the_user(workspace, capsys):
     assert main(["check-custom-dataset", "config.py", "--fix"]) == 1
     assert "replaces" not in capsys.readouterr().out
     assert Path("config.py").read_text() == text
+
+
+@pytest.mark.parametrize("map_fn", ["alpaca_map_fn", "oasst1_map_fn"])
+def test_several_layouts_of_one_file_get_the_function_that_reads_all(map_fn, workspace, capsys):
+    write("a.jsonl", CHAT, ALPACA, {"conversations": [{"from": "human", "value": "q"}]})
+    part = ALPACA_PART.format(file="a.jsonl").replace("=alpaca_map_fn", f"={map_fn}")
+    text = f"{HEAD}train_dataloader = dict(dataset={part})\n"
+    Path("config.py").write_text(
+        text.replace("import alpaca_map_fn", f"import {map_fn}, alpaca_map_fn")
+    )
+    assert main(["check-custom-dataset", "config.py", "--fix"]) == 1
+    assert "dataset_map_fn=auto_map_fn replaces" in capsys.readouterr().out
+    _, report = reported(capsys)
+    assert "wrong-map-fn" not in codes(report) and "mixed-layouts" not in codes(report)
+
+
+def test_map_functions_of_image_data_are_fixed_too(workspace, capsys):
+    """The dataset of a vision-language model reads rows by its map function, as any other."""
+    from xtuner.dataset import LLaVADataset
+    from xtuner.dataset.map_fns import openai_map_fn
+
+    Path("images").mkdir()
+    Image.new("RGB", (32, 32)).save("images/dog.jpg")
+    said = [
+        {"role": "user", "content": "<image>\nWhat?"},
+        {"role": "assistant", "content": "A dog."},
+    ]
+    Path("a.json").write_text(json.dumps([image_row("dog", "<image>\nWhat?")]))
+    Path("b.json").write_text(json.dumps([{"image": "dog.jpg", "messages": said}]))
+    parts = [
+        f"dict(type=LLaVADataset, data_path='{name}.json', image_folder='images', "
+        f"dataset_map_fn={function})"
+        for name, function in (("a", "alpaca_map_fn"), ("b", "llava_map_fn"))
+    ]
+    dataset = f"dict(type=ConcatDataset, datasets=[{', '.join(parts)}])"
+    Path("config.py").write_text(f"{HEAD}train_dataloader = dict(dataset={dataset})\n")
+    assert main(["check-custom-dataset", "config.py", "--fix"]) == 1
+    fixed = Path("config.py").read_text()
+    assert fixed.index("dataset_map_fn=llava_map_fn") < fixed.index("dataset_map_fn=openai_map_fn")
+    capsys.readouterr()
+    status, report = reported(capsys)
+    assert status == 0 and not {"wrong-map-fn", "mixed-layouts"} & codes(report).keys()
+    built = LLaVADataset(
+        tokenizer=make_tokenizer(),
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+        data_path="b.json",
+        image_folder="images",
+        dataset_map_fn=openai_map_fn,
+        max_length=64,
+    )
+    assert IMAGE_TOKEN_INDEX in built[0]["input_ids"]
 
 
 def test_map_functions_of_a_trainer_config_are_fixed_too(workspace, capsys):
@@ -347,7 +410,8 @@ def test_the_report_fits_the_terminal_and_the_page_is_whole(workspace, capsys, m
     )
     assert main(["check-custom-dataset", "config.py", "--html", "out.html"]) == 1
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80
+    # what may be copied is one line, however long
+    assert max(len(line) for line in out.splitlines() if "--fix" not in line) <= 80
     assert "a.jsonl:1" in out
     page = Path("out.html").read_text("utf-8")
     assert "<script>" not in page

@@ -120,6 +120,14 @@ BY_AUTO: Mapping[str, Layout] = {
 AUTO = Layout("auto", {}, "auto_map_fn", roles.ANY)
 """Recognises the layout of each row by itself."""
 
+READ_BY_AUTO = frozenset(
+    {
+        *("xtuner", "alpaca", "alpaca_zh", "code_alpaca", "default", "wizardlm", "oasst1"),
+        *("openai", "pretrain", "stack_exchange", "tiny_codes", *BY_AUTO),
+    }
+)
+"""Layouts of which ``auto_map_fn`` makes what their own map functions make."""
+
 BY_MAP_FN: Mapping[str, Layout] = {
     **{layout.map_fn: layout for layout in LAYOUTS.values() if layout.map_fn},
     AUTO.map_fn: AUTO,

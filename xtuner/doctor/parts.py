@@ -11,7 +11,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows
 from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
-from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS
+from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS, Layout
 from xtuner.doctor.scan import Part
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
@@ -53,7 +53,9 @@ def find_parts(dataset: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[P
     if builder == PARTS_BUILDER:
         return [_parts_part(dataset)]
     if builder in IMAGE_BUILDERS:
-        return list(_image_parts(dataset))
+        parts = list(_image_parts(dataset))
+        has_function = len(parts) == 1 and "dataset_map_fn" in dataset
+        return [replace(part, path=path if has_function else None) for part in parts]
     if builder in RAW_BUILDERS:
         return [_file_part(paths_in(dataset[RAW_BUILDERS[builder]]), layout=None)]
     return [Part(builder, _source(dataset)[1], layout=None)]
@@ -116,15 +118,18 @@ def _image_parts(dataset: Mapping[str, Any]) -> Iterator[Part]:
     files = paths_in(dataset.get("data_path") or dataset.get("data_paths"))
     folders = paths_in(dataset.get("image_folder") or dataset.get("image_folders"))
     folders = folders or [""]
+    function = dataset.get("dataset_map_fn")
+    is_known = name_of(function) in BY_MAP_FN and not _is_users_own(function)
+    layout = BY_MAP_FN[name_of(function)] if is_known else LAYOUTS["llava"]
     for index, file in enumerate(files):
-        part = _file_part([file], layout="llava")
+        part = _file_part([file], layout=layout)
         part.image_folder = folders[min(index, len(folders) - 1)]
         yield part
 
 
-def _file_part(paths: list[str], layout: str | None) -> Part:
+def _file_part(paths: list[str], layout: Layout | None) -> Part:
     name, rows = _files(paths)
-    return Part(name, rows, layout=LAYOUTS[layout] if layout else None)
+    return Part(name, rows, layout=layout)
 
 
 Rows = Callable[[], Iterator[Row | Unreadable]]

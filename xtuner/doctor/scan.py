@@ -20,6 +20,7 @@ from xtuner.doctor.findings import Findings, Place
 from xtuner.doctor.layouts import (
     AUTO,
     LAYOUTS,
+    READ_BY_AUTO,
     Layout,
     layout_named,
     named,
@@ -226,14 +227,20 @@ class _PartScan:
         fitting: list[str] = []
         if self.part.path is not None:
             self.result.map_fns[self.part.path] = fitting
+        others = [layout_named(name) for name in self.other_layouts]
+        there = [*others, *([self.part.layout] if self.fitting and self.part.layout else [])]
+        # of several layouts auto_map_fn reads each row as what it is
+        auto = len(there) > 1 and all(layout.name in READ_BY_AUTO for layout in there)
+        if auto and others:
+            fitting.append(lines_to_paste(AUTO))
         for name, (count, places) in self.other_layouts.items():
             wrong = self.fitting == 0 or count > self.fitting
             code, paste = (
-                ("wrong-map-fn", lines_to_paste(layout_named(name)))
+                ("wrong-map-fn", lines_to_paste(AUTO if auto else layout_named(name)))
                 if wrong
                 else ("mixed-layouts", "")
             )
-            if wrong:
+            if wrong and not auto:
                 fitting.append(paste)
             for index, place in enumerate(places):
                 last = index == len(places) - 1
