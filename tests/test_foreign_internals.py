@@ -78,6 +78,30 @@ INTERNALS = [
         "our attention gets no mask, or (B, S); without it each model build fails",
     ),
     Internal(
+        "transformers.masking_utils.or_masks",
+        "model/modules/index_mask.py",
+        "its closure says that tokens see later ones; without it Gemma's image tokens are causal",
+        lambda found: found(id).__qualname__.startswith("or_masks."),
+    ),
+    Internal(
+        "transformers.masking_utils.create_causal_mask",
+        "model/modules/index_mask.py",
+        "joins masks by or_masks, and gives them to ours by these names",
+        says("or_masks", "mask_function", "q_offset", "kv_offset", "batch_size", "device"),
+    ),
+    Internal(
+        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLModel.get_rope_index",
+        "model/modules/image_rows.py",
+        "the class's own positions; without it packed rows with images have those of text",
+        takes("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask"),
+    ),
+    Internal(
+        "transformers.models.auto.video_processing_auto.AutoVideoProcessor",
+        "tokenization/processor.py",
+        "replaced where torchvision is missing; without it no processor is loaded there",
+        lambda found: hasattr(found, "from_pretrained"),
+    ),
+    Internal(
         "transformers.PreTrainedModel._supports_attention_backend",
         "model/loading.py",
         "says whether a model calls the registered attention; without it packing is refused",

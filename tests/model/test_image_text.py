@@ -156,6 +156,16 @@ def test_images_and_their_tokens_come_together():
         SupervisedFinetune(make_model())({**text, "images": images})
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "internvl"])
+def test_images_of_another_size_are_refused(kind):
+    model, data = make(kind), batch(kind)
+    ids = data["input_ids"]
+    image = model.causal_lm.config.image_token_id
+    ids[(ids == image).nonzero()[0].unbind()] = 5  # one token less than the images have features
+    with pytest.raises(UserError, match="do not fit the rows"):
+        model(data)
+
+
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="needs its processor"):
         VisionLanguageFinetune(make_model())

@@ -211,11 +211,11 @@ class VisionLanguageFinetune(SupervisedFinetune):
 
     def hidden_states(self, data: Batch, shard: SequenceShard | None = None) -> Tensor:
         """As ``FinetuneModel``, images included."""
-        with self._blank_image(data):
+        with self._blank_image(data), image_rows.explained():
             return super().hidden_states(data, shard)
 
     def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
-        with self._blank_image(data):
+        with self._blank_image(data), image_rows.explained():
             return super()._loss_sum_of_all_logits(data, shard)
 
     def compute_outputs(self, data: Batch) -> ModelOutput | Tensor:

@@ -5,6 +5,7 @@ Shapes: B rows of S tokens, N samples of a packed row, L tokens of the longest o
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -53,6 +54,25 @@ def require_images(data: Batch, types: Tensor) -> None:
             hint=tr("collate them with vision_language_collate_fn and the model's own processor."),
             where=Where(key="train_dataloader.collate_fn"),
         )
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Explain what classes of transformers say when tokens and features differ in number.
+
+    Raises:
+        UserError: in place of their ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "features" not in str(error) or "tokens" not in str(error):
+            raise
+        raise UserError(
+            tr("the images do not fit the rows: {error}", error=error),
+            hint=tr("give the dataset, the collate function and the model the same processor."),
+            where=Where(key="model.processor"),
+        ) from error
 
 
 def rope_positions(body: nn.Module, data: Batch, types: Tensor, cu_seqlens: Tensor | None) -> Any:
