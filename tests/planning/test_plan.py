@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.helpers.architectures import make_config
+from tests.helpers.image_text import image_text_folder
 from tests.helpers.tiny import make_tokenizer
 from xtuner.config.load import load
 from xtuner.configs.render import width
@@ -15,6 +16,7 @@ from xtuner.planning.schedule import operations_per_token
 from xtuner.planning.settings import read_settings
 from xtuner.utils.errors import UserError
 
+IMAGE_CONFIG = "tests/equivalence/image_text_config.py"
 CONFIG = "qwen3_8b_qlora_custom_sft_e1"
 
 
@@ -86,6 +88,12 @@ def test_a_model_that_is_not_here(capsys):
     status, said = plan(capsys, "--no-data", "--cfg-options",
                         "pretrained_model_name_or_path=./nowhere")  # fmt: skip
     assert status == 1 and "nowhere" in said.err and "Traceback" not in said.err
+
+
+def test_images_are_said_not_to_be_counted(capsys):
+    words = [f"base={str(image_text_folder('gemma3'))!r}", "adapter=True"]
+    assert main(["plan", IMAGE_CONFIG, "--no-data", "--cfg-options", *words]) == 0
+    assert "of images is not counted" in capsys.readouterr().out
 
 
 def test_the_quickstart_makes_its_model_first(capsys, tmp_path, monkeypatch):

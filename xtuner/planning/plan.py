@@ -63,6 +63,7 @@ class Plan:
         sizes: of its weights.
         memory: of one GPU.
         schedule: how long it is.
+        has_images: whether rows may have images, whose part of the activations is not known.
     """
 
     settings: RunSettings
@@ -70,6 +71,7 @@ class Plan:
     sizes: StateSizes
     memory: Memory
     schedule: Schedule
+    has_images: bool = False
 
     @property
     def fits(self) -> bool | None:
@@ -141,7 +143,8 @@ class Planner:
             tflops=machine.card.tflops if machine.card else None,
             checkpoint=sizes.trained + sizes.optimizer,
         )
-        return Plan(settings, machine, sizes, memory, schedule)
+        has_images = model.get("processor") is not None
+        return Plan(settings, machine, sizes, memory, schedule, has_images)
 
     def _model(self, model: Mapping[str, Any], settings: RunSettings) -> _Model:
         """The model's sizes and activations, measured together where neither is known."""

@@ -179,6 +179,8 @@ def _table(plan: Plan) -> Iterator[str]:
     yield tr("Memory of each GPU ({settings}):", settings=_settings(plan))
     for what, size in rows:
         yield f"  {what}{' ' * (widest - width(what))}  {_size(size):>10}"
+    if plan.has_images:
+        yield tr("What the visual encoder keeps of images is not counted.")
 
 
 def _settings(plan: Plan) -> str:
