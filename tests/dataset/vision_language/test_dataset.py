@@ -89,7 +89,7 @@ def test_packed_rows_hold_the_same_samples_with_their_images(photos, family):
         assert batch["mm_token_type_ids"][0, start:stop].tolist() == types
 
 
-def test_a_template_that_rewrites_earlier_answers_gives_several_samples(photos, qwen):
+def test_a_template_that_rewrites_earlier_answers_gives_several_samples(photos, qwen, caplog):
     processor = BUILDER.build(qwen)
     is_earlier = "message['role'] == 'assistant' and not loop.last"
     end = f"{{{{ '!' if {is_earlier} else '<|im_end|>' }}}}"
@@ -100,6 +100,8 @@ def test_a_template_that_rewrites_earlier_answers_gives_several_samples(photos, 
     assert [len(made[n]["images"][0]) for n in range(7)] == [1, 2, 2, 0, 1, 1, 3]
     assert [image.size for image in made[6]["images"][0]] == [SIZES[n] for n in (4, 5, 0)]
     vision_language_collate_fn([made[n] for n in range(7)], processor)
+    assert "not trained on" not in caplog.text
+    assert all(set(made[n]["labels"]) != {IGNORE_INDEX} for n in range(7))
     processor.chat_template = processor.chat_template.replace("'image'", "'picture'")
     with pytest.raises(UserError, match=r"rows.jsonl:1: .* 0 <\|image_pad\|> .* for 1 images"):
         build(photos / "rows.jsonl", processor, bad_rows="error")

@@ -230,9 +230,9 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
         return row
 
     def _images(self, number: int, facts: Any) -> list[Image.Image]:
-        """The decoded images of a source row, of the sizes that its tokens were counted for."""
+        """The first images of a source row, decoded, in the sizes that tokens were counted for."""
         (row,) = self.source[[number]]
-        found = conversation_of(row, self.steps.map_row).images
+        found = conversation_of(row, self.steps.map_row).images[: len(facts)]
         images = []
         for ref, (*size, width, height, _) in zip(found, facts.tolist(), strict=True):
             try:
