@@ -44,6 +44,7 @@ class DataFingerprint:
                 last bits of their values depend on the processor.
             sampled: how many rows, evenly spread, to look at; None for all.
         """
+        dataset = getattr(dataset, "table", None) or dataset  # reading rows may decode images
         count = len(dataset)
         looked_at = count if sampled is None else min(sampled, count)
         digest = hashlib.sha256()

@@ -42,6 +42,13 @@ class ConcatDataset(TorchConcatDataset[Any]):
         """Tokens of each row, negative for rows without an image."""
         return self._joined("modality_length")
 
+    @property
+    def table(self) -> ConcatDataset | None:
+        """The rows as they are stored, where reading them here decodes images; else None."""
+        if not any(hasattr(dataset, "table") for dataset in self.datasets):
+            return None
+        return ConcatDataset([getattr(dataset, "table", dataset) for dataset in self.datasets])
+
     def _joined(self, name: str) -> list[int]:
         return list(itertools.chain.from_iterable(_property(d, name) for d in self.datasets))
 

@@ -186,7 +186,8 @@ def _data(loop: Any) -> str:
     dataset = loop.dataloader.dataset
     all_stats = all_token_stats(dataset)
     tokens = sum(lengths(dataset))
-    packed = "cumulative_len" in (getattr(dataset, "column_names", None) or ())
+    stored = getattr(dataset, "table", dataset)
+    packed = "cumulative_len" in (getattr(stored, "column_names", None) or ())
     count = _length(dataset)
     text = tr("{count:,} packs", count=count) if packed else tr("{count:,} rows", count=count)
     text += f", {tokens:,} tokens" if tokens else ""
@@ -209,8 +210,9 @@ def write_account(runner: Runner) -> None:
 
 def lengths(dataset: Dataset[Any]) -> Iterator[int]:
     """The tokens of each row; nothing where the dataset does not know them."""
-    if "length" in (getattr(dataset, "column_names", None) or ()):
-        yield from dataset["length"]
+    stored: Any = getattr(dataset, "table", dataset)
+    if "length" in (getattr(stored, "column_names", None) or ()):
+        yield from stored["length"]
 
 
 def _length(dataset: Dataset[Any]) -> int:

@@ -9,12 +9,14 @@ from PIL import Image
 
 from tests.dataset.vision_language.conftest import ROWS, SIZES, talk, write_rows
 from tests.helpers.tiny import make_tokenizer
+from xtuner.checkpoint.data_fingerprint import DataFingerprint
 from xtuner.dataset import ConcatDataset, VisionLanguageDataset
 from xtuner.dataset.collate_fns import default_collate_fn, vision_language_collate_fn
-from xtuner.dataset.prepare.token_stats import token_stats_of
+from xtuner.dataset.prepare.token_stats import all_token_stats, token_stats_of
 from xtuner.dataset.samplers import LengthGroupedSampler
 from xtuner.dataset.vision_language.content_parts import conversation_of
 from xtuner.registry import BUILDER
+from xtuner.reporting.summary import lengths
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError
 
@@ -217,6 +219,20 @@ def test_the_cost_of_rows_counts_pixels_and_sorts_batches(photos, qwen):
     assert sorted(order) == list(range(10))
     kinds = [both.modality_length[n] > 0 for n in order]
     assert all(a == b for a, b in zip(kinds[::2], kinds[1::2], strict=True))
+
+
+def test_what_looks_at_rows_before_a_run_decodes_no_images(photos, qwen, monkeypatch):
+    from xtuner.dataset.vision_language import dataset
+
+    made = build(photos / "rows.jsonl", qwen, max_length=999)
+    monkeypatch.delattr(dataset, "decode_image")
+    both = ConcatDataset([made, made])
+    assert DataFingerprint.of(made).rows == 5 and DataFingerprint.of(both).rows == 10
+    other = build(photos / "rows.jsonl", qwen, max_length=999, train_on="everything")
+    assert DataFingerprint.of(made) != DataFingerprint.of(other)
+    assert [stats.rows_trained for stats in all_token_stats(both)] == [5, 5]
+    assert list(lengths(made)) == made.length
+    assert ConcatDataset([[1], [2]]).table is None
 
 
 def test_train_and_val_rows_are_apart_and_limits_hold(photos, qwen):

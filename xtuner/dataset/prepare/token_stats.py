@@ -129,9 +129,11 @@ def all_token_stats(dataset: object) -> list[TokenStats]:
     """The counts of a dataset, or of those that are joined in it.
 
     Args:
-        dataset: a ``datasets.Dataset``, or one with its parts in ``.datasets``.
+        dataset: a ``datasets.Dataset``, one that holds it in ``.table``, or one with its parts in
+            ``.datasets``.
     """
-    found = [token_stats_of(part) for part in getattr(dataset, "datasets", None) or [dataset]]
+    parts = getattr(dataset, "datasets", None) or [dataset]
+    found = [token_stats_of(getattr(part, "table", part)) for part in parts]
     return [stats for stats in found if stats is not None]
 
 

@@ -98,6 +98,9 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
         shuffle_before_pack: shuffle the samples (by ``seed``) before they are packed.
         map_num_proc: processes at most; the result does not depend on it.
 
+    Attributes:
+        table: the rows without their images, a ``datasets.Dataset``.
+
     Raises:
         UserError: when the data cannot be read, the processor has no images, or no row is left.
     """

@@ -52,7 +52,8 @@ def require_embeddings(dataset: object, model: Mapping[str, Any], trace: Tracer)
     size = vocabulary_size(model_json(str(name or ""), "config.json"))
     if size is None or model.get("tokenizer") is not None:  # which makes room for its tokens
         return
-    for part, tables in enumerate(getattr(dataset, "datasets", None) or [dataset]):
+    for part, own in enumerate(getattr(dataset, "datasets", None) or [dataset]):
+        tables = getattr(own, "table", own)
         for row, largest in _largest_ids(tables):
             if largest >= size:
                 numbers = tables[row].get("rows") or [row]
