@@ -391,6 +391,7 @@ OF_INSTANCES = {
     "_val_loop": "mmengine.runner.Runner",
     "_test_loop": "mmengine.runner.Runner",
     "_launcher": "mmengine.runner.Runner",
+    "_seed": "mmengine.runner.Runner",
     "_parameters": "torch.nn.Module",
     "_buffers": "torch.nn.Module",
     "_modules": "torch.nn.Module",
