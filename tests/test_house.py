@@ -40,6 +40,7 @@ TESTED_BY = {
     "xtuner/proving/export_proofs.py": "test_prove.py",
     "xtuner/proving/gradient_proofs.py": "test_prove.py",
     "xtuner/proving/run_proofs.py": "test_prove.py",
+    "xtuner/proving/stage_work.py": "test_rehearsal.py",
     "xtuner/proving/templates.py": "test_check_template.py",
     "xtuner/tokenization/chat_template.py": "test_messages.py",
     "xtuner/utils/types.py": "test_house.py",  # types alone: mypy checks them

@@ -109,6 +109,9 @@ COMMANDS: Mapping[str, Command] = {
         N_("prove that a config's model computes what the plain libraries compute"),
         "before_training.prove",
     ),
+    "rehearse": Command(
+        N_("go through a whole run in a minute, with a small model"), "before_training.rehearse"
+    ),
     "explain": Command(N_("explain a code of check-cfg or check-custom-dataset"), "explain"),
     "list-dataset-format": Command(
         N_("list the row layouts that map functions read"), "list_dataset_format"
@@ -140,6 +143,7 @@ EXAMPLES = (
     "xtuner check-cfg my.py",
     "xtuner plan my.py --gpu 24GB",
     "xtuner prove my.py --page proofs.md",
+    "xtuner rehearse my.py",
     "xtuner explain XT0302",
     "xtuner list-dataset-format -p sharegpt",
     "xtuner check-custom-dataset my.py --html report.html",

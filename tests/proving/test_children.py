@@ -37,7 +37,7 @@ def test_errors_keep_message_hint_and_place(tmp_path):
 def test_an_unforeseen_error_is_one_line(tmp_path):
     with pytest.raises(UserError, match="ZeroDivisionError: division by zero") as caught:
         children.call(lambda: 1 / 0, log=tmp_path / "log.txt")
-    assert "log.txt" in str(caught.value.hint)
+    assert "logs/log.txt of --keep" in str(caught.value.hint)
 
 
 def test_a_killed_child_is_told(tmp_path):

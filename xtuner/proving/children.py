@@ -36,6 +36,7 @@ PRELOADED = (
     "xtuner.model.sft",
     "xtuner.proving.export_proofs",
     "xtuner.proving.gradient_proofs",
+    "xtuner.planning.plan",
     "xtuner.proving.run_proofs",
     "xtuner.tools.model_converters.merge",
     "xtuner.tools.model_converters.pth_to_hf",
@@ -207,7 +208,7 @@ def _died(code: int, log: Path) -> UserError:
         how = tr("it ended with status {code}", code=code)
     return UserError(
         tr("the process of this stage returned nothing: {how}.", how=how),
-        hint=tr("signal 9 often means that memory was short. Its output: {log}", log=log),
+        hint=tr("signal 9 often means that memory was short; see {log} (--keep keeps it)", log=log),
     )
 
 
@@ -231,7 +232,8 @@ def _run(
         traceback.print_exc()
         known = translate(error)
         if known is None:
-            known = UserError(one_line(error), hint=tr("its output: {log}", log=log))
+            hint = tr("its traceback is in logs/{name} of --keep FOLDER", name=log.name)
+            known = UserError(one_line(error), hint=hint)
         answer = ("failed", (known.message, known.hint, str(known.where or "")))
     sys.stdout.flush()
     sys.stderr.flush()

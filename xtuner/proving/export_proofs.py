@@ -15,7 +15,14 @@ from mmengine.config import ConfigDict
 from xtuner.config.values import iter_dicts
 from xtuner.export.trained_template import template_arguments_of, template_of
 from xtuner.export.verify import compare as compare_logits
-from xtuner.export.verify import compute_logits, compute_rewards, quiet_transformers, to_fp32
+from xtuner.export.verify import (
+    compute_logits,
+    compute_rewards,
+    load_with_peft,
+    load_with_transformers,
+    quiet_transformers,
+    to_fp32,
+)
 from xtuner.proving.proof import Measured, Proof, Skipped, prove
 from xtuner.proving.subject import INITIAL, Subject
 from xtuner.proving.templates import PROBES, Mismatch
@@ -42,6 +49,7 @@ class ExportProofs:
         self.subject, self.config, self.base = subject, config, base
         self.written = config.parent / "exported"
         self.merged_folder = config.parent / "merged"
+        self.is_reward = False
 
     def all(self) -> list[Proof]:
         """All of them."""
@@ -61,7 +69,8 @@ class ExportProofs:
         run_command("convert", "pth_to_hf", *words, "--no-verify", "--dtype", "fp32")
         with quiet_transformers():
             model = self.subject.model()
-            wanted = self._measure(model, trained=True)
+            self.is_reward = hasattr(model, "v_head")
+            wanted = self._measure(model if self.is_reward else model.llm)
             found = self._measure(self._load_exported(quantized=True))
         name = tr("an adapter") if self._has_adapter else tr("a whole model")
         return Measured(compare_logits(wanted, found).relative, name)
@@ -76,7 +85,7 @@ class ExportProofs:
         run_command("convert", "merge", str(self.base), str(self.written), out, "--no-verify")
         with quiet_transformers():
             wanted = self._measure(self._load_exported(quantized=False))
-            found = self._measure(_load(self._llm(quantized=False), self.merged_folder))
+            found = self._measure(self._load(self._llm(quantized=False), self.merged_folder))
         return Measured(compare_logits(wanted, found).relative)
 
     def template(self) -> Measured:
@@ -122,13 +131,18 @@ class ExportProofs:
         detail = tr("{count} conversations", count=len(pairs))
         return Measured(len(wrong), wrong[0] if wrong else detail)
 
-    def _measure(self, model: Any, *, trained: bool = False) -> torch.Tensor:
+    def _measure(self, model: torch.nn.Module) -> torch.Tensor:
         sample = self.subject.samples[0]
         ids = sample.get("input_ids", sample.get("chosen_ids"))
         batch = torch.tensor([list(ids)[:TOKENS]])
-        if hasattr(model, "v_head") or "SequenceClassification" in type(model).__name__:
-            return compute_rewards(model, batch)
-        return compute_logits(model.llm if trained else model, batch)
+        return (compute_rewards if self.is_reward else compute_logits)(model, batch)
+
+    def _load(self, settings: Mapping[str, Any], folder: Path) -> Any:
+        """A model of a folder, by the class that the config loads the base with."""
+        if self.is_reward:
+            return load_with_transformers(folder, classifier=True)
+        changed = {**settings, "pretrained_model_name_or_path": str(folder), "dtype": torch.float32}
+        return to_fp32(BUILDER.build(ConfigDict(changed)))
 
     def _llm(self, *, quantized: bool) -> dict[str, Any]:
         settings = dict(self.subject.cfg.model.llm)
@@ -139,7 +153,9 @@ class ExportProofs:
     def _load_exported(self, *, quantized: bool) -> Any:
         settings = self._llm(quantized=quantized)
         if not self._has_adapter:
-            return _load(settings, self.written)
+            return self._load(settings, self.written)
+        if self.is_reward:
+            return load_with_peft(settings, self.written, classifier=True)
         from peft import PeftModel
 
         from xtuner.export.streaming_merge import read_adapter, resize_embeddings
@@ -147,12 +163,6 @@ class ExportProofs:
         base: Any = BUILDER.build(ConfigDict(settings))
         resize_embeddings(base, read_adapter(self.written))
         return to_fp32(PeftModel.from_pretrained(base, str(self.written)))
-
-
-def _load(settings: Mapping[str, Any], folder: Path) -> Any:
-    """A model of a folder, by the class that the config loads the base with."""
-    changed = {**settings, "pretrained_model_name_or_path": str(folder), "dtype": torch.float32}
-    return to_fp32(BUILDER.build(ConfigDict(changed)))
 
 
 def run_command(*words: str) -> str:
@@ -163,12 +173,14 @@ def run_command(*words: str) -> str:
     """
     from xtuner.entry_point import main
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    said, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
         status = main(list(words))
-    print(said.getvalue(), end="")
+    print(said.getvalue(), errors.getvalue(), sep="")
     if status:
-        raise UserError(said.getvalue().strip().removeprefix("error: "))
+        _, _, text = errors.getvalue().rpartition(f"{tr('error')}: ")
+        message, _, hint = text.strip().partition(f"\n{tr('Hint')}: ")
+        raise UserError(message, hint=hint)
     return said.getvalue()
 
 

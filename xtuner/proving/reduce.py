@@ -231,6 +231,8 @@ def few_steps(values: dict[str, Any], limits: Limits) -> list[str]:
                 part[key] = 1 if name == "LoggerHook" else half
         if name == "CheckpointHook":
             part |= {"interval": half, "by_epoch": False, "max_keep_ckpts": -1}
+        if part.get("out_dir") is not None:  # nothing goes to the user's folders
+            part.pop("out_dir")
         if name == "EvaluateChatHook":
             part["max_new_tokens"] = min(limits.new_tokens, part.get("max_new_tokens", 600))
     return [*changes, tr("{steps} optimizer steps", steps=limits.steps)]

@@ -16,6 +16,25 @@ if TYPE_CHECKING:
     from xtuner.config.document import ConfigDocument
 
 
+def loaded_document(config: str, options: Sequence[str]) -> ConfigDocument:
+    """Load a config, apply overrides, and call its ``before_run``.
+
+    Args:
+        config: name or path.
+        options: the words of ``--cfg-options``.
+
+    Raises:
+        UserError: when it cannot be loaded.
+    """
+    from xtuner.config.load import load
+    from xtuner.config.override import override
+    from xtuner.tools.train_dataset import call_before_run
+
+    document = override(load(config), options)
+    call_before_run(document.config)  # which may make the model's folder
+    return document
+
+
 def checked_document(config: str, options: Sequence[str]) -> ConfigDocument:
     """Load a config, apply overrides, check it, and call its ``before_run``.
 
@@ -29,13 +48,9 @@ def checked_document(config: str, options: Sequence[str]) -> ConfigDocument:
     from xtuner.config.check.checker import check_or_raise
     from xtuner.config.check.data_files import require_data_files
     from xtuner.config.check.problem import Context
-    from xtuner.config.load import load
-    from xtuner.config.override import override
-    from xtuner.tools.train_dataset import call_before_run
 
-    document = override(load(config), options)
+    document = loaded_document(config, options)
     check_or_raise(document)
-    call_before_run(document.config)  # which may make the model's folder
     require_data_files(Context(document), document.file)
     return document
 
