@@ -38,6 +38,7 @@ TESTED_BY = {
     "xtuner/planning/planned_model.py": "test_memory.py",
     "xtuner/planning/settings.py": "test_plan.py",
     "xtuner/proving/export_proofs.py": "test_prove.py",
+    "xtuner/proving/fresh.py": "test_rehearsal.py",
     "xtuner/proving/gradient_proofs.py": "test_prove.py",
     "xtuner/proving/run_proofs.py": "test_prove.py",
     "xtuner/proving/stage_work.py": "test_rehearsal.py",
@@ -303,7 +304,8 @@ def test_auto_classes_know_our_models(trees):
             if isinstance(node, ast.ImportFrom) and node.module == "transformers":
                 names = [alias.name for alias in node.names if AUTO_CLASSES.match(alias.name)]
                 wrong += [f"{relative(file)}:{node.lineno} imports {name}" for name in names]
-    allowed = ("xtuner/dataset/internvl.py",)  # hands them to BUILDER
+    # hands them to BUILDER; loads as those do who have transformers alone
+    allowed = ("xtuner/dataset/internvl.py", "xtuner/proving/fresh.py")
     assert not [line for line in wrong if not line.startswith(allowed)], "\n".join(wrong)
 
 

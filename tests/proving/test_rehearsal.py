@@ -82,6 +82,7 @@ def test_what_is_right_goes_through(done):
     assert rehearsal.needs["parameters"] > 0
 
 
+@pytest.mark.slow
 def test_all_weights_go_through(tmp_path, base, rows):
     """Without an adapter, packing or a chat hook; nothing is merged."""
     words = ["pack_to_max_length=False", "use_varlen_attn=False", "custom_hooks=[]"]

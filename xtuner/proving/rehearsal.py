@@ -201,7 +201,9 @@ def data(rehearsal: Rehearsal) -> str:
     found = rehearsal.call("data", stage_work.prepare_data, *arguments)
     return tr(
         "{rows} rows, the longest of {longest:,} tokens, {supervised:,} tokens with loss",
-        **found,
+        rows=found["rows"],
+        longest=found["longest"],
+        supervised=found["supervised"],
     )
 
 
@@ -212,11 +214,12 @@ def build(rehearsal: Rehearsal) -> str:
     known = [name for name in rehearsal.built["modules"] if name.startswith(_LIBRARIES)]
     children.preload(*known)
     what = "; ".join(rehearsal.built["models"]) or tr("the model that the config makes")
-    return tr("{what}; {trained:,} of {total:,} trained", what=what, **_counts(rehearsal))
-
-
-def _counts(rehearsal: Rehearsal) -> dict[str, int]:
-    return {name: rehearsal.built[name] for name in ("trained", "total")}
+    return tr(
+        "{what}; {trained:,} of {total:,} trained",
+        what=what,
+        trained=rehearsal.built["trained"],
+        total=rehearsal.built["total"],
+    )
 
 
 _LIBRARIES = ("transformers.models.", "xtuner.")
