@@ -11,7 +11,11 @@ import json
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedModel
 
 FORCED_AT = 3
 """After how many new tokens a stop is forced."""
@@ -94,7 +98,7 @@ def _differences(request: Mapping[str, Any], model: Any) -> dict[str, float]:
     return found
 
 
-def _relative(found: Any, wanted: Any) -> float:
+def _relative(found: Tensor, wanted: Tensor) -> float:
     size = min(found.shape[-1], wanted.shape[-1])
     gap = (found[..., :size] - wanted[..., :size]).abs().max()
     return float(gap / wanted.abs().max())
@@ -127,7 +131,7 @@ def _generated(request: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return {"tokens": len(answer), "missed": missed}
 
 
-def _forced(model: Any, ids: Any, settings: Any, stop: int) -> Any:
+def _forced(model: PreTrainedModel, ids: Tensor, settings: GenerationConfig, stop: int) -> Any:
     """New tokens where the third one is forced to be ``stop``; more where that does not end it."""
     import torch
     from transformers import LogitsProcessor
@@ -145,7 +149,8 @@ def _forced(model: Any, ids: Any, settings: Any, stop: int) -> Any:
             return forced
 
     longer = {"max_new_tokens": FORCED_AT + 3}
-    found = model.generate(ids, generation_config=settings, logits_processor=[Force()], **longer)
+    generate: Any = model.generate
+    found = generate(ids, generation_config=settings, logits_processor=[Force()], **longer)
     return found[0, ids.shape[1] :]
 
 

@@ -158,16 +158,16 @@ class Rehearsal:
             return Stage(owner, "failed", time.perf_counter() - began, "", cause, remedy)
         return Stage(name, "ok", time.perf_counter() - began, detail)
 
-    def call(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, name: str, work: Callable[..., Any], *arguments: object) -> Any:
         """Call a function in a child; its log has the name of the stage."""
         child = self._ahead.pop(name, None) or self.start(name, work, *arguments)
         return child.result()
 
-    def begin(self, name: str, work: Callable[..., Any], *arguments: Any) -> None:
+    def begin(self, name: str, work: Callable[..., Any], *arguments: object) -> None:
         """Start what a later stage waits for."""
         self._ahead[name] = self.start(name, work, *arguments)
 
-    def start(self, name: str, work: Callable[..., Any], *arguments: Any) -> Child:
+    def start(self, name: str, work: Callable[..., Any], *arguments: object) -> Child:
         """Start a function in a child."""
         return self._group.start(work, *arguments, log=self.folder / "logs" / f"{name}.log")
 

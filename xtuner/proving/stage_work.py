@@ -191,7 +191,7 @@ def tagged(stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose errors say which stage they belong to."""
 
     @functools.wraps(work)
-    def call(*arguments: Any, **settings: Any) -> Any:
+    def call(*arguments: object, **settings: object) -> Any:
         try:
             return work(*arguments, **settings)
         except Exception as error:
