@@ -173,3 +173,15 @@ def test_settings_that_cannot_be_are_refused():
         VisionLanguageFinetune(make_model(), processor=processor_of("gemma3"))
     with pytest.raises(UserError, match="nothing is trained"):
         make("gemma3", freeze_llm=True)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_packed_rows_with_images_are_computed_by_our_attention_or_refused(kind):
+    llm = plain_image_text(kind, attn_implementation="sdpa")
+    settings = dict(processor=processor_of(kind), use_activation_checkpointing=False)
+    model = VisionLanguageFinetune(llm, use_varlen_attn=True, **settings).eval()
+    loss = train(model, batch(kind, packed=True)).loss
+    assert loss == pytest.approx(wanted(kind).loss, rel=1e-5)
+    eager = VisionLanguageFinetune(plain_image_text(kind), use_varlen_attn=True, **settings)
+    with pytest.raises(UserError, match="not computed separately by 'eager'"):
+        train(eager.eval(), batch(kind, packed=True))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xtuner.model.base import outputs_of, packed_cu_seqlens, trained_weights, use_our_attention
-from xtuner.model.loading import is_zero3_init_enabled
+from xtuner.model.loading import REPLACED, is_zero3_init_enabled
 from xtuner.model.modules import attention, image_rows
 from xtuner.model.modules.vision_parts import (
     VisionParts,
@@ -109,7 +109,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
         self._arguments = image_rows.arguments(body.forward)
         self._has_3d_positions = hasattr(body, "get_rope_index")
         self._require_known_inputs()
-        self._use_exact_vision_attention()
+        self._use_exact_attention()
         self._trains_vision = self._freeze_unreached()
         if not any(weight.requires_grad for weight in self.parameters()):
             raise UserError(
@@ -168,9 +168,14 @@ class VisionLanguageFinetune(SupervisedFinetune):
         state: dict[str, Tensor] = torch.nn.Module.state_dict(self, *args, **kwargs)
         return trained_weights(self, state, str(kwargs.get("prefix", "")), self._unreached)
 
-    def _use_exact_vision_attention(self) -> None:
-        """Let encoders compute attention by torch: ours takes ``cu_seq_lens`` for those of rows."""
+    def _use_exact_attention(self) -> None:
+        """Compute packed rows by our attention; encoders by torch's, as ours takes their samples.
+
+        Other functions make masks of packed rows from positions, which images do not number so.
+        """
         llm: PreTrainedModel = self.causal_lm
+        if self.use_varlen_attn and llm.config._attn_implementation in REPLACED:
+            llm.set_attn_implementation(attention.register())
         if llm.config._attn_implementation == attention.NAME:
             llm.set_attn_implementation(vision_attention(llm, "sdpa"))
 
@@ -227,6 +232,19 @@ class VisionLanguageFinetune(SupervisedFinetune):
         shard = super().shard(data)
         cu_seqlens = packed_cu_seqlens(data)
         several = cu_seqlens is not None and len(cu_seqlens) > 2
+        if several and data.get("images") and not use_our_attention(self):
+            raise UserError(
+                tr(
+                    "packed samples with images are not computed separately by {attention!r} "
+                    "attention.",
+                    attention=self.causal_lm.config._attn_implementation,
+                ),
+                hint=tr(
+                    "leave attn_implementation out, or set pack_to_max_length = False and "
+                    "use_varlen_attn = False."
+                ),
+                where=Where(key="model.llm.attn_implementation"),
+            )
         if several and data.get("images") and "images" not in self.probed_rows:
             self.probed_rows |= {"images"}
             self._probe_images(data)
@@ -255,8 +273,8 @@ class VisionLanguageFinetune(SupervisedFinetune):
         if not images:
             return inputs
         own = {name: value for name, value in images.items() if name in self._arguments}
-        if "cu_seq_lens_q" in inputs and use_our_attention(self):
-            # else masks are made from positions, with those of blocks of images in the wrong place
+        if "cu_seq_lens_q" in inputs:
+            # without it masks are made from positions, with those of blocks of images in the wrong place
             inputs["attention_mask"] = torch.ones_like(data["input_ids"], dtype=torch.bool)
         names = [name for name in image_rows.TOKEN_TYPES if name in self._arguments]
         return {**inputs, **own, **{name: self._token_types(data) for name in names}}
@@ -278,8 +296,6 @@ class VisionLanguageFinetune(SupervisedFinetune):
             return data
         types, cu_seqlens = self._token_types(data), packed_cu_seqlens(data)
         own = image_rows.rope_positions(self.causal_lm.base_model, data, types, cu_seqlens)
-        if cu_seqlens is not None and not use_our_attention(self):
-            own = torch.cat([data["position_ids"][None], own])  # masks are made from the first
         return {**data, "position_ids": own}
 
     @contextlib.contextmanager
