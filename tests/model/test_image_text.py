@@ -18,7 +18,7 @@ from tests.helpers.image_text import (
 )
 from tests.helpers.support import Wrong, require_same
 from tests.helpers.tiny import make_model
-from xtuner.model import SupervisedFinetune, VisionLanguageFinetune, image_text
+from xtuner.model import SupervisedFinetune, VisionLanguageFinetune
 from xtuner.model.modules import attention, image_rows
 from xtuner.proving.training import Trained, gradients_of
 from xtuner.tokenization.processor import load_processor
@@ -115,10 +115,16 @@ def test_missing_token_types_are_found(kind, monkeypatch):
         require_same(train(model, batch(kind, packed=True)), wanted(kind))
 
 
-def test_samples_that_see_each_other_are_refused(monkeypatch):
-    monkeypatch.setattr(image_text, "use_our_attention", lambda model: True)
-    with pytest.raises(UserError, match="not computed separately"):
-        train(make("qwen3_5", packed=True), batch("qwen3_5", packed=True))
+def test_samples_that_see_each_other_are_refused():
+    data = batch("qwen2_5_vl", packed=True)
+    table = torch.randn(576, 8, generator=torch.Generator().manual_seed(0))
+    types = data["mm_token_type_ids"]
+    image_rows.require_separate_samples(lambda row: table[row["input_ids"]], data, types, "Model")
+    # the product of earlier tokens: the same words in another order change it
+    with pytest.raises(UserError, match="not computed separately by Model"):
+        image_rows.require_separate_samples(
+            lambda row: (table[row["input_ids"]].cumsum(1) ** 2).cumsum(1), data, types, "Model"
+        )
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl", "gemma3", "llava_onevision", "smolvlm"])

@@ -274,7 +274,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
             return inputs
         own = {name: value for name, value in images.items() if name in self._arguments}
         if "cu_seq_lens_q" in inputs:
-            # without it masks are made from positions, with those of blocks of images in the wrong place
+            # without it masks are made from positions, and blocks of images are misplaced
             inputs["attention_mask"] = torch.ones_like(data["input_ids"], dtype=torch.bool)
         names = [name for name in image_rows.TOKEN_TYPES if name in self._arguments]
         return {**inputs, **own, **{name: self._token_types(data) for name in names}}
