@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.architectures import BASE, VOCABULARY, make_architecture
 from tests.helpers.tiny import make_model
-from xtuner.model.lora.targets import default_targets, not_reached_by_text
+from xtuner.model.lora.targets import (
+    default_targets,
+    not_reached_by_text,
+    set_default_targets,
+)
 from xtuner.model.modules import attention
 from xtuner.model.sft import SupervisedFinetune
 
@@ -151,3 +155,22 @@ def test_layers_that_text_never_calls_get_no_adapter_and_are_frozen():
     frozen = [name for name, weight in full.named_parameters() if not weight.requires_grad]
     assert frozen and all("encoder_attn" in name for name in frozen)
     assert "layers.0.encoder_attn" in " ".join(not_reached_by_text(full.llm))
+
+
+def test_compressed_attention_gives_every_adapter_a_gradient():
+    """DeepSeek-V4's compressors get none from rows shorter than their window of 128 tokens."""
+    rates = {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4}
+    llm = make_architecture("deepseek_v4", attention="eager", compress_rates=rates)
+    lora = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    set_default_targets(lora, llm)
+    model = get_peft_model(llm, lora)
+    ids = torch.arange(5, 45)[None]
+    adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert any("compressor.kv_proj" in name for name in adapters)
+    assert not any("indexer" in name for name in adapters)  # it selects keys: it has no gradient
+    for tokens, reached in (40, True), (7, False):
+        model.zero_grad(set_to_none=True)
+        model(input_ids=ids[:, :tokens], labels=ids[:, :tokens], use_cache=False).loss.backward()
+        without = {name for name, p in adapters.items() if p.grad is None or not p.grad.any()}
+        assert all("layers.0.self_attn.compressor.kv_proj" in name for name in without)
+        assert bool(without) is not reached
