@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := work_dirs/quickstart
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test lint messages docs bench clean install
+.PHONY: quickstart test test-lowest lint messages docs bench clean install
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,18 @@ quickstart: install
 # once. Compiled files are kept, for the processes that tests start.
 test: install
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The fast part of the suite with the lowest version of each library that pyproject.toml allows.
+LOWEST := .venv-lowest
+FAST := tests/test_foreign_internals.py tests/tokenization tests/dataset/prepare \
+	tests/dataset/test_map_fns.py tests/model/test_sft.py tests/model/test_dpo.py \
+	tests/model/lora/test_targets.py tests/model/lora/test_fast_lora.py \
+	tests/engine/test_schedules.py tests/engine/test_train.py \
+	tests/tools/test_merge.py tests/tools/test_pth_to_hf.py
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --constraint requirements/lowest.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(FAST)
 
 lint: install
 	$(BIN)/ruff check --no-cache .

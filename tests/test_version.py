@@ -30,3 +30,15 @@ def test_it_is_above_that_of_the_other_program_of_this_name_on_pypi():
 def test_the_parts_of_the_version():
     assert xtuner.version_info[:3] == (1, 0, 0)
     assert ".".join(map(str, xtuner.version_info)) == xtuner.__version__
+
+
+def test_the_lowest_versions_are_the_floors_of_pyproject():
+    """`make test-lowest` installs requirements/lowest.txt: what it does not test is no floor."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    tested = project[project.index("dependencies = [") : project.index("\ntest = [")]
+    floors = re.findall(r'"([\w-]+)>=([\d.]+)', tested)
+    skipped = {"flash-attn", "lagent", "liger-kernel", "mkdocs-material"}  # not in the tests
+    wanted = {name: Version(floor) for name, floor in floors if name not in skipped}
+    lines = (ROOT / "requirements/lowest.txt").read_text("utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: Version(version) for name, version in pinned.items()} == wanted
