@@ -39,7 +39,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``base``, ``adapter``, ``merged`` and ``tokenizer`` (folders), ``expected`` (a file
-            of logits), ``ids``, ``stops``, ``question``, ``new_tokens`` and ``own_classes``.
+            of logits), ``ids``, ``stops``, ``question``, ``new_tokens``, ``class`` (the name of
+            the one that was trained) and ``own_classes``.
 
     Returns:
         ``differences``, ``tokens`` and ``missed``; or ``step`` (``load`` or ``generate``) and
@@ -64,10 +65,9 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 def _load(request: Mapping[str, Any]) -> Any:
     """The base with its adapter, or the whole model, in float32."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     settings = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model: Any = AutoModelForCausalLM.from_pretrained(request["base"], **settings)
+    model: Any = _auto_class(request).from_pretrained(request["base"], **settings)
     if request["adapter"]:
         from peft import PeftModel
 
@@ -75,11 +75,19 @@ def _load(request: Mapping[str, Any]) -> Any:
     return model.eval()
 
 
+def _auto_class(request: Mapping[str, Any]) -> Any:
+    """The Auto class of transformers that gives the class that was trained."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    sees = request["class"] in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
 def _differences(request: Mapping[str, Any], model: Any) -> dict[str, float]:
     """Largest differences of logits, relative to the largest logit."""
     import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
     ids = torch.tensor(request["ids"])
     with torch.no_grad():
@@ -89,7 +97,7 @@ def _differences(request: Mapping[str, Any], model: Any) -> dict[str, float]:
             expected = load_file(request["expected"])["logits"]
             found["trained"] = _relative(logits, expected)
         if request["merged"]:
-            merged: Any = AutoModelForCausalLM.from_pretrained(
+            merged: Any = _auto_class(request).from_pretrained(
                 request["merged"], dtype=torch.float32, attn_implementation="eager"
             )
             found["merged"] = _relative(

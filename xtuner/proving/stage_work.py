@@ -109,6 +109,7 @@ def build(document: ConfigDocument, folder: Path, limits: Limits) -> Told:
         "quantized": bool(getattr(getattr(built, "causal_lm", None), "is_quantized", False)),
         "supervised": hasattr(built, "causal_lm") and not hasattr(built, "v_head"),
         "has_adapter": bool(getattr(built, "has_adapter", False)),
+        "class": type(getattr(built, "causal_lm", built)).__name__,
     }
 
 
