@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mmengine.config import ConfigDict
 
+from xtuner.model.backends.cpu import kernels
 from xtuner.model.lora.targets import not_reached_by_text
 from xtuner.proving.proof import Measured, Proof, Skipped, prove
 from xtuner.proving.subject import Subject
@@ -126,9 +127,17 @@ class GradientProofs:
             raise Skipped(tr("a compiler takes 10 to 40 seconds: --compile proves it."))
         if not any(map(shutil.which, COMPILERS)):
             raise Skipped(tr("there is no C++ compiler on this machine."))
+        wanted, batch = self.found, self.subject.batch(self.subject.rows)
         model = self.subject.model(compile=True)
-        batch = self.subject.batch(self.subject.rows)
-        return Measured(train_on(model, [batch]).difference(self.found))
+        kernels.compile_kernels()
+        try:
+            difference = train_on(model, [batch]).difference(wanted)
+        finally:
+            kernels.Kernel.compiled = False
+        names = [name for name, each in vars(kernels).items() if _is_compiled(each)]
+        if not names:
+            raise Skipped(tr("this model computes with no kernel that is compiled on a CPU."))
+        return Measured(difference, ", ".join(names))
 
     def gradients(self) -> Measured:
         """Which weights have a gradient, against those that peft and the config train."""
@@ -154,6 +163,10 @@ class GradientProofs:
             frozen=len(own) - trained,
         )
         return Measured(len(wrong), "; ".join(wrong[:3]) if wrong else detail)
+
+
+def _is_compiled(value: object) -> bool:
+    return isinstance(value, kernels.Kernel) and value._compiled is not None
 
 
 def iter_ids(sample: Mapping[str, Any]) -> Iterator[Sequence[int]]:
