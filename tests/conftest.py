@@ -1,5 +1,6 @@
 """Fixtures that many tests share: a tiny model folder, one per test session."""
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -19,6 +20,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["XTUNER_LANG"] = "en"
 if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each worker: more would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:  # before the workers start
+    importlib.import_module("xtuner.engine.torchrun").fill_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from tests.helpers import forked
@@ -62,3 +66,10 @@ time.sleep(500)
 def test_usr1_reaches_every_process_and_spares_the_launcher(tmp_path):
     done = launch(tmp_path, ASKED, str(tmp_path / "ready"))
     assert sorted(done.stdout.split()) == ["0", "1", "saved", "saved"]
+
+
+def test_caches_that_processes_share_are_written_before_they_start(tmp_path):
+    code = "from xtuner.engine.torchrun import fill_caches; fill_caches()"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=forked.LIMIT)
+    assert len(list(tmp_path.rglob("*.pickle"))) == 2

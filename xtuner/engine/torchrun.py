@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     args = _parser().parse_args(arguments)
     signal.signal(signal.SIGUSR1, functools.partial(_pass_on, module=args.module))
+    fill_caches()
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -64,6 +65,15 @@ def main(arguments: Sequence[str]) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def fill_caches() -> None:
+    """Let yapf, which mmengine imports, write its grammar into the user's cache.
+
+    After an installation the processes would all write it, and read what another one has half
+    written: ``EOFError: Ran out of input``.
+    """
+    import yapf  # noqa: F401
 
 
 def _pass_on(number: int, frame: FrameType | None, *, module: str) -> None:
