@@ -30,7 +30,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.equivalence.runs import TOY, differences, outcome  # noqa: E402
+from tests.equivalence.runs import TOY  # noqa: E402
+from xtuner.proving.outcome import differences, outcome  # noqa: E402
 
 
 @dataclass

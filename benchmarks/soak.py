@@ -34,9 +34,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from kill_resume import Training, challenge, kill, warm_up  # noqa: E402
 from measuring import RESULTS, machine  # noqa: E402
 
-from tests.equivalence.runs import differences, outcome  # noqa: E402
 from tests.helpers.tiny import save_tiny  # noqa: E402
 from tests.helpers.vision_language import save_clip, save_square  # noqa: E402
+from xtuner.proving.outcome import differences, outcome  # noqa: E402
 
 TESTS = ROOT / "tests"
 LLAVA = "llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"

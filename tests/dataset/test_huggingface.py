@@ -309,11 +309,15 @@ def test_a_chat_template_that_rewrites_earlier_turns_is_followed():
         "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     turns = [{"input": "one", "output": "<think>two</think>three"}, {"input": "a", "output": "b"}]
-    (sample,) = prepared(
+    samples = prepared(
         rewriting,
         Dataset.from_list([{"conversation": turns}]),
         dataset_map_fn=None,
         template_map_fn=template_map_fn_factory(PROMPT_TEMPLATE.auto),
     )
-    trained = rewriting.decode([token for token in sample["labels"] if token != IGNORED])
-    assert trained == "three<|im_end|>b<|im_end|>"
+    trained = [
+        rewriting.decode([token for token in sample["labels"] if token != IGNORED])
+        for sample in samples
+    ]
+    assert trained == ["<think>two</think>three<|im_end|>", "b<|im_end|>"]
+    assert "<think>" not in rewriting.decode(samples[1]["input_ids"])

@@ -267,14 +267,15 @@ def expected_stops(config: Path, folder: Path) -> Told:
     Raises:
         UserError: for a stop that the folder lacks, or that is no token.
     """
-    from xtuner.export.trained_template import template_of, uses_own_template
+    from xtuner.export.trained_template import processor_of, template_of, uses_own_template
     from xtuner.proving.export_proofs import exported_stops
     from xtuner.tokenization.chat_template import answer_stops
 
     cfg = _adapted(config, config.parent)
     tokenizer = reduce.tokenizer_of(cfg)
     template = template_of(cfg)
-    if tokenizer is None or (template is None and not uses_own_template(cfg)):
+    is_own = uses_own_template(cfg) or processor_of(cfg) is not None
+    if tokenizer is None or (template is None and not is_own):
         return {"stops": []}
     ids, texts = answer_stops(tokenizer, template)
     ends = template is not None and template.get("SUFFIX_AS_EOS")
