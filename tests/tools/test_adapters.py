@@ -113,7 +113,8 @@ def test_a_multimodal_class_trained_on_text(tmp_path, capsys):
     words = ["convert", "pth_to_hf", str(file), str(tmp_path / "iter_3.pth")]
     assert main([*words, str(tmp_path / "hf")]) == 0
     assert main(["convert", "merge", str(base), str(tmp_path / "hf"), str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.count("verified") == 2
+    said = capsys.readouterr().out
+    assert said.count("verified: largest difference of logits") == 2, said
     merged = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():

@@ -144,7 +144,8 @@ def load_for_chat(
             where=Where(str(folder)),
         ) from error
     _require_whole(report, folder)
-    _require_ids(model.generation_config, folder)
+    # a model of several parts, such as InternVL 1.5, has none of its own
+    _require_ids(getattr(model, "generation_config", None), folder)
     has_own = adapter_folder is not None and any(adapter_folder.glob("tokenizer*"))
     place = adapter_folder if has_own and adapter_folder is not None else folder
     tokenizer = load_pretrained(AutoTokenizer, place, trusted=trust_remote_code)

@@ -26,10 +26,12 @@ from datasets import load_dataset
 from mmengine.optim import LinearLR, CosineAnnealingLR
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from xtuner.dataset import process_hf_dataset
+from xtuner.dataset import VisionLanguageDataset, process_hf_dataset
+from xtuner.dataset.collate_fns import vision_language_collate_fn
 from xtuner.dataset.map_fns import alpaca_map_fn, pretrain_map_fn, template_map_fn_factory
 from xtuner.engine.hooks import EvaluateChatHook
 from xtuner.engine.runner import TrainLoop
-from xtuner.model import DPO, RewardModel, SupervisedFinetune
+from xtuner.model import DPO, RewardModel, SupervisedFinetune, VisionLanguageFinetune
+from xtuner.tokenization.processor import load_processor
 from xtuner.utils import PROMPT_TEMPLATE
 """

@@ -170,7 +170,8 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset))",
     right="model = dict(type=VisionLanguageFinetune)\n"
     "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset), "
-    "collate_fn=dict(type=vision_language_collate_fn, processor=processor))",
+    "collate_fn=dict(type=vision_language_collate_fn, "
+    "processor=dict(type=load_processor, name_or_path='Qwen/Qwen2.5-VL-3B-Instruct')))",
 )
 def images_for_text(context: Context) -> Iterator[Finding]:
     if not any("train_" in key for key in context.typed("VisionLanguageDataset")):
