@@ -60,7 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", "-m", args.module, *args.arguments)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
+        killed = [f for f in error.failures.values() if f.exitcode == -signal.SIGKILL]
+        # the others fail because it is gone, and may be noticed first
+        first = killed[0] if killed else error.get_first_failure()[1]
         return int(first.exitcode if first.exitcode >= 0 else 128 - first.exitcode)
     except SignalException as error:
         return 128 + int(error.sigval)
