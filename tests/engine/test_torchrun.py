@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import forked
 from xtuner.engine.launch import free_port
+from xtuner.engine.torchrun import first_exit_code
 
 SHOW = """
 import os, sys
@@ -66,6 +67,39 @@ time.sleep(500)
 def test_usr1_reaches_every_process_and_spares_the_launcher(tmp_path):
     done = launch(tmp_path, ASKED, str(tmp_path / "ready"))
     assert sorted(done.stdout.split()) == ["0", "1", "saved", "saved"]
+
+
+FOLLOW = """
+import os, pathlib, signal, sys
+here = pathlib.Path(__file__).parent
+if os.environ["RANK"] == "1":
+    (here / "aside").write_text(str(os.getpid()))
+    (here / "aside").rename(here / "pid")
+    os.kill(os.getpid(), signal.SIGKILL)
+while not (here / "pid").exists():
+    pass
+status = pathlib.Path("/proc", (here / "pid").read_text(), "status")
+while status.exists() and "(zombie)" not in status.read_text():
+    pass
+sys.exit(70)
+"""
+
+
+def test_a_killed_process_is_first_before_those_that_miss_it(tmp_path):
+    launch(tmp_path, FOLLOW, status=128 + 9)
+
+
+@pytest.mark.parametrize(
+    ("failures", "code"),
+    [
+        ([(100, 70), (100, -9)], -9),
+        ([(100, -9), (101, 70)], -9),
+        ([(100, 3), (131, -9)], 3),  # it did not end when asked to, and the launcher killed it
+        ([(100, 2), (102, -15)], 2),
+    ],
+)
+def test_which_failure_was_the_first(failures, code):
+    assert first_exit_code(failures) == first_exit_code(failures[::-1]) == code
 
 
 def test_caches_that_processes_share_are_written_before_they_start(tmp_path):

@@ -60,13 +60,25 @@ def main(arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", "-m", args.module, *args.arguments)
     except ChildFailedError as error:
-        killed = [f for f in error.failures.values() if f.exitcode == -signal.SIGKILL]
-        # the others fail because it is gone, and may be noticed first
-        first = killed[0] if killed else error.get_first_failure()[1]
-        return int(first.exitcode if first.exitcode >= 0 else 128 - first.exitcode)
+        code = first_exit_code([(f.timestamp, f.exitcode) for f in error.failures.values()])
+        return code if code >= 0 else 128 - code
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def first_exit_code(failures: Sequence[tuple[int, int]]) -> int:
+    """The exit code of the process that failed first.
+
+    A process whose peer is killed fails at once, and both are seen together; then the killed one
+    was first. One that is killed later was killed by the launcher, as it did not end when asked to.
+
+    Args:
+        failures: the second in which each was seen, and its exit code, -N for signal N.
+    """
+    when, code = min(failures)[0], min(failures, key=lambda failure: failure[0])[1]
+    together = [code for second, code in failures if second <= when + 1]
+    return -signal.SIGKILL if -signal.SIGKILL in together else code
 
 
 def fill_caches() -> None:

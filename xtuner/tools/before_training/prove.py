@@ -7,10 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xtuner.tools.arguments import add_config_options
+from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_last_lines(report)))
     if args.page:
-        Path(args.page).write_text("\n".join(page(args.config, report)) + "\n", "utf-8")
+        write_text(args.page, "\n".join(page(args.config, report)) + "\n")
         print(tr("written: {path}", path=args.page), file=sys.stderr)
     return 0 if report.holds else DOES_NOT_HOLD
 
