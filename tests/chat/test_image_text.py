@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -137,3 +138,16 @@ def test_what_cannot_be_shown_is_said(photo, answering_model, monkeypatch, capsy
     assert "usage: /image FILE" in err and "the image cannot be read" in err
     _, _, err = chat([str(answering_model)], f"/image {photo}\nexit\n", monkeypatch, capsys)
     assert "takes no images" in err
+
+
+def test_without_its_processor_a_model_chats_about_text(photo, tmp_path, monkeypatch, capsys):
+    """Ministral 3's needs torchvision, SmolVLM's num2words."""
+    folder = tmp_path / "vlm"
+    shutil.copytree(image_text_folder("qwen2_5_vl"), folder)
+    settings = folder / "preprocessor_config.json"
+    settings.write_text(settings.read_text("utf-8").replace("Qwen2VLImage", "NoSuchImage"), "utf-8")
+    status, out, err = chat([str(folder)], "hi\nexit\n", monkeypatch, capsys)
+    assert status == 0 and out.count("assistant: ") == 1
+    assert "text only, no images: the processor cannot be loaded" in err
+    status, _, err = chat([str(folder), "--image", str(photo)], "hi\n", monkeypatch, capsys)
+    assert status == 1 and "the processor cannot be loaded" in err

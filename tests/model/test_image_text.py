@@ -191,3 +191,16 @@ def test_packed_rows_with_images_are_computed_by_our_attention_or_refused(kind):
     eager = VisionLanguageFinetune(plain_image_text(kind), use_varlen_attn=True, **settings)
     with pytest.raises(UserError, match="not computed separately by 'eager'"):
         train(eager.eval(), batch(kind, packed=True))
+
+
+def test_inputs_that_a_class_takes_and_no_batch_has_are_refused(monkeypatch):
+    """PaliGemma's token types mark the prompt, not images; Mllama takes a cross_attention_mask."""
+    prefix = load_processor(image_text_folder("gemma3"))
+    prefix.return_mm_token_type_ids = False
+    with pytest.raises(UserError, match="takes token_type_ids from its processor"):
+        VisionLanguageFinetune(plain_image_text("gemma3"), processor=prefix)
+    known = load_processor(image_text_folder("qwen2_5_vl"))
+    names = [*known.model_input_names, "past_key_values"]
+    monkeypatch.setattr(type(known), "model_input_names", names)
+    with pytest.raises(UserError, match="takes past_key_values from its processor"):
+        VisionLanguageFinetune(plain_image_text("qwen2_5_vl"), processor=known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +192,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     from xtuner.chat.session import ChatSession
     from xtuner.tokenization.chat_template import set_arguments
     from xtuner.tools.arguments import read_arguments
-    from xtuner.tools.chat_loading import image_text_prompt, is_image_text, load_for_chat
+    from xtuner.tools.chat_loading import is_image_text, load_for_chat
 
     run_tools = None
     if args.with_plugins:
@@ -216,9 +216,7 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     elif args.llava:
         model, prompt_type = _llava(model, args)
     elif template is None and is_image_text(folder):
-        prompt_type = image_text_prompt(
-            folder, adapter, template_arguments, trust_remote_code=args.trust_remote_code
-        )
+        prompt_type = _image_text(folder, adapter, args, template_arguments)
     if template is not None:
         _warn_of_another_template(tokenizer, args.prompt_template)
     prompt = prompt_type(tokenizer, template, args.stop_words)
@@ -298,6 +296,27 @@ def _llava(llm: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, Callabl
         trust_remote_code=args.trust_remote_code,
     )
     return model, ImagePrompt
+
+
+def _image_text(
+    folder: Path,
+    adapter: Path | None,
+    args: argparse.Namespace,
+    template_arguments: Mapping[str, Any],
+) -> Callable[..., ChatPrompt]:
+    """What makes the prompts of a vision-language model; of text alone without its processor."""
+    from xtuner.chat.prompt import ChatPrompt
+    from xtuner.tools.chat_loading import image_text_prompt
+
+    try:
+        return image_text_prompt(
+            folder, adapter, template_arguments, trust_remote_code=args.trust_remote_code
+        )
+    except UserError as error:
+        if args.image:
+            raise
+        _notice(tr("[text only, no images: {error}]", error=error.message))
+        return ChatPrompt
 
 
 def _system(args: argparse.Namespace) -> str:
