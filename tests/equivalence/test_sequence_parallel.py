@@ -1,4 +1,4 @@
-"""Ten steps of the real command: processes that share rows train what one process does."""
+"""A few steps of the real command: processes that share rows train what one process does."""
 
 import pytest
 
@@ -17,7 +17,7 @@ KINDS = {
     "orpo": ["kind=orpo"],
     "reward": ["kind=reward", "packed=True"],
 }
-PROCESSES = 4
+PROCESSES, STEPS = 4, 4
 # Kinds, and how many processes share a row; to four go six heads and three key heads unevenly.
 SHARED = [(kind, 2, "") for kind in ("full", "lora", "batch", "dpo", "orpo")]
 SHARED += [(kind, 4, "") for kind in ("lora", "packed", "dpo_lora_ahead", "reward")]
@@ -30,7 +30,13 @@ BOUND = 2e-6
 
 def options(base, kind, size):
     ways = PROCESSES // size if size > 1 else 1
-    words = [f"base={base}", f"sequence_parallel_size={size}", f"ways={ways}", *KINDS[kind]]
+    words = [
+        f"base={base}",
+        f"sequence_parallel_size={size}",
+        f"ways={ways}",
+        f"steps={STEPS}",
+        *KINDS[kind],
+    ]
     return ["--cfg-options", *words]
 
 
@@ -51,7 +57,7 @@ def all_runs(folder):
     train_on_ranks(PROCESSES, runs, folder)
 
 
-def differences(alone, shared, steps=10):
+def differences(alone, shared, steps=STEPS):
     """What two runs do not agree in."""
     lines = list(zip(metrics(alone), metrics(shared), strict=True))
     if len(lines) != steps + 1:
