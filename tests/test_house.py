@@ -70,7 +70,8 @@ MAY_IMPORT = {
     "config": LEAVES | {"configs"},
     "reporting": LEAVES | {"parallel", "dataset"},
     "planning": LEAVES | {"parallel", "model", "config"},
-    "engine": BELOW_ENGINE | {"configs", "config", "checkpoint", "export", "reporting"},
+    "engine": BELOW_ENGINE
+    | {"configs", "config", "checkpoint", "export", "reporting", "planning"},
     "chat": LEAVES | {"parallel", "tokenization", "dataset", "model"},
     "apis": BELOW_ENGINE | {"configs", "config", "engine"},
     # runs commands as a user does

@@ -11,7 +11,7 @@ from xtuner.config.load import load
 from xtuner.configs.render import width
 from xtuner.entry_point import main
 from xtuner.planning.cards import CARDS, card
-from xtuner.planning.plan import Machine, Planner
+from xtuner.planning.plan import Machine, Measured, Planner
 from xtuner.planning.schedule import operations_per_token
 from xtuner.planning.settings import read_settings
 from xtuner.utils.errors import UserError
@@ -90,10 +90,61 @@ def test_a_model_that_is_not_here(capsys):
     assert status == 1 and "nowhere" in said.err and "Traceback" not in said.err
 
 
-def test_images_are_said_not_to_be_counted(capsys):
-    words = [f"base={str(image_text_folder('gemma3'))!r}", "adapter=True"]
+@pytest.mark.parametrize("frozen", [True, False])
+def test_images_are_said_not_to_be_counted(capsys, frozen):
+    """A frozen visual encoder keeps nothing of them."""
+    words = [f"base={str(image_text_folder('gemma3'))!r}", "adapter=True",
+             f"model.freeze_projector={frozen}"]  # fmt: skip
     assert main(["plan", IMAGE_CONFIG, "--no-data", "--cfg-options", *words]) == 0
-    assert "of images is not counted" in capsys.readouterr().out
+    assert ("of images is not counted" in capsys.readouterr().out) is not frozen
+
+
+def test_calibration_takes_real_steps(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "quickstart", "--calibrate", "--gpu", "24GB"]) == 0
+    said = capsys.readouterr().out
+    assert "measured on cpu: " in said and "at the measured speed" in said
+
+
+def test_measured_memory_corrects_all_plans(options):
+    planner, document = Planner(rows=100), load_with(load(CONFIG), options)
+    alone = planner.plan(document, Machine())
+    others = alone.memory.total - alone.memory.activations
+    fixed = others - alone.memory.libraries - alone.memory.margin
+    planner.calibrate(Measured("a GPU", fixed + 3 * alone.memory.activations, 50.0), alone)
+    again, more = planner.plan(document, Machine()), planner.plan(document, Machine(gpus=2))
+    assert again.memory.activations == 3 * alone.memory.activations == more.memory.activations
+    assert again.schedule.seconds == again.schedule.tokens / 50.0
+    assert more.schedule.seconds == more.schedule.tokens / 100.0
+
+
+def test_gpus_that_share_rows(options):
+    document = load_with(load(CONFIG), options)
+    alone = Planner(rows=64).plan(document, Machine(gpus=4))
+    shared = Planner(rows=64).plan(
+        load_with(load(CONFIG), [*options, "sequence_parallel_size=4"]), Machine(gpus=4)
+    )
+    assert shared.settings.sequence_parallel == 4 and shared.settings.replicas == 1
+    assert abs(4 * shared.memory.activations - alone.memory.activations) < 32
+    # the catalogue's configs keep the rows of a step
+    assert shared.settings.accumulative_counts == 4 * alone.settings.accumulative_counts
+    assert shared.schedule.steps == alone.schedule.steps
+    assert shared.schedule.tokens == alone.schedule.tokens
+
+
+def test_offloaded_shards_are_in_main_memory(options):
+    document = load_with(load(CONFIG), options)
+    on_gpu = Planner().plan(document, Machine(gpus=2, fsdp=True)).memory
+    offloaded = Planner().plan(document, Machine(gpus=2, fsdp=True, offload=True)).memory
+    assert on_gpu.offloaded == 0 < offloaded.offloaded
+    state = [m.weights + m.gradients + m.optimizer for m in (on_gpu, offloaded)]
+    assert state[0] - state[1] == offloaded.offloaded
+
+
+def test_the_command_names_all_machines(capsys, options):
+    words = ["--no-data", "--gpu", "0.9GB", "--gpus", 2, "--nodes", 2]
+    _, said = plan(capsys, *words, "--cfg-options", *options, "batch_size=64")
+    assert "NPROC_PER_NODE=2 NNODES=2 NODE_RANK=0 " in said.out
 
 
 def test_the_quickstart_makes_its_model_first(capsys, tmp_path, monkeypatch):

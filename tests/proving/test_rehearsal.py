@@ -79,7 +79,7 @@ def test_what_is_right_goes_through(done):
     assert "2 steps" in stages["train"].detail and "EvaluateChatHook" in stages["hooks"].detail
     assert stages["save"].detail == "iter_1.pth, iter_2.pth"
     assert "left: iter_1.pth" in stages["kill"].detail
-    assert rehearsal.needs["parameters"] > 0
+    assert rehearsal.needs["parameters"] > 0 and rehearsal.needs["steps"] > 0
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def fault(request, tmp_path, base, rows, monkeypatch):
 def test_faults_of_the_config(fault, tmp_path, monkeypatch):
     stage, said, case = fault
     monkeypatch.setattr(module, "start_fresh", lambda folder: None)
-    monkeypatch.setattr(module.stage_work, "plan", lambda document: {})
+    monkeypatch.setattr(module.stage_work, "plan", lambda document, rows: {})
     (tmp_path / "out").mkdir()
     found = [*Rehearsal(case.document(), tmp_path / "out", LIMITS).run()]
     assert (found[-1].name, found[-1].state) == (stage, "failed"), found

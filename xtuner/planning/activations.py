@@ -46,14 +46,14 @@ class Activations:
             return self.outside + self.inputs + self.largest_layer
         return self.outside + self.layers
 
-    def of_batches(self, count: int) -> Activations:
+    def of_batches(self, count: float) -> Activations:
         """Those of a batch that is ``count`` times as large."""
         return Activations(
-            self.outside * count,
-            self.layers * count,
-            self.inputs * count,
-            self.largest_layer * count,
-            self.largest_tensor * count,
+            int(self.outside * count),
+            int(self.layers * count),
+            int(self.inputs * count),
+            int(self.largest_layer * count),
+            int(self.largest_tensor * count),
         )
 
 

@@ -53,6 +53,7 @@ class Memory:
         loss: blocks of logits and the gradients of head and hidden states.
         libraries: of CUDA and of libraries, before the first tensor.
         margin: for fragmentation.
+        offloaded: what is in main memory instead, no part of the total.
     """
 
     weights: int
@@ -63,6 +64,7 @@ class Memory:
     loss: int
     libraries: int
     margin: int
+    offloaded: int = 0
 
     @property
     def total(self) -> int:
@@ -182,11 +184,11 @@ def memory_of(
         head: the model's head.
     """
     sharding = settings.sharding
-    weights, gradients, optimizer = _state(sizes, sharding)
+    weights, gradients, optimizer, offloaded = _state(sizes, sharding)
     kept = activations.kept(checkpointing=settings.checkpointing)
     kept += WORKING_TENSORS * activations.largest_tensor
     half = 2 if settings.dtype != "float32" else 4
-    loss = _loss(settings.tokens, head, half)
+    loss = _loss(settings.tokens_of_gpu, head, half)
     temporary = half * sizes.largest_quantized
     if sharding.name in ("zero3", "fsdp") and sharding.ranks > 1:
         # a layer is computed while the next one is gathered; the root's weights stay
@@ -201,11 +203,12 @@ def memory_of(
         loss=loss,
         libraries=LIBRARIES,
         margin=int(MARGIN * transient + MARGIN_OF_STATE * state),
+        offloaded=offloaded,
     )
 
 
-def _state(sizes: StateSizes, sharding: Sharding) -> tuple[int, int, int]:
-    """(weights, gradients, optimizer) on one GPU."""
+def _state(sizes: StateSizes, sharding: Sharding) -> tuple[int, int, int, int]:
+    """(weights, gradients, optimizer) on one GPU, and what it has in main memory."""
     if sharding.is_deepspeed:
         # half precision weights and gradients; the optimizer has float32 copies and its state
         half, copies = 2 * sizes.trained_count, 4 * sizes.trained_count
@@ -219,12 +222,14 @@ def _state(sizes: StateSizes, sharding: Sharding) -> tuple[int, int, int]:
         weights = sharding.of(sharded, from_stage=3) + sizes.quantized
         gradients = sharding.of(sizes.trained, from_stage=3)
         optimizer = sharding.of(sizes.optimizer, from_stage=3)
+    everything = weights + gradients + optimizer
     if sharding.offload_weights:
         weights = sizes.quantized
     if sharding.offload_optimizer:
         optimizer = 0
         gradients = 0 if sharding.name == "fsdp" else gradients
-    return int(weights), int(gradients), int(optimizer)
+    offloaded = everything - weights - gradients - optimizer
+    return int(weights), int(gradients), int(optimizer), int(offloaded)
 
 
 def _loss(tokens: int, head: Head, half: int) -> int:

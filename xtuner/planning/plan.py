@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from xtuner.config.adapt.strategy import adapt_strategy
@@ -54,6 +55,21 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a few real steps needed in one process.
+
+    Attributes:
+        device: ``cpu``, or the GPU's name.
+        memory: the most bytes that tensors took on the GPU; None on a CPU.
+        tokens_per_second: padding included.
+    """
+
+    device: str
+    memory: int | None
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run needs on a machine.
 
@@ -63,7 +79,9 @@ class Plan:
         sizes: of its weights.
         memory: of one GPU.
         schedule: how long it is.
-        has_images: whether rows may have images, whose part of the activations is not known.
+        trains_vision: whether weights are trained through which only images go; the activations
+            that these keep are not counted.
+        measured: real steps, by which activations and time are corrected.
     """
 
     settings: RunSettings
@@ -71,7 +89,8 @@ class Plan:
     sizes: StateSizes
     memory: Memory
     schedule: Schedule
-    has_images: bool = False
+    trains_vision: bool = False
+    measured: Measured | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -84,12 +103,12 @@ class Plan:
         return {**asdict(self), "total": self.memory.total, "fits": self.fits}
 
 
-class _Model(NamedTuple):
-    """A model, measured: see ``memory_of``."""
+class _Sized(NamedTuple):
+    """What is known of a model from its weights: see ``memory_of`` and ``Plan``."""
 
     sizes: StateSizes
     head: Head
-    activations: Activations
+    trains_vision: bool
 
 
 @dataclass
@@ -98,11 +117,27 @@ class Planner:
 
     Args:
         rows: of the config's dataset; None: not known.
+        measured: see ``calibrate``.
     """
 
     rows: int | None = None
+    measured: Measured | None = None
+    _scale: float = 1.0
     _traced: dict[tuple[str, int, str], Activations] = field(default_factory=dict)
-    _sized: dict[tuple[str, str], tuple[StateSizes, Head]] = field(default_factory=dict)
+    _sized: dict[tuple[str, str], _Sized] = field(default_factory=dict)
+
+    def calibrate(self, measured: Measured, alone: Plan) -> None:
+        """Correct the activations and the time of all plans by what real steps needed.
+
+        Args:
+            measured: the steps, in one process.
+            alone: the plan of one process.
+        """
+        self.measured = measured
+        memory = alone.memory
+        if measured.memory is not None and memory.activations:
+            others = memory.total - memory.activations - memory.libraries - memory.margin
+            self._scale = max(0, measured.memory - others) / memory.activations
 
     def plan(self, document: ConfigDocument, machine: Machine) -> Plan:
         """Plan a run.
@@ -121,18 +156,26 @@ class Planner:
         adapt_strategy(
             config, deepspeed=machine.deepspeed, fsdp=machine.fsdp, offload=machine.offload
         )
+        return self.plan_adapted(config, machine)
+
+    def plan_adapted(self, config: Config, machine: Machine) -> Plan:
+        """Plan a run whose config has been adapted, its strategy included.
+
+        Args:
+            config: as the run uses it.
+            machine: what it gets; how it shards the model is in the config.
+
+        Raises:
+            UserError: when the model cannot be built from its ``config.json``.
+        """
         settings = read_settings(config, machine.ranks)
         model = dict.get(own_values(config), "model")
         if not isinstance(model, dict):
-            raise UserError(tr("the config has no model."), where=Where(document.file, key="model"))
-        measured = self._model(model, settings)
-        sizes = measured.sizes
-        memory = memory_of(
-            sizes,
-            measured.activations,
-            settings,
-            head=measured.head,
-        )
+            where = Where(config.filename, key="model")
+            raise UserError(tr("the config has no model."), where=where)
+        (sizes, head, trains_vision), activations = self._model(model, settings)
+        memory = memory_of(sizes, activations, settings, head=head)
+        memory = replace(memory, activations=int(memory.activations * self._scale))
         operations = operations_per_token(
             sizes.computed, sizes.trained_count, checkpointing=settings.checkpointing
         )
@@ -143,10 +186,14 @@ class Planner:
             tflops=machine.card.tflops if machine.card else None,
             checkpoint=sizes.trained + sizes.optimizer,
         )
-        has_images = model.get("processor") is not None
-        return Plan(settings, machine, sizes, memory, schedule, has_images)
+        if self.measured is not None and schedule.tokens is not None:
+            rate = self.measured.tokens_per_second * settings.sharding.ranks
+            schedule = replace(schedule, seconds=schedule.tokens / rate)
+        return Plan(settings, machine, sizes, memory, schedule, trains_vision, self.measured)
 
-    def _model(self, model: Mapping[str, Any], settings: RunSettings) -> _Model:
+    def _model(
+        self, model: Mapping[str, Any], settings: RunSettings
+    ) -> tuple[_Sized, Activations]:
         """The model's sizes and activations, measured together where neither is known."""
         name = _key(model)
         sized, traced = (name, settings.optimizer), (name, settings.length, settings.dtype)
@@ -161,16 +208,26 @@ class Planner:
                 length=settings.length,
                 autocast=torch_dtype(settings.dtype),
             )
-        activations = self._traced[traced].of_batches(settings.batch_size * settings.sequences)
-        return _Model(*self._sized[sized], activations)
+        share = settings.batch_size * settings.sequences / settings.sequence_parallel
+        return self._sized[sized], self._traced[traced].of_batches(share)
 
 
-def _sizes(built: PlannedModel, language_model: Any, optimizer: str) -> tuple[StateSizes, Head]:
+def _sizes(built: PlannedModel, language_model: Any, optimizer: str) -> _Sized:
     config = language_model.config.get_text_config()
     head = language_model.get_output_embeddings()
     trained = [w.numel() for w in head.parameters() if w.requires_grad] if head else []
     sizes = state_sizes(built, optimizer, _chosen_experts(config))
-    return sizes, Head(config.hidden_size, config.vocab_size, sum(trained))
+    head_sizes = Head(config.hidden_size, config.vocab_size, sum(trained))
+    return _Sized(sizes, head_sizes, _trains_vision(built.model, language_model))
+
+
+def _trains_vision(model: nn.Module, language_model: Any) -> bool:
+    """Whether trained weights are outside of the layers and embeddings that compute text."""
+    decoder = language_model.get_decoder()
+    inner = getattr(decoder, "language_model", decoder)  # a model of images and text has it inside
+    of_text = (inner, language_model.get_input_embeddings(), language_model.get_output_embeddings())
+    known = {id(weight) for part in of_text if part is not None for weight in part.parameters()}
+    return any(weight.requires_grad and id(weight) not in known for weight in model.parameters())
 
 
 def language_model_of(built: PlannedModel) -> Any:

@@ -70,7 +70,7 @@ def schedule_of(
     steps = tokens = seconds = None
     if batches is not None:
         steps = math.ceil(batches / settings.accumulative_counts)
-        tokens = batches * settings.tokens * settings.sharding.ranks
+        tokens = batches * settings.tokens * settings.replicas
         if tflops:
             seconds = tokens * operations / (tflops * 1e12 * UTILIZATION * settings.sharding.ranks)
     count = 1
@@ -87,5 +87,5 @@ def _micro_batches(settings: RunSettings, rows: int | None) -> int | None:
         return settings.iters
     if rows is None or settings.epochs is None:
         return None
-    length = math.ceil(rows / (settings.batch_size * settings.sharding.ranks))
+    length = math.ceil(rows / (settings.batch_size * settings.replicas))
     return math.ceil(length * settings.epochs)

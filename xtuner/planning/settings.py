@@ -60,6 +60,7 @@ class RunSettings:
         save_interval: micro-batches between two checkpoints; None for one at the end.
         kept: how many checkpoints are kept; None for all.
         sharding: how the model is distributed.
+        sequence_parallel: how many processes share a row.
     """
 
     batch_size: int
@@ -74,11 +75,22 @@ class RunSettings:
     save_interval: int | None
     kept: int | None
     sharding: Sharding
+    sequence_parallel: int = 1
 
     @property
     def tokens(self) -> int:
         """The most tokens of a micro-batch."""
         return self.batch_size * self.sequences * self.length
+
+    @property
+    def tokens_of_gpu(self) -> int:
+        """Those of them that one GPU computes."""
+        return -(-self.tokens // self.sequence_parallel)
+
+    @property
+    def replicas(self) -> int:
+        """How many micro-batches are computed at a time."""
+        return max(1, self.sharding.ranks // self.sequence_parallel)
 
 
 def read_settings(config: Config, ranks: int) -> RunSettings:
@@ -110,7 +122,17 @@ def read_settings(config: Config, ranks: int) -> RunSettings:
         save_interval=interval if isinstance(interval, int) and interval > 0 else None,
         kept=keep if isinstance(keep, int) and keep > 0 else None,
         sharding=_sharding(_dict(values, "strategy"), ranks),
+        sequence_parallel=_sequence_parallel(values),
     )
+
+
+def _sequence_parallel(values: Mapping[str, object]) -> int:
+    """Of the config, or of its strategy, where v0.1 had it."""
+    for part in (values, _dict(values, "strategy")):
+        size = dict.get(part, "sequence_parallel_size") if isinstance(part, dict) else None
+        if isinstance(size, int) and size > 1:
+            return size
+    return 1
 
 
 def _dict(values: Mapping[str, object], key: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mmengine.config.lazy import LazyObject
 
 from xtuner.config.document import ConfigDocument
 from xtuner.config.values import dotted_name, is_number, iter_dicts, last_name
+from xtuner.dataset.prepare.rows import load_rows
 from xtuner.model.meta_model import is_model_loader
 from xtuner.model.remote_code import resolve_trust
 from xtuner.proving.shrink import Owner, ShrunkModel, write_shrunk
@@ -153,6 +154,19 @@ def _sample(part: dict[str, Any], rows: int) -> None:
             part["val_size"] = max(1, rows // 4)
     elif builder in LIMITED_BY:
         part["max_dataset_length"] = min(rows, part.get("max_dataset_length") or rows)
+
+
+def rows_in_all(values: Mapping[str, Any]) -> int | None:
+    """How many rows a config's training tables have; None where another builder reads them."""
+    loader = dict.get(values, "train_dataloader") or {}
+    tables = [
+        part
+        for _, part in iter_dicts(loader)
+        if _name(part) in SAMPLED_BY and dict.get(part, "dataset") is not None
+    ]
+    if not tables:
+        return None
+    return sum(len(load_rows(part["dataset"], part.get("split") or "train")) for part in tables)
 
 
 def shorten(values: dict[str, Any], tokens: int) -> list[str]:

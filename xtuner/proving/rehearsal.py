@@ -191,7 +191,6 @@ def check(rehearsal: Rehearsal) -> str:
     adapt(document, RunOptions(str(rehearsal.folder / "adapted")))
     children.preload()
     rehearsal._fresh = start_fresh(rehearsal.folder)
-    rehearsal._planned = rehearsal.start("plan", stage_work.plan, document)
     return tr("no errors")
 
 
@@ -199,6 +198,8 @@ def data(rehearsal: Rehearsal) -> str:
     """A sample of the rows at the config's own lengths."""
     arguments = (rehearsal.document, rehearsal.folder, rehearsal.limits)
     found = rehearsal.call("data", stage_work.prepare_data, *arguments)
+    rows = found["estimated"]
+    rehearsal._planned = rehearsal.start("plan", stage_work.plan, rehearsal.document, rows)
     return tr(
         "{rows} rows, the longest of {longest:,} tokens, {supervised:,} tokens with loss",
         rows=found["rows"],

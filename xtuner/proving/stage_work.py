@@ -15,7 +15,8 @@ from mmengine.hooks import Hook
 
 from xtuner.config.document import ConfigDocument
 from xtuner.config.dump import write_config
-from xtuner.config.values import raw_dict
+from xtuner.config.values import iter_dicts, raw_dict
+from xtuner.planning.settings import read_settings
 from xtuner.proving import reduce
 from xtuner.proving.outcome import differences, metrics, outcome
 from xtuner.proving.reduce import Limits
@@ -42,9 +43,11 @@ def prepare_data(document: ConfigDocument, folder: Path, limits: Limits) -> Told
     """
     from xtuner.config.adapt.adapter import RunOptions, adapt
 
+    run = RunOptions(str(folder / "data"))
+    whole = adapt(document.editable(), run).config
     document = document.editable()
     reduce.sample_data(raw_dict(document.config), limits.rows)
-    config = adapt(document, RunOptions(str(folder / "data"))).config
+    config = adapt(document, run).config
     dataset: Any = BUILDER.build(config.train_dataloader.dataset)
     rows = [dict(dataset[number]) for number in range(len(dataset))]
     if not rows:
@@ -60,7 +63,31 @@ def prepare_data(document: ConfigDocument, folder: Path, limits: Limits) -> Told
     lengths = [len(row[name]) for row in rows for name in _IDS if name in row]
     if config.get("val_dataloader"):
         BUILDER.build(config.val_dataloader.dataset)
-    return {"rows": len(rows), "longest": max(lengths, default=0), "supervised": supervised}
+    return {
+        "rows": len(rows),
+        "longest": max(lengths, default=0),
+        "supervised": supervised,
+        "estimated": _estimated_rows(whole, limits.rows, len(rows), sum(lengths)),
+    }
+
+
+def _estimated_rows(config: Config, sampled: int, built: int, tokens: int) -> int | None:
+    """Rows of the whole dataset, packed where they are packed; None where they are not known.
+
+    Args:
+        config: of the real run.
+        sampled: rows of the sample.
+        built: what became of them.
+        tokens: in them.
+    """
+    values = raw_dict(config)
+    rows = reduce.rows_in_all(values)
+    if not rows:
+        return None
+    loader = values["train_dataloader"]
+    packed = any(part.get("pack_to_max_length") for _, part in iter_dicts(loader))
+    share = tokens / read_settings(config, 1).length if packed else built
+    return max(1, round(rows * share / min(rows, sampled)))
 
 
 _IDS = ("input_ids", "chosen_ids", "rejected_ids")
@@ -321,11 +348,16 @@ def test(config: Path, checkpoint: Path, work_dir: Path) -> Told:
     return {}
 
 
-def plan(document: ConfigDocument) -> Told:
-    """What the real run will need."""
+def plan(document: ConfigDocument, rows: int | None) -> Told:
+    """What the real run will need.
+
+    Args:
+        document: its config.
+        rows: of its dataset, packed where they are packed; None: not known.
+    """
     from xtuner.planning.plan import Machine, Planner
 
-    found = Planner(None).plan(document, Machine())
+    found = Planner(rows).plan(document, Machine())
     return {
         "memory": found.memory.total,
         "parameters": found.sizes.count,

@@ -56,11 +56,12 @@ def checked_document(config: str, options: Sequence[str]) -> ConfigDocument:
 
 
 @contextlib.contextmanager
-def output_folder(keep: str | None) -> Iterator[Path]:
+def output_folder(keep: str | None, *, cache: bool = True) -> Iterator[Path]:
     """A folder for what a command writes, and for the data that it prepares.
 
     Args:
         keep: a folder that does not exist yet and stays; None for one that is removed.
+        cache: whether prepared data go into it, and not into the user's cache.
 
     Raises:
         UserError: when ``keep`` exists.
@@ -77,7 +78,8 @@ def output_folder(keep: str | None) -> Iterator[Path]:
                     where=Where(str(folder)),
                 )
             folder.mkdir(parents=True)
-        held.enter_context(_environment(XTUNER_CACHE=str(folder / "cache")))
+        if cache:
+            held.enter_context(_environment(XTUNER_CACHE=str(folder / "cache")))
         yield folder
 
 

@@ -16,7 +16,7 @@ from xtuner.utils.lang import tr, translate
 
 if TYPE_CHECKING:
     from xtuner.config.document import ConfigDocument
-    from xtuner.planning.plan import Machine, Plan
+    from xtuner.planning.plan import Machine, Measured, Plan, Planner
     from xtuner.planning.remedies import Remedy
 
 GIB = 2**30
@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tflops", type=float, help=tr("peak of the card in bfloat16, in place of the table's")
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help=tr("train three real steps here, and correct the plan by what they needed"),
     )
     parser.add_argument("--json", action="store_true", help=tr("print JSON"))
     parser.add_argument(
@@ -77,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     rows = None if args.no_data else _rows(document)
     print(tr("building the model without weights ..."), file=sys.stderr, flush=True)
     planner = Planner(rows)
+    if args.calibrate:
+        _calibrate(planner, document)
     plan = planner.plan(document, machine)
     found = remedies(planner, document, plan) if plan.fits is False else []
     if args.apply:
@@ -95,6 +102,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_lines(args.config, plan, found, args.cfg_options)))
     return DOES_NOT_FIT if plan.fits is False else 0
+
+
+def _calibrate(planner: Planner, document: ConfigDocument) -> None:
+    """Correct the planner by real steps in one process."""
+    from xtuner.planning.plan import Machine
+    from xtuner.proving.calibrate import STEPS, calibrate
+    from xtuner.tools.before_training.checked import output_folder
+
+    print(tr("training {count} steps to measure them ...", count=STEPS), file=sys.stderr, flush=True)
+    with output_folder(None, cache=False) as folder:
+        measured = calibrate(document, folder)
+    planner.calibrate(measured, planner.plan(document, Machine()))
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -179,8 +198,10 @@ def _table(plan: Plan) -> Iterator[str]:
     yield tr("Memory of each GPU ({settings}):", settings=_settings(plan))
     for what, size in rows:
         yield f"  {what}{' ' * (widest - width(what))}  {_size(size):>10}"
-    if plan.has_images:
-        yield tr("What the visual encoder keeps of images is not counted.")
+    if plan.memory.offloaded:
+        yield tr("Main memory: {size} for each GPU.", size=_size(plan.memory.offloaded))
+    if plan.trains_vision:
+        yield tr("The visual encoder is trained: what it keeps of images is not counted.")
 
 
 def _settings(plan: Plan) -> str:
@@ -195,6 +216,8 @@ def _settings(plan: Plan) -> str:
     ]
     if sharding.ranks > 1:
         parts.append(f"{sharding.ranks} x {sharding.name}")
+    if settings.sequence_parallel > 1:
+        parts.append(tr("{count} GPUs share a row", count=settings.sequence_parallel))
     return ", ".join(parts)
 
 
@@ -211,16 +234,31 @@ def _run_length(plan: Plan) -> Iterator[str]:
             steps=schedule.steps,
             tokens=schedule.tokens,
         )
+    if plan.measured is not None:
+        yield _measured(plan.measured)
     if schedule.seconds is not None:
-        yield tr(
-            "time: about {hours:.1f} hours, at 40 % of the card's peak",
-            hours=schedule.seconds / 3600,
-        )
+        hours = schedule.seconds / 3600
+        if plan.measured is not None:
+            yield tr("time: about {hours:.1f} hours, at the measured speed", hours=hours)
+        else:
+            yield tr("time: about {hours:.1f} hours, at 40 % of the card's peak", hours=hours)
     yield tr(
         "disk: {size} for each checkpoint, {count} kept: {total}",
         size=_size(schedule.checkpoint),
         count=schedule.checkpoints,
         total=_size(schedule.disk),
+    )
+
+
+def _measured(measured: Measured) -> str:
+    rate = f"{measured.tokens_per_second:,.0f}"
+    if measured.memory is None:
+        return tr("measured on {device}: {rate} tokens/s", device=measured.device, rate=rate)
+    return tr(
+        "measured on {device}: {rate} tokens/s, tensors of {memory} on the GPU",
+        device=measured.device,
+        rate=rate,
+        memory=_size(measured.memory),
     )
 
 
@@ -258,8 +296,10 @@ def _command(config: str, found: Sequence[Remedy], given: Sequence[str]) -> str:
         command += ["--deepspeed", last.deepspeed]
     if options:
         command += ["--cfg-options", *options]
-    prefix = f"NPROC_PER_NODE={last.gpus} " if last.gpus > 1 else ""
-    return prefix + shlex.join(command)
+    layout = f"NPROC_PER_NODE={last.gpus} " if last.ranks > 1 else ""
+    if last.nodes > 1:  # each machine has a rank of its own
+        layout += f"NNODES={last.nodes} NODE_RANK=0 ADDR=IP_OF_RANK_0 PORT=29600 "
+    return layout + shlex.join(command)
 
 
 def _size(size: int) -> str:

@@ -102,6 +102,8 @@ def _last_lines(
             disk=_size(needs["checkpoint"]),
             kept=needs["kept"],
         )
+        if needs["steps"] is not None:
+            yield tr("about {steps:,} optimizer steps in one process", steps=needs["steps"])
     if failed:
         yield tr("failed after {seconds:.0f} s", seconds=seconds)
     else:
