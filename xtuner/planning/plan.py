@@ -191,9 +191,7 @@ class Planner:
             schedule = replace(schedule, seconds=schedule.tokens / rate)
         return Plan(settings, machine, sizes, memory, schedule, trains_vision, self.measured)
 
-    def _model(
-        self, model: Mapping[str, Any], settings: RunSettings
-    ) -> tuple[_Sized, Activations]:
+    def _model(self, model: Mapping[str, Any], settings: RunSettings) -> tuple[_Sized, Activations]:
         """The model's sizes and activations, measured together where neither is known."""
         name = _key(model)
         sized, traced = (name, settings.optimizer), (name, settings.length, settings.dtype)

@@ -110,7 +110,9 @@ def _calibrate(planner: Planner, document: ConfigDocument) -> None:
     from xtuner.proving.calibrate import STEPS, calibrate
     from xtuner.tools.before_training.checked import output_folder
 
-    print(tr("training {count} steps to measure them ...", count=STEPS), file=sys.stderr, flush=True)
+    print(
+        tr("training {count} steps to measure them ...", count=STEPS), file=sys.stderr, flush=True
+    )
     with output_folder(None, cache=False) as folder:
         measured = calibrate(document, folder)
     planner.calibrate(measured, planner.plan(document, Machine()))
