@@ -29,6 +29,18 @@ KINDS = (
     *("deepseek_v3", "gpt2"),
 )
 """A ``model_type`` of each family."""
+SETTINGS: dict[str, dict[str, object]] = {
+    # the class's default has no attention layer, and transformers cannot generate with it
+    "granitemoehybrid": {"layer_types": 4 * (5 * ["mamba"] + ["attention"] + 2 * ["mamba"])},
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
+    # defaults that its published files always set
+    "deepseek_v2": {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1, "n_routed_experts": 64},
+    "hunyuan_v1_dense": {
+        "head_dim": 128,
+        "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0},
+    },
+}
+"""Of families whose defaults are no model that is published."""
 
 
 def rehearse(kind: str, folder: Path) -> dict[str, object]:
@@ -41,7 +53,8 @@ def rehearse(kind: str, folder: Path) -> dict[str, object]:
 
     base = folder / "base"
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    AutoConfig.for_model(kind, vocab_size=VOCABULARY, **special).save_pretrained(base)
+    settings = special | SETTINGS.get(kind, {})
+    AutoConfig.for_model(kind, vocab_size=VOCABULARY, **settings).save_pretrained(base)
     make_tokenizer().save_pretrained(base)
     given = document(LORA, options(base, save_rows(folder / "rows.jsonl", 40)))
     out = folder / "out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,16 @@ from mmengine.config import ConfigDict
 from xtuner.model.backends.cpu import kernels
 from xtuner.model.lora.targets import not_reached_by_text
 from xtuner.proving.proof import Measured, Proof, Skipped, prove
-from xtuner.proving.subject import Subject
+from xtuner.proving.subject import Sample, Subject
 from xtuner.proving.training import Trained, copy_trained, plain_training, train_on
 from xtuner.registry import BUILDER
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from xtuner.model.base import FinetuneModel
+    from xtuner.model.modules.vision_parts import VisionParts
     from xtuner.model.sft import SupervisedFinetune
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -67,11 +71,33 @@ class GradientProofs:
         adapted = getattr(self.model.llm, "peft_config", None)
         if adapted is not None:
             plain = get_peft_model(plain, adapted["default"])
-        else:
+        elif self.parts is None:
             for name in not_reached_by_text(plain):
                 plain.get_submodule(name).requires_grad_(False)
+        if self.parts is not None:
+            _freeze_parts(plain, self.parts, self.subject.cfg.model)
         copy_trained(self.model.llm, plain)
         return plain.eval()
+
+    @property
+    def parts(self) -> VisionParts | None:
+        """The parts of a model of images and text; None for text."""
+        return getattr(self.model, "parts", None)
+
+    @functools.cached_property
+    def wanted(self) -> Trained:
+        """The loss and gradients of each sample by transformers and peft."""
+        plain, subject = self.reference, self.subject
+        own = plain.get_base_model() if hasattr(plain, "peft_config") else plain
+        known = inspect.signature(own.forward).parameters
+        return plain_training(
+            plain, self.plain_samples, lambda sample: subject.plain_inputs(sample, known)
+        )
+
+    @property
+    def plain_samples(self) -> Sequence[Sample]:
+        """What is computed alone: samples, or rows whose samples see each other."""
+        return self.subject.rows if self.subject.joins else self.subject.samples
 
     def plain(self) -> Measured:
         """The product's rows against each sample by transformers and peft."""
@@ -85,8 +111,7 @@ class GradientProofs:
                 )
             )
         _require_plain_loss(model)
-        samples = subject.rows if subject.joins else subject.samples
-        wanted = plain_training(self.reference, samples)
+        samples, wanted = self.plain_samples, self.wanted
         tokens = sum(len(sample["input_ids"]) for sample in samples)
         detail = tr(
             "{name}, {count} samples, {tokens:,} tokens",
@@ -146,6 +171,8 @@ class GradientProofs:
         train_on(model, [self.subject.batch(self.subject.rows)])
         own = dict(model.llm.named_parameters())
         wanted = {n for n, w in self.reference.named_parameters() if w.requires_grad}
+        if self.parts is not None:  # a pooler, and layers after the one whose output is taken
+            wanted &= self.wanted.gradients.keys()
         unused = unused_experts(model)
         wrong = []
         for name, weight in own.items():
@@ -163,6 +190,19 @@ class GradientProofs:
             frozen=len(own) - trained,
         )
         return Measured(len(wrong), "; ".join(wrong[:3]) if wrong else detail)
+
+
+def _freeze_parts(plain: nn.Module, parts: VisionParts, settings: Mapping[str, Any]) -> None:
+    """Freeze in a model of images and text what the config's model does not train."""
+    frozen = {
+        "visual_encoder": settings.get("freeze_visual_encoder", True),
+        "projector": settings.get("freeze_projector", True),
+        "language_model": settings.get("freeze_llm", False),
+        "other": True,
+    }
+    for name, weight in plain.named_parameters():
+        if frozen[parts.part_of(name)] and "lora_" not in name:
+            weight.requires_grad_(False)
 
 
 def _is_compiled(value: object) -> bool:

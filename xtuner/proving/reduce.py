@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.config import ConfigDict
 from mmengine.config.lazy import LazyObject
 
+from xtuner.config.adapt.engine_types import CHECKPOINT_HOOK
 from xtuner.config.document import ConfigDocument
 from xtuner.config.values import dotted_name, is_number, iter_dicts, last_name
 from xtuner.dataset.prepare.rows import load_rows
@@ -236,6 +237,9 @@ def few_steps(values: dict[str, Any], limits: Limits) -> list[str]:
     half = max(1, limits.steps // 2) * counts
     loop = {key: value for key, value in values["train_cfg"].items() if key != "max_epochs"}
     values["train_cfg"] = {**loop, "max_iters": limits.steps * counts, "val_interval": half}
+    hooks = values.setdefault("default_hooks", {})
+    if isinstance(hooks, dict) and "checkpoint" not in hooks:  # our default saves at the end
+        hooks["checkpoint"] = {"type": CHECKPOINT_HOOK}
     for _, part in iter_dicts(
         {name: values.get(name) for name in ("default_hooks", "custom_hooks")}
     ):

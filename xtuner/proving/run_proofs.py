@@ -120,7 +120,10 @@ class RunProofs:
         children.call(
             run_training, self.config, whole, _without_hooks, log=self.folder / "whole.log"
         )
-        middle = sorted(whole.glob("iter_*.pth"), key=lambda file: int(file.stem[5:]))[0]
+        saved = sorted(whole.glob("iter_*.pth"), key=lambda file: int(file.stem[5:]))
+        if len(saved) < 2:
+            raise Skipped(tr("the config saves no checkpoints while it trains."))
+        middle = saved[0]
         again.mkdir()
         for file in whole.glob(f"{middle.name}*"):
             shutil.copy(file, again / file.name)

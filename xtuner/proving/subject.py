@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from xtuner.config.values import iter_dicts
-from xtuner.proving.training import move_adapter
+from xtuner.model.modules.image_rows import TOKEN_TYPES
+from xtuner.proving.training import move_adapter, token_ids
 from xtuner.registry import BUILDER
 
 Sample = Mapping[str, Any]
@@ -50,9 +52,10 @@ class Subject:
     @property
     def is_supervised(self) -> bool:
         """Whether the loss is the cross-entropy of the labels."""
+        from xtuner.model.image_text import VisionLanguageFinetune
         from xtuner.model.sft import SupervisedFinetune
 
-        return self.cfg.model.type is SupervisedFinetune
+        return self.cfg.model.type in (SupervisedFinetune, VisionLanguageFinetune)
 
     def model(self, **changes: object) -> Any:
         """The config's model in evaluation mode, its adapter's weights away from their start.
@@ -83,6 +86,20 @@ class Subject:
         settings = dict(self.cfg.train_dataloader.collate_fn)
         collate = settings.pop("type")
         return collate(rows, **settings)["data"]
+
+    def plain_inputs(self, sample: Sample, known: Container[str]) -> Mapping[str, Tensor]:
+        """What a class of transformers takes of a sample: its tokens, images and token types.
+
+        Args:
+            sample: of ``rows`` or ``samples``.
+            known: the arguments of the class's ``forward``.
+        """
+        if "images" not in sample:
+            return token_ids(sample)
+        data = self.batch([sample])
+        inputs = {"input_ids": data["input_ids"], **data.get("images", {})}
+        inputs |= dict.fromkeys(TOKEN_TYPES, data["mm_token_type_ids"])
+        return {name: value for name, value in inputs.items() if name in known}
 
 
 def unpacked(settings: Mapping[str, Any]) -> Any:

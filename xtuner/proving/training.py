@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,20 +58,29 @@ def relative_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor
     return math.sqrt(apart) / max(math.sqrt(size), 1e-12)
 
 
-def plain_training(model: Any, samples: Sequence[Mapping[str, Any]]) -> Trained:
+def token_ids(sample: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """What a language model takes of a sample of text: ``input_ids`` (1, S)."""
+    return {"input_ids": torch.as_tensor(sample["input_ids"])[None]}
+
+
+def plain_training(
+    model: Any,
+    samples: Sequence[Mapping[str, Any]],
+    inputs_of: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] = token_ids,
+) -> Trained:
     """The mean loss over the labelled tokens of samples, each computed alone.
 
     Args:
         model: of transformers, or of peft.
         samples: with ``input_ids`` and ``labels`` (S,).
+        inputs_of: what the model takes of a sample, in a batch of one.
     """
     model.zero_grad()
     labels = [torch.as_tensor(sample["labels"])[1:] for sample in samples]
     total = sum(int((each != IGNORE_INDEX).sum()) for each in labels)
     loss = 0.0
     for sample, targets in zip(samples, labels, strict=True):
-        ids = torch.as_tensor(sample["input_ids"])[None]
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        logits = model(**inputs_of(sample), use_cache=False).logits[0, :-1].float()
         share = nn.functional.cross_entropy(
             logits, targets, reduction="sum", ignore_index=IGNORE_INDEX
         )
