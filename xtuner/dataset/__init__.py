@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "json_file": ("load_json_file",),
         "llava": ("LLaVADataset",),
         "vision_language.dataset": ("VisionLanguageDataset",),
+        "vision_language.preference": ("VisionLanguagePreferenceDataset",),
         "internvl": ("InternVL_V1_5_Dataset",),
         "refcoco_json": (
             "InvRefCOCOJsonDataset",

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from xtuner.model.base import outputs_of, packed_cu_seqlens, trained_weights, use_our_attention
+from xtuner.model.base import (
+    FinetuneModel,
+    outputs_of,
+    packed_cu_seqlens,
+    trained_weights,
+    use_our_attention,
+)
 from xtuner.model.loading import REPLACED, is_zero3_init_enabled
 from xtuner.model.modules import attention, image_rows
 from xtuner.model.modules.vision_parts import (
@@ -44,18 +50,16 @@ NOT_USED = frozenset(("last_hidden_state", "hidden_states", "attentions"))
 """Of the outputs of ``get_image_features``: what the visual encoder gives, before the projector."""
 
 
-class VisionLanguageFinetune(SupervisedFinetune):
-    """Trains a vision-language model to give the labelled tokens.
+class VisionLanguageModel(FinetuneModel):
+    """What vision-language models have in common, whatever their loss.
 
-    Rows of text, rows with images and both in one batch; attention, loss, adapters and all else as
-    ``SupervisedFinetune``. Weights of the visual encoder and the projector are found by the model's
-    structure; in a batch without images they get gradients of 0, so that several processes make the
-    same calls.
+    Rows of text, rows with images and both in one batch. Weights of the visual encoder and the
+    projector are found by the model's structure; in a batch without images they get gradients of 0,
+    so that several processes make the same calls.
 
     Args:
         llm: ``dict(type=AutoModelForImageTextToText.from_pretrained, ...)`` or a built model.
         lora: as ``FinetuneModel``; layers of the language model alone are adapted.
-        *args: as ``FinetuneModel``.
         processor: ``dict(type=load_processor, name_or_path=...)`` or a built processor: its
             tokenizer is the model's, and it is saved with the model.
         freeze_visual_encoder: do not train the weights of the visual encoder.
@@ -63,7 +67,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
         freeze_llm: do not train the language model.
         visual_encoder_lora: ``dict(type=LoraConfig, ...)``: adapt the visual encoder, too, with
             this rank and alpha; it is one adapter with that of ``lora``.
-        **kwargs: as ``SupervisedFinetune``.
+        **kwargs: of the class that has the loss.
 
     Raises:
         UserError: when there is no processor or no visual encoder, nothing is to be trained, or
@@ -81,7 +85,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
         self,
         llm: Mapping[str, Any] | torch.nn.Module,
         lora: Mapping[str, Any] | LoraConfig | None = None,
-        *args: Any,
+        *,
         processor: Mapping[str, Any] | ProcessorMixin | None = None,
         freeze_visual_encoder: bool = True,
         freeze_projector: bool = True,
@@ -103,7 +107,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
         }
         kwargs.setdefault("tokenizer", getattr(processor, "tokenizer", None))
         llm = keep_vision_unquantized(llm) if isinstance(llm, Mapping) else llm
-        super().__init__(llm, adapter or copy.copy(encoder_lora), *args, **kwargs)
+        super().__init__(llm, lora=adapter or copy.copy(encoder_lora), **kwargs)
         self.processor = processor
         body = self.causal_lm.base_model
         self._arguments = image_rows.arguments(body.forward)
@@ -154,7 +158,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
         if not trained or trained[0].is_meta or is_zero3_init_enabled():
             return bool(trained)
         with torch.enable_grad():
-            reached = trained_by(self._features_of_blank(self.causal_lm.device))
+            reached = trained_by(self._features_of_blank(self.causal_lm.device, self.causal_lm))
         for weight in trained:
             weight.requires_grad_(id(weight) in reached)
         left = {id(weight) for weight in trained if not weight.requires_grad}
@@ -173,11 +177,15 @@ class VisionLanguageFinetune(SupervisedFinetune):
 
         Other functions make masks of packed rows from positions, which images do not number so.
         """
-        llm: PreTrainedModel = self.causal_lm
-        if self.use_varlen_attn and llm.config._attn_implementation in REPLACED:
-            llm.set_attn_implementation(attention.register())
-        if llm.config._attn_implementation == attention.NAME:
-            llm.set_attn_implementation(vision_attention(llm, "sdpa"))
+        for llm in self._computing_models():
+            if self.use_varlen_attn and llm.config._attn_implementation in REPLACED:
+                llm.set_attn_implementation(attention.register())
+            if llm.config._attn_implementation == attention.NAME:
+                llm.set_attn_implementation(vision_attention(llm, "sdpa"))
+
+    def _computing_models(self) -> Iterator[PreTrainedModel]:
+        """The transformers models that rows go through."""
+        yield self.causal_lm
 
     def _require_known_inputs(self) -> None:
         """Refuse a class that takes more from its processor than kinds of tokens and images.
@@ -202,7 +210,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
             )
 
     def prepare_batch(self, data: Batch, device: torch.device) -> Batch:
-        """As ``SupervisedFinetune``; positions of three dimensions are computed here.
+        """As ``FinetuneModel``; positions of three dimensions are computed here.
 
         Raises:
             UserError: when there are image tokens without images, or the reverse.
@@ -211,7 +219,7 @@ class VisionLanguageFinetune(SupervisedFinetune):
         return super().prepare_batch(self._with_positions(data), device)
 
     def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
-        """As ``SupervisedFinetune``, images included."""
+        """Compute the loss, images included."""
         return super().compute_loss(self._with_positions(data), num_items_in_batch)
 
     def hidden_states(self, data: Batch, shard: SequenceShard | None = None) -> Tensor:
@@ -219,12 +227,8 @@ class VisionLanguageFinetune(SupervisedFinetune):
         with self._blank_image(data), image_rows.explained():
             return super().hidden_states(data, shard)
 
-    def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
-        with self._blank_image(data), image_rows.explained():
-            return super()._loss_sum_of_all_logits(data, shard)
-
     def compute_outputs(self, data: Batch) -> ModelOutput | Tensor:
-        """As ``SupervisedFinetune``, images included."""
+        """As ``FinetuneModel``, images included."""
         return super().compute_outputs(self._with_positions(data))
 
     def shard(self, data: Batch) -> SequenceShard:
@@ -299,13 +303,18 @@ class VisionLanguageFinetune(SupervisedFinetune):
         return {**data, "position_ids": own}
 
     @contextlib.contextmanager
-    def _blank_image(self, data: Batch) -> Iterator[None]:
+    def _blank_image(self, data: Batch, llm: PreTrainedModel | None = None) -> Iterator[None]:
         """Make all weights for images part of a batch without images, without effect.
 
         They then have gradients of 0, for which other processes may wait; weights that processes
         share are gathered in the same order everywhere, frozen ones too. Probes are no batches:
         each process makes them with text alone.
+
+        Args:
+            data: the batch.
+            llm: a transformers model instead of the one that is trained.
         """
+        llm = self.causal_lm if llm is None else llm
         if self._computes_blanks is None:
             self._computes_blanks = self._trains_vision or is_sharded(self.causal_lm)
         if not self._computes_blanks or data.get("images"):
@@ -313,22 +322,23 @@ class VisionLanguageFinetune(SupervisedFinetune):
             return
 
         def add_nothing(module: object, args: object, output: Tensor) -> Tensor:
-            return output + self._features_of_blank(output.device).to(output.dtype) * 0.0
+            features = self._features_of_blank(output.device, llm)
+            return output + features.to(output.dtype) * 0.0
 
-        handle = self.causal_lm.get_input_embeddings().register_forward_hook(add_nothing)
+        handle = llm.get_input_embeddings().register_forward_hook(add_nothing)
         try:
             yield
         finally:
             handle.remove()
 
-    def _features_of_blank(self, device: torch.device) -> Tensor:
+    def _features_of_blank(self, device: torch.device, llm: PreTrainedModel) -> Tensor:
         """The sum of all that the language model is given of a blank image."""
         from PIL import Image
 
         if self._blank is None:
             image, token = Image.new("RGB", (BLANK, BLANK)), self.processor.image_token
             self._blank = self.processor(images=[[image]], text=[token], return_tensors="pt")
-        function = self.causal_lm.base_model.get_image_features
+        function = llm.base_model.get_image_features
         names = image_rows.arguments(function)
         images = {
             name: value.to(device) if isinstance(value, Tensor) else value
@@ -340,6 +350,17 @@ class VisionLanguageFinetune(SupervisedFinetune):
         used = {name: value for name, value in found.items() if name not in NOT_USED}
         parts = [value for value in image_rows.float_tensors(used) if value.requires_grad]
         return sum((value.float().sum() for value in parts), start=nothing)
+
+
+class VisionLanguageFinetune(VisionLanguageModel, SupervisedFinetune):
+    """Trains a vision-language model to give the labelled tokens.
+
+    Attention, loss, adapters and all else as ``SupervisedFinetune``; arguments of both classes.
+    """
+
+    def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
+        with self._blank_image(data), image_rows.explained():
+            return super()._loss_sum_of_all_logits(data, shard)
 
 
 def _built(value: object) -> Any:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from xtuner.config.values import is_number, iter_dicts, last_name, own_values
 from xtuner.utils.dtypes import dtype_name
 
-PREFERENCE_MODELS = ("DPO", "ORPO", "RewardModel")
+PREFERENCE_MODELS = ("DPO", "VisionLanguageDPO", "ORPO", "RewardModel")
 """Model classes whose samples are two sequences: chosen and rejected."""
 LENGTHS = ("max_packed_length", "max_length")
 DEFAULT_LENGTH = 2048

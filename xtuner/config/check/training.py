@@ -22,7 +22,15 @@ TEXT_PARTS = (
     *("SupervisedFinetune", "DPO", "ORPO", "RewardModel", "LLaVAModel", "InternVL_V1_5"),
     *("None", "default_collate_fn", "mmlu_collate_fn", "preference_collate_fn"),
 )
-"""Models and collate functions that take no rows of ``VisionLanguageDataset``."""
+"""Models and collate functions that take no rows with images."""
+WITH_IMAGES = {
+    "VisionLanguageDataset": ("VisionLanguageFinetune", "vision_language_collate_fn"),
+    "VisionLanguagePreferenceDataset": (
+        "VisionLanguageDPO",
+        "vision_language_preference_collate_fn",
+    ),
+}
+"""Dataset → the model and the collate function for its rows."""
 
 # A chat model's name (lower case) and the templates that it was trained with.
 CHAT_FAMILIES = (
@@ -164,7 +172,8 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     N_("images for a model or a collate function of text"),
     N_(
         "Rows of VisionLanguageDataset need VisionLanguageFinetune and vision_language_collate_fn, "
-        "which hand the images on."
+        "which hand the images on; rows of VisionLanguagePreferenceDataset need VisionLanguageDPO "
+        "and vision_language_preference_collate_fn."
     ),
     wrong="model = dict(type=SupervisedFinetune)\n"
     "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset))",
@@ -174,14 +183,17 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     "processor=dict(type=load_processor, name_or_path='Qwen/Qwen2.5-VL-3B-Instruct')))",
 )
 def images_for_text(context: Context) -> Iterator[Finding]:
-    if not any("train_" in key for key in context.typed("VisionLanguageDataset")):
-        return
-    wanted = {"model.type": "VisionLanguageFinetune"}
-    if context.get("framework") != "huggingface":
-        wanted["train_dataloader.collate_fn.type"] = "vision_language_collate_fn"
-    for key, name in wanted.items():
-        found = name_of(context.get(key)) or "None"
-        if found in TEXT_PARTS:
+    for dataset, (model, collate) in WITH_IMAGES.items():
+        if not any("train_" in key for key in context.typed(dataset)):
+            continue
+        wanted = {"model.type": model}
+        if context.get("framework") != "huggingface":
+            wanted["train_dataloader.collate_fn.type"] = collate
+        others = {name for names in WITH_IMAGES.values() for name in names}
+        for key, name in wanted.items():
+            found = name_of(context.get(key)) or "None"
+            if found not in {*TEXT_PARTS, *others} or found == name:
+                continue
             message = tr("data with images need {name} here, not {found}", name=name, found=found)
             yield Finding(key, message, name)
 

@@ -414,8 +414,10 @@ def text_for_a_number(context: Context) -> Iterator[Finding]:
     right="model = dict(type=DPO, loss_type='sigmoid')",
 )
 def unknown_loss_type(context: Context) -> Iterator[Finding]:
+    dpo = ["sigmoid", "robust", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair"]
     known = {
-        "DPO": ["sigmoid", "robust", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair"],
+        "DPO": dpo,
+        "VisionLanguageDPO": dpo,
         "RewardModel": ["ranking", "focal"],
     }
     kind = name_of(context.get("model.type"))

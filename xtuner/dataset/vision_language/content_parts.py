@@ -66,7 +66,7 @@ def conversation_of(row: Mapping[str, Any], function: RowFunction | None = None)
     if any(_listed(row.get(name)) for name in VIDEO_COLUMNS):
         raise _no_videos()
     places: list[Place] = []
-    messages = [_with_parts(message, places) for message in _messages(row, bool(own))]
+    messages = [_with_parts(message, places) for message in messages_of_row(row, bool(own))]
     if own and not places:
         _put_first(messages, len(own))
         places = [None] * len(own)
@@ -98,8 +98,16 @@ def _without_shard_names(row: dict[str, Any]) -> dict[str, Any]:
     return {**_present(fields), **row} if "__key__" in row and isinstance(fields, dict) else row
 
 
-def _messages(row: Mapping[str, Any], has_images: bool) -> list[Message]:
-    """The messages of a row, their contents as the row has them."""
+def messages_of_row(row: Mapping[str, Any], has_images: bool = False) -> list[Message]:
+    """The messages of a row, their contents as the row has them.
+
+    Args:
+        row: of any layout that ``conversation_of`` reads.
+        has_images: whether columns of the row hold images, which a caption may belong to.
+
+    Raises:
+        BadRowError: when the row has no layout, or a message no known role.
+    """
     talk = _talk(row)
     if talk is None:
         texts = [name for name in CAPTIONS if isinstance(row.get(name), str)]

@@ -213,10 +213,22 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             As rows of ``process_hf_dataset``, and ``images``: for each sample a list of images;
             ``image_checks``: the checksum of the placeholders of each.
         """
+        return self.row(index)
+
+    def row(self, index: int, images: list[list[Image.Image]] | None = None) -> dict[str, Any]:
+        """A row, as ``__getitem__`` gives it.
+
+        Args:
+            index: of the row.
+            images: its images, where they are decoded already.
+        """
         row = dict(self.table[index])
         counts = row.pop("images_per_sample")
         facts = np.array(row.pop("images"), dtype=np.int64).reshape(-1, FIELDS)
         bounds = row.get("cumulative_len") or [0, len(row["input_ids"])]
+        row["image_checks"] = facts[:, -1].tolist()
+        if images is not None:
+            return {**row, "images": images}
         row["images"] = []
         ends = np.cumsum(counts)
         for place, (number, count) in enumerate(zip(row["rows"], counts, strict=True)):
@@ -229,7 +241,6 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
                 row["images"].append([Image.new("RGB", (w, h)) for _, _, w, h, _ in own.tolist()])
                 start, stop = bounds[place], bounds[place + 1]
                 row["labels"][start:stop] = [IGNORE_INDEX] * (stop - start)
-        row["image_checks"] = facts[:, -1].tolist()
         return row
 
     def _images(self, number: int, facts: Any) -> list[Image.Image]:

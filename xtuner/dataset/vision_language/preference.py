@@ -1,0 +1,193 @@
+"""Pairs of answers about the same images, for DPO of vision-language models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from xtuner.dataset.image_rows import BadRowError
+from xtuner.dataset.prepare.rows import row_function
+from xtuner.dataset.vision_language.content_parts import messages_of_row
+from xtuner.dataset.vision_language.dataset import VisionLanguageDataset
+from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+from xtuner.utils.types import RowFunction
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+ANSWER_COLUMNS = {
+    "chosen": ("chosen", "chosen_response", "chosen_messages"),
+    "rejected": ("rejected", "rejected_response", "rejected_messages"),
+}
+"""The names of the columns of answers; of several the first that a row has."""
+PROMPT_COLUMNS = ("prompt", "question", "query", "instruction")
+
+
+class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
+    """Pairs of a chosen and a rejected answer to one prompt, with its images.
+
+    A row has a prompt (``prompt``, ``question``, ``messages`` or ``conversations``), two answers
+    (``chosen`` and ``rejected``: texts, messages or whole conversations; with ms-swift's
+    ``rejected_response`` the last message is the chosen one) and images as rows of
+    ``VisionLanguageDataset`` have them. A pair is left out where one of its answers cannot be used
+    or is longer than ``max_length``.
+
+    Args:
+        dataset: a ``datasets.Dataset`` or ``DatasetDict``, or the config to build it from.
+        processor: of transformers, or its config.
+        max_length: tokens of a prompt with one answer.
+        dataset_map_fn: row → a row of this layout; None where rows have it already.
+        **kwargs: ``image_folder``, ``max_pixels``, ``bad_rows``, ``max_dataset_length``,
+            ``val_size``, ``part``, ``seed``, ``split`` and ``map_num_proc`` as
+            ``VisionLanguageDataset``.
+
+    Attributes:
+        table: the pairs without their images, a ``datasets.Dataset`` with the columns of
+            ``VisionLanguageDataset.table`` for each side.
+
+    Raises:
+        UserError: as ``VisionLanguageDataset``, and when no pair is left.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        processor: ProcessorMixin | Mapping[str, Any],
+        max_length: int = 2048,
+        dataset_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        refused = {"train_on", "long_samples", "pack_to_max_length"} & kwargs.keys()
+        if refused:
+            raise UserError(
+                tr("pairs of answers have no {names}", names=", ".join(sorted(refused))),
+                where=Where(key="train_dataloader.dataset"),
+            )
+        map_row = row_function(dataset_map_fn)
+        self.sides = {
+            side: VisionLanguageDataset(
+                dataset,
+                processor,
+                max_length,
+                dataset_map_fn=PairSide(side, map_row),
+                pack_to_max_length=False,
+                train_on="last_answer",
+                **kwargs,
+            )
+            for side in PREFERENCE_SIDES
+        }
+        places = [
+            {tuple(rows): index for index, rows in enumerate(side.table["rows"])}
+            for side in self.sides.values()
+        ]
+        both = [rows for rows in places[0] if rows in places[1]]
+        if not both:
+            raise UserError(
+                tr("no pair is left: of each row one of the answers is too long, or cannot be used."),
+                where=Where(key="train_dataloader.dataset"),
+            )
+        self.pairs = [tuple(place[rows] for place in places) for rows in both]
+        self.table = self._table()
+
+    def _table(self) -> Any:
+        from datasets import concatenate_datasets
+
+        tables = []
+        for number, (name, side) in enumerate(self.sides.items()):
+            table = side.table.select([pair[number] for pair in self.pairs])
+            renamed = {column: f"{name}_{column}" for column in table.column_names}
+            tables.append(table.rename_columns(renamed))
+        return concatenate_datasets(tables, axis=1)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def length(self) -> list[int]:
+        """Tokens of both answers with their prompts, those of placeholders included."""
+        columns = (self.table[f"{side}_length"] for side in PREFERENCE_SIDES)
+        return [sum(lengths) for lengths in zip(*columns, strict=True)]
+
+    @property
+    def modality_length(self) -> list[int]:
+        """What each pair costs; see ``VisionLanguageDataset``."""
+        sides = [side.modality_length for side in self.sides.values()]
+        return [sides[0][chosen] + sides[1][rejected] for chosen, rejected in self.pairs]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A pair, its images decoded once.
+
+        Returns:
+            ``chosen`` and ``rejected``, each as a row of ``VisionLanguageDataset``.
+        """
+        chosen_index, rejected_index = self.pairs[index]
+        chosen = self.sides["chosen"][chosen_index]
+        rejected = self.sides["rejected"].row(rejected_index, chosen["images"])
+        if set(chosen["labels"]) == {IGNORE_INDEX}:  # an image could not be read
+            rejected["labels"] = [IGNORE_INDEX] * len(rejected["labels"])
+        return {"chosen": chosen, "rejected": rejected}
+
+
+@dataclass(frozen=True)
+class PairSide:
+    """Makes a conversation that ends in one of a row's two answers.
+
+    Args:
+        side: ``chosen`` or ``rejected``.
+        map_row: what is applied to the row before.
+    """
+
+    side: str
+    map_row: RowFunction | None = None
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Give ``messages``; the row's images stay where they are.
+
+        Raises:
+            BadRowError: when the row has no prompt, or not this answer.
+        """
+        mapped = self.map_row(dict(row)) if self.map_row else {}
+        row = {name: value for name, value in {**row, **mapped}.items() if value is not None}
+        answer, chosen = _answer(row, self.side), _answer(row, "chosen")
+        talk = _prompt(row)
+        if self.side == "chosen" and answer is None:  # ms-swift: it ends the conversation
+            return {"messages": talk, **mapped}
+        if answer is None:
+            raise BadRowError(tr("it has no {side} answer", side=self.side))
+        if answer[0].get("role") in ("user", "system"):  # a conversation of its own
+            return {**mapped, "messages": answer}
+        if chosen is None:
+            talk = talk[:-1]
+        return {**mapped, "messages": [*talk, *answer]}
+
+
+def _answer(row: Mapping[str, Any], side: str) -> list[dict[str, Any]] | None:
+    """The messages of an answer; None where the row has none."""
+    value = next((row[name] for name in ANSWER_COLUMNS[side] if name in row), None)
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    items = value if isinstance(value, Sequence) else [value]
+    found = messages_of_row({"messages": list(items)})
+    if not found or found[-1]["role"] != "assistant":
+        raise BadRowError(tr("its {side} answer does not end with the assistant", side=side))
+    return found
+
+
+def _prompt(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages before the answers."""
+    for name in ("messages", "conversations", *PROMPT_COLUMNS):
+        value = row.get(name)
+        if isinstance(value, list):
+            return messages_of_row({**row, "messages": value})
+        if isinstance(value, str) and value:
+            more = row.get("input") if name == "instruction" else None
+            content = f"{value}\n{more}" if more else value
+            return messages_of_row({**row, "messages": [{"role": "user", "content": content}]})
+    return []
