@@ -178,6 +178,6 @@ def test_a_training_prefers_the_chosen_answers(folder, tmp_path, capsys):
     assert losses[0] == pytest.approx(0.6931, abs=1e-3) and losses[-1] < 0.6
     assert lines[-1]["reward_acc"] == 1.0
     hf = tmp_path / "hf"
-    words = ["convert", "pth_to_hf", str(out / "dpo.py"), str(out / "iter_8.pth"), str(hf)]
+    words = ["convert", "pth_to_hf", str(out / "dpo.py"), str(out / "epoch_4.pth"), str(hf)]
     assert main(words) == 0, capsys.readouterr()
     assert (hf / "adapter_config.json").is_file()
