@@ -88,7 +88,9 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         both = [rows for rows in places[0] if rows in places[1]]
         if not both:
             raise UserError(
-                tr("no pair is left: of each row one of the answers is too long, or cannot be used."),
+                tr(
+                    "no pair is left: of each row one of the answers is too long, or cannot be used."
+                ),
                 where=Where(key="train_dataloader.dataset"),
             )
         self.pairs = [tuple(place[rows] for place in places) for rows in both]
