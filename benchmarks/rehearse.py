@@ -34,7 +34,12 @@ SETTINGS: dict[str, dict[str, object]] = {
     "granitemoehybrid": {"layer_types": 4 * (5 * ["mamba"] + ["attention"] + 2 * ["mamba"])},
     "bamba": {"attn_layer_indices": [9, 18, 27]},
     # defaults that its published files always set
-    "deepseek_v2": {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1, "n_routed_experts": 64},
+    "deepseek_v2": {
+        "num_experts_per_tok": 6,
+        "n_group": 1,
+        "topk_group": 1,
+        "n_routed_experts": 64,
+    },
     "hunyuan_v1_dense": {
         "head_dim": 128,
         "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0},

@@ -1,7 +1,7 @@
 """Write the tables of ``docs/*/memory.md``: what ``xtuner plan`` computes for common models.
 
-``python scripts/memory_page.py``, a few minutes. Nothing is downloaded: the sizes below are those of
-the models' ``config.json``.
+``python scripts/memory_page.py``, a few minutes. Nothing is downloaded: the sizes below are those
+of the models' ``config.json``.
 """
 
 from __future__ import annotations

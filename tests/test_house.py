@@ -70,8 +70,7 @@ MAY_IMPORT = {
     "config": LEAVES | {"configs"},
     "reporting": LEAVES | {"parallel", "dataset"},
     "planning": LEAVES | {"parallel", "model", "config"},
-    "engine": BELOW_ENGINE
-    | {"configs", "config", "checkpoint", "export", "reporting", "planning"},
+    "engine": BELOW_ENGINE | {"configs", "config", "checkpoint", "export", "reporting", "planning"},
     "chat": LEAVES | {"parallel", "tokenization", "dataset", "model"},
     "apis": BELOW_ENGINE | {"configs", "config", "engine"},
     # runs commands as a user does

@@ -64,9 +64,10 @@ def test_loss_and_gradients_equal_the_plain_class(kind, packed):
         llm, ref_llm=ref_llm, processor=processor, use_varlen_attn=packed, beta=BETA
     ).eval()
     found = train_on(model, [collated(processor, samples, packed=packed)])
-    ratios = own_log_probs(processor, plain, samples) - own_log_probs(
-        processor, reference, samples
-    ).detach()
+    ratios = (
+        own_log_probs(processor, plain, samples)
+        - own_log_probs(processor, reference, samples).detach()
+    )
     loss = -nn.functional.logsigmoid(BETA * (ratios[::2] - ratios[1::2])).mean()
     loss.backward()
     assert found.loss == pytest.approx(loss.item(), abs=1e-5)
@@ -96,5 +97,7 @@ def test_the_loss_begins_at_ln_2(lora):
 def test_no_values_in_advance():
     with pytest.raises(UserError, match="not computed in advance"):
         VisionLanguageDPO(
-            plain_image_text("gemma3"), processor=load_processor(str(image_text_folder("gemma3"))), precompute_reference=True
+            plain_image_text("gemma3"),
+            processor=load_processor(str(image_text_folder("gemma3"))),
+            precompute_reference=True,
         )

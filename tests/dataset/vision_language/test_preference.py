@@ -79,7 +79,9 @@ def test_layouts(layout, processor, folder):
     assert GOOD in trained_text(processor, pair["chosen"])
     assert BAD in trained_text(processor, pair["rejected"])
     prompts = {
-        tuple(token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label < 0)
+        tuple(
+            token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label < 0
+        )
         for row in pair.values()
     }
     assert len(prompts) == 1
@@ -107,7 +109,7 @@ def test_pairs_that_cannot_be_used(processor, folder, caplog):
         {**right, "chosen": "much " * 300},
     ]
     dataset = dataset_of(rows, processor, folder, max_length=128)
-    assert [rows for rows in dataset.table["chosen_rows"]] == [[0]]
+    assert list(dataset.table["chosen_rows"]) == [[0]]
     assert "no rejected answer" in caplog.text and "nowhere.png" in caplog.text
     with pytest.raises(UserError):
         dataset_of(rows[2:], processor, folder, max_length=128)

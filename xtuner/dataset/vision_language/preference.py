@@ -89,7 +89,8 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         if not both:
             raise UserError(
                 tr(
-                    "no pair is left: of each row one of the answers is too long, or cannot be used."
+                    "no pair is left: of each row one of the answers is too long, or cannot be "
+                    "used."
                 ),
                 where=Where(key="train_dataloader.dataset"),
             )
