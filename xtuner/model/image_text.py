@@ -338,7 +338,8 @@ class VisionLanguageModel(FinetuneModel):
         if self._blank is None:
             image, token = Image.new("RGB", (BLANK, BLANK)), self.processor.image_token
             self._blank = self.processor(images=[[image]], text=[token], return_tensors="pt")
-        function = llm.base_model.get_image_features
+        body: Any = llm.base_model
+        function = body.get_image_features
         names = image_rows.arguments(function)
         images = {
             name: value.to(device) if isinstance(value, Tensor) else value
