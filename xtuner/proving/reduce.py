@@ -157,9 +157,9 @@ def _sample(part: dict[str, Any], rows: int) -> None:
         part["max_dataset_length"] = min(rows, part.get("max_dataset_length") or rows)
 
 
-def rows_in_all(values: Mapping[str, Any]) -> int | None:
+def rows_in_all(values: dict[str, Any]) -> int | None:
     """How many rows a config's training tables have; None where another builder reads them."""
-    loader = dict.get(dict(values), "train_dataloader") or {}
+    loader = dict.get(values, "train_dataloader") or {}
     tables = [
         part
         for _, part in iter_dicts(loader)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xtuner.config.values import iter_dicts
-from xtuner.model.modules.image_rows import TOKEN_TYPES
 from xtuner.proving.training import move_adapter, token_ids
 from xtuner.registry import BUILDER
 
@@ -94,6 +93,8 @@ class Subject:
             sample: of ``rows`` or ``samples``.
             known: the arguments of the class's ``forward``.
         """
+        from xtuner.model.modules.image_rows import TOKEN_TYPES
+
         if "images" not in sample:
             return token_ids(sample)
         data = self.batch([sample])
