@@ -1,4 +1,4 @@
-"""Whether overrides of a config's settings reach what is computed from them."""
+"""Whether a config's settings, and overrides of them, reach what is computed from them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,31 @@ def unreached(document: ConfigDocument) -> list[str]:
         in (SETTINGS["max_epochs"], None if dict.get(values["train_cfg"], "max_iters") else 0),
     }
     return [key for key, there in arrived.items() if not there]
+
+
+def inconsistent(document: ConfigDocument) -> list[str]:
+    """The settings that differ from what is computed from them."""
+    values = document.values
+    if values.get("framework") == "huggingface":
+        return []
+    wrapper, loader, cycle = (
+        values[key] for key in ("optim_wrapper", "train_dataloader", "train_cfg")
+    )
+    epochs, accumulated = values["max_epochs"], values["accumulative_counts"]
+    parallel = values.get("sequence_parallel_size", 1)
+    warmup, decay = values["param_scheduler"]
+    packed = values.get("use_varlen_attn") and "pack_to_max_length" in values
+    agree = {
+        "lr": wrapper["optimizer"]["lr"] == values["lr"],
+        "accumulative_counts": wrapper["accumulative_counts"]
+        in (accumulated, accumulated * parallel),
+        "batch_size": loader["batch_size"] == values["batch_size"],
+        "max_epochs": cycle["max_epochs"] == epochs,
+        "warmup_ratio": warmup["end"] == decay["begin"] == values["warmup_ratio"] * epochs,
+        "pack_to_max_length": not packed
+        or (values["batch_size"] == 1 and values["pack_to_max_length"]),
+    }
+    return [key for key, same in agree.items() if not same]
 
 
 def _batch_size(loader: dict[str, Any]) -> Any:

@@ -1,10 +1,10 @@
-"""Every name of the catalogue: no error by check-cfg, overrides reach in, a dump comes back."""
+"""Every name of the catalogue: no error by check-cfg, settings reach in, a dump comes back."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.compat.overrides import unreached
+from tests.compat.overrides import inconsistent, unreached
 from xtuner import configs
 from xtuner.config.check import ERROR
 from xtuner.config.check.checker import check_document
@@ -18,7 +18,7 @@ PARTS = 20  # each has the time limit of a test
 @pytest.fixture(scope="module", params=range(PARTS))
 def faults(request: pytest.FixtureRequest) -> dict[str, list[str]]:
     """What is wrong in a part of the catalogue, by test; each config is loaded once."""
-    errors, missed, changed = [], [], []
+    errors, missed, changed, differing = [], [], [], []
     for name in configs.names()[request.param :: PARTS]:
         document = load(name)
         again = load_source(ConfigSource(spelled_out(document.config), "again.py"))
@@ -30,11 +30,16 @@ def faults(request: pytest.FixtureRequest) -> dict[str, list[str]]:
             if problem.severity == ERROR
         ]
         missed += [f"{name}: {key}" for key in unreached(document)]
-    return {"errors": errors, "missed": missed, "changed": changed}
+        differing += [f"{name}: {key}" for key in inconsistent(document)]
+    return {"errors": errors, "missed": missed, "changed": changed, "differing": differing}
 
 
 def test_every_name_passes(faults):
     assert not faults["errors"], "\n".join(faults["errors"])
+
+
+def test_settings_reach_what_is_computed_from_them(faults):
+    assert not faults["differing"], "\n".join(faults["differing"])
 
 
 def test_overrides_reach_in_every_name(faults):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtuner.config.edit import with_imports, with_value
+from xtuner.config.edit import with_imports, with_settings, with_value
 from xtuner.config.load import load_source
 from xtuner.config.source import ConfigSource
 
@@ -110,3 +110,13 @@ def test_a_shared_dict_keeps_its_value_elsewhere():
     edited = with_value(source, ["one", "opt", "lr"], "5", {"opt": {"lr": 1}})
     config = load_source(edited)
     assert (config.one.opt.lr, config.two.opt.lr) == (5, 1)
+
+
+def test_several_settings_are_replaced_in_one_pass():
+    text = "a = 1; b = 2  # both\nif a:\n    a = 3\nc = d = [\n    4,\n]\n"
+    codes = {"b": "20", "c": "30", "a": "'a longer one'", "e": "50"}
+    edited = with_settings(ConfigSource(text, "c.py"), codes)
+    found: dict[str, object] = {}
+    exec(edited.text, {}, found)
+    assert found == {"a": "a longer one", "b": 20, "c": 30, "d": [4], "e": 50}
+    assert edited.text.splitlines()[0].endswith("# both")

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mmengine.config import Config
 
 from xtuner.config.adapt.validation import SPLIT_BY
 from xtuner.config.check.checker import check
@@ -37,20 +36,33 @@ GOLDEN_NAMES = [
 ]
 # The quickstart is the only one that needs more than published names.
 COMPOSED = [name for name in names() if not name.startswith("quickstart")]
-TEXTS = {name: render(name) for name in names()}
-TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def texts() -> dict[str, str]:
+    """The texts of all configs by name."""
+    return {name: render(name) for name in names()}
+
+
+@pytest.fixture(scope="module")
+def bound(texts: dict[str, str]) -> dict[str, Bindings]:
+    """What each config imports, assigns and reads, by its name."""
+    return {name: bindings(ast.parse(text)) for name, text in texts.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All configs, written."""
     path = tmp_path_factory.mktemp("configs")
-    for name in names():
-        (path / f"{name}.py").write_text(TEXTS[name], "utf-8")
+    for name, text in texts.items():
+        (path / f"{name}.py").write_text(text, "utf-8")
     return path
 
 
-def bindings(tree: ast.Module) -> tuple[dict[str, str], set[str], set[str]]:
+Bindings = tuple[dict[str, str], set[str], set[str]]
+
+
+def bindings(tree: ast.Module) -> Bindings:
     """Imported names with where they come from, assigned names, names that are read."""
     imported: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -64,9 +76,8 @@ def bindings(tree: ast.Module) -> tuple[dict[str, str], set[str], set[str]]:
     return imported, assigned, read
 
 
-def test_every_name_is_bound_and_every_import_used() -> None:
-    for name in names():
-        imported, assigned, read = bindings(TREES[name])
+def test_every_name_is_bound_and_every_import_used(bound: dict[str, Bindings]) -> None:
+    for name, (imported, assigned, read) in bound.items():
         unbound = {n for n in read - set(imported) - assigned if not hasattr(builtins, n)}
         assert not unbound, f"{name}: {unbound}"
         assert not set(imported) - read, f"{name}: unused {set(imported) - read}"
@@ -81,41 +92,39 @@ NEW_NAMES = {
 """Of what v0.1.23 has no counterpart for."""
 
 
-def test_configs_import_only_published_names() -> None:
+def test_configs_import_only_published_names(bound: dict[str, Bindings]) -> None:
     published = set(json.loads((GOLDEN / "published_imports.json").read_text("utf-8")))
     published |= NEW_NAMES
     for name in COMPOSED:
-        imported, _, _ = bindings(TREES[name])
+        imported, _, _ = bound[name]
         ours = {place for place in imported.values() if place.startswith("xtuner")}
         assert ours <= published, f"{name}: {ours - published}"
 
 
-def test_five_parts_in_order() -> None:
-    for name in names():
-        text = TEXTS[name]
+def test_five_parts_in_order(texts: dict[str, str]) -> None:
+    for name, text in texts.items():
         places = [text.find(title) for title in TITLES]
         assert -1 not in places, name
         assert places == sorted(places), name
 
 
-def test_no_hole_is_left() -> None:
-    for name in names():
-        assert "_HERE" not in TEXTS[name], name
+def test_no_hole_is_left(texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        assert "_HERE" not in text, name
 
 
-def test_settings_of_part_1_are_all_used() -> None:
+def test_settings_of_part_1_are_all_used(texts: dict[str, str], bound: dict[str, Bindings]) -> None:
     """A setting that nothing reads would be a dead switch."""
     for name in COMPOSED:
-        text = TEXTS[name]
-        _, settings, _ = bindings(ast.parse(text.partition("PART 2")[0]))
-        _, _, read = bindings(TREES[name])
+        _, settings, _ = bindings(ast.parse(texts[name].partition("PART 2")[0]))
+        _, _, read = bound[name]
         unread = settings - read - {"framework"}  # what the start of a run looks at
         assert not unread, f"{name}: {unread}"
 
 
-def test_every_explained_setting_is_used() -> None:
+def test_every_explained_setting_is_used(bound: dict[str, Bindings]) -> None:
     explained = {name for _, group in LAYOUT for name in group}
-    used = {name for tree in TREES.values() for name in bindings(tree)[1]}
+    used = {name for _, assigned, _ in bound.values() for name in assigned}
     assert explained <= used, explained - used
 
 
@@ -131,26 +140,6 @@ def test_ruff_is_content(folder: Path) -> None:
         assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_settings_reach_what_is_computed_from_them(folder: Path) -> None:
-    for name in names():
-        config = Config.fromfile(folder / f"{name}.py")._to_lazy_dict()
-        if config.get("framework") == "huggingface":
-            continue
-        wrapper = config["optim_wrapper"]
-        assert wrapper["optimizer"]["lr"] == config["lr"], name
-        shared = config.get("sequence_parallel_size", 1)
-        assert wrapper["accumulative_counts"] in (
-            config["accumulative_counts"],
-            config["accumulative_counts"] * shared,
-        ), name
-        assert config["train_dataloader"]["batch_size"] == config["batch_size"], name
-        assert config["train_cfg"]["max_epochs"] == config["max_epochs"], name
-        warmup, decay = config["param_scheduler"]
-        assert warmup["end"] == decay["begin"] == config["warmup_ratio"] * config["max_epochs"]
-        if config.get("use_varlen_attn") and "pack_to_max_length" in config:
-            assert config["batch_size"] == 1 and config["pack_to_max_length"], name
-
-
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden(name: str) -> None:
     """The whole text of a few; after a change that is meant, run with UPDATE_GOLDEN=1."""
@@ -160,7 +149,9 @@ def test_golden(name: str) -> None:
     assert render(name) == path.read_text("utf-8")
 
 
-def test_validation_and_trackers_stand_in_every_config_to_be_switched_on(tmp_path: Path) -> None:
+def test_validation_and_trackers_stand_in_every_config_to_be_switched_on(
+    texts: dict[str, str], tmp_path: Path
+) -> None:
     text = render("internlm2_5_chat_7b_qlora_alpaca_e3")
     text, switched = re.subn(r"^# (val_size = )", r"\1", text, flags=re.M)
     tracker = r"^# (visualizer = dict\(\n)# ( .*\n)# (\)\n)"
@@ -170,10 +161,10 @@ def test_validation_and_trackers_stand_in_every_config_to_be_switched_on(tmp_pat
     config.write_text(text, "utf-8")
     assert check(config) == []
     for name in COMPOSED:
-        with_runner = "\nvisualizer = None" in TEXTS[name]  # the Trainer has its own
-        assert with_runner == ("\n# visualizer = dict(" in TEXTS[name]), name
-        splits = any(builder in TEXTS[name] for builder in SPLIT_BY)
-        assert splits >= ("\n# val_size = " in TEXTS[name]), name
+        with_runner = "\nvisualizer = None" in texts[name]  # the Trainer has its own
+        assert with_runner == ("\n# visualizer = dict(" in texts[name]), name
+        splits = any(builder in texts[name] for builder in SPLIT_BY)
+        assert splits >= ("\n# val_size = " in texts[name]), name
 
 
 def test_the_lines_that_guides_edit() -> None:
@@ -186,8 +177,8 @@ def test_the_lines_that_guides_edit() -> None:
     assert "dataset_map_fn=alpaca_map_fn," in lines
 
 
-def test_no_config_runs_the_code_of_a_models_folder() -> None:
-    asked = [name for name in COMPOSED if "trust_remote_code" in TEXTS[name]]
+def test_no_config_runs_the_code_of_a_models_folder(texts: dict[str, str]) -> None:
+    asked = [name for name in COMPOSED if "trust_remote_code" in texts[name]]
     assert not asked
 
 

@@ -8,7 +8,7 @@ has no expression of its own is set by a statement at the end of the file.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from xtuner.config.source import ConfigSource, SourceSpan, is_dict_call
 from xtuner.config.values import MISSING, KeyPath, is_argument_name, item_of
@@ -31,6 +31,20 @@ def with_value(source: ConfigSource, path: KeyPath, code: str, current: object) 
         if span and new:
             edited = with_expressions(source, [(span.node, new)])
     return edited or with_statement(source, path, code, current)
+
+
+def with_settings(source: ConfigSource, codes: Mapping[str, str]) -> ConfigSource:
+    """A copy of the text in which top-level names have other values, given as Python.
+
+    Names that are assigned alone are all replaced in one pass over the text.
+    """
+    nodes = {name: source.values_of(name) for name in codes}
+    edits = [(node, codes[name]) for name, found in nodes.items() for node in found]
+    edits.sort(key=lambda edit: (edit[0].lineno, edit[0].col_offset))
+    edited = with_expressions(source, edits) if edits else source
+    for name in (name for name, found in nodes.items() if not found):
+        edited = with_value(edited, (name,), codes[name], None)
+    return edited
 
 
 def with_statement(source: ConfigSource, path: KeyPath, code: str, current: object) -> ConfigSource:

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from xtuner.config.document import ConfigDocument
-from xtuner.config.edit import with_statement, with_value
+from xtuner.config.edit import with_settings, with_statement, with_value
 from xtuner.config.load import load, load_source
 from xtuner.config.options import Option, parse_options
 from xtuner.config.values import KeyPath, copy_config, item_of, raw_dict, value_at
@@ -52,10 +52,8 @@ def override(document: ConfigDocument, options: Sequence[str]) -> ConfigDocument
     if not document.is_python:
         return _override_data(document, parsed)
     edits = [(path, option) for option in parsed for path in option.paths]
-    source = document.source
-    for path, option in edits:
-        if len(path) == 1:
-            source = with_value(source, path, option.code, None)
+    settings = {path[0]: option.code for path, option in edits if len(path) == 1}
+    source = with_settings(document.source, settings)
     document = document.with_text(source, load_source(source))
     for path, option in edits:
         if len(path) > 1:
