@@ -14,6 +14,7 @@ only a part of it (a rule's finding, a value to be written) are no stops.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from pathlib import Path
 from types import FrameType
@@ -27,7 +28,7 @@ from xtuner.config.source import ConfigSource
 from xtuner.engine import train as start
 
 PACKAGE = Path(xtuner.__file__).parent
-FOLLOWED = (PACKAGE / "config", PACKAGE / "engine")
+FOLLOWED = tuple(str(PACKAGE / name) + os.sep for name in ("config", "engine"))
 FORMS = (ConfigDocument, ConfigSource, Config)
 MODULES_OF_FORMS = {f"config/{name}.py" for name in ("document", "source", "values")}
 OPTIONS = ["lr=1e-5", "model.lora.r=8"]
@@ -44,10 +45,10 @@ class Recorder:
         self.calls: dict[tuple[str, str], bool] = {}
 
     def __call__(self, frame: FrameType, event: str, returned: object) -> None:
-        file = Path(frame.f_code.co_filename)
-        if event not in ("call", "return") or not any(map(file.is_relative_to, FOLLOWED)):
+        file = frame.f_code.co_filename
+        if event not in ("call", "return") or not file.startswith(FOLLOWED):
             return
-        name = str(file.relative_to(PACKAGE))
+        name = str(Path(file).relative_to(PACKAGE))
         if name in MODULES_OF_FORMS or "<" in frame.f_code.co_name:
             return
         key = (name, frame.f_code.co_qualname)

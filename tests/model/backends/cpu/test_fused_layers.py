@@ -24,10 +24,18 @@ KINDS = {  # model type -> norms and gated layers that are found, whether a rota
 }
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
-def untouched(request, monkeypatch):
-    """Put the functions of transformers' modules back after a test."""
+@pytest.fixture(scope="module")
+def fresh():
+    """Nothing is compiled before these tests, and what they compile is shared by them."""
     torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):  # else more shapes would run eagerly
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def untouched(request, monkeypatch, fresh):
+    """Put the functions of transformers' modules back after a test."""
     monkeypatch.setattr(Kernel, "compiled", request.param)
     yield
     assert Kernel.compiled == request.param  # compiling did not fail
