@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
@@ -108,3 +109,18 @@ def test_folders_with_quantized_weights_are_refused(method, tmp_path):
     again = config_of(folder, quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(UserError, match=method):
         loading.build_llm(again, full=False)
+
+
+@pytest.mark.parametrize("harm", ["missing", "mismatched"])
+def test_weights_that_are_not_whole_are_refused(tmp_path, harm):
+    """transformers would draw them at random, and train on."""
+    save_tiny(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    if harm == "missing":
+        del weights[name]
+    else:
+        weights[name] = weights[name][:3].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"1 weights are not whole: {name}"):
+        loading.build_llm(config_of(tmp_path), full=True)

@@ -202,3 +202,15 @@ def test_a_model_that_needs_masks_takes_its_own_attention():
     model = SupervisedFinetune(llm, use_activation_checkpointing=False).eval()
     ensure_exact_rows(llm, model.hidden_states, packed=True, padded=False)
     assert llm.config._attn_implementation == "eager"
+
+
+def test_weights_that_are_not_finite_are_named():
+    llm = make_architecture("llama", attention=attention.register())
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False)
+    with torch.no_grad():
+        model.llm.model.norm.weight[0] = float("nan")
+    model.eval()
+    with pytest.raises(UserError, match="computes numbers that are not finite"), torch.no_grad():
+        ensure_exact_rows(
+            model.llm, lambda batch: model(batch, mode="tensor").logits, packed=True, padded=False
+        )

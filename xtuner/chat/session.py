@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -196,19 +197,20 @@ class ChatSession:
         stop_ids, stop_texts = self.prompt.stops(getattr(self.model, "generation_config", None))
         streamer = _Printer(tokenizer, stop_texts, show) if show else None
         inputs = torch.tensor([ids], device=self.model.device)
-        output = self.model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=max(1, min(self.sampling.max_new_tokens, self.context - len(ids))),
-            eos_token_id=stop_ids or None,
-            pad_token_id=_pad_id(tokenizer, stop_ids),
-            stopping_criteria=StoppingCriteriaList(
-                [StopWordStoppingCriteria(tokenizer, word) for word in stop_texts]
-            ),
-            streamer=streamer,
-            **self._model_inputs(),
-            **self.sampling.settings(),
-        )
+        with _explained():
+            output = self.model.generate(
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=max(1, min(self.sampling.max_new_tokens, self.context - len(ids))),
+                eos_token_id=stop_ids or None,
+                pad_token_id=_pad_id(tokenizer, stop_ids),
+                stopping_criteria=StoppingCriteriaList(
+                    [StopWordStoppingCriteria(tokenizer, word) for word in stop_texts]
+                ),
+                streamer=streamer,
+                **self._model_inputs(),
+                **self.sampling.settings(),
+            )
         new = output[0, len(ids) :].tolist()
         raw = tokenizer.decode(new, skip_special_tokens=False)
         while new and new[-1] in stop_ids:
@@ -237,6 +239,26 @@ class ChatSession:
         text = f"{answer.text}<eoc>\n{results}"
         more = self._generate(ids + self.prompt.encode(text), show)
         return _Answer(answer.ids + more.ids, more.raw, text + more.text)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say what it means when no token can be drawn.
+
+    Raises:
+        UserError: when the model's logits are not finite.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "`nan`" not in str(error):
+            raise
+        raise UserError(
+            tr("the model computes numbers that are not finite."),
+            hint=tr(
+                "its weights are damaged, or too large for this dtype: try --torch-dtype fp32."
+            ),
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4
 BY_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 TRAINED_METHOD = "bitsandbytes"
 """The ``quant_method`` of weights that an adapter can be trained on."""
+HEADS = ("score", "classifier")
+"""Of a classifier, which a reward model is trained from without."""
 VOCABULARY_MULTIPLE = 64
 """A grown vocabulary is rounded up to this: matrices of such widths are faster."""
 
@@ -67,6 +69,38 @@ def build_llm(
     return built
 
 
+def require_whole(report: Mapping[str, Any], name_or_path: str, heads: Sequence[str] = ()) -> None:
+    """Refuse a model some of whose weights would be random.
+
+    Args:
+        report: of ``from_pretrained``: ``missing_keys`` and ``mismatched_keys``.
+        name_or_path: the model's.
+        heads: names of modules that a training may begin without.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    wrong = [
+        tr("{name}: {found} where its config.json asks for {wanted}", name=n, found=f, wanted=w)
+        for n, f, w in (
+            (name, list(found), list(wanted))
+            for name, found, wanted in sorted(report["mismatched_keys"])
+        )
+    ]
+    missing = [
+        tr("{name} is missing", name=name)
+        for name in sorted(report["missing_keys"])
+        if not set(heads) & set(name.split("."))
+    ]
+    if wrong or missing:
+        shown = "; ".join([*wrong, *missing][:3])
+        raise UserError(
+            tr("{count} weights are not whole: {shown}", count=len(wrong + missing), shown=shown),
+            hint=tr("the files are damaged or of another model; get them again."),
+            where=Where(name_or_path),
+        )
+
+
 def use_shareable_attention(llm: PreTrainedModel) -> None:
     """Make a model compute attention by our function, or refuse it.
 
@@ -101,7 +135,13 @@ def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | No
         settings["dtype"] = torch.float32
     if max_position_embeddings:
         settings["config"] = _with_longer_context(settings, max_position_embeddings)
+    checked = _is_transformers(settings["type"]) and "output_loading_info" not in settings
+    if checked:
+        settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     built = BUILDER.build(settings)
+    if checked:
+        built, report = built
+        require_whole(report, str(settings.get("pretrained_model_name_or_path")), HEADS)
     if source is not None and source.is_remote:
         restored = restore_buffers(built)
         if restored:
@@ -109,6 +149,15 @@ def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | No
                 "%d buffers of %s were computed again.", len(restored), source.model_class.__name__
             )
     return built
+
+
+def _is_transformers(from_pretrained: object) -> bool:
+    """Whether it loads a model of transformers, or of a folder's code, and can report on it."""
+    from transformers import PreTrainedModel
+
+    loader = getattr(from_pretrained, "__self__", None)
+    is_model = isinstance(loader, type) and issubclass(loader, PreTrainedModel)
+    return is_model or hasattr(loader, "_model_mapping")
 
 
 def _source(settings: dict[str, Any]) -> ModelSource | None:

@@ -194,6 +194,12 @@ def _ensure_own_positions(llm: PreTrainedModel, forward: Forward, batch: Batch) 
         if difference() <= MISMATCH:
             return
         handle.remove()
+    if not math.isfinite(difference()):
+        raise UserError(
+            tr("{name} computes numbers that are not finite.", name=type(llm).__name__),
+            hint=tr("its weights are damaged, or too large for this dtype."),
+            where=Where(key="model.llm"),
+        )
     raise UserError(
         tr("{name} does not take position_ids that begin with 0.", name=type(llm).__name__),
         hint=tr("it cannot be trained here."),

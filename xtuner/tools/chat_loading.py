@@ -116,6 +116,7 @@ def load_for_chat(
     import torch
     from transformers.utils import logging
 
+    from xtuner.model.loading import require_whole
     from xtuner.model.remote_code import load_pretrained
     from xtuner.model.transformers_models.auto import AutoModelForCausalLM, AutoTokenizer
 
@@ -143,7 +144,7 @@ def load_for_chat(
             tr("the model cannot be loaded: {error}", error=error),
             where=Where(str(folder)),
         ) from error
-    _require_whole(report, folder)
+    require_whole(report, str(folder))
     # a model of several parts, such as InternVL 1.5, has none of its own
     _require_ids(getattr(model, "generation_config", None), folder)
     has_own = adapter_folder is not None and any(adapter_folder.glob("tokenizer*"))
@@ -152,30 +153,6 @@ def load_for_chat(
     if adapter_folder is not None:
         model = _with_adapter(model, folder, adapter_folder)
     return model.eval(), tokenizer
-
-
-def _require_whole(report: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a model some of whose weights would be random.
-
-    Args:
-        report: of ``from_pretrained``: ``missing_keys`` and ``mismatched_keys``.
-        folder: the model's.
-    """
-    wrong = [
-        tr("{name}: {found} where its config.json asks for {wanted}", name=n, found=f, wanted=w)
-        for n, f, w in (
-            (name, list(found), list(wanted))
-            for name, found, wanted in sorted(report["mismatched_keys"])
-        )
-    ]
-    missing = [tr("{name} is missing", name=name) for name in sorted(report["missing_keys"])]
-    if wrong or missing:
-        shown = "; ".join([*wrong, *missing][:3])
-        raise UserError(
-            tr("{count} weights are not whole: {shown}", count=len(wrong + missing), shown=shown),
-            hint=tr("the files are damaged or of another model; get them again."),
-            where=Where(str(folder)),
-        )
 
 
 def _require_ids(settings: object, folder: Path) -> None:
