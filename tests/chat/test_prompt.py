@@ -8,7 +8,8 @@ import pytest
 from transformers import GenerationConfig
 
 from tests.helpers.tiny import make_tokenizer
-from xtuner.chat.prompt import ChatPrompt, Turn, time_limit, to_messages
+from xtuner.chat.prompt import ChatPrompt, Turn, to_messages
+from xtuner.tokenization.rendering import time_limit
 from xtuner.utils.errors import UserError
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
@@ -72,7 +73,7 @@ def test_messages_of_a_conversation():
 
 
 def test_a_template_that_does_not_end_is_refused(monkeypatch):
-    monkeypatch.setattr("xtuner.chat.prompt.TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr("xtuner.tokenization.rendering.TEMPLATE_SECONDS", 0.2)
     loop = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
     for template in (loop, "{{ range(10 ** 9) }}", "{{ 'x' * 10 ** 10 }}"):
         tokenizer = make_tokenizer(chat_template=template)
@@ -87,3 +88,17 @@ def test_a_time_limit_leaves_nothing_behind():
         pass
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% import 'os' as os %}{{ os }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        f"{{{{ {'(' * 5000}1{')' * 5000} }}}}",
+    ],
+    ids=["no loader", "recursion", "nested"],
+)
+def test_a_template_that_cannot_be_run_is_refused(template):
+    with pytest.raises(UserError, match="chat template fails"):
+        ChatPrompt(make_tokenizer(chat_template=template)).ids([Turn("hi")])

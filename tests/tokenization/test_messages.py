@@ -360,3 +360,11 @@ def test_tokens_of_whitespace_keep_their_loss_where_offsets_are_trimmed():
     assert any(first == last for first, last in offsets)
     assert encode_messages(talk, trimming) == kept
     assert answer in trained_texts(tokenizer, *kept)[0]
+
+
+def test_a_template_that_does_not_end_is_refused_in_training(monkeypatch):
+    monkeypatch.setattr("xtuner.tokenization.rendering.TEMPLATE_SECONDS", 0.2)
+    loop = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    with pytest.raises(UserError, match="does not end"):
+        encode_messages(messages, make_tokenizer(chat_template=loop))

@@ -11,10 +11,11 @@ from transformers import GenerationConfig
 
 from tests.helpers.hub_layouts import write_tokenizer as write_hub_tokenizer
 from tests.helpers.tiny import CHAT_TEMPLATE, make_tokenizer
-from xtuner.chat import ChatPrompt, ChatSession, prompt
+from xtuner.chat import ChatPrompt, ChatSession
 from xtuner.engine.hooks import EvaluateChatHook
 from xtuner.export.sidecar_files import write_tokenizer
 from xtuner.model.transformers_models.auto import AutoTokenizer
+from xtuner.tokenization import rendering
 from xtuner.tokenization.chat_template import answer_stops, turn_end_ids
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
@@ -106,7 +107,7 @@ def test_folders_of_the_hub_end_their_turns(tmp_path, family):
 
 
 def test_a_template_that_does_not_end_holds_nothing_up(monkeypatch):
-    monkeypatch.setattr(prompt, "TEMPLATE_SECONDS", 1)
+    monkeypatch.setattr(rendering, "TEMPLATE_SECONDS", 1)
     endless = "{% if messages|length > 1 %}{% for i in range(10**9) %}{% endfor %}{% endif %}"
     own = make_tokenizer(chat_template=endless)
     assert ChatPrompt(own).stops() == ([own.eos_token_id], [])

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from xtuner.chat.prompt import TEMPLATE_SECONDS, ChatPrompt, Turn, time_limit
+from xtuner.chat.prompt import ChatPrompt, Turn
 from xtuner.tokenization.image_prompt import encode_image_prompt, text_message, user_message
+from xtuner.tokenization.rendering import TEMPLATE_SECONDS, time_limit
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin

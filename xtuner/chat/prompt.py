@@ -6,83 +6,19 @@ separately as the continuation of the text before it (see ``tokenization/segment
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xtuner.tokenization.chat_template import answer_stops, render_question
+from xtuner.tokenization.rendering import rendered
 from xtuner.tokenization.segments import bos_and_eos, encode_segments
-from xtuner.utils.errors import UserError
-from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import GenerationConfig
 
     from xtuner.utils.types import Tokenizer
-
-
-TEMPLATE_SECONDS = 10
-"""A chat template renders in milliseconds; one that takes so long does not end, or is hostile."""
-TEMPLATE_BYTES = 2**30
-"""Memory that rendering may take besides what the process has."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """End the block with an error after some seconds, in the main thread.
-
-    Raises:
-        UserError: when it takes longer, or more memory than ``TEMPLATE_BYTES``.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise _endless()
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        with _memory_limit(TEMPLATE_BYTES):
-            yield
-    except (MemoryError, OverflowError) as error:
-        raise _endless() from error
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _memory_limit(nbytes: int) -> Iterator[None]:
-    """Let the process allocate so many bytes more in the block, where the system can say so."""
-    usage = Path("/proc/self/statm")
-    if not usage.is_file():
-        yield
-        return
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    taken = int(usage.read_text("ascii").split()[0]) * resource.getpagesize()
-    allowed = [limit for limit in before if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([taken + nbytes, *allowed]), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def _endless() -> UserError:
-    return UserError(
-        tr("the tokenizer's chat template does not end, or needs too much memory."),
-        hint=tr("use a template of ours: --prompt-template NAME"),
-    )
 
 
 @dataclass(frozen=True)
@@ -137,11 +73,8 @@ class ChatPrompt:
             segments = encode_segments(self.tokenizer, self.segments(turns, system))
             return [number for segment in segments for number in segment]
         if self.tokenizer.chat_template:
-            with time_limit(TEMPLATE_SECONDS):
-                text = self.tokenizer.apply_chat_template(
-                    to_messages(turns, system), tokenize=False, add_generation_prompt=True
-                )
-            return self.encode(text)
+            messages = to_messages(turns, system)
+            return self.encode(rendered(self.tokenizer, messages, add_generation_prompt=True))
         texts = [part for turn in turns for part in (turn.question, turn.answer) if part]
         return list(self.tokenizer.encode("\n".join([system, *texts] if system else texts)))
 
@@ -158,8 +91,7 @@ class ChatPrompt:
             generation_config: of the model.
         """
         extra = self.extra_stop_words
-        with time_limit(TEMPLATE_SECONDS):  # the chat template is asked for the end of a turn
-            return answer_stops(self.tokenizer, self.template, generation_config, extra)
+        return answer_stops(self.tokenizer, self.template, generation_config, extra)
 
     def answer_end(self) -> int | None:
         """The id that ends an answer in training: eos, or the last id of the suffix."""

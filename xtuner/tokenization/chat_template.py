@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from xtuner.tokenization.rendering import rendered
 from xtuner.utils.types import Tokenizer
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def turn_end_ids(tokenizer: Tokenizer) -> list[int]:
     turns = [("user", "Hi"), ("assistant", answer), ("user", "Bye")]
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        text = rendered(tokenizer, messages)
     except Exception:  # no template, or one that wants other messages: it says nothing
         return []
     after = text.partition(answer)[2].lstrip()

@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from xtuner.tokenization.content import has_loss, merged_parts, text_of
 from xtuner.tokenization.encode import Sample
 from xtuner.tokenization.offsets import Span, encode_with_offsets
+from xtuner.tokenization.rendering import ChatTemplate, rendered
 from xtuner.tokenization.segments import encode_segments
 from xtuner.tokenization.thinking import (
     after_block,
@@ -62,14 +63,6 @@ class Placeholder:
 
 Expand = Callable[[str], Sequence[Placeholder]]
 """Finds the placeholders in a rendered text, in order."""
-
-
-class ChatTemplate(Protocol):
-    """What renders messages: a tokenizer, or a processor."""
-
-    chat_template: str | dict[str, str] | None
-
-    def apply_chat_template(self, conversation: Any, **settings: Any) -> Any: ...
 
 
 def encode_messages(
@@ -307,7 +300,13 @@ def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 class _Renderer:
-    """A chat template, with the tools of one conversation and other arguments."""
+    """A chat template, with the tools of one conversation and other arguments.
+
+    The first rendering of a template has limits, the others need no time for them.
+    """
+
+    known: ClassVar[set[str]] = set()
+    """Templates that have rendered something."""
 
     def __init__(
         self,
@@ -318,15 +317,13 @@ class _Renderer:
         self.template, self.tools, self.arguments = template, tools, arguments
 
     def __call__(self, messages: Sequence[Message], prompt: bool = False) -> str:
-        return str(
-            self.template.apply_chat_template(
-                messages,
-                tools=self.tools,
-                tokenize=False,
-                add_generation_prompt=prompt,
-                **self.arguments,
-            )
-        )
+        settings = {"tools": self.tools, "add_generation_prompt": prompt, **self.arguments}
+        text = str(self.template.chat_template)
+        if text in self.known:
+            return str(self.template.apply_chat_template(messages, tokenize=False, **settings))
+        first = rendered(self.template, messages, **settings)
+        self.known.add(text)
+        return first
 
 
 def template_messages(

@@ -22,6 +22,7 @@ from xtuner.tokenization.messages import (
     template_messages,
     template_tools,
 )
+from xtuner.tokenization.rendering import rendered
 from xtuner.tokenization.thinking import open_block, without_reasoning
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.lang import N_, tr, translate
@@ -252,18 +253,14 @@ def _prompt(
     tools: object,
     arguments: Mapping[str, Any],
 ) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=True, **arguments
-        )
-    )
+    return rendered(tokenizer, messages, tools=tools, add_generation_prompt=True, **arguments)
 
 
 def _missing(probe: Probe, tokenizer: Tokenizer) -> str | None:
     """Why the template cannot show a conversation; None where it can."""
     messages = template_messages(probe.messages, tokenizer)
     try:
-        text = str(tokenizer.apply_chat_template(messages, tools=probe.tools, tokenize=False))
+        text = rendered(tokenizer, messages, tools=probe.tools)
     except Exception as error:  # templates refuse with any error
         return str(error).strip() if probe.feature else None
     if all(part in text for part in probe.shown):

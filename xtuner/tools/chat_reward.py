@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.export.model_folder import read_json
+from xtuner.tokenization.rendering import rendered
 from xtuner.utils.constants import REWARD_FILE
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -73,7 +74,7 @@ def score(
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = rendered(tokenizer, messages)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if token is not None:
         ids = [*ids, token]

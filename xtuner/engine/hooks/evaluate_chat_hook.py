@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import answer_stops, render_question
 from xtuner.tokenization.image_prompt import encode_image_prompt, text_message, user_message
+from xtuner.tokenization.rendering import rendered
 from xtuner.tokenization.segments import encode_segments, prefix_ids, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
@@ -167,10 +168,8 @@ class EvaluateChatHook(Hook):
         if self.template == AUTO_TEMPLATE:
             messages = [{"role": "system", "content": self.system}] if self.system else []
             messages.append({"role": "user", "content": question})
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_arguments
-            )
-            return self._encode(text)
+            arguments = {"add_generation_prompt": True, **self.template_arguments}
+            return self._encode(rendered(self.tokenizer, messages, **arguments))
         assert isinstance(self.template, Mapping)
         text = render_question(self.template, question, 1, self.system)
         return [*prefix_ids(self.tokenizer), *self._encode(text)]
