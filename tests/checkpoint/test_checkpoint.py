@@ -14,6 +14,7 @@ from xtuner.checkpoint.checkpoint import (
     find_latest,
     load_checkpoint,
     load_state_dict,
+    remove,
     remove_leftovers,
     save_checkpoint,
 )
@@ -142,3 +143,29 @@ def test_the_config_beside_is_found(tmp_path):
     (tmp_path / "later.py").write_text("model = dict(type='y')\n")
     (tmp_path / "run.json").write_text('{"config": "my_config.py"}')
     assert config_beside(tmp_path / "iter_4.pth") == tmp_path / "my_config.py"
+
+
+@pytest.mark.parametrize("record", ["{", "[5]", '{"config": 5}', '{"config": "../other.py"}'])
+def test_a_damaged_record_names_no_config(tmp_path, record):
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in (run / "my_config.py", tmp_path / "other.py"):
+        file.write_text("model = dict(type='x')\n")
+    (run / "run.json").write_text(record)
+    assert config_beside(run / "iter_4.pth") == run / "my_config.py"
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_of_a_link_to_a_checkpoint_the_link_is_removed(tmp_path, is_folder):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir() if is_folder else elsewhere.touch()
+    (tmp_path / "iter_4.pth").symlink_to(elsewhere)
+    remove(tmp_path / "iter_4.pth")
+    assert [file.name for file in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_link_to_nothing_hides_no_checkpoint(tmp_path, capsys):
+    save_checkpoint(tmp_path / "iter_4.pth", state(4))
+    (tmp_path / "iter_8.pth").symlink_to(tmp_path / "nowhere")
+    assert find_latest(tmp_path) == tmp_path / "iter_4.pth"
+    assert "iter_8.pth is damaged and is skipped: it does not exist" in capsys.readouterr().err

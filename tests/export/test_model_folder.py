@@ -1,13 +1,15 @@
 """Files beside the weights: which of them an adapter's tokenizer replaces."""
 
+import json
 import shutil
 
 import pytest
 
 from tests.helpers.hub_layouts import LAYOUTS, write_tokenizer
-from xtuner.export.model_folder import copy_tokenizer
+from xtuner.export.model_folder import copy_tokenizer, read_adapter_config
 from xtuner.export.sidecar_files import write_tokenizer as write_run_tokenizer
 from xtuner.model.transformers_models.auto import AutoTokenizer
+from xtuner.utils.errors import UserError
 
 
 def names(folder):
@@ -70,3 +72,11 @@ def test_a_special_token_of_the_run_outranks_the_bases_map(tmp_path):
     assert reloaded.eos_token == "<AI>"
     assert reloaded.eos_token_id == tokenizer.eos_token_id
     assert reloaded.bos_token == "<s>"
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules"])
+def test_an_adapter_with_a_pattern_that_is_none_is_refused(tmp_path, name):
+    settings = {"peft_type": "LORA", name: "(q_proj"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="this adapter's config cannot be used"):
+        read_adapter_config(tmp_path)

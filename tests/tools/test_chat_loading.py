@@ -78,7 +78,7 @@ def ids_that_are_none(folder):
         (settings_that_are_none, "config.json: this holds list; an object is expected"),
         (setting_of_another_type, "config.json cannot be used: Validation error"),
         (no_heads, "cannot be used: ZeroDivisionError"),
-        (index_of_nothing, "cannot be used: KeyError('metadata')"),
+        (index_of_nothing, "'../b' is not in this folder"),
         (tokenizer_settings_that_are_none, "cannot be used: AttributeError"),
         (ids_that_are_none, "generation_config.json: eos_token_id is ['</s>']"),
     ],

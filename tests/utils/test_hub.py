@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import huggingface_hub.constants
 import pytest
 
+from xtuner.export.weights import Weights
 from xtuner.utils import hub
 from xtuner.utils.errors import UserError, Where
 
@@ -100,3 +101,23 @@ def test_folders(tmp_path):
 def test_what_is_no_name_of_the_hub(endpoint):
     with pytest.raises(UserError, match="has no model"):
         hub.require_available("a name with spaces", WHERE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"weight_map": {"a": "../other.safetensors"}}',
+        '{"weight_map": {"a": "/etc/passwd"}}',
+        '{"weight_map": {"a": 5}}',
+        '{"weight_map": ["a.safetensors"]}',
+        '{"weight_map": {',
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_an_index_of_weights_that_cannot_be_used_is_refused(tmp_path, content):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    for read in (lambda: hub.require_available(str(tmp_path)), lambda: Weights(tmp_path)):
+        with pytest.raises(UserError, match=r"index\.json: this index of weights cannot be used"):
+            read()

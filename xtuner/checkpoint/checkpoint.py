@@ -187,7 +187,7 @@ def config_beside(path: str | Path) -> Path | None:
     """
     beside = Path(path).resolve().parent
     if (beside / RUN_RECORD).is_file():
-        name = json.loads((beside / RUN_RECORD).read_text("utf-8")).get("config", "")
+        name = _config_of(beside / RUN_RECORD)
         if name and (beside / name).is_file():
             return beside / name
     files = sorted(beside.glob("*.py"), key=lambda file: file.stat().st_mtime)
@@ -195,9 +195,18 @@ def config_beside(path: str | Path) -> Path | None:
     return configs[-1] if configs else None
 
 
+def _config_of(record: Path) -> str | None:
+    """The name of the config in a run's record; None where there is no name of a file."""
+    try:
+        name = json.loads(record.read_text("utf-8"))["config"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and Path(name).name == name else None
+
+
 def remove(path: Path) -> None:
-    """Delete a checkpoint, a file or a folder, and its manifest."""
-    if path.is_dir():
+    """Delete a checkpoint, a file or a folder, and its manifest; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

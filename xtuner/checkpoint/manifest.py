@@ -92,7 +92,7 @@ def _is_entry(entry: object) -> bool:
 
 def saved_at(checkpoint: Path) -> float:
     """When a checkpoint was written, by its manifest or else by the file system."""
-    return _number(checkpoint, "saved_at", checkpoint.stat().st_mtime)
+    return _number(checkpoint, "saved_at", checkpoint.lstat().st_mtime)
 
 
 def iterations_of(checkpoint: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -158,7 +159,7 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             tr("this is not JSON: {error}", error=error), where=Where(str(file))
         ) from error
@@ -178,10 +179,13 @@ def read_adapter_config(adapter: Path) -> PeftConfig:
     """
     from peft import PeftConfig
 
-    read_json(adapter / "adapter_config.json")
+    settings = read_json(adapter / "adapter_config.json")
     try:
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(settings.get(name), str):
+                re.compile(settings[name])
         return PeftConfig.from_pretrained(str(adapter))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise UserError(
             tr("this adapter's config cannot be used: {why}", why=repr(error)),
             hint=tr("the file is damaged or of another format; get it again."),

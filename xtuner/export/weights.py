@@ -6,7 +6,6 @@ bounded by one tensor, however large the model is.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.hub import INDEX_SUFFIX, read_weight_map
 from xtuner.utils.lang import tr
 
 SAFETENSORS = "model.safetensors"
 BIN = "pytorch_model.bin"
-INDEX_SUFFIX = ".index.json"
 
 DTYPES = {
     "F64": torch.float64,
@@ -104,7 +103,7 @@ class Weights:
         index = _index_of(self.path)
         if index is None:
             return
-        missing = sorted(set(_weight_map(index)) - set(self.infos))
+        missing = sorted(set(read_weight_map(index)) - set(self.infos))
         if missing:
             raise UserError(
                 tr(
@@ -177,7 +176,7 @@ def shown(names: Iterable[str], limit: int = 8) -> str:
 def _files_of(folder: Path) -> list[Path]:
     index = _index_of(folder)
     if index is not None:
-        files = [folder / name for name in sorted(set(_weight_map(index).values()))]
+        files = [folder / name for name in sorted(set(read_weight_map(index).values()))]
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise UserError(
@@ -205,10 +204,3 @@ def _index_of(path: Path) -> Path | None:
         if index.is_file():
             return index
     return None
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(index.read_text("utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(index, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import threading
 import urllib.error
@@ -15,6 +16,7 @@ from xtuner.utils.lang import tr
 
 TIMEOUT = 3.0
 """Seconds to wait for the hub's answer; a download itself may take longer."""
+INDEX_SUFFIX = ".index.json"
 LONGEST_ANSWER = 5.0
 """Seconds that ``ask_hub`` waits, the look-up of the name included."""
 
@@ -70,8 +72,12 @@ def require_available(name: str, where: Where | None = None) -> None:
     Raises:
         ModelUnavailableError: when it looks like a folder that does not exist, or is a name on the
             hub that is neither in the local cache nor can be downloaded.
+        UserError: for a folder whose index of weights cannot be used.
     """
-    if Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        for index in folder.glob(f"*{INDEX_SUFFIX}"):
+            read_weight_map(index)
         return
     if _looks_like_a_path(name):
         raise ModelUnavailableError(
@@ -81,6 +87,33 @@ def require_available(name: str, where: Where | None = None) -> None:
         )
     if not _is_cached(name):
         _require_on_hub(name, where)
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Read which file of a model folder holds which tensor.
+
+    Args:
+        index: ``model.safetensors.index.json``, or that of ``.bin`` files.
+
+    Returns:
+        Name of the tensor -> name of the file.
+
+    Raises:
+        UserError: when it is damaged, or names files outside its folder.
+    """
+    try:
+        names = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+        for name in names.values():
+            path = Path(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(tr("{name!r} is not in this folder", name=name))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            tr("this index of weights cannot be used: {error}", error=error),
+            hint=tr("download or convert the model again."),
+            where=Where(str(index)),
+        ) from error
+    return names
 
 
 def model_file(name: str, file: str) -> Path | None:
