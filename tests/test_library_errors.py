@@ -116,6 +116,23 @@ def hub_file():
     hf_hub_download("no/such-model", "config.json")
 
 
+def weights_on_a_full_disk():
+    from safetensors import SafetensorError
+
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    raise SafetensorError(text)
+
+
+def stream_of_a_full_disk():
+    with Path("/dev/full").open("w") as stream:
+        stream.write("a")
+
+
+def json_that_is_too_deep():
+    file = str(damaged("config.json", b"[" * 100_000))
+    json.loads(Path(file).read_text())
+
+
 def broken_yaml():
     import yaml
 
@@ -179,6 +196,9 @@ KNOWN = (
     (broken_table, "a.parquet: the data cannot be read"),
     (template_syntax, "chat template fails: line 2"),
     (hub_file, "no/such-model is neither a folder here"),
+    (weights_on_a_full_disk, "error: No space left on device.\nHint: free some disk space"),
+    (stream_of_a_full_disk, "/dev/full: No space left on device"),
+    (json_that_is_too_deep, "config.json: this file is not valid JSON"),
     (broken_yaml, "this YAML cannot be read"),
     (out_of_memory, "lower batch_size or max_length"),
     (truncated_archive, "iter_1.pth: this file is damaged"),
@@ -264,3 +284,17 @@ def test_an_error_of_a_data_loader_process_is_told_by_its_own_line(monkeypatch, 
     lines = shown.splitlines()
     assert lines[1] == "  cause: ZeroDivisionError: division"
     Path(lines[2].partition("full traceback: ")[2]).unlink()
+
+
+def test_what_is_no_exception_is_no_traceback(monkeypatch, capfd, tmp_path):
+    """As torch's CheckpointException, and a panic of tokenizers."""
+    monkeypatch.chdir(tmp_path)
+
+    class Panic(BaseException):
+        """Of Rust."""
+
+    def command():
+        raise Panic("called `Option::unwrap()` on a `None` value")
+
+    status, shown = run(monkeypatch, capfd, command)
+    assert status == 70 and "Panic: called" in shown and "Traceback" not in shown

@@ -210,13 +210,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `xtuner list-cfg | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's CheckpointException, a panic of tokenizers
         if debug:
             traceback.print_exc()
         return _unforeseen(error, words)
 
 
-def _unforeseen(error: Exception, words: Sequence[str]) -> int:
+def _unforeseen(error: BaseException, words: Sequence[str]) -> int:
     """The one place where errors of libraries become messages."""
     from xtuner import crash, library_errors
 

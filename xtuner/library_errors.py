@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import json
 import os
 import re
@@ -36,6 +37,8 @@ HINTS_OF_SYSTEM: Mapping[int, str] = {
 }
 _MODEL_NAMES = ("pretrained_model_name_or_path", "path_or_repo_id", "repo_id", "path")
 _REGISTRY = re.compile(r"(?P<name>[\w.]+) is not in the (?:[\w.]+::)?(?P<registry>[\w ]+) registry")
+_OS_ERROR = re.compile(r"I/O error: .*\(os error (\d+)\)")
+"""In errors of Rust's libraries."""
 _WORKER = re.compile(r"Caught \w+ in .*?\.\nOriginal Traceback", re.S)
 
 
@@ -90,16 +93,42 @@ def _system(error: BaseException) -> UserError | None:
         return _tokenizers(error)
     if isinstance(error, EOFError):
         return _archive(error)
+    if isinstance(error, RecursionError) and "JSON" in str(error):
+        file = _file_in(error, (".json", ".jsonl"))
+        message = tr("this file is not valid JSON: {why}", why=str(error))
+        return UserError(message, hint=_again(), where=Where(file) if file else None)
     if isinstance(error, MemoryError):
         return UserError(tr("there is not enough memory."), hint=_system_hint(errno.ENOMEM))
     if not isinstance(error, OSError):
         return None
     if error.errno is None:
         return _model_folder(error)
-    file = error.filename if isinstance(error.filename, str | os.PathLike) else None
-    place = Where(os.fspath(file)) if file else None
-    what = error.strerror or os.strerror(error.errno)
-    return UserError(tr("{what}.", what=what), hint=_system_hint(error.errno), where=place)
+    named = isinstance(error.filename, str | os.PathLike)
+    file = os.fspath(error.filename) if named else _stream_in(error)
+    return _of_system(error.errno, file, error.strerror)
+
+
+def _of_system(number: int, file: object = None, what: str | None = None) -> UserError:
+    """An error of the operating system.
+
+    Args:
+        number: its ``errno``.
+        file: what it is about.
+        what: its text; the system's own by default.
+    """
+    place = Where(str(file)) if file else None
+    what = what or os.strerror(number)
+    return UserError(tr("{what}.", what=what), hint=_system_hint(number), where=place)
+
+
+def _stream_in(error: BaseException) -> str | None:
+    """The file of the innermost stream among the local variables where an error was raised."""
+    for variables in _frames(error):
+        for value in variables.values():
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
+            if isinstance(name, str):
+                return name
+    return None
 
 
 def _system_hint(number: int) -> str | None:
@@ -232,6 +261,9 @@ def _jinja2(error: BaseException) -> UserError | None:
 
 def _safetensors(error: BaseException) -> UserError | None:
     file = _file_in(error, (".safetensors",))
+    number = _OS_ERROR.search(str(error))
+    if number:  # while one is written
+        return _of_system(int(number[1]), file)
     return UserError(
         tr("this weights file is damaged: {why}", why=one_line(error)),
         hint=_again(),

@@ -1,5 +1,6 @@
 """Killed at any moment while a folder is replaced, the run finds the old or the new checkpoint."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from xtuner.checkpoint.checkpoint import find_latest, load_checkpoint, remove_le
 from xtuner.checkpoint.folder import save_folder
 from xtuner.checkpoint.resume import checkpoint_to_resume
 from xtuner.checkpoint.verify import find_corruption
+from xtuner.utils.errors import UserError
 
 
 class Killed(BaseException):
@@ -86,5 +88,19 @@ def test_killed_while_it_is_written_the_old_one_stays(tmp_path):
         save_folder(target, {"meta": {"iter": 4, "step": 2}}, killed)
     remove_leftovers(tmp_path)
     assert find_latest(tmp_path) == target
+    assert load_checkpoint(target)["meta"]["step"] == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]
+
+
+def test_on_a_full_disk_the_old_one_stays_and_the_half_goes(tmp_path):
+    target = tmp_path / "iter_4.pth"
+    save(target, 1)
+
+    def full(aside):
+        (aside / "shard").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        save_folder(target, {"meta": {"iter": 4, "step": 2}}, full)
     assert load_checkpoint(target)["meta"]["step"] == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]

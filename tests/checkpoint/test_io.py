@@ -2,13 +2,15 @@
 
 import errno
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.helpers.checkpoints import RunsCode, state
-from xtuner.checkpoint import checkpoint
+from xtuner.checkpoint import checkpoint, io
 from xtuner.checkpoint.checkpoint import (
     find_corruption,
     find_latest,
@@ -84,3 +86,49 @@ def test_a_read_only_folder_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("xtuner.utils.files.tempfile.mkdtemp", refuse)  # root may write anywhere
     with pytest.raises(UserError, match=r"could not be written: Permission denied"):
         save_checkpoint(tmp_path / "iter_4.pth", state())
+
+
+def of_archive():
+    return RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+
+def of_ranks(error):
+    return CheckpointException("ranks", {1: (error, None)})
+
+
+def while_handling(error):
+    other = of_archive()
+    other.__context__ = error
+    return other
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+AS_LIBRARIES_SAY = {
+    "stream": while_handling(FULL),
+    "archive": of_archive(),
+    "ranks": of_ranks(FULL),
+    "archive of a rank": of_ranks(of_archive()),
+}
+
+
+@pytest.mark.parametrize("error", AS_LIBRARIES_SAY.values(), ids=AS_LIBRARIES_SAY)
+def test_a_full_disk_is_recognized_however_a_library_says_it(tmp_path, error, monkeypatch):
+    monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=9))
+    said = "No space left on device"
+    target = tmp_path / "iter_4.pth"
+    with pytest.raises(UserError, match=said) as caught, io.explained_write_failure(target):
+        raise error
+    assert "0 MB are free" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), of_ranks(ValueError("no"))])
+def test_other_errors_of_libraries_stay_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)), io.explained_write_failure(tmp_path / "iter_4.pth"):
+        raise error
+
+
+def test_where_space_is_left_files_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 40))
+    with pytest.raises(UserError) as caught, io.explained_write_failure(tmp_path / "iter_4.pth"):
+        raise FULL
+    assert "df -i" in caught.value.hint

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import logging
 
 import pytest
 from datasets import Dataset
@@ -10,6 +13,7 @@ from datasets import Dataset
 from tests.e2e.test_own_code import say
 from tests.e2e.test_printed_commands import config_text
 from tests.helpers.tiny import make_tokenizer
+from xtuner.engine.runner import finetune_runner
 from xtuner.engine.runner.training_runner import require_embeddings
 from xtuner.entry_point import main
 from xtuner.utils.errors import UserError
@@ -59,3 +63,18 @@ def test_before_the_model_is_loaded(tiny_llama, tmp_path, capsys, monkeypatch):
     assert f"{rows}:2" in said and "the token id" in said
     assert "the model is loaded" not in said
     assert "XT0344" in say(capsys, "check-cfg", config)
+
+
+def test_a_log_file_on_a_full_disk_is_said_once(capsys):
+    handler = logging.FileHandler("/dev/full")
+    handler.handleError = functools.partial(finetune_runner._report_once, handler)
+    logger = logging.Logger("full")
+    logger.addHandler(handler)
+    for number in range(3):
+        logger.warning("line %d", number)
+    said = capsys.readouterr().err
+    assert said == (
+        "/dev/full cannot be written (No space left on device); the training goes on without it.\n"
+    )
+    with contextlib.suppress(OSError):
+        handler.close()

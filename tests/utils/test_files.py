@@ -1,5 +1,6 @@
 """Files and folders are complete or not there, on disk too."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -88,3 +89,19 @@ def test_nothing_is_left_of_a_block_that_raises(tmp_path):
         aside.write_text("half")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("inner", ["", "/config.json"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_error_names_the_file_and_not_the_one_beside_it(tmp_path, inner, stream):
+    """A stream's error names none."""
+    with pytest.raises(OSError, match="full") as raised, written_aside(tmp_path / "a") as aside:
+        name = None if stream else f"{aside}{inner}"
+        raise OSError(errno.ENOSPC, "full", name)
+    assert raised.value.filename == f"{tmp_path / 'a'}{'' if stream else inner}"
+
+
+def test_an_error_of_something_else_keeps_its_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, written_aside(tmp_path / "a"):
+        (tmp_path / "b").read_text()
+    assert raised.value.filename == str(tmp_path / "b")

@@ -10,8 +10,9 @@ manifest last. Once the hidden folder has the manifest, what is in it is complet
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,12 @@ def save_folder(
     hidden = target.with_name(f".{target.name}.writing")
     aside = hidden / target.name
     first = get_rank() == 0
-    with explained_write_failure(target):
+    with explained_write_failure(target), _removed_when_incomplete(hidden):
         if first:
             shutil.rmtree(hidden, ignore_errors=True)
             aside.mkdir(parents=True)
-            torch.save(to_serializable(state), aside / RUN_FILE)
+            with (aside / RUN_FILE).open("wb") as stream:  # by its path, torch hides the reason
+                torch.save(to_serializable(state), stream)
         barrier()
         write_shard(aside)
         barrier()
@@ -88,13 +90,29 @@ def save_folder(
     barrier()
 
 
+@contextlib.contextmanager
+def _removed_when_incomplete(hidden: Path) -> Iterator[None]:
+    """Remove what was written when the block raises, unless it is complete: a disk may be full."""
+    try:
+        yield
+    except BaseException:
+        if get_rank() == 0 and not manifest_path(hidden / _name_in(hidden)).is_file():
+            shutil.rmtree(hidden, ignore_errors=True)
+        raise
+
+
+def _name_in(hidden: Path) -> str:
+    """The name of the checkpoint that a hidden folder is for."""
+    return hidden.name[1:].rpartition(".")[0]
+
+
 def finish_interrupted(hidden: Path) -> None:
     """Put a checkpoint that is complete in its hidden folder in its place.
 
     Args:
         hidden: ``.iter_N.pth.writing``. Nothing is done when what is in it is not complete.
     """
-    target = hidden.parent / hidden.name[1:].rpartition(".")[0]
+    target = hidden.parent / _name_in(hidden)
     aside, replaced = hidden / target.name, hidden / "replaced"
     if not manifest_path(aside).is_file():
         return

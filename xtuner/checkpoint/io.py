@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import os
 import pickle
 import shutil
 import zipfile
@@ -19,6 +20,8 @@ from xtuner.checkpoint.serialize import SavedHistory
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+NEARLY_FULL = 16 << 20
+"""Bytes: a checkpoint that failed may have left so many free."""
 READ_ERRORS = (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile)
 
 
@@ -57,15 +60,45 @@ def explained_write_failure(target: Path) -> Iterator[None]:
     """Turn the operating system's errors while ``target`` is written into a clear message."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
-        if not isinstance(cause, OSError):
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        cause = _system_error(error, target.parent)
+        if cause is None:
             raise
         raise UserError(
             tr("the checkpoint could not be written: {cause}.", cause=cause.strerror or cause),
             hint=_write_hint(cause, target),
             where=Where(str(target)),
         ) from error
+
+
+def _system_error(error: BaseException, folder: Path) -> OSError | None:
+    """The operating system's error that a writing library's error stands for; None for others.
+
+    Args:
+        error: of torch, DeepSpeed, or the system itself.
+        folder: where was written.
+    """
+    failures = getattr(error, "failures", None)  # by rank, of torch.distributed.checkpoint
+    if isinstance(failures, dict):
+        found = (_system_error(failure[0], folder) for failure in failures.values())
+        return next((each for each in found if each is not None), None)
+    if not isinstance(error, OSError | RuntimeError):
+        return None
+    for each in (error, error.__cause__, error.__context__):
+        if isinstance(each, OSError):
+            return each
+    if "inline_container" not in str(error):  # torch's writer of archives gives no other reason
+        return None
+    number = errno.ENOSPC if _free(folder) < NEARLY_FULL else errno.EIO
+    return OSError(number, os.strerror(number))
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder; 0 where that cannot be told."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def first_line(error: BaseException) -> str:
@@ -76,16 +109,12 @@ def first_line(error: BaseException) -> str:
 def _write_hint(cause: OSError, target: Path) -> str:
     kept = tr("Earlier checkpoints are untouched; go on with 'xtuner train CONFIG --resume'.")
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        with contextlib.suppress(OSError):
-            free = shutil.disk_usage(target.parent).free
-            return (
-                tr(
-                    "{free:,.0f} MB are free there: make room, or choose another folder "
-                    "with '--work-dir'. ",
-                    free=free / 1e6,
-                )
-                + kept
-            )
+        free = _free(target.parent)
+        if free > NEARLY_FULL:  # no inodes, or a quota
+            say = tr("no more files can be made there ('df -i', 'quota'): ")
+        else:
+            say = tr("{free:,.0f} MB are free there: ", free=free / 1e6)
+        return say + tr("make room, or choose another folder with '--work-dir'. ") + kept
     return tr("make the folder writable, or choose another one with '--work-dir'. ") + kept
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a stream fails with that does not know its file."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 
 
@@ -22,9 +25,11 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)) / target.name
+    with _named(target):
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)) / target.name
     try:
-        yield aside
+        with _named(target, aside):
+            yield aside
         flush(aside)
         if aside.is_dir() and target.exists():
             _replace_folder(aside, target)
@@ -33,6 +38,25 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync(target.parent)
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(target: Path, aside: Path | None = None) -> Iterator[None]:
+    """Let errors of the system in the block name what is written, not the path beside it.
+
+    Args:
+        target: the file or folder.
+        aside: the path beside it.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if aside is None or (name is None and error.errno in _OF_WRITING):
+            error.filename = str(target)
+        elif isinstance(name, str | os.PathLike):
+            error.filename = os.fspath(name).replace(str(aside), str(target))
+        raise
 
 
 def _replace_folder(aside: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,16 @@ def test_an_unknown_split_lists_those_that_are_there():
     with pytest.raises(UserError, match="no split 'test'") as caught:
         load_rows(source("a.jsonl"), "test")
     assert caught.value.hint == "train"
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_full_disk_is_not_the_fault_of_the_rows(inner):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def load():
+        if inner:
+            raise ValueError("An error occurred while generating the dataset") from full
+        raise full
+
+    with pytest.raises(UserError, match="the cache of datasets cannot be written: No space left"):
+        load_rows({"type": load}, None)

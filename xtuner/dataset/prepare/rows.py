@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,6 +59,9 @@ def _is(row: Row | Unreadable) -> bool:
     return isinstance(row, Row)
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def load_rows(dataset: Dataset, split: str | None) -> Dataset:
     """The rows that a config's dataset stands for.
 
@@ -99,6 +103,7 @@ def _loaded(source: Mapping[str, Any]) -> Any:
         return BUILDER.build({**source, "features": json_features(files)})
     # StopIteration: how datasets says that a file is empty.
     except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
+        _require_writable(error)
         if files is not None:
             _name_the_line(files)
             if are_json(files) and "features" not in source:
@@ -108,6 +113,19 @@ def _loaded(source: Mapping[str, Any]) -> Any:
             hint=tr("your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')"),
             where=Where(key="dataset"),
         ) from error
+
+
+def _require_writable(error: BaseException) -> None:
+    """Refuse a cache of ``datasets`` that cannot be written: the rows are not at fault."""
+    for each in (error, error.__cause__, error.__context__):
+        if isinstance(each, OSError) and each.errno in _OF_THE_DISK:
+            from datasets import config
+
+            raise UserError(
+                tr("the cache of datasets cannot be written: {why}", why=each.strerror or each),
+                hint=tr("make room there, or HF_DATASETS_CACHE=/another/folder."),
+                where=Where(str(config.HF_DATASETS_CACHE)),
+            ) from error
 
 
 def _validate(dataset: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -130,6 +131,7 @@ class FinetuneRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
+                handler.handleError = functools.partial(_report_once, handler)  # type: ignore[method-assign]
                 continue
             handler.setLevel(max(handler.level, logging.WARNING))
             handler.addFilter(_is_for_people)
@@ -383,6 +385,28 @@ def _is_for_people(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     of_mmengine = ("will be deprecated in future", "registry tree", "has no metainfo")
     return not any(words in text for words in of_mmengine)
+
+
+def _report_once(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Say that a log file cannot be written, and leave it: logging prints a traceback each time.
+
+    Args:
+        handler: of the file; called where it failed to write a record.
+        record: what could not be written.
+    """
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        logging.Handler.handleError(handler, record)
+        return
+    handler.setLevel(logging.CRITICAL + 1)
+    print(
+        tr(
+            "{file} cannot be written ({why}); the training goes on without it.",
+            file=handler.baseFilename,
+            why=error.strerror or error,
+        ),
+        file=sys.stderr,
+    )
 
 
 def _is_mmengines(hook_type: object) -> bool:
