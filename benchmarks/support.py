@@ -1,11 +1,11 @@
 """Which architectures of transformers train right: all of them, as tiny random models.
 
-    python benchmarks/support.py             # those that the result does not have yet
-    python benchmarks/support.py --again     # all
+    python benchmarks/support.py             # what the result does not have yet
+    python benchmarks/support.py --again     # all; goes on without --again when it was stopped
     python benchmarks/support.py llama lfm2  # these, again
 
-Each architecture is tried in a process that is forked for it, with a limit of time and memory, so
-that none ends the others. What was found is kept after each one: a run that was stopped goes on.
+Each architecture is tried in a process that is forked for it, with a limit of memory, and of time
+for each column, so that none ends the others. What was found is kept after each one.
 The columns are those of ``tests/helpers/support.py``.
 """
 
@@ -22,57 +22,73 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 RESULT = ROOT / "benchmarks" / "results" / "support.json"
+OF_IMAGES = "(images)"
+"""Marks the second class of a kind."""
 LIBRARIES = ("transformers", "torch", "peft", "bitsandbytes")
 SECONDS = 240
-"""An architecture's limit of time."""
+"""A column's limit of processor time."""
+WALL = 10 * SECONDS
+"""An architecture's limit of time on the clock, where a process waits for nothing."""
 BYTES = 8 * 2**30
 """Its limit of memory beside what this process has."""
 
-Architecture = tuple[str, bool]
-"""A ``model_type``, and whether the class for images and text is taken."""
+
+class Architecture(NamedTuple):
+    """What is tried.
+
+    Attributes:
+        name: in the result.
+        kind: a ``model_type`` of transformers.
+        images: whether the class for images and text is taken.
+    """
+
+    name: str
+    kind: str
+    images: bool
 
 
 def architectures() -> list[Architecture]:
-    """All causal architectures, and those for images and text."""
+    """All causal architectures, and those for images and text; some kinds have two classes."""
     from transformers.models.auto import modeling_auto as auto
 
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     images = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return [
-        (kind, causal.get(kind, images.get(kind)) == images.get(kind)) for kind in causal | images
-    ]
+    shared = {kind for kind in causal if causal[kind] == images.get(kind)}
+    found = [Architecture(kind, kind, kind in shared) for kind in causal]
+    for kind in images:
+        if kind not in shared:
+            found.append(
+                Architecture(f"{kind} {OF_IMAGES}" if kind in causal else kind, kind, True)
+            )
+    return found
 
 
 class Trial:
     """An architecture that is tried in a process of its own.
 
     Args:
-        kind: a ``model_type`` of transformers.
-        images: take the class for images and text.
-        columns: those to try; all of them when None.
+        architecture: what is tried.
+        columns: those to try.
     """
 
-    def __init__(self, kind: str, images: bool, columns: Iterable[str] | None = None) -> None:
-        from tests.helpers.support import COLUMNS
-
-        self.kind, self.images = kind, images
-        self.columns = list(COLUMNS if columns is None else columns)
+    def __init__(self, architecture: Architecture, columns: Sequence[str]) -> None:
+        self.architecture, self.columns = architecture, list(columns)
         self.folder = tempfile.TemporaryDirectory()
         self.file = Path(self.folder.name) / "cells.jsonl"
         self.start = time.monotonic()
         # Forked from the main thread: what it forks itself would die with another one.
         context = multiprocessing.get_context("fork")
-        arguments = (kind, images, self.columns, self.file)
+        arguments = (architecture, self.columns, self.file)
         self.process = context.Process(target=_try_columns, args=arguments)
         self.process.start()
 
@@ -85,24 +101,23 @@ class Trial:
         """Wait for the process, to its limit of time.
 
         Returns:
-            ``{"images": ..., "seconds": ..., "cells": {column: [state, reason]}}``.
+            ``{column: [state, reason]}``, to the column that ended the process.
         """
-        self.process.join(max(0.0, SECONDS - self.seconds))
+        self.process.join(max(0.0, WALL - self.seconds))
         ending = "the process was ended"
         if self.process.is_alive():
-            ending = f"not done after {SECONDS} s"
+            ending = f"not done after {WALL} s"
             os.killpg(self.process.pid, signal.SIGKILL)  # with what it forked
         self.process.join()
         lines = self.file.read_text("utf-8").splitlines() if self.file.is_file() else []
         self.folder.cleanup()
         cells = dict(json.loads(line) for line in lines)
-        for name in self.columns:
-            if name not in cells:
-                cells[name], ending = ["fails", ending], "not reached"
-        return {"images": self.images, "seconds": round(self.seconds, 1), "cells": cells}
+        if len(cells) < len(self.columns):
+            cells[self.columns[len(cells)]] = ["fails", ending]
+        return cells
 
 
-def _try_columns(kind: str, images: bool, columns: list[str], file: Path) -> None:
+def _try_columns(architecture: Architecture, columns: list[str], file: Path) -> None:
     """Write each column's cell as it is found."""
     import torch
     import transformers
@@ -119,11 +134,19 @@ def _try_columns(kind: str, images: bool, columns: list[str], file: Path) -> Non
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     limit = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with support.tiny(kind, images=images) as architecture, file.open("a", encoding="utf-8") as out:
+    signal.signal(signal.SIGPROF, _end_column)
+    kind, images = architecture.kind, architecture.images
+    with support.tiny(kind, images=images) as tiny, file.open("a", encoding="utf-8") as out:
         for name in columns:
-            cell = support.try_column(support.COLUMNS[name], architecture)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            cell = support.try_column(support.COLUMNS[name], tiny)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             out.write(json.dumps([name, list(asdict(cell).values())]) + "\n")
             out.flush()
+
+
+def _end_column(number: int, frame: object) -> None:
+    raise TimeoutError(f"not done after {SECONDS} s of processor time")
 
 
 def versions() -> dict[str, str]:
@@ -146,43 +169,63 @@ def write(result: dict[str, Any]) -> None:
     RESULT.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
 
 
-def run(wanted: list[Architecture], columns: list[str] | None, jobs: int) -> None:
-    """Try architectures, some of them at the same time, and keep what was found after each."""
+def run(wanted: Sequence[tuple[Architecture, Sequence[str]]], jobs: int) -> None:
+    """Try architectures, some of them at the same time, and keep what was found after each.
+
+    Args:
+        wanted: architectures and their columns.
+        jobs: how many at the same time.
+    """
     from tests.helpers.support import COLUMNS  # imported once, before the processes are forked
 
     result = read()
-    waiting, running = wanted[::-1], list[Trial]()
+    waiting, running = list(wanted)[::-1], list[Trial]()
     while waiting or running:
         while waiting and len(running) < jobs:
-            running.append(Trial(*waiting.pop(), columns))
+            running.append(Trial(*waiting.pop()))
         ends = [trial.process.sentinel for trial in running]
-        left = SECONDS - max(trial.seconds for trial in running)
+        left = WALL - max(trial.seconds for trial in running)
         ended = multiprocessing.connection.wait(ends, max(0.0, left))
         for trial in list(running):
-            if trial.process.sentinel in ended or trial.seconds > SECONDS:
-                running.remove(trial)
-                found = trial.end()
-                known = result["architectures"].get(trial.kind, {"cells": {}})
-                cells = {**known["cells"], **found["cells"]}
-                found["cells"] = {name: cells[name] for name in COLUMNS if name in cells}
-                result["architectures"][trial.kind] = found
-                write(result)
-                cells = {name: cell[0] for name, cell in found["cells"].items()}
-                print(trial.kind, found["seconds"], cells, flush=True)
+            if trial.process.sentinel not in ended and trial.seconds <= WALL:
+                continue
+            running.remove(trial)
+            cells = trial.end()
+            left_out = [name for name in trial.columns if name not in cells]
+            if left_out:
+                waiting.append((trial.architecture, left_out))
+            name, kind, images = trial.architecture
+            known = result["architectures"].get(name, {"cells": {}})["cells"] | cells
+            kept = {column: known[column] for column in COLUMNS if column in known}
+            result["architectures"][name] = {"kind": kind, "images": images, "cells": kept}
+            write(result)
+            states = {column: cell[0] for column, cell in cells.items()}
+            print(name, round(trial.seconds, 1), states, flush=True)
 
 
 def main() -> None:
     """See the module's docstring."""
+    from tests.helpers.support import COLUMNS
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kinds", nargs="*", help="architectures to try again (default: new ones)")
-    parser.add_argument("--again", action="store_true", help="try all of them again")
-    parser.add_argument("--columns", nargs="+", help="try these alone, and keep the others")
+    parser.add_argument("names", nargs="*", help="architectures to try again (default: all)")
+    parser.add_argument("--again", action="store_true", help="forget what was found")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
     args = parser.parse_args()
-    known = set() if args.again else read()["architectures"].keys()
-    wanted = [one for one in architectures() if one[0] in args.kinds or not args.kinds]
-    wanted = [one for one in wanted if args.kinds or one[0] not in known]
-    run(wanted, args.columns, args.jobs)
+    result, wanted = read(), []
+    if args.again:
+        write({"architectures": {}})
+        result = read()
+    for one in architectures():
+        known = result["architectures"].get(one.name, {"cells": {}})["cells"]
+        again = one.name in args.names
+        columns = [name for name in args.columns if again or name not in known]
+        if not one.images:
+            columns = [name for name in columns if not name.startswith("images_")]
+        if columns and (again or not args.names):
+            wanted.append((one, columns))
+    run(wanted, args.jobs)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def sample() -> list[str]:
 
 @pytest.mark.parametrize("place", range(SAMPLE))
 def test_a_sample_works_as_measured(place):
-    kind = sample()[place]
-    print(kind)
-    with support.tiny(kind, images=measured()[kind]["images"]) as architecture:
-        for name in COLUMNS:
-            cell = support.try_column(support.COLUMNS[name], architecture)
-            assert cell.state == "works", f"{kind}, {name}: {cell.reason}"
+    name = sample()[place]
+    kind, images = (measured()[name][key] for key in ("kind", "images"))
+    with support.tiny(kind, images=images) as architecture:
+        for column in COLUMNS:
+            cell = support.try_column(support.COLUMNS[column], architecture)
+            assert cell.state == "works", f"{name}, {column}: {cell.reason}"
 
 
 @pytest.mark.parametrize("language", support_page.SUMMARY)

@@ -83,6 +83,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "exaone4": WINDOWS,
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "mamba_n_heads": 4},
     "gemma3_text": WINDOWS,
+    "gemma3n_text": {
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": [128] * 4,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.5, 0.0],
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 16,
+        "laurel_rank": 8,
+        "altup_num_inputs": 2,
+    },
     "gemma4_text": {
         **WINDOWS,
         "num_kv_shared_layers": 0,
@@ -165,18 +177,68 @@ VISION: dict[str, Any] = {
 """A tiny vision tower, in the words of all of them."""
 
 
-SPECIAL = {
-    "falcon": {"num_attention_heads": 4},
+_TINY_PART: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+_WINDOW_KINDS = ("sliding_attention", "full_attention")
+_ROTARY: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
+OMITTED: Any = object()
+"""A setting that a configuration does not take."""
+SPECIAL: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {**WINDOWS, "rope_parameters": dict.fromkeys(_WINDOW_KINDS, _ROTARY)},
+    "deepseek_v4": {
+        "compress_rates": {"heavily_compressed_attention": 3, "compressed_sparse_attention": 2}
+    },
+    "falcon": {"num_attention_heads": 4, "head_dim": OMITTED},
     "jamba": {"attn_layer_offset": 1},
     "opt": {"word_embed_proj_dim": 64},
+    "prophetnet": {"num_hidden_layers": OMITTED},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "reformer": {
         "axial_pos_embds_dim": (32, 32),
         "axial_pos_shape": (16, 32),
         "attn_layers": ["local", "lsh"],
         "is_decoder": True,
     },
+    "xmod": {"default_language": "en_XX"},
+    "xlnet": {"max_position_embeddings": OMITTED},
+    "zamba": {"head_dim": OMITTED, "attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {"head_dim": OMITTED, "attention_head_dim": 32},
     "zaya": {"num_experts_per_tok": 1},
 }
+"""What language models need beside sizes."""
+WHOLE: dict[str, dict[str, Any]] = {
+    "blt": {
+        "patcher_config": {**_TINY_PART, "vocab_size": VOCABULARY},
+        "encoder_config": {**_TINY_PART, "vocab_size": VOCABULARY, "hidden_size_global": 64},
+        "decoder_config": {**_TINY_PART, "vocab_size": VOCABULARY, "hidden_size_global": 64},
+        "global_config": _TINY_PART,
+    },
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_out_dim": 64, "adapter_input_size": 64},
+    },
+    "phi4_multimodal": {
+        "audio_config": {
+            "num_blocks": 3,
+            "ext_pw_out_channel": 64,
+            "depthwise_separable_out_channel": 64,
+            "nemo_conv_channels": 64,
+        }
+    },
+}
+"""What whole configurations need beside their language model's settings."""
 
 
 def make_config(kind: str, **changes: Any) -> PreTrainedConfig:
@@ -199,15 +261,26 @@ def make_config(kind: str, **changes: Any) -> PreTrainedConfig:
         **BASE,
         **tiny_settings(text_defaults),
         **SPECIAL.get(text_defaults.model_type, {}),
+        **SPECIAL.get(kind, {}),
         **changes,
     }
+    settings = {name: value for name, value in settings.items() if value is not OMITTED}
+    whole = _joined(tiny_parts(defaults), WHOLE.get(kind, {}))
     if text_defaults is defaults:
-        return AutoConfig.for_model(kind, **settings)
+        return AutoConfig.for_model(kind, **{**whole, **settings})
     name = next(name for name, part in vars(defaults).items() if part is text_defaults)
     text = {"model_type": text_defaults.model_type, **settings}
-    return AutoConfig.for_model(
-        kind, **{name: text}, **tiny_parts(defaults), **tiny_settings(defaults)
-    )
+    return AutoConfig.for_model(kind, **{name: text}, **whole, **tiny_settings(defaults))
+
+
+def _joined(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Two nested settings in one."""
+    found = dict(settings)
+    for name, value in more.items():
+        inner = found.get(name)
+        is_nested = isinstance(inner, dict) and isinstance(value, dict)
+        found[name] = _joined(inner, value) if is_nested else value
+    return found
 
 
 def make_architecture(

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.helpers.architectures import VOCABULARY, make_config
 from tests.parallel.workers import together
@@ -34,6 +36,9 @@ from xtuner.parallel.sequence import init_sequence_parallel
 from xtuner.proving.shrink import without_noise
 from xtuner.proving.training import Trained, copy_trained, move_adapter, plain_training, train_on
 from xtuner.tools.model_converters import merge, pth_to_hf
+
+if TYPE_CHECKING:
+    from tests.helpers.support_images import ImageText
 
 LENGTHS = (7, 9, 5)
 """Tokens of the samples."""
@@ -104,6 +109,16 @@ class Architecture:
         self.built: Any = None
 
     @cached_property
+    def with_images(self) -> ImageText:
+        """A model of this kind that comes with a processor of images."""
+        from tests.helpers.image_text import FAMILIES
+        from tests.helpers.support_images import ImageText
+
+        if not self.images or self.kind not in FAMILIES:
+            raise Untried("there is no tiny processor of it")
+        return ImageText(self.kind, self.folder / "images")
+
+    @cached_property
     def auto(self) -> Any:
         """transformers' own Auto class."""
         return AutoModelForImageTextToText if self.images else AutoModelForCausalLM
@@ -131,6 +146,8 @@ class Architecture:
         if size > LARGEST:
             raise ValueError(f"{size / 1e6:.0f} million parameters")
         model = self.auto.from_config(config, dtype=torch.float32)
+        if not self.images and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         for weight in model.parameters():  # zeros at the start would hide what depends on them
             if not weight.any():
                 nn.init.normal_(weight, std=0.02)
@@ -145,8 +162,9 @@ class Architecture:
 
     def model(self, *, packed: bool = False, lora: dict | None = None, **settings: Any) -> Any:
         """The product's model, as a config builds it."""
+        of_images = self.images and self.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         llm = {
-            "type": Loader.from_pretrained,
+            "type": (AutoModelForImageTextToText if of_images else Loader).from_pretrained,
             "pretrained_model_name_or_path": str(self.base),
             "dtype": torch.float32,
             **settings.pop("llm", {}),
@@ -170,13 +188,21 @@ class Architecture:
         """What was found in the column ``full``."""
         return try_column(train_alone, self)
 
-    @cached_property
+    @property
     def wanted(self) -> Trained:
         """Each sample alone, by the plain class."""
+        if isinstance(self._wanted, Untried):
+            raise self._wanted
+        return self._wanted
+
+    @cached_property
+    def _wanted(self) -> Trained | Untried:
         try:
             return plain_training(self.plain(), rows())
+        except Untried as error:
+            return error
         except Exception as error:
-            raise Untried(f"its class fails on text: {one_line(error)}") from error
+            return Untried(f"its class fails on text: {one_line(error)}")
 
 
 def rows() -> list[Row]:
@@ -381,6 +407,18 @@ def merged(architecture: Architecture) -> None:
     same_logits(architecture.plain(out), model)
 
 
+def images_packed(architecture: Architecture) -> None:
+    """Packed rows of text and images, all weights."""
+    tiny = architecture.with_images
+    require_same(tiny.training(packed=True), tiny.wanted)
+
+
+def images_padded(architecture: Architecture) -> None:
+    """Padded rows of text and images, all weights."""
+    tiny = architecture.with_images
+    require_same(tiny.training(packed=False), tiny.wanted)
+
+
 def move_weights(model: nn.Module) -> None:
     """Change each weight a little, as training does."""
     random = torch.Generator().manual_seed(3)
@@ -432,6 +470,8 @@ COLUMNS: dict[str, Callable[[Architecture], None]] = {
     "shared": shared,
     "export": export,
     "merged": merged,
+    "images_packed": images_packed,
+    "images_padded": images_padded,
 }
 """What is tried, by its name in results and pages."""
 
@@ -452,6 +492,8 @@ def try_column(column: Callable[[Architecture], None], architecture: Architectur
         if refusal is not None:
             return Cell("refused", str(refusal).partition("\n")[0])
         return Cell("fails", one_line(error))
+    if architecture.built is None:
+        return Cell("works")
     llm = architecture.built.causal_lm
     own = llm._supports_attention_backend and llm.config._attn_implementation == "eager"
     return Cell("works", "with its own attention" if own else "")

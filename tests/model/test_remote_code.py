@@ -124,21 +124,25 @@ def test_it_trains(folder):
     assert float(model.llm.head.weight.grad.norm()) > 0
 
 
-def packed_loss(folder):
+ROWS = [torch.arange(10, 17), torch.arange(20, 25)]
+
+
+def packed_loss(folder, rows=ROWS):
     llm = {"type": AutoModelForCausalLM.from_pretrained, "trust_remote_code": True}
     llm |= {"pretrained_model_name_or_path": str(folder)}
     model = SupervisedFinetune(llm, use_varlen_attn=True, use_activation_checkpointing=False)
-    rows = [torch.arange(10, 17), torch.arange(20, 25)]
     instances = [{"input_ids": row, "labels": row} for row in rows]
     return model(**default_collate_fn(instances, use_varlen_attn=True))["loss"]
 
 
-def test_packed_rows_that_mix_samples_are_refused_with_the_reason(folder):
+def test_packed_rows_that_mix_samples_are_computed_one_by_one(folder, caplog):
     code = CODE.replace("* self.model.scales)", "* self.model.scales).cumsum(1)")
     (folder / "modeling_own.py").write_text(code, "utf-8")
-    with pytest.raises(UserError, match="not computed separately by OwnForCausalLM") as refused:
-        packed_loss(folder)
-    assert "use_varlen_attn = False" in refused.value.hint
+    loss = packed_loss(folder)
+    assert "OwnForCausalLM computes packed samples one by one" in caplog.text
+    shares = [packed_loss(folder, [row]) * (len(row) - 1) for row in ROWS]
+    wanted = sum(shares) / sum(len(row) - 1 for row in ROWS)
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
 def test_packed_rows_of_tokens_that_do_not_see_each_other_train(folder):

@@ -8,8 +8,10 @@ from peft import LoraConfig, PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.architectures import make_architecture
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import SupervisedFinetune
+from xtuner.model.backends import cross_entropy as head_loss
 from xtuner.model.backends.gpu import compiled
 from xtuner.model.modules.attention import register
 from xtuner.parallel.sequence.shard import SequenceShard
@@ -340,3 +342,17 @@ def test_a_longer_context_without_a_rotary_embedding_is_refused(tmp_path):
     make_model("gpt2", n_positions=64).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="the context of gpt2 cannot be extended"):
         SupervisedFinetune(config_of(tmp_path), max_position_embeddings=1300)
+
+
+@pytest.mark.parametrize("kind", ["recurrent_gemma", "xlstm"])
+def test_a_bound_of_the_logits_is_known_by_each_name_or_its_effect(kind, monkeypatch):
+    llm = make_architecture(kind, attention="eager").eval()
+    ids = torch.arange(5, 14)[None]
+    batch = {"input_ids": ids, "labels": ids}
+    wanted = llm(input_ids=ids, labels=ids, use_cache=False).loss
+    for names in (head_loss.SOFT_CAPS, ()):  # without names its logits are taken
+        monkeypatch.setattr(head_loss, "SOFT_CAPS", names)
+        model = SupervisedFinetune(llm, use_activation_checkpointing=False).eval()
+        loss = model(batch, mode="loss")["loss"]
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+        assert model.can_skip_logits(batch) == bool(names)

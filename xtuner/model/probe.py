@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from xtuner.model.modules import attention
-from xtuner.model.modules.packed_mixers import find_mixers, split_mixers
+from xtuner.model.modules.packed_mixers import find_mixers, split_body, split_mixers
 from xtuner.model.modules.packed_rotary import split_rotary
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.utils.errors import UserError, Where
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[Batch], Tensor]
 """A batch in, logits or hidden states (B, S, ...) out."""
 
+PACKED = "model.use_varlen_attn"
+"""What packs samples that must not attend to each other."""
 LENGTHS = (7, 9)
 """Tokens of the two samples."""
 DRAWS = 3
@@ -118,7 +120,8 @@ def ensure_exact_rows(
     Args:
         llm: the model, in evaluation mode. Layers that mix packed samples are changed to compute
             them one by one (``packed_mixers``); a model that our attention function cannot compute
-            is changed to its own, ``eager``.
+            is changed to its own, ``eager``; one that still mixes packed samples is called once
+            for each.
         forward: computes the outputs that the loss is made of.
         packed: rows are packed, and samples must not attend to each other.
         padded: rows are padded.
@@ -126,21 +129,29 @@ def ensure_exact_rows(
     Raises:
         UserError: with the settings to write instead.
     """
+    refusal = _refusal(llm, forward, packed, padded)
+    if refusal is None:
+        return
+    for changes in _CHANGES:
+        undone = [change(llm, refusal) for change in changes]
+        undo = [one for one in undone if one is not None]
+        if len(undo) == len(changes) and _refusal(llm, forward, packed, padded) is None:
+            for change in changes:
+                logger.warning(_SLOWER[change], type(llm).__name__, refusal.message)
+            return
+        for one in reversed(undo):
+            one()
+    raise refusal
+
+
+def _refusal(
+    llm: PreTrainedModel, forward: Forward, packed: bool, padded: bool
+) -> UserError | None:
     try:
         _ensure_exact_rows(llm, forward, packed, padded)
     except UserError as refusal:
-        if not _use_eager_attention(llm):
-            raise
-        try:
-            _ensure_exact_rows(llm, forward, packed, padded)
-        except UserError:
-            raise refusal from None
-        logger.warning(
-            "%s computes attention by its own function (eager), which is slower and makes masks of "
-            "tokens x tokens: %s",
-            type(llm).__name__,
-            refusal.message,
-        )
+        return refusal
+    return None
 
 
 @torch.no_grad()
@@ -219,15 +230,44 @@ def _positions_from(start: int) -> Callable[..., Any]:
     return shift
 
 
-def _use_eager_attention(llm: PreTrainedModel) -> bool:
-    """Change a model from our attention function to its own; False where that is not possible."""
+Undo = Callable[[], object]
+
+
+def _use_eager_attention(llm: PreTrainedModel, refusal: UserError) -> Undo | None:
+    """Change a model from our attention function to its own; None where that is not possible."""
     if llm.config._attn_implementation != attention.NAME or get_sequence_parallel_world_size() > 1:
-        return False
+        return None
     try:
         llm.set_attn_implementation("eager")
     except ValueError:  # the class has none
-        return False
-    return True
+        return None
+    return lambda: llm.set_attn_implementation(attention.NAME)
+
+
+def _compute_one_by_one(llm: PreTrainedModel, refusal: UserError) -> Undo | None:
+    """Call a model once for each packed sample; None where that is not possible.
+
+    Ranks that share weights would make different numbers of calls, and images have no tokens to be
+    told apart by.
+    """
+    is_packed = refusal.where is not None and refusal.where.key == PACKED
+    is_text = llm.config.get_text_config() is llm.config
+    if not (is_packed and is_text) or is_sharded(llm) or get_sequence_parallel_world_size() > 1:
+        return None
+    undo = [split_body(module) for module in {llm: None, llm.base_model: None}]
+    return lambda: [one() for one in undo]
+
+
+_CHANGES = (
+    (_use_eager_attention,),
+    (_compute_one_by_one,),
+    (_use_eager_attention, _compute_one_by_one),
+)
+_SLOWER = {
+    _use_eager_attention: "%s computes attention by its own function (eager), which is slower and "
+    "makes masks of tokens x tokens: %s",
+    _compute_one_by_one: "%s computes packed samples one by one, slower on a GPU: %s",
+}
 
 
 @torch.no_grad()
@@ -303,7 +343,7 @@ def require_exact_rows(probe: RowProbe, name: str, *, packed: bool) -> None:
                 packed=probe.packed,
             ),
             hint=tr("set pack_to_max_length = False and use_varlen_attn = False."),
-            where=Where(key="model.use_varlen_attn"),
+            where=Where(key=PACKED),
         )
     if not packed and not probe.pads_exactly:
         raise UserError(
@@ -332,7 +372,7 @@ def _inexact_gradients(probe: RowProbe, name: str, packed: bool) -> UserError:
                 gradient=probe.gradient,
             ),
             hint=tr("set pack_to_max_length = False and use_varlen_attn = False."),
-            where=Where(key="model.use_varlen_attn"),
+            where=Where(key=PACKED),
         )
     return UserError(
         tr(
@@ -343,41 +383,6 @@ def _inexact_gradients(probe: RowProbe, name: str, packed: bool) -> UserError:
         ),
         hint=tr('set batch_size = 1 (no padding), or model.llm.attn_implementation = "eager".'),
         where=Where(key="train_dataloader.batch_size"),
-    )
-
-
-def require_within_chunks(llm: PreTrainedModel, tokens: int) -> None:
-    """Refuse samples longer than the chunks of a model with chunked attention (Llama 4).
-
-    Our attention function computes its chunked layers as full attention: the same within a chunk.
-
-    Args:
-        llm: the model.
-        tokens: of the longest sample.
-
-    Raises:
-        UserError: with the settings to write instead.
-    """
-    config = llm.config.get_text_config()
-    chunk = getattr(config, "attention_chunk_size", None)
-    chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
-    if chunk is None or not chunked or tokens <= chunk:
-        return
-    if llm.config._attn_implementation != attention.NAME:
-        return
-    raise UserError(
-        tr(
-            "{name} attends in chunks of {chunk} tokens, and a sample has {tokens}.",
-            name=type(llm).__name__,
-            chunk=chunk,
-            tokens=tokens,
-        ),
-        hint=tr(
-            'set max_length to {chunk}, or model.llm.attn_implementation = "eager" and '
-            "use_varlen_attn = False.",
-            chunk=chunk,
-        ),
-        where=Where(key="max_length"),
     )
 
 
@@ -403,7 +408,7 @@ def _failed(batch: Batch, error: Exception) -> UserError:
     if "cumulative_len" in batch:
         message = tr("the model cannot compute packed rows: {error}", error=first_line)
         hint = tr("set pack_to_max_length = False and use_varlen_attn = False.")
-        return UserError(message, hint=hint, where=Where(key="model.use_varlen_attn"))
+        return UserError(message, hint=hint, where=Where(key=PACKED))
     return UserError(
         tr("the model cannot compute rows with this attention: {error}", error=first_line),
         hint=tr('set model.llm.attn_implementation = "eager" and use_varlen_attn = False.'),
@@ -486,12 +491,15 @@ class _Gradients:
                 factors = torch.randn(outputs.shape, generator=random).to(outputs.device)
                 if not inputs:
                     return torch.zeros_like(outputs)[None]
-                (gradient,) = torch.autograd.grad((outputs * factors).sum(), inputs[0])
+                if sum(each.shape[1] for each in inputs) != batch["input_ids"].shape[1]:
+                    del inputs[1:]  # called for the whole row more than once
+                loss = (outputs * factors).sum()
+                found = torch.autograd.grad(loss, inputs, materialize_grads=True)
         except RuntimeError as error:
             raise _failed(batch, error) from error
         finally:
             handle.remove()
-        return gradient
+        return torch.cat(found, dim=1)
 
     def packed(self, samples: _Samples) -> tuple[float, float]:
         """``RowProbe.gradient_leak`` and ``gradient`` of a packed row."""

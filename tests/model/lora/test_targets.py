@@ -45,9 +45,11 @@ EXPECTED = {
 }
 
 
-def lora_model(kind: str, **settings: object) -> SupervisedFinetune:
+def lora_model(
+    kind: str, implementation: str | None = None, **settings: object
+) -> SupervisedFinetune:
     return SupervisedFinetune(
-        make_architecture(kind, attention=attention.register()),
+        make_architecture(kind, attention=implementation or attention.register()),
         lora=LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM", **settings),
     )
 
@@ -148,8 +150,14 @@ def test_the_vision_tower_of_a_multimodal_model_gets_no_adapter():
 
 def test_layers_that_text_never_calls_get_no_adapter_and_are_frozen():
     """Attention to an encoder's states (BART), poolers (BigBird), weights used alone (Mamba)."""
-    for kind, left in (("bart", "encoder_attn"), ("big_bird", "pooler"), ("mamba", "dt_proj")):
-        model = lora_model(kind)
+    for kind, left in (
+        ("bart", "encoder_attn"),
+        ("big_bird", "pooler"),
+        ("mamba", "dt_proj"),
+        ("gemma3n_text", "correction_coefs"),
+        ("git", "image_encoder"),
+    ):
+        model = lora_model(kind, implementation="eager" if kind == "git" else None)
         assert not any(left in name for name in adapted(model)), kind
     full = SupervisedFinetune(make_architecture("bart", attention="eager"))
     frozen = [name for name, weight in full.named_parameters() if not weight.requires_grad]

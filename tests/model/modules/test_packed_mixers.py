@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from tests.helpers.architectures import VOCABULARY, make_architecture
-from xtuner.model.modules import attention
+from xtuner.model import probe
+from xtuner.model.modules import attention, packed_mixers
 from xtuner.model.modules.packed_mixers import find_mixers, split_mixers
 from xtuner.model.sft import SupervisedFinetune
+from xtuner.utils.errors import UserError
 
 LENGTHS = (7, 9, 5)
 MIXERS = {
@@ -95,3 +97,43 @@ def test_names_of_weights_stay():
     model = SupervisedFinetune(llm, use_activation_checkpointing=False)
     split_mixers(model.causal_lm, mixers_of(model))
     assert set(llm.state_dict()) == names
+
+
+OURS, OWN = attention.register(), "eager"
+CALLED_FOR_EACH = {
+    "bart": (OURS, dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)),
+    "mamba": (OWN, {}),
+    "megatron-bert": (
+        OWN,
+        {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "is_decoder": True},
+    ),
+    "deepseek_v4": (OURS, {}),
+}
+"""Position embeddings without position_ids, layers without cu_seqlens, a head that does not hand
+them on, masks of its own."""
+
+
+@pytest.mark.parametrize("kind", CALLED_FOR_EACH)
+def test_a_model_that_mixes_elsewhere_is_called_for_each_sample(kind, caplog):
+    implementation, settings = CALLED_FOR_EACH[kind]
+    llm = make_architecture(kind, attention=implementation, **settings)
+    model = SupervisedFinetune(llm, use_varlen_attn=True)
+    loss, gradients = loss_and_gradients(model, [batch_of(samples())])
+    assert f"{type(llm).__name__} computes packed samples one by one" in caplog.text
+    wanted, alone = loss_and_gradients(model, [batch_of([row]) for row in samples()])
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert (gradients - alone).norm() / alone.norm() < 1e-5
+
+
+def test_where_it_cannot_be_it_is_refused_and_left_as_it_was(monkeypatch):
+    llm = make_architecture("mamba", attention="eager")
+    for module, name, value in (
+        (probe, "is_sharded", lambda llm: True),  # ranks make the same calls
+        (packed_mixers, "_sliced", lambda value, part, tokens: value),
+    ):
+        model = SupervisedFinetune(llm, use_activation_checkpointing=False, use_varlen_attn=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            with pytest.raises(UserError, match="not computed separately"):
+                model(batch_of(samples()))
+    assert not {"forward"} & {*vars(llm), *vars(llm.base_model)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny import make_model
+from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model import SupervisedFinetune
 from xtuner.model.modules import attention
 from xtuner.model.modules.packed_rotary import split_rotary
@@ -52,12 +53,11 @@ def test_each_sample_is_what_it_is_alone(build, layout):
     rows = [torch.arange(3, 3 + length) * 7 % 400 for length in LENGTHS]
     places = [torch.arange(length) for length in LENGTHS]
     model = SupervisedFinetune(build(), use_varlen_attn=layout == "packed").eval()
-    if layout == "packed":
-        borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
-        batch = {"input_ids": torch.cat(rows)[None], "position_ids": torch.cat(places)[None]}
-        batch |= {"cumulative_len": [borders], "max_seqlen": max(LENGTHS)}
+    if layout != "left":
+        samples = [{"input_ids": row, "labels": row} for row in rows]
+        batch = default_collate_fn(samples, use_varlen_attn=layout == "packed")["data"]
     else:
-        sides = [(max(LENGTHS) - length, 0)[:: 1 if layout == "left" else -1] for length in LENGTHS]
+        sides = [(max(LENGTHS) - length, 0) for length in LENGTHS]
         pad = torch.nn.functional.pad
         batch = {
             "input_ids": torch.stack([pad(r, s) for r, s in zip(rows, sides, strict=True)]),

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call the bound of the logits: Gemma 2 and later, RecurrentGemma, xLSTM."""
+
+
 @dataclass(frozen=True)
 class LogitTransform:
     """What a model does to its logits after the projection: scale, then soft cap."""
@@ -34,7 +38,8 @@ class LogitTransform:
         """Read it from a transformers config (Cohere, Granite and Gemma have one)."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(scale, getattr(config, "final_logit_softcapping", None))
+        caps = [getattr(config, name, None) for name in SOFT_CAPS]
+        return cls(scale, next((cap for cap in caps if cap is not None), None))
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self.scale != 1.0:

@@ -26,8 +26,9 @@ EXPERT_LINEARS = frozenset({"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj
 """Linear layers of an MLP. In models with fused experts peft takes the names for the experts'."""
 NOT_ADAPTED_BY_PEFT = frozenset({"out_proj", "conv1d"})
 """Of layers that peft refuses in models with Mamba mixers (``check_lora_target_modules``)."""
-NOT_CALLED = frozenset({"dt_proj"})
-"""Layers of Mamba mixers whose weight is used without them: an adapter would do nothing."""
+NOT_CALLED = frozenset({"dt_proj", "correction_coefs"})
+"""Layers of Mamba mixers and Gemma 3n whose weight is used without them: an adapter would do
+nothing."""
 MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 
 
@@ -35,8 +36,9 @@ BESIDE_LANGUAGE_MODEL = frozenset(
     name + norm
     for name in ("encoder_attn", "crossattention", "cross_attn", "pooler", "indexer")
     for norm in ("", "_layer_norm")
-)
-"""Of decoders of encoder-decoder models, of encoders with a head, and of sparse attention."""
+) | {"image_encoder", "visual_projection", "embed_tokens_extend", "patcher"}
+"""Of decoders of encoder-decoder models, of encoders with a head, of sparse attention; and of
+models whose configuration has no part for the language model (GIT, Phi-4-multimodal, BLT)."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ Convolutions, state spaces and linear attention carry a state along the row, fro
 into the next; and some attention modules never receive ``cu_seqlens``. Such modules are found by
 trying: their input is changed in the first sample, and their output is compared in the second.
 Their ``forward`` is then called once for each sample. Everything else (attention that takes
-``cu_seqlens``, MLPs, norms) still computes the whole row at once. Classes, names and weights stay
-as they are.
+``cu_seqlens``, MLPs, norms) still computes the whole row at once. Where that is not enough, as with
+position embeddings that ignore ``position_ids``, the whole model is called once for each sample.
+Classes, names and weights stay as they are.
 """
 
 from __future__ import annotations
@@ -67,6 +68,54 @@ def split_mixers(model: nn.Module, names: Sequence[str]) -> None:
         cu_seqlens = _CuSeqlens()
         layer.register_forward_pre_hook(cu_seqlens.take, with_kwargs=True)
         mixer.forward = _PerSample(mixer.forward, cu_seqlens)
+
+
+def split_body(body: nn.Module) -> Callable[[], None]:
+    """Make a whole model compute packed rows sample by sample, as if each were alone.
+
+    Args:
+        body: whose output is a ``ModelOutput``; the ``base_model`` of a transformers model.
+
+    Returns:
+        A function that undoes it.
+    """
+    before = body.__dict__.get("forward")
+    body.forward = _BodyPerSample(body.forward)
+
+    def undo() -> None:
+        if before is None:
+            del body.forward
+        else:
+            body.forward = before
+
+    return undo
+
+
+class _BodyPerSample:
+    """The ``forward`` of a model, called once for each packed sample.
+
+    Of its output the first tensor with tokens is kept: hidden states (1, S, H), or logits.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: object, **kwargs: Any) -> Any:
+        cu_seqlens = kwargs.get(CU_SEQLENS[0])
+        if cu_seqlens is None:
+            return self.forward(*args, **kwargs)
+        borders = cu_seqlens.tolist()
+        kwargs = {name: v for name, v in kwargs.items() if name not in PACKING_ARGUMENTS}
+        outputs = []
+        for start, stop in itertools.pairwise(borders):
+            part = slice(start, stop)
+            if start < stop:
+                named = {name: _sliced(value, part, borders[-1]) for name, value in kwargs.items()}
+                positional = [_sliced(value, part, borders[-1]) for value in args]
+                outputs.append(self.forward(*positional, **named))
+        names = ("last_hidden_state", "logits")
+        (name,) = [name for name in names if outputs[0].get(name) is not None]
+        return type(outputs[0])(**{name: torch.cat([each[name] for each in outputs], dim=1)})
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

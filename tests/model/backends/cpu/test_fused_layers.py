@@ -155,3 +155,14 @@ def test_without_a_compiler_kernels_run_as_they_are(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "compile: not compiled" in done.stderr
     assert "C++ compiler" in done.stderr
+
+
+def test_a_rotary_embedding_that_is_called_in_another_way_is_the_models_own():
+    """Qwen4-Exp rotates queries alone: ``apply_rotary_pos_emb(q, cos=cos, sin=sin)``."""
+
+    def own(q, k=None, cos=None, sin=None, unsqueeze_dim=1):
+        return q * cos.unsqueeze(unsqueeze_dim) + sin.unsqueeze(unsqueeze_dim)
+
+    q, cos, sin = torch.randn(1, 3, 2, 4), torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    found = fused_layers._Rotary(own)(q, cos=cos, sin=sin, unsqueeze_dim=2)
+    assert torch.equal(found, own(q, cos=cos, sin=sin, unsqueeze_dim=2))

@@ -227,14 +227,15 @@ class _Rotary:
         self.original = original
         self.partial = _is_plain_rotary(original, 4)
 
-    def __call__(
-        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != 4:  # another layout, or queries alone
+            return self.original(*args, **kwargs)
+        q, k, cos, sin = args
         dtype = _compute_dtype(q)
-        plain = not args and not kwargs and not cos.requires_grad and cos.ndim == 3
+        plain = not cos.requires_grad and cos.ndim == 3
         plain = plain and (self.partial or cos.shape[-1] == q.shape[-1])
         if dtype is None or not plain:
-            return self.original(q, k, cos, sin, *args, **kwargs)
+            return self.original(q, k, cos, sin)
         cos, sin = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
         return tuple(_RoPE.apply(x, cos, sin, dtype) for x in (q, k))
 
