@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from xtuner import entry_point
+from xtuner.library_errors import translate
 from xtuner.utils.errors import UserError, Where, activity
 
 
@@ -298,3 +299,17 @@ def test_what_is_no_exception_is_no_traceback(monkeypatch, capfd, tmp_path):
 
     status, shown = run(monkeypatch, capfd, command)
     assert status == 70 and "Panic: called" in shown and "Traceback" not in shown
+
+
+def test_a_package_that_a_class_of_transformers_needs_is_named(monkeypatch):
+    from transformers.utils import import_utils
+
+    missing = {**import_utils.BACKENDS_MAPPING}
+    missing["timm"] = (lambda: False, missing["timm"][1])
+    monkeypatch.setattr(import_utils, "BACKENDS_MAPPING", missing)
+    with pytest.raises(ImportError) as raised:
+        import_utils.requires_backends(type("TowerModel", (), {}), ["timm"])
+    found = translate(raised.value)
+    assert found.message == "TowerModel needs the package 'timm', which is not installed."
+    assert found.hint == "pip install timm"
+    assert translate(ImportError("cannot import name 'x'")) is None

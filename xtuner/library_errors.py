@@ -39,6 +39,10 @@ _MODEL_NAMES = ("pretrained_model_name_or_path", "path_or_repo_id", "repo_id", "
 _REGISTRY = re.compile(r"(?P<name>[\w.]+) is not in the (?:[\w.]+::)?(?P<registry>[\w ]+) registry")
 _OS_ERROR = re.compile(r"I/O error: .*\(os error (\d+)\)")
 """In errors of Rust's libraries."""
+_NEEDS = re.compile(
+    r"(?P<purpose>\w+) requires the (?P<module>\w+) library but .*?`pip install (?P<name>[\w-]+)`",
+    re.S,
+)
 _WORKER = re.compile(r"Caught \w+ in .*?\.\nOriginal Traceback", re.S)
 
 
@@ -89,6 +93,8 @@ def _system(error: BaseException) -> UserError | None:
         return _undecodable(error)
     if isinstance(error, KeyError):
         return _unregistered(error)
+    if isinstance(error, ImportError):
+        return _missing_package(error)
     if type(error) is Exception:
         return _tokenizers(error)
     if isinstance(error, EOFError):
@@ -129,6 +135,21 @@ def _stream_in(error: BaseException) -> str | None:
             if isinstance(name, str):
                 return name
     return None
+
+
+def _missing_package(error: ImportError) -> UserError | None:
+    """What a class of transformers needs, such as ``timm`` for the vision tower of Gemma 3n."""
+    found = _NEEDS.search(str(error))
+    if found is None:
+        return None
+    return UserError(
+        tr(
+            "{purpose} needs the package {module!r}, which is not installed.",
+            purpose=found["purpose"],
+            module=found["module"],
+        ),
+        hint=f"pip install {found['name']}",
+    )
 
 
 def _system_hint(number: int) -> str | None:
