@@ -256,7 +256,7 @@ def _checkpoint_layers(model: Any) -> None:
 
 
 def _recomputed(
-    layer: nn.Module, forward: Callable[..., object], *args: object, **kwargs: object
+    layer: nn.Module, forward: Callable[..., object], *args: object, **kwargs: Any
 ) -> object:
     if not (layer.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
