@@ -1,7 +1,13 @@
 """The scan of whole parts: what is counted, which layout is recommended, copies across files."""
 
+import json
+
+import pytest
+
+from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.reading import Row, Unreadable
 from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS
+from xtuner.doctor.report import Report
 from xtuner.doctor.scan import Part, scan
 
 ALPACA = {"instruction": "i", "input": "", "output": "o"}
@@ -72,3 +78,29 @@ def test_none_for_a_switch_is_not_given():
 def test_a_part_without_rows_and_rows_that_are_no_objects():
     assert found(scan([part()])) == {"no-rows": [("a.jsonl", 1)]}
     assert found(scan([part(["x"], TURNS)])) == {"not-an-object": [("a.jsonl", 1)]}
+
+
+@pytest.mark.parametrize("layout", [BY_MAP_FN["openai_map_fn"], AUTO, None])
+def test_sections_of_a_file_give_what_the_whole_file_gives(tmp_path, monkeypatch, layout):
+    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    bad = ['{"messages": [', "[1]", '{"messages": 5}', '{"x": "\\ud800"}', "", '{"messages": []}']
+    lines = [json.dumps(row) for row in (chat, ALPACA, TURNS, {**chat, "n": 1}, {**chat, "n": "x"})]
+    file = tmp_path / "a.jsonl"
+    text = "\ufeff" + "\n".join([*lines, *bad, *lines, *bad[:3], lines[1]] * 4)
+    file.write_bytes(text.encode() + "\n中文".encode("gbk"))
+    rows = DataFiles([str(file)])
+    monkeypatch.setattr("xtuner.doctor.scan.usable_processes", lambda wanted: wanted)
+
+    def examined(processes, size):
+        monkeypatch.setattr("xtuner.dataset.file_sections.SECTION", size)
+        map_fn = (lambda row: {"conversation": row["conversation"]}) if layout is None else None
+        result = scan([Part("a", rows, map_fn, layout)], processes)
+        report = Report("c.py", result, None, "", "").as_dict()
+        return report, result.map_fns
+
+    whole = examined(1, 1 << 24)
+    assert len(rows.sections()) == 1
+    assert whole[0]["rows"] > 40 and len(whole[0]["findings"]) > 3
+    for processes in (1, 2):
+        assert examined(processes, 200) == whole
+        assert len(rows.sections()) > 5

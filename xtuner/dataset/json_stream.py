@@ -47,14 +47,14 @@ def read_values(
         is_jsonl: what the name of the file promises; decides where the text does not.
     """
     if lines is None:
-        lines = field is None and _has_lines(stream, is_jsonl)
+        lines = field is None and has_lines(stream, is_jsonl)
     if lines:
         yield from _read_lines(stream)
     else:
         yield from _read_sequence(_Window(stream), field)
 
 
-def _has_lines(stream: TextIO, is_jsonl: bool) -> bool:
+def has_lines(stream: TextIO, is_jsonl: bool) -> bool:
     """Whether there is one value a line, by the beginning of the text."""
     text = stream.read(CHUNK).lstrip(" \t\n\r")
     stream.seek(0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
-from xtuner.dataset.json_stream import encoding_problem, read_values
+from xtuner.dataset.json_stream import Found, encoding_problem, has_lines, read_values
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -110,12 +110,36 @@ def read_rows(
             elif kind == ".txt":
                 yield from _read_text(file, raw)
             else:
-                stream = _decoded(raw, newline="\n")
+                stream = decoded(raw, newline="\n")
                 values = read_values(stream, field=field, lines=lines, is_jsonl=kind == ".jsonl")
-                for line, value, why in values:
-                    yield Unreadable(file, line, why) if why else Row(file, line, value)
+                for row in rows_of(file, values):
+                    line = row.line
+                    yield row
     except (OSError, EOFError, zlib.error) as error:
         yield Unreadable(file, line, str(error))
+
+
+def rows_of(file: str, values: Iterable[Found], before: int = 0) -> Iterator[Row | Unreadable]:
+    """The values of a file as its rows.
+
+    Args:
+        file: its path.
+        values: from ``read_values``.
+        before: the lines of the file before the text that they are from.
+    """
+    for line, value, why in values:
+        number = before + line
+        yield Unreadable(file, number, why) if why else Row(file, number, value)
+
+
+def has_json_lines(file: str) -> bool:
+    """Whether a file is plain JSON (not compressed) with one value a line."""
+    if file.endswith(".gz") or kind_of(file) in SUFFIXES[2:]:
+        return False
+    with _open(file) as raw:
+        if raw.peek(2)[:2] in _UTF16_MARKS:
+            return False
+        return has_lines(decoded(raw, newline="\n"), is_jsonl=kind_of(file) == ".jsonl")
 
 
 def require_rows(file: str, *, lines: bool | None = None) -> Iterator[Row]:
@@ -158,13 +182,14 @@ def _open(file: str) -> io.BufferedReader:
     return Path(file).open("rb")
 
 
-def _decoded(raw: BinaryIO, newline: str | None) -> TextIO:
+def decoded(raw: BinaryIO, newline: str | None, may_have_bom: bool = True) -> TextIO:
     """Text in UTF-8; bytes that are not become lone surrogates, which are looked for in rows."""
-    return io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline=newline)
+    encoding = "utf-8-sig" if may_have_bom else "utf-8"
+    return io.TextIOWrapper(raw, encoding, errors="surrogateescape", newline=newline)
 
 
 def _read_text(file: str, raw: BinaryIO) -> Iterator[Row | Unreadable]:
-    for number, line in enumerate(_decoded(raw, newline=None), 1):
+    for number, line in enumerate(decoded(raw, newline=None), 1):
         why = encoding_problem(line)
         yield (
             Unreadable(file, number, why) if why else Row(file, number, {"text": line.rstrip("\n")})
@@ -173,7 +198,7 @@ def _read_text(file: str, raw: BinaryIO) -> Iterator[Row | Unreadable]:
 
 def _read_csv(file: str, raw: BinaryIO, delimiter: str) -> Iterator[Row | Unreadable]:
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(_decoded(raw, newline=""), delimiter=delimiter)
+    reader = csv.reader(decoded(raw, newline=""), delimiter=delimiter)
     header: list[str] | None = None
     before = 0
     try:

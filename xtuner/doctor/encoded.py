@@ -6,13 +6,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow.compute as pc
+
 from xtuner.dataset.prepare.token_stats import token_stats_of
 from xtuner.doctor.findings import Findings
 from xtuner.doctor.parts import PARTS_BUILDER, find_parts, name_of
 from xtuner.doctor.pictures import pictures_of
 from xtuner.doctor.places import Places
 from xtuner.doctor.show import Shown, show_sample
-from xtuner.doctor.tokens import TokenFacts, measure
+from xtuner.doctor.tokens import Encoded, TokenFacts, measure
 from xtuner.tokenization.chat_template import answer_stops
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Tokenizer
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TEXT_BUILDERS = ("process_hf_dataset", "process_ms_dataset")
-BATCH = 1000
+BATCH = 4000
 """Rows read at a time from an encoded dataset."""
 DEFAULT_LENGTH = 2048
 """``max_length`` of datasets with images."""
@@ -121,13 +124,17 @@ def _build(settings: object) -> Any:
     return BUILDER.build(ConfigDict(settings)) if isinstance(settings, Mapping) else settings
 
 
-def _each(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def _each(dataset: Dataset) -> Iterator[Encoded]:
     names = [name for name in ("labels", "rows") if name in dataset.column_names]
-    columns = dataset.select_columns(names)
+    columns = dataset.select_columns(names).with_format("arrow")
     for start in range(0, len(columns), BATCH):
-        batch = columns[start : start + BATCH]
-        for values in zip(*(batch[name] for name in names), strict=True):
-            yield dict(zip(names, values, strict=True))
+        batch = columns[start : start + BATCH].combine_chunks()
+        labels = batch["labels"].chunk(0)
+        numbers = np.arange(start, start + len(batch))
+        if "rows" in names:
+            numbers = pc.list_element(batch["rows"].chunk(0), 0).to_numpy()
+        lengths = pc.list_value_length(labels).to_numpy().astype(np.int64)
+        yield Encoded(labels.flatten().to_numpy(), lengths, numbers)
 
 
 def _first(dataset: Any, limit: int, tokenizer: Tokenizer, places: Places) -> Shown | None:

@@ -54,6 +54,13 @@ class Findings:
         if paste and paste not in finding.paste:
             finding.paste += paste
 
+    def extend(self, later: Findings) -> None:
+        """Note the mistakes of rows that come after those seen so far."""
+        for code, finding in later._by_code.items():
+            known = self._by_code.setdefault(code, Finding(code, paste=finding.paste))
+            known.count += finding.count
+            known.places += finding.places[: PLACES - len(known.places)]
+
     def __iter__(self) -> Iterator[Finding]:
         levels = (ERROR, WARNING, NOTE)
         order = sorted(

@@ -9,7 +9,8 @@ from typing import Any
 
 from mmengine.config.lazy import LazyAttr, LazyObject
 
-from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows
+from xtuner.dataset.file_sections import DataFiles
+from xtuner.dataset.reading import Row, Unreadable, find_files
 from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
 from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS, Layout
 from xtuner.doctor.scan import Part
@@ -151,12 +152,8 @@ def _source(source: Iterable[Any]) -> tuple[str, Rows]:
 
 def _files(paths: list[str], field: str | None = None) -> tuple[str, Rows]:
     files = find_files(paths)
-
-    def rows() -> Iterator[Row | Unreadable]:
-        for file in files:
-            yield from read_rows(file, field=field)
-
-    return files[0] if len(files) == 1 else f"{files[0]} (+{len(files) - 1})", rows
+    name = files[0] if len(files) == 1 else f"{files[0]} (+{len(files) - 1})"
+    return name, DataFiles(files, field)
 
 
 def _hub_rows(settings: dict[str, Any]) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xtuner.dataset.reading import Row
+from xtuner.dataset.reading import Row, Unreadable
 from xtuner.doctor.findings import Place
 from xtuner.doctor.parts import find_parts
 from xtuner.doctor.scan import Part
@@ -15,28 +15,26 @@ from xtuner.utils.errors import UserError
 
 
 class Places:
-    """Where each raw row is, by its number; read when it is first asked for; 12 bytes a row."""
+    """Where each raw row is, by its number; read as far as is asked for; 12 bytes a row."""
 
     def __init__(self, part: Part) -> None:
         self.part = part
-        self.files: list[str] = []
+        self.files: dict[str, int] = {}
         self.numbers = array("i")
         self.lines = array("q")
+        self._rows: Iterator[Row | Unreadable] | None = None
 
     def __call__(self, number: int) -> Place:
-        if not self.lines:
-            self._read()
-        if number >= len(self.lines):
-            return Place(self.part.name, number + 1)
-        return Place(self.files[self.numbers[number]], self.lines[number])
-
-    def _read(self) -> None:
-        known: dict[str, int] = {}
-        for row in self.part.rows():
+        if self._rows is None:
+            self._rows = self.part.rows()
+        while number >= len(self.lines):
+            row = next(self._rows, None)
+            if row is None:
+                return Place(self.part.name, number + 1)
             if isinstance(row, Row):
-                self.numbers.append(known.setdefault(row.file, len(known)))
+                self.numbers.append(self.files.setdefault(row.file, len(self.files)))
                 self.lines.append(row.line)
-        self.files = list(known)
+        return Place(list(self.files)[self.numbers[number]], self.lines[number])
 
 
 class Tracer:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from xtuner.dataset.file_sections import DataFiles
+from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes
 from xtuner.dataset.reading import Row, Unreadable
 from xtuner.doctor.checks import (
     FIELD_CHECKS,
@@ -16,7 +18,7 @@ from xtuner.doctor.checks import (
     roles,
     same_choice,
 )
-from xtuner.doctor.findings import Findings, Place
+from xtuner.doctor.findings import PLACES, Findings, Place
 from xtuner.doctor.layouts import (
     AUTO,
     LAYOUTS,
@@ -80,48 +82,89 @@ class Scan:
     map_fns: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
 
-def scan(parts: Iterable[Part]) -> Scan:
-    """Examine every row of every part."""
+def scan(parts: Iterable[Part], processes: int = 32) -> Scan:
+    """Examine every row of every part.
+
+    Args:
+        parts: of the dataset.
+        processes: at most, where files are large and are JSON lines; the result does not depend
+            on it.
+    """
     result = Scan()
     copies = _Copies()
     for part in parts:
-        _PartScan(part, result, copies).run()
+        sections = part.rows.sections() if isinstance(part.rows, DataFiles) else [part.rows]
+        scans = ordered_map(
+            lambda number, part=part, sections=sections: _PartScan(part).run(sections[number]),
+            len(sections),
+            usable_processes(processes),
+        )
+        whole = _PartScan(part)
+        for each in scans:
+            whole.extend(each)
+        whole.report(result)
+        copies.extend(whole.copies)
     copies.report(result.findings)
     return result
 
 
 class _PartScan:
-    """The scan of one part: what must be seen together lives here."""
+    """The scan of one part, or of some of its rows."""
 
-    def __init__(self, part: Part, result: Scan, copies: _Copies) -> None:
+    def __init__(self, part: Part) -> None:
         self.part = part
-        self.result = result
-        self.findings = result.findings
-        self.copies = copies
+        self.findings = Findings()
+        self.copies = _Copies()
+        self.files: dict[str, int] = {}
+        self.good = 0
         self.fitting = 0
         self.other_layouts: dict[str, tuple[int, list[Place]]] = {}
         self.types: dict[str, dict[str, tuple[int, Place]]] = {}
         self.layouts: dict[str, tuple[int, Place]] = {}
 
-    def run(self) -> None:
-        """Examine the rows, then what only the whole part can show."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the part: the user's functions need not be pickled."""
+        return {name: value for name, value in vars(self).items() if name != "part"}
+
+    def run(self, rows: Callable[[], Iterator[Row | Unreadable]]) -> _PartScan:
+        """Examine rows of the part."""
         examine = self._examine_parts if self.part.has_content_parts else self._examine
-        seen: dict[str, int] = {}
-        for row in self.part.rows():
-            seen.setdefault(row.file, 0)
+        for row in rows():
+            self.files.setdefault(row.file, 0)
             if isinstance(row, Unreadable):
                 self.findings.add("bad-json", Place(row.file, row.line, row.why))
                 continue
-            seen[row.file] += 1
-            self.result.rows += 1
+            self.files[row.file] += 1
             if examine(row):
-                self.result.good += 1
-        self.result.files += [file for file in seen if file not in self.result.files]
-        if not any(seen.values()) and "bad-json" not in self.findings:
-            self.findings.add("no-rows", Place(self.part.name, 1))
-        self._report_other_layouts()
-        self._report_mixture()
-        self._report_types()
+                self.good += 1
+        return self
+
+    def extend(self, later: _PartScan) -> None:
+        """Add the scan of rows that come after these."""
+        self.findings.extend(later.findings)
+        self.copies.extend(later.copies)
+        self.good += later.good
+        self.fitting += later.fitting
+        for file, rows in later.files.items():
+            self.files[file] = self.files.get(file, 0) + rows
+        for name, (count, places) in later.other_layouts.items():
+            before, known = self.other_layouts.get(name, (0, []))
+            self.other_layouts[name] = (before + count, (known + places)[:PLACES])
+        _add_counts(self.layouts, later.layouts)
+        for name, kinds in later.types.items():
+            _add_counts(self.types.setdefault(name, {}), kinds)
+
+    def report(self, result: Scan) -> None:
+        """Add what was found to the scan of the whole dataset, and what only all rows show."""
+        result.findings.extend(self.findings)
+        result.rows += sum(self.files.values())
+        result.good += self.good
+        result.files += [file for file in self.files if file not in result.files]
+        if not any(self.files.values()) and "bad-json" not in result.findings:
+            result.findings.add("no-rows", Place(self.part.name, 1))
+        self._report_other_layouts(result)
+        self._report_mixture(result)
+        self._report_types(result.findings)
 
     def _examine(self, row: Row) -> bool:
         """Check one row; gives whether it can be trained on."""
@@ -193,7 +236,7 @@ class _PartScan:
         if found is None or found is layout or _reads_as_much(layout, found, row.value):
             return layout
         count, places = self.other_layouts.setdefault(found.name, (0, []))
-        if len(places) < 5:
+        if len(places) < PLACES:
             places.append(Place(row.file, row.line, tr("layout {name}", name=found.name)))
         self.other_layouts[found.name] = (count + 1, places)
         return None
@@ -222,11 +265,11 @@ class _PartScan:
     def _add(self, code: str, row: Row, detail: str = "") -> None:
         self.findings.add(code, Place(row.file, row.line, detail))
 
-    def _report_other_layouts(self) -> None:
+    def _report_other_layouts(self, result: Scan) -> None:
         """Rows of another layout: the map function is wrong when nothing fits it."""
         fitting: list[str] = []
         if self.part.path is not None:
-            self.result.map_fns[self.part.path] = fitting
+            result.map_fns[self.part.path] = fitting
         others = [layout_named(name) for name in self.other_layouts]
         there = [*others, *([self.part.layout] if self.fitting and self.part.layout else [])]
         # of several layouts auto_map_fn reads each row as what it is
@@ -244,15 +287,15 @@ class _PartScan:
                 fitting.append(paste)
             for index, place in enumerate(places):
                 last = index == len(places) - 1
-                self.findings.add(code, place, count - index if last else 1, paste)
+                result.findings.add(code, place, count - index if last else 1, paste)
 
-    def _report_mixture(self) -> None:
+    def _report_mixture(self, result: Scan) -> None:
         """With ``auto_map_fn``: which layouts there are; a mixture is no mistake there."""
         for name, (count, _) in self.layouts.items():
-            self.result.layouts[name] = self.result.layouts.get(name, 0) + count
+            result.layouts[name] = result.layouts.get(name, 0) + count
         if self.part.layout is not None and self.part.layout.name != "auto":
             name = self.part.layout.name
-            self.result.layouts[name] = self.result.layouts.get(name, 0) + self.fitting
+            result.layouts[name] = result.layouts.get(name, 0) + self.fitting
 
     def _note_types(self, row: Row) -> None:
         for name, value in row.value.items():
@@ -263,11 +306,20 @@ class _PartScan:
             count, first = kinds.get(kind, (0, Place(row.file, row.line, f"{name!r}: {kind}")))
             kinds[kind] = (count + 1, first)
 
-    def _report_types(self) -> None:
+    def _report_types(self, findings: Findings) -> None:
         for kinds in self.types.values():
             rare = sorted(kinds.values(), key=lambda one: one[0])[:-1]
             for count, first in rare:
-                self.findings.add("mixed-types", first, count)
+                findings.add("mixed-types", first, count)
+
+
+def _add_counts(
+    known: dict[str, tuple[int, Place]], later: Mapping[str, tuple[int, Place]]
+) -> None:
+    """Add counts, keeping the first places."""
+    for name, (count, place) in later.items():
+        before, first = known.get(name, (0, place))
+        known[name] = (before + count, first)
 
 
 def _reads_as_much(layout: Layout, found: Layout, row: Mapping[str, Any]) -> bool:
@@ -312,6 +364,13 @@ class _Copies:
         self.hashes.append(hash(content))
         self.files.append(self.names.setdefault(row.file, len(self.names)))
         self.lines.append(row.line)
+
+    def extend(self, later: _Copies) -> None:
+        """Add rows that come after these."""
+        numbers = [self.names.setdefault(name, len(self.names)) for name in later.names]
+        self.hashes += later.hashes
+        self.files.extend(numbers[file] for file in later.files)
+        self.lines += later.lines
 
     def report(self, findings: Findings) -> None:
         """Note every copy, with the place of the row that it repeats."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from xtuner.doctor.findings import Findings, Place
 from xtuner.utils.constants import IGNORE_INDEX
@@ -58,8 +61,22 @@ class TokenFacts:
         return sorted(self.lengths)[len(self.lengths) // 2]
 
 
+class Encoded(NamedTuple):
+    """Some encoded rows as flat arrays.
+
+    Attributes:
+        labels: (tokens,) of all rows, one after the other.
+        lengths: (rows,) tokens of each.
+        numbers: (rows,) the number of the raw row that each is of.
+    """
+
+    labels: npt.NDArray[np.integer]
+    lengths: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int64]
+
+
 def measure(
-    rows: Iterable[dict[str, Any]],
+    batches: Iterable[Encoded],
     facts: TokenFacts,
     *,
     max_length: int,
@@ -71,7 +88,7 @@ def measure(
     """Count encoded rows.
 
     Args:
-        rows: ``{input_ids, labels, rows}`` of each row, not cut.
+        batches: of all rows, not cut.
         facts: what is added to.
         max_length: tokens after which a row is cut.
         stop_ids: tokens that may end a trained answer; empty to leave that unchecked.
@@ -79,57 +96,64 @@ def measure(
         findings: where mistakes are noted.
         empty_thoughts: the ids of think blocks that hold nothing.
     """
-    for number, row in enumerate(rows):
-        labels = row["labels"]
-        length = len(labels)
-        facts.lengths.append(length)
-        trained = (
-            max_length - labels[:max_length].count(IGNORE_INDEX)
-            if length > max_length
-            else (length - labels.count(IGNORE_INDEX))
-        )
-        facts.trained += trained
-        facts.lost += max(0, length - max_length)
-        codes = []
-        if length > max_length:
-            codes.append("cut")
-        elif trained and stop_ids and not _stops(labels, stop_ids):
-            codes.append("no-stop")
-        if length > VERY_LONG * max_length:
-            codes.append("very-long")
-        if not trained:
-            codes.append("no-supervised-token")
-        if any(_contains(labels, ids) for ids in empty_thoughts):
-            codes.append("empty-think")
-        tokens = tr("{length:,} tokens", length=length)
-        for code in codes:
-            where = place(row["rows"][0] if row.get("rows") else number)
-            detail = "" if code in ("no-stop", "empty-think") else tokens
-            findings.add(code, Place(where.file, where.line, detail))
+    for batch in batches:
+        lengths, row = batch.lengths, np.repeat(np.arange(len(batch.lengths)), batch.lengths)
+        position = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
+        is_trained = batch.labels != IGNORE_INDEX
+        trained = np.bincount(row[is_trained & (position < max_length)], minlength=len(lengths))
+        is_cut = lengths > max_length
+        facts.lengths.extend(lengths.tolist())
+        facts.trained += int(trained.sum())
+        facts.lost += int((lengths[is_cut] - max_length).sum())
+        codes = {
+            "cut": is_cut,
+            "no-stop": ~is_cut & (trained > 0),
+            "very-long": lengths > VERY_LONG * max_length,
+            "no-supervised-token": trained == 0,
+            "empty-think": np.zeros(len(lengths), dtype=bool),
+        }
+        never_stops = np.zeros(len(lengths), dtype=bool)
+        never_stops[row[_unstopped(batch.labels, row, stop_ids)]] = True
+        codes["no-stop"] &= never_stops
+        for ids in empty_thoughts:
+            codes["empty-think"][row[_starts_of(ids, batch.labels, row)]] = True
+        for index in np.flatnonzero(np.any(list(codes.values()), axis=0)).tolist():
+            where = place(int(batch.numbers[index]))
+            tokens = tr("{length:,} tokens", length=int(lengths[index]))
+            for code, is_found in codes.items():
+                if is_found[index]:
+                    detail = "" if code in ("no-stop", "empty-think") else tokens
+                    findings.add(code, Place(where.file, where.line, detail))
 
 
-def _contains(labels: Sequence[int], ids: Sequence[int]) -> bool:
-    """Whether ids stand in a row somewhere."""
-    if ids[0] not in labels:
-        return False
-    starts = (start for start, label in enumerate(labels) if label == ids[0])
-    return any(list(labels[start : start + len(ids)]) == list(ids) for start in starts)
+_Numbers = npt.NDArray[np.integer]
 
 
-def _stops(labels: Sequence[int], stop_ids: Collection[int]) -> bool:
-    """Whether every trained span has a stop token near its end.
+def _starts_of(ids: Sequence[int], labels: _Numbers, row: _Numbers) -> _Numbers:
+    """Where ids stand in the labels, all within one row."""
+    last = len(ids) - 1
+    starts = np.flatnonzero(labels == ids[0])
+    starts = starts[starts < len(labels) - last]
+    for offset, token in enumerate(ids):
+        starts = starts[labels[starts + offset] == token]
+    return starts[row[starts] == row[starts + last]]
 
-    A template may train a newline after the stop token, so the last three count.
+
+def _unstopped(labels: _Numbers, row: _Numbers, stop_ids: Collection[int]) -> _Numbers:
+    """The last tokens of the trained spans that have no stop token near their end.
+
+    A template may train a newline after the stop token, so the last three tokens count.
     """
-    last: list[int] = []
-    for label in (*labels, IGNORE_INDEX):
-        if label != IGNORE_INDEX:
-            last = [*last[-2:], label]
-        elif last:
-            if not any(token in stop_ids for token in last):
-                return False
-            last = []
-    return True
+    is_trained = labels != IGNORE_INDEX
+    goes_on = np.append(is_trained[1:] & (row[1:] == row[:-1]), False)[: len(labels)]
+    ends = np.flatnonzero(is_trained & ~goes_on) if stop_ids else np.empty(0, dtype=np.int64)
+    is_inside = np.ones(len(ends), dtype=bool)
+    stops = np.zeros(len(ends), dtype=bool)
+    for back in range(3):
+        token = np.maximum(ends - back, 0)
+        is_inside &= (ends >= back) & is_trained[token] & (row[token] == row[ends])
+        stops |= is_inside & np.isin(labels[token], list(stop_ids))
+    return ends[~stops]
 
 
 def histogram(lengths: Sequence[int]) -> list[Bar]:
