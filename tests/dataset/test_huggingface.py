@@ -224,6 +224,42 @@ def test_the_second_time_comes_from_the_cache(tokenizer, monkeypatch):
     assert token_stats_of(prepared(tokenizer, data)) == token_stats_of(first)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        dict(pack_to_max_length=True),
+        dict(pack_to_max_length=True, use_varlen_attn=True),
+        dict(max_length=60, long_samples="split"),
+        dict(max_length=60, remove_unused_columns=True),
+        dict(max_length=60, long_samples="drop", pack_to_max_length=True, use_varlen_attn=True),
+        dict(train_on="everything", val_size=2),
+    ],
+    ids=str,
+)
+def test_what_the_doctor_has_encoded_is_not_encoded_again(tokenizer, chosen, tmp_path, monkeypatch):
+    data = Dataset.from_list([*rows(5), {"input": "long", "output": "word " * 300}, *rows(3)])
+    made = prepared(tokenizer, data, **chosen)
+    monkeypatch.setenv("XTUNER_CACHE", str(tmp_path / "another"))
+    as_the_doctor = dict(max_length=None, long_samples="cut", pack_to_max_length=False)
+    as_the_doctor |= dict(bad_rows="drop", remove_unused_columns=True)
+    prepared(tokenizer, data, **(chosen | as_the_doctor))
+    monkeypatch.setattr(huggingface, "encode_rows", lambda *_: pytest.fail("encoded again"))
+    again = prepared(tokenizer, data, **chosen)
+    assert again.to_dict() == made.to_dict()
+    assert token_stats_of(again) == token_stats_of(made)
+
+
+def test_with_rows_left_out_they_are_encoded_again(tokenizer):
+    good, bad = {"input": "q", "output": "a"}, {"input": "q", "output": None}
+    data = Dataset.from_list([good, bad, {"input": "q " * 90, "output": "a"}])
+    loose = dict(max_length=None, bad_rows="drop", remove_unused_columns=True)
+    assert len(prepared(tokenizer, data, **loose)) == 2
+    with pytest.raises(UserError, match="row 1"):
+        prepared(tokenizer, data)
+    made = prepared(tokenizer, data, bad_rows="drop", max_length=20)
+    assert token_stats_of(made).dropped["bad"] == [1]
+
+
 def test_another_setting_is_another_cache_entry(tokenizer):
     data = rows()
     assert max(prepared(tokenizer, data, max_length=20)["length"]) == 20

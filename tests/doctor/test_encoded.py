@@ -32,8 +32,10 @@ def process_hf_dataset(tokenizer, max_length, pack_to_max_length=True, **setting
         encoded.append(
             {"input_ids": ids[:max_length], "labels": labels[:max_length], "rows": [number]}
         )
+    if not pack_to_max_length:
+        return Dataset.from_list(encoded)
     packs = -(-sum(len(row["labels"]) for row in encoded) // max_length)
-    return Dataset.from_list(encoded[:packs] if pack_to_max_length else encoded)
+    return Dataset.from_list(encoded[:packs])
 
 
 @pytest.fixture

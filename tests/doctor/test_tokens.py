@@ -15,7 +15,11 @@ STOP = 9
 def encoded(rows: list[list[int]], start: int) -> Encoded:
     """Rows of labels as flat arrays."""
     lengths = np.array([len(row) for row in rows])
-    return Encoded(np.array([label for row in rows for label in row]), lengths, np.arange(start, start + len(rows)))
+    return Encoded(
+        np.array([label for row in rows for label in row]),
+        lengths,
+        np.arange(start, start + len(rows)),
+    )
 
 
 def measured(labels: list[list[int]], max_length: int = 6) -> tuple[TokenFacts, dict]:

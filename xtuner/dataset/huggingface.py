@@ -15,10 +15,22 @@ import numpy as np
 
 from xtuner.dataset.prepare import arrow_writer, cache, samples
 from xtuner.dataset.prepare import packing as packs
-from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
+from xtuner.dataset.prepare.arrow_writer import (
+    read_samples,
+    shuffled,
+    unpacked_dataset,
+    write_packed,
+)
 from xtuner.dataset.prepare.parallel_map import usable_processes
 from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
-from xtuner.dataset.prepare.samples import Samples, Steps, encode_rows, map_rows, require_some
+from xtuner.dataset.prepare.samples import (
+    Samples,
+    Steps,
+    encode_rows,
+    fit_encoded,
+    map_rows,
+    require_some,
+)
 from xtuner.dataset.prepare.token_stats import attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
 from xtuner.registry import BUILDER
@@ -169,8 +181,19 @@ def _prepared_once(
 ) -> Dataset:
     """The training rows, from the cache or made now."""
 
+    def key_of(steps: Steps, *settings: object) -> str:
+        plain = {name: getattr(steps, name) for name in PLAIN_STEPS}
+        return cache.content_key(
+            rows,
+            steps.tokenizer,
+            [steps.map_row, steps.add_template],
+            [plain, *settings],
+            [segments, encode, messages, thinking, samples, arrow_writer, packs],
+        )
+
     def write(folder: Path) -> None:
-        encoded = encode_rows(rows, numbers, steps, processes)
+        encoded = _encoded_before(key_of(steps.unlimited(), None, False), steps)
+        encoded = encoded or encode_rows(rows, numbers, steps, processes)
         require_some(encoded)
         if packing is not None:
             _write_packed(encoded, packing, folder, key, processes)
@@ -181,15 +204,14 @@ def _prepared_once(
         attach(made, encoded.stats)
         made.save_to_disk(str(folder))
 
-    plain = {name: getattr(steps, name) for name in PLAIN_STEPS}
-    key = cache.content_key(
-        rows,
-        steps.tokenizer,
-        [steps.map_row, steps.add_template],
-        [plain, packing and asdict(packing), keep_columns],
-        [segments, encode, messages, thinking, samples, arrow_writer, packs],
-    )
+    key = key_of(steps, packing and asdict(packing), keep_columns)
     return cache.prepared_once(key, write)
+
+
+def _encoded_before(key: str, steps: Steps) -> Samples | None:
+    """The samples from rows that the data doctor has encoded; None where it has not."""
+    found = cache.find(key)
+    return None if found is None else fit_encoded(read_samples(found), steps)
 
 
 def _renames(maps: Sequence[Any]) -> dict[str, str]:

@@ -28,8 +28,6 @@ BATCH = 4000
 """Rows read at a time from an encoded dataset."""
 DEFAULT_LENGTH = 2048
 """``max_length`` of datasets with images."""
-NO_LIMIT = 1 << 30
-"""A ``max_length`` that cuts nothing."""
 
 
 def text_datasets(dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -52,8 +50,8 @@ def measure_all(
 ) -> tuple[TokenFacts, Shown | None]:
     """Build and measure datasets; also gives the first trained row, to show.
 
-    The datasets are built a second time with packing as training does; that fills the cache that
-    training reads.
+    The datasets are built a second time with packing as training does, from the same samples; that
+    fills the cache that training reads.
     """
     facts, shown = TokenFacts(), None
     limits = {int(settings["max_length"]) for settings in datasets}
@@ -69,7 +67,8 @@ def measure_all(
             rows = built.table
         else:
             tokenizer = _build(settings["tokenizer"])
-            built = rows = _build({**loose, "max_length": NO_LIMIT})
+            whole = {"max_length": None, "long_samples": "cut", "remove_unused_columns": True}
+            built = rows = _build({**loose, "tokenizer": tokenizer, **whole})
         (part,) = find_parts(settings)
         places = Places(part)
         measure(
@@ -83,6 +82,7 @@ def measure_all(
         )
         bad = _note_bad_rows(rows, settings, places, findings)
         shown = shown or _first(built, limit, tokenizer, places)
+        del built, rows  # mapped into memory
         if settings.get("pack_to_max_length", True) and not bad:
             packs = len(_build(settings))
             facts.packs += packs

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from xtuner.dataset.prepare.packing import Packs
 from xtuner.dataset.prepare.samples import Samples
-from xtuner.dataset.prepare.token_stats import attach
+from xtuner.dataset.prepare.token_stats import attach, token_stats_of
 from xtuner.tokenization.segments import ID_BYTES, Tokens
 
 if TYPE_CHECKING:
@@ -52,6 +52,24 @@ def unpacked_dataset(
     for name, column in (columns or {}).items():
         table = table.append_column(name, column)
     return Dataset(table, fingerprint=key)  # without a fingerprint it would be found by pickling
+
+
+def read_samples(dataset: Dataset) -> Samples:
+    """The samples of a dataset of ``unpacked_dataset`` that was saved, and their stats."""
+    samples = Samples.joined(_saved_samples(dataset))
+    samples.stats = token_stats_of(dataset) or samples.stats
+    return samples
+
+
+def _saved_samples(dataset: Dataset) -> Iterator[Samples]:
+    for file in dataset.cache_files:
+        # Not mapped into memory: the pages would stay in it.
+        with pa.OSFile(file["filename"]) as source:
+            for batch in pa.ipc.open_stream(source):
+                ids, labels, rows = (
+                    batch[name].flatten().to_numpy() for name in ("input_ids", "labels", "rows")
+                )
+                yield Samples(ids, labels, batch["length"].to_numpy(), rows)
 
 
 def write_packed(

@@ -161,6 +161,16 @@ def prepared_once(key: str, write: Callable[[Path], None]) -> Dataset:
     return found
 
 
+def find(key: str) -> Dataset | None:
+    """A prepared dataset that is in the cache and not damaged; None for any other.
+
+    Args:
+        key: of ``content_key``.
+    """
+    home = cache_folder() / key
+    return _loaded(home) if home.exists() and find_damage(home) is None else None
+
+
 def _loaded(home: Path) -> Dataset | None:
     """An entry of the cache; None where there is none, or it was damaged and is removed."""
     from datasets import load_from_disk

@@ -67,6 +67,10 @@ class Steps:
     thinking: str = "keep"
     place: Callable[[int], Where | None] = lambda number: None
 
+    def unlimited(self) -> Steps:
+        """The same for samples of any length, with the rows that cannot be used left out."""
+        return replace(self, max_length=None, long_samples="cut", bad_rows="drop")
+
     def named(self, number: int) -> str:
         """A row by its file and line, else by its number."""
         return str(self.place(number) or tr("row {number}", number=number))
@@ -188,6 +192,19 @@ def encode_rows(rows: Dataset, numbers: Sequence[int], steps: Steps, processes: 
     results = ordered_map(work, len(starts), processes)
     what = tr("preparing data")
     return Samples.joined(with_progress(results, sizes, what))
+
+
+def fit_encoded(samples: Samples, steps: Steps) -> Samples | None:
+    """Samples that were encoded with ``steps.unlimited()`` as ``encode_rows`` gives them.
+
+    Returns:
+        None where that cannot be told from them: rows were left out.
+    """
+    dropped, limit = samples.stats.dropped, steps.max_length
+    is_cut = bool(limit) and bool((samples.lengths > limit).any())
+    if dropped.get("bad") or (is_cut and dropped.get("no_label")):
+        return None
+    return _labelled(_fitted(samples, steps), steps)
 
 
 def require_some(encoded: Samples) -> None:
