@@ -22,7 +22,12 @@ from xtuner.dataset.prepare.arrow_writer import (
     write_packed,
 )
 from xtuner.dataset.prepare.parallel_map import usable_processes
-from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
+from xtuner.dataset.prepare.rows import (
+    RowPlaces,
+    load_rows,
+    load_usable_rows,
+    row_function,
+)
 from xtuner.dataset.prepare.samples import (
     Samples,
     Steps,
@@ -31,7 +36,7 @@ from xtuner.dataset.prepare.samples import (
     map_rows,
     require_some,
 )
-from xtuner.dataset.prepare.token_stats import attach
+from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
 from xtuner.registry import BUILDER
 from xtuner.tokenization import encode, messages, segments, thinking
@@ -140,7 +145,11 @@ def process_hf_dataset(
         require_choice(name, value, choices)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
-    rows, place = load_rows(dataset, split), RowPlaces(dataset)
+    unreadable = TokenStats()
+    if bad_rows == "drop":
+        rows, place, unreadable = load_usable_rows(dataset, split)
+    else:
+        rows, place = load_rows(dataset, split), RowPlaces(dataset)
     numbers = drawn_indices(len(rows), max_dataset_length, seed)
     numbers = split_indices(numbers, part, val_size, seed)
     if len(numbers) < len(rows):
@@ -168,7 +177,9 @@ def process_hf_dataset(
     if pack_to_max_length and max_length:
         packing = Packing(use_varlen_attn, max_length, seed if shuffle_before_pack else None)
     keep_columns = packing is None and not remove_unused_columns
-    return _prepared_once(rows, numbers, steps, packing, keep_columns, map_num_proc)
+    return _prepared_once(
+        rows, numbers, steps, packing, keep_columns, map_num_proc, unreadable=unreadable
+    )
 
 
 def _prepared_once(
@@ -178,6 +189,8 @@ def _prepared_once(
     packing: Packing | None,
     keep_columns: bool,
     processes: int,
+    *,
+    unreadable: TokenStats,
 ) -> Dataset:
     """The training rows, from the cache or made now."""
 
@@ -193,7 +206,10 @@ def _prepared_once(
 
     def write(folder: Path) -> None:
         encoded = _encoded_before(key_of(steps.unlimited(), None, False), steps)
-        encoded = encoded or encode_rows(rows, numbers, steps, processes)
+        if encoded is None:
+            encoded = encode_rows(rows, numbers, steps, processes)
+            unreadable.add(encoded.stats)
+            encoded.stats = unreadable
         require_some(encoded)
         if packing is not None:
             _write_packed(encoded, packing, folder, key, processes)

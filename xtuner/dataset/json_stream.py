@@ -7,6 +7,7 @@ characters at which ``str.splitlines`` splits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -111,14 +112,36 @@ def encoding_problem(text: str) -> str:
     """What is wrong with a text that was decoded with ``surrogateescape``; empty for nothing."""
     if text.isascii() or not (match := _UNDECODED.search(text)):
         return ""
-    raw = text.encode("utf-8", "surrogateescape")
-    try:
-        is_gbk = re.search("[\u4e00-\u9fff]", raw.decode("gb18030")) is not None
-    except UnicodeDecodeError:
-        is_gbk = False
-    if is_gbk:
-        return tr("this is not UTF-8 but GBK; convert the file: iconv -f GB18030 -t UTF-8")
+    name, codec = _east_asian_encoding(text.encode("utf-8", "surrogateescape"))
+    if name:
+        return tr(
+            "this is not UTF-8 but {name}; convert the file: iconv -f {codec} -t UTF-8",
+            name=name,
+            codec=codec,
+        )
     return tr("byte 0x{byte:02x} is not UTF-8", byte=ord(match.group()) - 0xDC00)
+
+
+def _east_asian_encoding(raw: bytes) -> tuple[str, str]:
+    """The name of the encoding that bytes are most likely in, and what iconv calls it.
+
+    Bytes of one encoding are often valid in another, too, as rare characters: kana tell Japanese,
+    a longer text of nothing but Hangul tells Korean, and simplified Chinese is in GB 2312.
+    """
+    texts = {}
+    for codec in ("cp932", "cp949", "gb18030", "big5"):
+        with contextlib.suppress(UnicodeDecodeError):
+            texts[codec] = "".join(char for char in raw.decode(codec) if not char.isascii())
+    if re.search("[\u3041-\u30fa]", texts.get("cp932", "")):
+        return "Shift-JIS", "CP932"
+    letters = [char for char in texts.get("cp949", "") if char.isalpha()]
+    if len(letters) >= 10 and all("\uac00" <= char <= "\ud7a3" for char in letters):
+        return "EUC-KR", "CP949"
+    chinese = re.findall("[\u4e00-\u9fff]", texts.get("gb18030", ""))
+    is_simplified = sum(bool(char.encode("gb2312", "ignore")) for char in chinese)
+    if "big5" in texts and is_simplified < 0.8 * len(chinese):
+        return "Big5", "BIG5"
+    return ("GBK", "GB18030") if chinese else ("", "")
 
 
 def _surrogate_problem(text: str, value: object) -> str:
@@ -135,6 +158,8 @@ def _surrogate_problem(text: str, value: object) -> str:
 
 def _reason(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
+        if error.doc.startswith("\ufeff", error.pos):
+            return tr("a byte order mark (U+FEFF) inside the file; delete it")
         return tr("{message} (column {column})", message=error.msg, column=error.colno)
     return str(error)
 

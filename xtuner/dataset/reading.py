@@ -6,12 +6,14 @@ on it, and where ``datasets.load_dataset`` fails it names the line.
 
 from __future__ import annotations
 
+import bz2
 import csv
 import glob
 import gzip
 import io
+import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
@@ -24,9 +26,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_COMPRESSED: Mapping[bytes, Callable[..., BinaryIO]] = {
+    b"\x1f\x8b": cast(Callable[..., BinaryIO], gzip.open),
+    b"BZh": cast(Callable[..., BinaryIO], bz2.open),
+    b"\xfd7zXZ\0": cast(Callable[..., BinaryIO], lzma.open),
+}
+_ARCHIVES = {b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a file raises, one that is compressed included."""
 LONGEST_CELL = 64 << 20
 """Characters of a cell of a table in text form, at most."""
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A row, or the rest of a file, that cannot be read."""
+    """A row that cannot be read.
+
+    Attributes:
+        ends_file: whether the rows after it cannot be read, either.
+    """
 
     file: str
     line: int
     why: str
+    ends_file: bool = False
 
 
 def find_files(paths: Iterable[str]) -> list[str]:
@@ -79,14 +94,15 @@ def _is_data(file: Path) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """The suffix of a data file's name, without ``.gz`` and in lower case."""
-    return Path(name.removesuffix(".gz")).suffix.lower()
+    """The suffix of a data file's name, without that of its compression and in lower case."""
+    path = Path(name.lower())
+    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
 def read_rows(
     file: str, *, field: str | None = None, lines: bool | None = None
 ) -> Iterator[Row | Unreadable]:
-    """Read one file of any kind in ``SUFFIXES``, plain or ``.gz``; other names count as JSON.
+    """Read one file of any kind in ``SUFFIXES``, plain or compressed; other names count as JSON.
 
     JSON is one value a line, an array, or values one after the other, whatever the suffix says.
     Lines end at ``\\n``: characters such as U+2028 are part of the text that they stand in.
@@ -102,9 +118,10 @@ def read_rows(
         return
     line = 1
     try:
-        with _open(file) as raw:
-            if raw.peek(2)[:2] in _UTF16_MARKS:
-                yield Unreadable(file, 1, tr("the file is UTF-16; save it as UTF-8"))
+        with open_file(file) as raw:
+            if encoding := _wide_encoding(raw):
+                why = tr("the file is {encoding}; save it as UTF-8", encoding=encoding)
+                yield Unreadable(file, 1, why, ends_file=True)
             elif kind in (".csv", ".tsv"):
                 yield from _read_csv(file, raw, "\t" if kind == ".tsv" else ",")
             elif kind == ".txt":
@@ -115,8 +132,8 @@ def read_rows(
                 for row in rows_of(file, values):
                     line = row.line
                     yield row
-    except (OSError, EOFError, zlib.error) as error:
-        yield Unreadable(file, line, str(error))
+    except READ_ERRORS as error:
+        yield Unreadable(file, line, str(error), ends_file=True)
 
 
 def rows_of(file: str, values: Iterable[Found], before: int = 0) -> Iterator[Row | Unreadable]:
@@ -132,12 +149,19 @@ def rows_of(file: str, values: Iterable[Found], before: int = 0) -> Iterator[Row
         yield Unreadable(file, number, why) if why else Row(file, number, value)
 
 
+def problem_of(row: Row | Unreadable) -> str:
+    """Why a row cannot be trained on, whatever its fields; empty where it can."""
+    if isinstance(row, Unreadable):
+        return row.why
+    return "" if isinstance(row.value, dict) else tr("the row is not an object")
+
+
 def has_json_lines(file: str) -> bool:
     """Whether a file is plain JSON (not compressed) with one value a line."""
-    if file.endswith(".gz") or kind_of(file) in SUFFIXES[2:]:
+    if kind_of(file) in SUFFIXES[2:]:
         return False
-    with _open(file) as raw:
-        if raw.peek(2)[:2] in _UTF16_MARKS:
+    with open_file(file) as raw:
+        if isinstance(raw.raw, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile) or _wide_encoding(raw):
             return False
         return has_lines(decoded(raw, newline="\n"), is_jsonl=kind_of(file) == ".jsonl")
 
@@ -176,9 +200,20 @@ def unreadable(why: str, file: str, line: int | None = None) -> UserError:
     return UserError(tr("this data cannot be read: {why}", why=why), where=Where(file, line))
 
 
-def _open(file: str) -> io.BufferedReader:
-    if file.endswith(".gz"):
-        return io.BufferedReader(cast(io.RawIOBase, gzip.open(file, "rb")))
+def open_file(file: str) -> io.BufferedReader:
+    """The bytes of a file; one that is compressed is decompressed, whatever its name.
+
+    Raises:
+        OSError: when it cannot be opened, or is compressed in another way.
+    """
+    with Path(file).open("rb") as raw:
+        start = raw.read(6)
+    for mark, open_compressed in _COMPRESSED.items():
+        if start.startswith(mark):
+            return io.BufferedReader(cast(io.RawIOBase, open_compressed(file, "rb")))
+    for mark, name in _ARCHIVES.items():
+        if start.startswith(mark):
+            raise OSError(tr("the file is compressed ({name}); unpack it", name=name))
     return Path(file).open("rb")
 
 
@@ -186,6 +221,15 @@ def decoded(raw: BinaryIO, newline: str | None, may_have_bom: bool = True) -> Te
     """Text in UTF-8; bytes that are not become lone surrogates, which are looked for in rows."""
     encoding = "utf-8-sig" if may_have_bom else "utf-8"
     return io.TextIOWrapper(raw, encoding, errors="surrogateescape", newline=newline)
+
+
+def _wide_encoding(raw: io.BufferedReader) -> str:
+    """The encoding of a text whose characters have 2 or 4 bytes each; empty for any other."""
+    start = raw.peek(4)[:4]
+    if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or start.count(0) == 3:
+        return "UTF-32"
+    has_bom = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return "UTF-16" if has_bom or start[::2] == b"\0\0" or start[1::2] == b"\0\0" else ""
 
 
 def _read_text(file: str, raw: BinaryIO) -> Iterator[Row | Unreadable]:
@@ -206,7 +250,7 @@ def _read_csv(file: str, raw: BinaryIO, delimiter: str) -> Iterator[Row | Unread
             line, before = before + 1, reader.line_num
             why = encoding_problem("".join(cells))
             if why:
-                yield Unreadable(file, line, why)
+                yield Unreadable(file, line, why, ends_file=header is None)
                 if header is None:
                     return
             elif header is None:
@@ -221,7 +265,7 @@ def _read_csv(file: str, raw: BinaryIO, delimiter: str) -> Iterator[Row | Unread
                 )
                 yield Unreadable(file, line, problem)
     except csv.Error as error:
-        yield Unreadable(file, reader.line_num, str(error))
+        yield Unreadable(file, reader.line_num, str(error), ends_file=True)
 
 
 def _read_table(file: str, kind: str) -> Iterator[Row | Unreadable]:
@@ -236,7 +280,8 @@ def _read_table(file: str, kind: str) -> Iterator[Row | Unreadable]:
                 number += 1
                 yield Row(file, number, value)
     except (pa.ArrowInvalid, OSError) as error:
-        yield Unreadable(file, number + 1, str(error).split("\n", 1)[0])
+        why = str(error).split("\n", 1)[0]
+        yield Unreadable(file, number + 1, why, ends_file=True)
 
 
 def _arrow(file: str) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from xtuner.dataset.prepare.token_stats import token_stats_of
+from xtuner.dataset.prepare.token_stats import FIRST_ROWS, token_stats_of
 from xtuner.doctor.findings import Findings
 from xtuner.doctor.parts import PARTS_BUILDER, find_parts, name_of
 from xtuner.doctor.pictures import pictures_of
@@ -97,7 +97,8 @@ def _note_bad_rows(
     stats = token_stats_of(rows)
     numbers = stats.dropped.get("bad", []) if stats else []
     dropped = settings.get("bad_rows", "drop" if _has_images(settings) else "error") == "drop"
-    for index, number in enumerate(numbers):
+    unreadable = len(stats.dropped.get("unreadable", [])) if stats else 0  # found by the scan
+    for index, number in enumerate(numbers, min(unreadable, FIRST_ROWS)):
         where = places(number)
         why = stats.bad_rows[index] if stats and index < len(stats.bad_rows) else ""
         detail = why.removeprefix(f"{where}: ")

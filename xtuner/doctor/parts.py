@@ -13,7 +13,7 @@ from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.reading import Row, Unreadable, find_files
 from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
 from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS, Layout
-from xtuner.doctor.scan import Part
+from xtuner.doctor.scan import Part, Rows
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -50,9 +50,11 @@ def find_parts(dataset: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[P
     if builder == "build_packed_dataset":
         return find_parts(dataset["dataset_cfg"], (*path, "dataset_cfg"))
     if builder in ("process_hf_dataset", "process_ms_dataset", "build_preference_dataset"):
-        return [replace(_text_part(builder, dataset), path=path)]
+        drops = dataset.get("bad_rows") == "drop"
+        return [replace(_text_part(builder, dataset), path=path, drops_bad_rows=drops)]
     if builder == PARTS_BUILDER:
-        return [_parts_part(dataset)]
+        drops = dataset.get("bad_rows", "drop") == "drop"
+        return [replace(_parts_part(dataset), drops_bad_rows=drops)]
     if builder in IMAGE_BUILDERS:
         parts = list(_image_parts(dataset))
         has_function = len(parts) == 1 and "dataset_map_fn" in dataset
@@ -131,9 +133,6 @@ def _image_parts(dataset: Mapping[str, Any]) -> Iterator[Part]:
 def _file_part(paths: list[str], layout: Layout | None) -> Part:
     name, rows = _files(paths)
     return Part(name, rows, layout=layout)
-
-
-Rows = Callable[[], Iterator[Row | Unreadable]]
 
 
 def _source(source: Iterable[Any]) -> tuple[str, Rows]:

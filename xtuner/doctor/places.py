@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xtuner.dataset.reading import Row, Unreadable
+from xtuner.dataset.reading import Row, Unreadable, problem_of
 from xtuner.doctor.findings import Place
 from xtuner.doctor.parts import find_parts
 from xtuner.doctor.scan import Part
@@ -31,7 +31,8 @@ class Places:
             row = next(self._rows, None)
             if row is None:
                 return Place(self.part.name, number + 1)
-            if isinstance(row, Row):
+            is_row = not problem_of(row) if self.part.drops_bad_rows else isinstance(row, Row)
+            if is_row:
                 self.numbers.append(self.files.setdefault(row.file, len(self.files)))
                 self.lines.append(row.line)
         return Place(list(self.files)[self.numbers[number]], self.lines[number])

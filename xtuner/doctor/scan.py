@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes
-from xtuner.dataset.reading import Row, Unreadable
+from xtuner.dataset.reading import Row, Unreadable, problem_of
 from xtuner.doctor.checks import (
     FIELD_CHECKS,
     MESSAGE_CHECKS,
@@ -32,6 +33,7 @@ from xtuner.doctor.layouts import (
 from xtuner.doctor.turns import Message, messages_of_row, messages_with_images
 from xtuner.utils.lang import tr
 
+Rows = Callable[[], Iterator[Row | Unreadable]]
 XTUNER = LAYOUTS["xtuner"]
 CUSTOM = Layout("custom", {})
 """What only the user's own map function can read."""
@@ -54,15 +56,17 @@ class Part:
             ``dataset_map_fn``.
         has_content_parts: whether its rows are conversations with images in any layout, of which
             encoding names those that cannot be used.
+        drops_bad_rows: whether training leaves out rows that cannot be read.
     """
 
     name: str
-    rows: Callable[[], Iterator[Row | Unreadable]]
+    rows: Rows
     map_fn: Callable[[Any], Any] | None = None
     layout: Layout | None = XTUNER
     image_folder: str | None = None
     path: tuple[str, ...] | None = None
     has_content_parts: bool = False
+    drops_bad_rows: bool = False
 
 
 @dataclass
@@ -93,12 +97,10 @@ def scan(parts: Iterable[Part], processes: int = 32) -> Scan:
     result = Scan()
     copies = _Copies()
     for part in parts:
-        sections = part.rows.sections() if isinstance(part.rows, DataFiles) else [part.rows]
-        scans = ordered_map(
-            lambda number, part=part, sections=sections: _PartScan(part).run(sections[number]),
-            len(sections),
-            usable_processes(processes),
-        )
+        rows = part.rows
+        sections = rows.sections() if isinstance(rows, DataFiles) else [rows]
+        examine = partial(_examined, part, sections)
+        scans = ordered_map(examine, len(sections), usable_processes(processes))
         whole = _PartScan(part)
         for each in scans:
             whole.extend(each)
@@ -106,6 +108,10 @@ def scan(parts: Iterable[Part], processes: int = 32) -> Scan:
         copies.extend(whole.copies)
     copies.report(result.findings)
     return result
+
+
+def _examined(part: Part, sections: Sequence[Rows], number: int) -> _PartScan:
+    return _PartScan(part).run(sections[number])
 
 
 class _PartScan:
@@ -126,13 +132,15 @@ class _PartScan:
         """Without the part: the user's functions need not be pickled."""
         return {name: value for name, value in vars(self).items() if name != "part"}
 
-    def run(self, rows: Callable[[], Iterator[Row | Unreadable]]) -> _PartScan:
+    def run(self, rows: Rows) -> _PartScan:
         """Examine rows of the part."""
         examine = self._examine_parts if self.part.has_content_parts else self._examine
         for row in rows():
             self.files.setdefault(row.file, 0)
             if isinstance(row, Unreadable):
-                self.findings.add("bad-json", Place(row.file, row.line, row.why))
+                is_dropped = self.part.drops_bad_rows and not row.ends_file
+                place = Place(row.file, row.line, row.why)
+                self.findings.add("left-out" if is_dropped else "bad-json", place)
                 continue
             self.files[row.file] += 1
             if examine(row):
@@ -169,7 +177,7 @@ class _PartScan:
     def _examine(self, row: Row) -> bool:
         """Check one row; gives whether it can be trained on."""
         if not isinstance(row.value, dict):
-            self._add("not-an-object", row, named(row.value))
+            self._add_no_object(row)
             return False
         if self.part.layout is None and self.part.map_fn is None:
             return True  # a builder with a layout of its own
@@ -205,7 +213,7 @@ class _PartScan:
     def _examine_parts(self, row: Row) -> bool:
         """Check a row with images; gives whether it can be trained on."""
         if not isinstance(row.value, dict):
-            self._add("not-an-object", row, named(row.value))
+            self._add_no_object(row)
             return False
         messages = messages_with_images(row.value, self.part.map_fn)
         if messages is None:
@@ -261,6 +269,12 @@ class _PartScan:
         for code, detail in problems:
             self._add(code, row, detail)
         return None if problems else messages_of_row(mapped, XTUNER)
+
+    def _add_no_object(self, row: Row) -> None:
+        if self.part.drops_bad_rows:
+            self._add("left-out", row, problem_of(row))
+        else:
+            self._add("not-an-object", row, named(row.value))
 
     def _add(self, code: str, row: Row, detail: str = "") -> None:
         self.findings.add(code, Place(row.file, row.line, detail))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +19,11 @@ def text_value(value: Any) -> Any:
     """A text, number or switch as it is.
 
     Raises:
-        ValueError: for nothing, a list or an object: as text they would be Python's ``None``,
-            ``[...]`` and ``{...}``.
+        ValueError: for nothing, a list, an object or no finite number: as text they would be
+            Python's ``None``, ``[...]``, ``{...}`` and ``nan``.
     """
-    if value is None or isinstance(value, list | tuple | Mapping):
+    is_infinite = isinstance(value, float) and not math.isfinite(value)
+    if value is None or is_infinite or isinstance(value, list | tuple | Mapping):
         raise ValueError(f"{value!r:.40} is no text")
     return value
 

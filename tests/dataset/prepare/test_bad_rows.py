@@ -17,6 +17,7 @@ from xtuner.dataset.map_fns import (
     template_map_fn_factory,
 )
 from xtuner.dataset.prepare.token_stats import token_stats_of
+from xtuner.doctor.examine import examine
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -219,3 +220,48 @@ def test_unknown_policies_are_refused():
         prepared("a.jsonl", bad_rows="skip")
     with pytest.raises(UserError, match="train_thinking='no'"):
         prepared("a.jsonl", train_thinking="no")
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+def test_lines_that_are_no_json_are_left_out_counted_and_named(tmp_path, monkeypatch, varlen):
+    monkeypatch.setenv("XTUNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    file = tmp_path / "a.jsonl"
+    ok = [{"conversation": [{"input": "q", "output": word}]} for word in ("one", "two", "three")]
+    lines = [json.dumps(row) for row in ok]
+    broken = ["null", lines[0], '{"conversation": [', lines[1], "[1]", '{"conversation": 5}']
+    file.write_text("\n".join([*broken, lines[2]]) + "\n", "utf-8")
+    settings = dict(
+        dataset=dict(type=load_dataset, path="json", data_files=dict(train=str(file))),
+        tokenizer=make_tokenizer(),
+        max_length=64,
+        pack_to_max_length=varlen,
+        use_varlen_attn=varlen,
+    )
+    with pytest.raises(UserError, match=r"a\.jsonl:1: .*not an object"):
+        process_hf_dataset(**settings)
+    made = process_hf_dataset(**settings, bad_rows="drop")
+    stats = token_stats_of(made)
+    assert stats.rows_in == 7 and stats.rows_trained == 3
+    assert stats.dropped["unreadable"] == [1, 3, 5] and len(stats.dropped["bad"]) == 1
+    named = "\n".join(stats.losses())
+    for line in (1, 3, 5, 6):
+        assert f"a.jsonl:{line}: " in named
+    assert sorted(number for numbers in made["rows"] for number in numbers) == [0, 1, 3]
+
+    report, _ = examine("c.py", {"type": process_hf_dataset, **settings, "bad_rows": "drop"})
+    found = {one.code: [place.line for place in one.places] for one in report.scan.findings}
+    assert found == {"left-out": [1, 3, 5], "wrong-type": [6]}
+
+    file.write_text("\n".join([*broken[:5], lines[2]]) + "\n", "utf-8")
+    report, shown = examine("c.py", {"type": process_hf_dataset, **settings, "bad_rows": "drop"})
+    assert not report.scan.findings.has_errors and len(report.tokens.lengths) == 3
+    assert shown.rows[0].source.endswith("a.jsonl:2")
+
+
+def test_a_file_without_a_row_that_can_be_read_is_refused(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("null\n[1]\n", "utf-8")
+    source = dict(type=load_dataset, path="json", data_files=str(file))
+    with pytest.raises(UserError, match=r"a\.jsonl:1: .*not an object"):
+        process_hf_dataset(source, tokenizer=make_tokenizer(), max_length=8, bad_rows="drop")

@@ -7,17 +7,22 @@ text: ``hi`` as ``"hi"``. Both are noticed here, and the columns are loaded as `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset.reading import Row, find_files, kind_of, read_rows
+from xtuner.dataset.reading import READ_ERRORS, Row, find_files, kind_of, open_file, read_rows
 from xtuner.dataset.sources import LocalFiles, paths_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+BLOCK = 1 << 22
+"""Bytes that are read at a time."""
+CONTEXT = 64
+"""Bytes before a value that are looked at."""
 ROWS_COMPARED = 3
 """Suspicious rows of a column that are compared with the file."""
 
@@ -25,6 +30,27 @@ ROWS_COMPARED = 3
 def are_json(files: LocalFiles) -> bool:
     """Whether the files are JSON, by their names."""
     return all(kind_of(file) in (".json", ".jsonl") for file in find_files(files.paths))
+
+
+def has_null_rows(file: str) -> bool:
+    """Whether a JSON file may have a row that is null, or cannot be read at all."""
+    before = b"\n"
+    try:
+        with open_file(file) as raw:
+            while block := raw.read(BLOCK):
+                text = before + block
+                if any(_may_be_row(text, match.start()) for match in re.finditer(b"null", text)):
+                    return True
+                before = text[-CONTEXT:]
+    except READ_ERRORS:
+        return True
+    return False
+
+
+def _may_be_row(text: bytes, start: int) -> bool:
+    """Whether a ``null`` may be a row, by what stands before it: no key, and no other value."""
+    left = text[max(0, start - CONTEXT) : start].rstrip(b" \t\r")
+    return left.endswith((b"\n", b"[", b"},", b"null,"))
 
 
 def json_features(files: LocalFiles) -> Any:

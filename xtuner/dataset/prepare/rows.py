@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from xtuner.dataset.prepare.json_columns import are_json, is_as_written, json_features
+from xtuner.dataset.prepare.json_columns import (
+    are_json,
+    has_null_rows,
+    is_as_written,
+    json_features,
+)
+from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
 from xtuner.dataset.reading import (
     Row,
     Unreadable,
     find_files,
     kind_of,
+    problem_of,
     read_rows,
     unreadable,
 )
@@ -30,9 +38,11 @@ class RowPlaces:
 
     Args:
         dataset: the config that the dataset is built from, or the dataset.
+        usable: the rows that are not objects were left out.
     """
 
-    def __init__(self, dataset: object) -> None:
+    def __init__(self, dataset: object, *, usable: bool = False) -> None:
+        self._usable = usable
         self._files: LocalFiles | None = None
         is_part = isinstance(dataset, Mapping) and "[" in str(dataset.get("split", ""))
         if isinstance(dataset, Mapping) and "type" in dataset and not is_part:
@@ -45,7 +55,10 @@ class RowPlaces:
             return None
         if self._starts is None:
             self._starts = [
-                (file, [row.line for row in read_rows(file, field=self._files.field) if _is(row)])
+                (
+                    file,
+                    [row.line for row in read_rows(file, field=self._files.field) if self._is(row)],
+                )
                 for file in find_files(self._files.paths)
             ]
         for file, lines in self._starts:
@@ -54,9 +67,82 @@ class RowPlaces:
             number -= len(lines)
         return None
 
+    def _is(self, row: Row | Unreadable) -> bool:
+        return not problem_of(row) if self._usable else isinstance(row, Row)
 
-def _is(row: Row | Unreadable) -> bool:
-    return isinstance(row, Row)
+
+def load_usable_rows(dataset: Any, split: str | None) -> tuple[Dataset, RowPlaces, TokenStats]:
+    """``load_rows`` without the lines of local files that cannot be read or are no objects.
+
+    Args:
+        dataset: as for ``load_rows``.
+        split: of a ``DatasetDict``.
+
+    Returns:
+        The rows, their places, and what was left out.
+
+    Raises:
+        UserError: when the dataset cannot be loaded for another reason, or no line can be read.
+    """
+    try:
+        return load_rows(dataset, split), RowPlaces(dataset), TokenStats()
+    except UserError:
+        files = _files_of_split(dataset, split)
+        if files is None:
+            raise
+        bad, has_usable = [], False
+        for row in _rows_of(files):
+            if isinstance(row, Unreadable) and row.ends_file:
+                raise
+            if problem_of(row):
+                bad.append(row)
+            else:
+                has_usable = True
+        if not bad or not has_usable:
+            raise
+    stats = TokenStats(
+        rows_in=len(bad),
+        dropped={"unreadable": [row.line for row in bad]},
+        bad_rows=[f"{row.file}:{row.line}: {problem_of(row)}" for row in bad[:FIRST_ROWS]],
+    )
+    return _without_bad_lines(files), RowPlaces(dataset, usable=True), stats
+
+
+def _files_of_split(dataset: Any, split: str | None) -> LocalFiles | None:
+    """The files that a split is read from; None where that is not known."""
+    if not isinstance(dataset, Mapping) or "type" not in dataset:
+        return None
+    named = dataset.get("data_files")
+    split = str(dataset.get("split") or split or "train")
+    if isinstance(named, Mapping):
+        return local_files({**dataset, "data_files": named[split]}) if split in named else None
+    return local_files(dataset) if split == "train" else None
+
+
+def _rows_of(files: LocalFiles) -> Iterator[Row | Unreadable]:
+    for file in find_files(files.paths):
+        yield from read_rows(file, field=files.field)
+
+
+def _without_bad_lines(files: LocalFiles) -> Dataset:
+    from datasets import Dataset
+
+    names = [Path(file).resolve() for file in find_files(files.paths)]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in names]
+    # The states are part of the name by which datasets keeps what it has read.
+    return Dataset.from_generator(
+        _usable_values,
+        features=json_features(files),
+        gen_kwargs={"states": tuple(states), "field": files.field},
+    )
+
+
+def _usable_values(
+    states: Sequence[tuple[str, int, int]], field: str | None
+) -> Iterator[dict[str, Any]]:
+    for row in _rows_of(LocalFiles([file for file, _, _ in states], field)):
+        if isinstance(row, Row) and not problem_of(row):
+            yield row.value
 
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -94,6 +180,8 @@ def _loaded(source: Mapping[str, Any]) -> Any:
     files = local_files(source)
     if files is not None and all(kind_of(f) in (".csv", ".tsv") for f in find_files(files.paths)):
         _name_the_line(files)  # pandas shifts the columns of a line that has too many
+    if files is not None and are_json(files) and any(map(has_null_rows, find_files(files.paths))):
+        _name_the_line(files)  # Arrow's reader ends the process at a row that is null
     try:
         dataset = BUILDER.build(dict(source))
         if files is not None:  # the JSON reader takes bytes that are not UTF-8 for text
@@ -101,8 +189,13 @@ def _loaded(source: Mapping[str, Any]) -> Any:
         if files is None or not are_json(files) or is_as_written(dataset, source, files):
             return dataset
         return BUILDER.build({**source, "features": json_features(files)})
-    # StopIteration: how datasets says that a file is empty.
-    except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
+    except UserError:
+        raise
+    except Exception as error:  # datasets, Arrow, pandas and decompressors raise many kinds
+        # StopIteration: how datasets says that a file is empty.
+        known = (DatasetsError, OSError, ValueError, EOFError, StopIteration)
+        if files is None and not isinstance(error, known):
+            raise  # a mistake in the user's own loader
         _require_writable(error)
         if files is not None:
             _name_the_line(files)
@@ -140,10 +233,8 @@ def _name_the_line(files: LocalFiles) -> None:
     for file in find_files(files.paths):
         is_empty = True
         for row in read_rows(file, field=files.field):
-            if isinstance(row, Unreadable):
-                raise unreadable(row.why, file, row.line)
-            if not isinstance(row.value, dict):
-                raise unreadable(tr("the row is not an object"), file, row.line)
+            if why := problem_of(row):
+                raise unreadable(why, file, row.line)
             is_empty = False
         if is_empty:
             raise UserError(tr("the file has no rows"), where=Where(file))

@@ -201,7 +201,7 @@ def fit_encoded(samples: Samples, steps: Steps) -> Samples | None:
         None where that cannot be told from them: rows were left out.
     """
     dropped, limit = samples.stats.dropped, steps.max_length
-    is_cut = bool(limit) and bool((samples.lengths > limit).any())
+    is_cut = limit is not None and bool((samples.lengths > limit).any())
     if dropped.get("bad") or (is_cut and dropped.get("no_label")):
         return None
     return _labelled(_fitted(samples, steps), steps)

@@ -23,6 +23,7 @@ REASONS = {
     "no_label": N_("rows without a supervised token"),
     "too_long": N_("rows longer than max_length"),
     "bad": N_("rows that cannot be used"),
+    "unreadable": N_("lines that cannot be read"),
 }
 
 

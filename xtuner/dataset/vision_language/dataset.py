@@ -20,9 +20,9 @@ from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.packing import Packs, best_fit_packs
 from xtuner.dataset.prepare.parallel_map import usable_processes
-from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
+from xtuner.dataset.prepare.rows import RowPlaces, load_rows, load_usable_rows, row_function
 from xtuner.dataset.prepare.samples import require_some
-from xtuner.dataset.prepare.token_stats import attach
+from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
 from xtuner.dataset.sources import local_files
 from xtuner.dataset.vision_language import content_parts, encode, image_refs, placeholders
@@ -132,7 +132,11 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             require_choice(name, value, choices)
         known = placeholders_of(processor)
         self.processor = known.processor
-        rows, place = load_rows(dataset, split), RowPlaces(dataset)
+        unreadable = TokenStats()
+        if bad_rows == "drop":
+            rows, place, unreadable = load_usable_rows(dataset, split)
+        else:
+            rows, place = load_rows(dataset, split), RowPlaces(dataset)
         self.source = SourceRows(rows)
         numbers = drawn_indices(len(rows), max_dataset_length, seed)
         numbers = split_indices(numbers, part, val_size, seed)
@@ -151,16 +155,27 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             place=place,
         )
         order = (seed if shuffle_before_pack else None) if pack_to_max_length else None
-        self.table = self._prepared(rows, numbers, pack_to_max_length, order, map_num_proc)
+        self.table = self._prepared(
+            rows, numbers, pack_to_max_length, order, map_num_proc, unreadable=unreadable
+        )
 
     def _prepared(
-        self, rows: Table, numbers: Sequence[int], is_packed: bool, seed: int | None, processes: int
+        self,
+        rows: Table,
+        numbers: Sequence[int],
+        is_packed: bool,
+        seed: int | None,
+        processes: int,
+        *,
+        unreadable: TokenStats,
     ) -> Table:
         """The training rows, from the cache or made now."""
 
         def write(folder: Path) -> None:
             encoded = encode_image_rows(self.source, numbers, self.steps, processes)
             _name_bad(encoded.bad, self.steps)
+            unreadable.add(encoded.texts.stats)
+            encoded.texts.stats = unreadable
             require_some(encoded.texts)
             if is_packed:
                 _write_packs(encoded, self.steps.max_length, seed, folder, key, processes)
