@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
+
+import mmengine.config.utils
 import pytest
 
 from xtuner.config.dump import dump
@@ -45,6 +48,36 @@ def test_the_standard_library_runs_and_other_imports_stay_lazy(tmp_path, monkeyp
     assert own_values(load(again).config)["file"] == "a/b"
 
 
+IMPORT = "from mmengine.config import read_base\n"
+LAYOUTS = {
+    "conda": ("/opt/conda/envs/x", "/opt/conda/envs/x/lib/python3.11"),
+    "venv of conda": ("/home/me/venv", "/opt/conda/lib/python3.11"),
+    "uv": ("/home/me/p/.venv", "/home/me/.local/share/uv/python/cpython-3.11/lib/python3.11"),
+    "pyenv": ("/home/me/.pyenv/versions/x", "/home/me/.pyenv/versions/3.11.7/lib/python3.11"),
+    "symbolic link": ("/srv/venv", "/data/venvs/real/lib/python3.11"),
+    "Debian": ("/usr", "/usr/lib/python3/dist-packages/../../python3.11"),
+    "frozen": ("/opt/app", None),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_wherever_python_lies_its_library_runs(layout, tmp_path, monkeypatch):
+    """mmengine looks at the folders of modules: with some layouts it takes ``os`` for lazy."""
+    root, library = LAYOUTS[layout]
+
+    def find_spec(name, package=None):
+        return ModuleSpec(name, None, origin=library and f"{library}/{name}.py")
+
+    monkeypatch.setattr(mmengine.config.utils, "PYTHON_ROOT_DIR", root)
+    monkeypatch.setattr(mmengine.config.utils, "find_spec", find_spec)
+    assert mmengine.config.utils._is_builtin_module("os") == (layout in ("conda", "Debian"))
+    config = tmp_path / "c.py"
+    config.write_text(CALLS)
+    values = own_values(load(config).config)
+    assert values["folder"] == "/a/b" and values["file"] == "a/b"
+    assert values["stamp"].isdigit()
+
+
 @pytest.mark.parametrize(
     ("text", "line", "hint"),
     [
@@ -55,6 +88,11 @@ def test_the_standard_library_runs_and_other_imports_stay_lazy(tmp_path, monkeyp
         ('a = "C:\\Users\\me"\n', 1, "backslashes of a Windows path"),
         ('a = "b\n', 1, "a quotation mark is missing"),
         ("a = dict(b=1\nc = 2\n", 1, "missing comma or bracket"),
+        ("import os\na = os.environ['NOT_SET']\n", 2, "export NOT_SET="),
+        (f"{IMPORT}with read_base():\n    from .c import *\n", 3, "a base of; delete"),
+        ("_base_ = './c.py'\n", 1, "a base of; delete"),
+        (f"{IMPORT}with read_base():\n    from .nowhere import *\n", 3, "relative to the config"),
+        ("_base_ = './nowhere.py'\n", 1, "relative to the config"),
         ("a = 1 / 0\n", 1, None),
     ],
 )

@@ -163,4 +163,4 @@ def test_config_edits(key, value, name):
     )
 
 
-pytestmark = pytest.mark.usefixtures("folder")
+pytestmark = [pytest.mark.usefixtures("folder"), *([pytest.mark.timeout(0)] if EXAMPLES else [])]

@@ -5,6 +5,7 @@ Neither torch nor transformers is imported for it.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import json
@@ -21,6 +22,7 @@ from mmengine.config import Config
 from mmengine.config import config as mmengine_config
 from mmengine.config import utils as mmengine_utils
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.config.utils import ConfigParsingError
 from mmengine.fileio import load as load_data
 from mmengine.fileio.handlers import YamlHandler, file_handlers
 
@@ -81,7 +83,11 @@ def read_source(name_or_path: str | os.PathLike[str]) -> ConfigSource:
         try:
             return ConfigSource(path.read_text("utf-8").removeprefix("\ufeff"), name)
         except UnicodeDecodeError as error:
-            raise UserError(tr("this file is not UTF-8 text"), where=Where(name)) from error
+            raise UserError(
+                tr("this file is not UTF-8 text"),
+                hint=tr("save it as UTF-8 in your editor, or convert it with iconv."),
+                where=Where(name),
+            ) from error
     beside = Path(f"{name}.py")
     if beside.is_file() and not path.is_dir():
         raise UserError(
@@ -191,6 +197,8 @@ def _failed(error: BaseException, source: ConfigSource, path: str) -> UserError:
     """The message for a config that raises while it is loaded."""
     frames = traceback.extract_tb(error.__traceback__)
     line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
+    if base := _base_problem(error, source, path):
+        return base
     in_text = line is not None and line <= len(source.lines)
     shown = f"\n    {source.lines[line - 1].strip()}" if line and in_text else ""
     what = f"{type(error).__name__}: {error}".replace(path, source.file).rstrip(": ")
@@ -201,12 +209,46 @@ def _failed(error: BaseException, source: ConfigSource, path: str) -> UserError:
     )
 
 
+def _base_problem(error: BaseException, source: ConfigSource, path: str) -> UserError | None:
+    """The message for a base config that is missing, or reads the config that it is a base of."""
+    nodes = [
+        node
+        for node in ast.walk(source.tree)
+        if (isinstance(node, ast.With) and "read_base" in ast.unparse(node.items[0]))
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_")
+    ]
+    if not nodes:
+        return None
+    node = nodes[0].body[0] if isinstance(nodes[0], ast.With) else nodes[0]
+    where = Where(source.file, node.lineno)
+    if isinstance(error, RecursionError):
+        return UserError(
+            tr("this config reads itself again through its base configs"),
+            hint=tr("a base must not read a config that it is a base of; delete one of the two."),
+            where=where,
+        )
+    if not isinstance(error, ConfigParsingError | FileNotFoundError):
+        return None
+    name = getattr(error, "filename", None) or str(error).partition(" not found")[0]
+    return UserError(
+        tr("there is no base config {name!r}", name=str(name).replace(str(Path(path).parent), ".")),
+        hint=tr("correct its name; it is looked for relative to the config's folder."),
+        where=where,
+    )
+
+
 def _meant(error: BaseException, source: ConfigSource) -> str | None:
     """The name that was probably meant where one is not defined; why an import cannot be called."""
     if isinstance(error, RuntimeError) and not str(error):  # mmengine: a lazy object is called
         return tr(
             "what a config imports is not loaded while the config is read: import it inside the "
             "function that uses it, or put what calls it into a module beside the config."
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, KeyError) and frames[-1].filename == os.get_exec_path.__code__.co_filename:
+        return tr(
+            "set it (export {name}=...), or give a default: os.environ.get({name!r}, 'value').",
+            name=error.args[0],
         )
     if not isinstance(error, NameError):
         return None

@@ -266,6 +266,8 @@ FULL_WIDTH = str.maketrans(
 
 def _hint_for(what: str, shown: str) -> str:
     """What to do about a line that is not Python, by what Python says."""
+    if "non-printable" in what or "null bytes" in what:
+        return tr("delete this invisible character; it often comes from copied text.")
     found = [char for char in shown if ord(char) in FULL_WIDTH]
     if found and "invalid character" in what:
         right = found[0].translate(FULL_WIDTH)

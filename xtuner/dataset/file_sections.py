@@ -26,7 +26,7 @@ class Section:
         file: its path.
         start, stop: the bytes from and to which it goes; ``stop`` is None for the whole file.
         line: the number of the first line.
-        field: of a JSON file that is one object: the key that holds the rows.
+        field, delimiter: as for ``read_rows``.
     """
 
     file: str
@@ -34,11 +34,12 @@ class Section:
     stop: int | None = None
     line: int = 1
     field: str | None = None
+    delimiter: str | None = None
 
     def __call__(self) -> Iterator[Row | Unreadable]:
         """The rows, with the lines of the file."""
         if self.stop is None:
-            yield from read_rows(self.file, field=self.field)
+            yield from read_rows(self.file, field=self.field, delimiter=self.delimiter)
             return
         with Path(self.file).open("rb") as raw:
             raw.seek(self.start)
@@ -53,30 +54,31 @@ class DataFiles:
 
     Attributes:
         files: their paths.
-        field: of JSON files that are one object: the key that holds the rows.
+        field, delimiter: as for ``read_rows``.
     """
 
     files: Sequence[str]
     field: str | None = None
+    delimiter: str | None = None
 
     def __call__(self) -> Iterator[Row | Unreadable]:
         """All rows."""
         for file in self.files:
-            yield from read_rows(file, field=self.field)
+            yield from read_rows(file, field=self.field, delimiter=self.delimiter)
 
     def sections(self) -> list[Section]:
         """The sections of all files, in order; together they have the rows that a call gives."""
-        return [part for file in self.files for part in divide(file, self.field)]
+        return [part for file in self.files for part in divide(file, self.field, self.delimiter)]
 
 
-def divide(file: str, field: str | None = None) -> list[Section]:
+def divide(file: str, field: str | None = None, delimiter: str | None = None) -> list[Section]:
     """The sections of a file: one for a small file, and for one that is not JSON lines.
 
     Args:
         file: its path.
-        field: as for ``read_rows``.
+        field, delimiter: as for ``read_rows``.
     """
-    whole = [Section(file, field=field)]
+    whole = [Section(file, field=field, delimiter=delimiter)]
     size = Path(file).stat().st_size
     if size < 2 * SECTION or field is not None or not has_json_lines(file):
         return whole

@@ -160,8 +160,29 @@ def _reason(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         if error.doc.startswith("\ufeff", error.pos):
             return tr("a byte order mark (U+FEFF) inside the file; delete it")
-        return tr("{message} (column {column})", message=error.msg, column=error.colno)
-    return str(error)
+        said = tr("{message} (column {column})", message=error.msg, column=error.colno)
+        return f"{said}{_hint_at(error.doc, error.pos)}"
+    if isinstance(error, RecursionError):
+        return tr("lists or objects are nested too deeply")
+    return tr("a number of too many digits")
+
+
+def _hint_at(text: str, place: int) -> str:
+    """What is probably wrong where JSON ends, to be added to what the decoder says."""
+    here = text[place : place + 40].lower()
+    if here.startswith("version https://git-lfs"):
+        return tr("; this is a pointer of Git LFS, not the data: git lfs pull")
+    if here.startswith(("<!doctype", "<html", "<head")):
+        return tr("; this is a web page, not data: download the raw file")
+    if here.startswith("\0"):
+        return tr("; zero bytes: the file was not written whole")
+    if here.startswith("'"):
+        return tr("; JSON has double quotes")
+    if here.startswith(("//", "#", "/*")):
+        return tr("; JSON has no comments")
+    if here.strip() == ",":
+        return tr("; delete the comma at the end of the line")
+    return ""
 
 
 def _too_long() -> str:

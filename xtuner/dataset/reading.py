@@ -100,7 +100,11 @@ def kind_of(name: str) -> str:
 
 
 def read_rows(
-    file: str, *, field: str | None = None, lines: bool | None = None
+    file: str,
+    *,
+    field: str | None = None,
+    lines: bool | None = None,
+    delimiter: str | None = None,
 ) -> Iterator[Row | Unreadable]:
     """Read one file of any kind in ``SUFFIXES``, plain or compressed; other names count as JSON.
 
@@ -111,6 +115,7 @@ def read_rows(
         file: its path.
         field: of a JSON file that is one object: the key that holds the rows.
         lines: whether a JSON file has one value a line; None finds out.
+        delimiter: of the columns of a csv file; None for a comma, or a tab in a ``.tsv`` file.
     """
     kind = kind_of(file)
     if kind in (".parquet", ".arrow"):
@@ -123,7 +128,8 @@ def read_rows(
                 why = tr("the file is {encoding}; save it as UTF-8", encoding=encoding)
                 yield Unreadable(file, 1, why, ends_file=True)
             elif kind in (".csv", ".tsv"):
-                yield from _read_csv(file, raw, "\t" if kind == ".tsv" else ",")
+                delimiter = delimiter or ("\t" if kind == ".tsv" else ",")
+                yield from _read_csv(file, raw, delimiter)
             elif kind == ".txt":
                 yield from _read_text(file, raw)
             else:

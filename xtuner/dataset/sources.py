@@ -34,10 +34,12 @@ class LocalFiles:
     Attributes:
         paths: files, folders and patterns, as the config gives them.
         field: of a JSON file that is one object: the key that holds the rows.
+        delimiter: of the columns of csv files; None for that of their suffix.
     """
 
     paths: list[str]
     field: str | None = None
+    delimiter: str | None = None
 
 
 def name_of(kind: object) -> str:
@@ -93,7 +95,8 @@ def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
         return None
     paths = [str(Path(folder) / each) for each in paths] if folder else paths
     _check_format(path, paths)
-    return LocalFiles(paths, source.get("field"))
+    delimiter = source.get("sep") or source.get("delimiter")
+    return LocalFiles(paths, source.get("field"), delimiter if path == "csv" else None)
 
 
 def _check_format(path: str, files: list[str]) -> None:

@@ -141,7 +141,7 @@ def _source(source: Iterable[Any]) -> tuple[str, Rows]:
         return _iterable(type(source).__name__, lambda: source)
     files = local_files(source)
     if files is not None:
-        return _files(files.paths, files.field)
+        return _files(files.paths, files.field, files.delimiter)
     loader = name_of(source.get("type", ""))
     if loader != "load_dataset":
         return _iterable(loader, partial(_loaded, loader, partial(resolve, source)))
@@ -149,10 +149,12 @@ def _source(source: Iterable[Any]) -> tuple[str, Rows]:
     return _iterable(str(settings.get("path", "")), partial(_hub_rows, settings))
 
 
-def _files(paths: list[str], field: str | None = None) -> tuple[str, Rows]:
+def _files(
+    paths: list[str], field: str | None = None, delimiter: str | None = None
+) -> tuple[str, Rows]:
     files = find_files(paths)
     name = files[0] if len(files) == 1 else f"{files[0]} (+{len(files) - 1})"
-    return name, DataFiles(files, field)
+    return name, DataFiles(files, field, delimiter)
 
 
 def _hub_rows(settings: dict[str, Any]) -> Any:

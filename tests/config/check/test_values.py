@@ -10,16 +10,27 @@ from tests.config.check.rules import findings, keys
 from xtuner.config.check import values
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "'3'", "True", "[1]"])
+@pytest.mark.parametrize("value", ["0", "-1", "'3'", "True", "[1]", "0.5", "2.0", "float('nan')"])
 def test_not_positive(value):
     assert keys(values.not_positive, f"train_dataloader = dict(batch_size={value})") == [
         "train_dataloader.batch_size"
     ]
 
 
-@pytest.mark.parametrize("value", ["1", "0.5", "None"])
+@pytest.mark.parametrize("value", ["1", "None"])
 def test_positive(value):
     assert not keys(values.not_positive, f"train_dataloader = dict(batch_size={value})")
+    assert not keys(values.not_positive, "optim_wrapper = dict(optimizer=dict(lr=0.5))")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("1e-5,", "a comma"), ("'1e-5'", "without quotes"), ("float('inf')", None), ("'x'", None)],
+)
+def test_how_a_number_became_something_else(value, hint):
+    text = f"lr = {value}\noptim_wrapper = dict(optimizer=dict(lr=lr))"
+    (found,) = findings(values.not_positive, text)
+    assert found.hint is None if hint is None else hint in found.hint
 
 
 def test_every_positive_setting_is_looked_at():

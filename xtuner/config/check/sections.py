@@ -115,6 +115,26 @@ def missing_type(context: Context) -> Iterator[Finding]:
                 tr("'{key}' does not say what to build", key=key),
                 tr("add type=..."),
             )
+    for name in NEEDED:
+        value = context.get(name)
+        if isinstance(value, list | tuple | str | int | float):
+            is_tuple = isinstance(value, tuple) and len(value) == 1
+            yield Finding(
+                name,
+                tr("'{key}' does not say what to build", key=name),
+                tr("a comma at the end of the line makes a tuple: delete it.")
+                if is_tuple
+                else tr("write it as {name} = dict(type=..., ...).", name=name),
+            )
+    for key, section in context.dicts():
+        kind = dict.get(section, "type", "")
+        if kind is None or (isinstance(kind, type) and kind.__module__ == "builtins"):
+            named = None if kind is None else kind.__name__
+            yield Finding(
+                f"{key}.type",
+                tr("type={kind} builds nothing that a run can use", kind=named),
+                tr("write the class or function that the section is for."),
+            )
 
 
 @rule(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +16,20 @@ from xtuner.utils.dtypes import DTYPE_NAMES
 from xtuner.utils.lang import N_, tr
 
 POSITIVE = (
+    "optim_wrapper.optimizer.lr",
+    "optim_wrapper.clip_grad.max_norm",
+    "model.lora.lora_alpha",
+)
+WHOLE = (
     "train_dataloader.batch_size",
     "val_dataloader.batch_size",
-    "optim_wrapper.optimizer.lr",
     "optim_wrapper.accumulative_counts",
-    "optim_wrapper.clip_grad.max_norm",
     "train_cfg.max_epochs",
     "train_cfg.max_iters",
     "default_hooks.logger.interval",
     "sequence_parallel_size",
     "max_length",
     "model.lora.r",
-    "model.lora.lora_alpha",
 )
 SHARES = ("model.lora.lora_dropout", "model.label_smoothing")
 
@@ -42,13 +46,27 @@ SHARES = ("model.lora.lora_dropout", "model.label_smoothing")
     right="train_dataloader = dict(batch_size=1)",
 )
 def not_positive(context: Context) -> Iterator[Finding]:
-    for key in POSITIVE:
+    for key in (*POSITIVE, *WHOLE):
         value = context.get(key)
-        if value is not None and (not is_number(value) or value <= 0):
-            yield Finding(
-                key,
-                tr("expected a number above 0, got {value!r}", value=value),
-            )
+        if value is None or (is_number(value) and value > 0 and math.isfinite(value)):
+            is_wrong = key in WHOLE and isinstance(value, float)
+            text = tr("expected a whole number above 0, got {value!r}", value=value)
+        else:
+            is_wrong = True
+            text = tr("expected a number above 0, got {value!r}", value=value)
+        if is_wrong:
+            yield Finding(key, text, _number_hint(value))
+
+
+def _number_hint(value: object) -> str | None:
+    """How a value became another than the number that was meant."""
+    if isinstance(value, tuple) and len(value) == 1:
+        return tr("a comma at the end of the line makes a tuple: delete it.")
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            if float(value) > 0:
+                return tr("write it without quotes.")
+    return None
 
 
 @rule(

@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset.reading import READ_ERRORS, Row, find_files, kind_of, open_file, read_rows
+from xtuner.dataset.reading import (
+    READ_ERRORS,
+    Row,
+    Unreadable,
+    find_files,
+    kind_of,
+    open_file,
+    read_rows,
+)
 from xtuner.dataset.sources import LocalFiles, paths_in
 
 if TYPE_CHECKING:
@@ -58,7 +66,7 @@ def json_features(files: LocalFiles) -> Any:
     from datasets import Features, Json
 
     names: dict[str, None] = {}
-    for row in _rows(files.paths, files.field):
+    for row in _objects(files):
         names.update(dict.fromkeys(row))
     return Features(dict.fromkeys(names, Json()))
 
@@ -75,12 +83,12 @@ def is_as_written(loaded: Any, source: Mapping[str, Any], files: LocalFiles) -> 
     named = source.get("data_files")
     for name, dataset in splits.items():
         paths = paths_in(named[name]) if isinstance(named, Mapping) and name in named else None
-        if not _is_as_written(dataset, paths or files.paths, files.field):
+        if not _is_as_written(dataset, files, paths):
             return False
     return True
 
 
-def _is_as_written(dataset: Dataset, paths: Sequence[str], field: str | None) -> bool:
+def _is_as_written(dataset: Dataset, files: LocalFiles, paths: Sequence[str] | None) -> bool:
     if not hasattr(dataset, "data") or dataset._indices is not None:
         return True
     suspicious: dict[int, list[str]] = {}
@@ -89,18 +97,30 @@ def _is_as_written(dataset: Dataset, paths: Sequence[str], field: str | None) ->
             suspicious.setdefault(number, []).append(text)
     if not suspicious:
         return True
-    rows = islice(_rows(paths, field), max(suspicious) + 1)
+    rows = islice(_objects(files, paths), max(suspicious) + 1)
     for number, row in enumerate(rows):
         if number in suspicious and not set(suspicious[number]) <= set(_texts(row)):
             return False
     return True
 
 
-def _rows(paths: Sequence[str], field: str | None) -> Iterator[dict[str, Any]]:
-    for file in find_files(paths):
-        for row in read_rows(file, field=field):
-            if isinstance(row, Row) and isinstance(row.value, dict):
-                yield row.value
+def rows_of_files(
+    files: LocalFiles, paths: Sequence[str] | None = None
+) -> Iterator[Row | Unreadable]:
+    """The rows of files, and what cannot be read.
+
+    Args:
+        files: how they are read.
+        paths: of those that are; None for all.
+    """
+    for file in find_files(files.paths if paths is None else paths):
+        yield from read_rows(file, field=files.field, delimiter=files.delimiter)
+
+
+def _objects(files: LocalFiles, paths: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    for row in rows_of_files(files, paths):
+        if isinstance(row, Row) and isinstance(row.value, dict):
+            yield row.value
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ from xtuner.dataset.prepare.json_columns import (
     has_null_rows,
     is_as_written,
     json_features,
+    rows_of_files,
 )
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
 from xtuner.dataset.reading import (
@@ -20,7 +22,6 @@ from xtuner.dataset.reading import (
     find_files,
     kind_of,
     problem_of,
-    read_rows,
     unreadable,
 )
 from xtuner.dataset.sources import LocalFiles, local_files
@@ -55,10 +56,7 @@ class RowPlaces:
             return None
         if self._starts is None:
             self._starts = [
-                (
-                    file,
-                    [row.line for row in read_rows(file, field=self._files.field) if self._is(row)],
-                )
+                (file, [row.line for row in rows_of_files(self._files, [file]) if self._is(row)])
                 for file in find_files(self._files.paths)
             ]
         for file, lines in self._starts:
@@ -91,7 +89,7 @@ def load_usable_rows(dataset: Any, split: str | None) -> tuple[Dataset, RowPlace
         if files is None:
             raise
         bad, has_usable = [], False
-        for row in _rows_of(files):
+        for row in rows_of_files(files):
             if isinstance(row, Unreadable) and row.ends_file:
                 raise
             if problem_of(row):
@@ -119,11 +117,6 @@ def _files_of_split(dataset: Any, split: str | None) -> LocalFiles | None:
     return local_files(dataset) if split == "train" else None
 
 
-def _rows_of(files: LocalFiles) -> Iterator[Row | Unreadable]:
-    for file in find_files(files.paths):
-        yield from read_rows(file, field=files.field)
-
-
 def _without_bad_lines(files: LocalFiles) -> Dataset:
     from datasets import Dataset
 
@@ -133,14 +126,14 @@ def _without_bad_lines(files: LocalFiles) -> Dataset:
     return Dataset.from_generator(
         _usable_values,
         features=json_features(files),
-        gen_kwargs={"states": tuple(states), "field": files.field},
+        gen_kwargs={"states": tuple(states), "files": replace(files, paths=[])},
     )
 
 
 def _usable_values(
-    states: Sequence[tuple[str, int, int]], field: str | None
+    states: Sequence[tuple[str, int, int]], files: LocalFiles
 ) -> Iterator[dict[str, Any]]:
-    for row in _rows_of(LocalFiles([file for file, _, _ in states], field)):
+    for row in rows_of_files(files, [file for file, _, _ in states]):
         if isinstance(row, Row) and not problem_of(row):
             yield row.value
 
@@ -232,7 +225,7 @@ def _name_the_line(files: LocalFiles) -> None:
     """Refuse files at the first row that cannot be read, if there is one."""
     for file in find_files(files.paths):
         is_empty = True
-        for row in read_rows(file, field=files.field):
+        for row in rows_of_files(files, [file]):
             if why := problem_of(row):
                 raise unreadable(why, file, row.line)
             is_empty = False
