@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 import random
 
 import pytest
 from datasets import load_dataset
 
 from xtuner.dataset import json_stream
+from xtuner.dataset.file_sections import divide
 from xtuner.dataset.json_file import BrokenRow, read_json_rows
 from xtuner.dataset.preference_dataset import load_jsonl_dataset
 from xtuner.dataset.prepare.rows import load_rows
 from xtuner.dataset.reading import Row, Unreadable, find_files, read_rows, require_rows
+from xtuner.dataset.sources import local_files
 from xtuner.utils.errors import UserError
 
 
@@ -154,3 +159,75 @@ def test_patterns_and_folders_without_files_are_named(tmp_path):
     source = dict(type=load_dataset, path="json", data_files=f"{tmp_path}/*.jsonl")
     with pytest.raises(UserError, match="no data file"):
         load_rows(source, "train")
+
+
+def hub_of(name: str) -> dict:
+    return dict(type=load_dataset, path="json", data_files=dict(train=name), split="train")
+
+
+def test_folders_and_names_like_patterns_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"a": 1}\n')
+    (folder / "self").symlink_to(".")
+    (tmp_path / "a[1].jsonl").write_text('{"a": 2}\n')
+    assert load_rows(hub_of("d"), "train")[:] == {"a": [1]}
+    assert load_rows(hub_of("a[1].jsonl"), "train")[:] == {"a": [2]}
+
+
+def test_what_is_no_file_is_named_and_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "dangling.jsonl").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jsonl")  # reading it would never end
+    for name in ("loop.jsonl", "dangling.jsonl"):
+        with pytest.raises(UserError, match=rf"{name}:1: this data cannot be read"):
+            load_rows(hub_of(name), "train")
+        assert len(divide(name)) == 1
+    for value in ("pipe.jsonl", "/dev/null", 5, None):
+        with pytest.raises(UserError, match=r"no data file|no path|no data_files"):
+            load_rows(hub_of(value), "train")
+
+
+def test_compressed_files_are_known_by_their_bytes(tmp_path):
+    text = b'{"a": 1}\n'
+    for pack in (gzip, bz2, lzma):
+        file = tmp_path / f"{pack.__name__}.jsonl"
+        file.write_bytes(pack.compress(text))
+        assert places(file) == [("row", 1)]
+        file.write_bytes(pack.compress(text * 1000)[:-9])
+        assert places(file)[-1][0] == "bad"
+    for mark, name in {b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}.items():
+        file = tmp_path / "packed.jsonl"
+        file.write_bytes(mark + b"x" * 30)
+        (row,) = read_rows(str(file))
+        assert f"compressed ({name})" in row.why
+
+
+def test_a_csv_file_is_read_with_the_delimiter_of_the_config(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("a;b\n1;2\n")
+    (row,) = read_rows(str(file), delimiter=";")
+    assert row.value == {"a": "1", "b": "2"}
+    files = local_files(dict(type=load_dataset, path="csv", data_files=str(file), sep=";"))
+    assert files.delimiter == ";"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("你好，世界", "GBK"),
+        ("今天天气很好，我们去公园。", "GBK"),
+        ("繁體中文測試資料", "Big5"),
+        ("こんにちは世界", "CP932"),
+        ("안녕하세요 반갑습니다 여러분", "CP949"),
+    ],
+)
+def test_encodings_of_east_asia_are_told_apart(tmp_path, text, name):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(json.dumps({"a": text}, ensure_ascii=False).encode(name))
+    (row,) = read_rows(str(file))
+    expected = {"CP932": "Shift-JIS", "CP949": "EUC-KR"}.get(name, name)
+    assert f"not UTF-8 but {expected};" in row.why

@@ -79,7 +79,7 @@ def divide(file: str, field: str | None = None, delimiter: str | None = None) ->
         field, delimiter: as for ``read_rows``.
     """
     whole = [Section(file, field=field, delimiter=delimiter)]
-    size = Path(file).stat().st_size
+    size = Path(file).stat().st_size if Path(file).is_file() else 0
     if size < 2 * SECTION or field is not None or not has_json_lines(file):
         return whole
     sections: list[Section] = []

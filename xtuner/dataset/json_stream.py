@@ -24,6 +24,12 @@ _BETWEEN = re.compile(r"[ \t\n\r,]*")
 _MARGIN = 64
 """A mistake this far before the end of the window does not come from missing text."""
 _UNDECODED = re.compile("[\udc80-\udcff]")
+_COMMON = frozenset(
+    "的一是不了在人有我他中上大和地到以要就出可也你生能而子那得下自之年作"
+    "这个们来为国说时会对于过发后里"
+    "這個們來為國說時會對於過發後裡"
+)
+"""Frequent characters of Chinese: in both scripts, simplified ones, traditional ones."""
 _DECODER = json.JSONDecoder()
 
 
@@ -126,7 +132,7 @@ def _east_asian_encoding(raw: bytes) -> tuple[str, str]:
     """The name of the encoding that bytes are most likely in, and what iconv calls it.
 
     Bytes of one encoding are often valid in another, too, as rare characters: kana tell Japanese,
-    a longer text of nothing but Hangul tells Korean, and simplified Chinese is in GB 2312.
+    a longer text of nothing but Hangul tells Korean, common characters tell Chinese.
     """
     texts = {}
     for codec in ("cp932", "cp949", "gb18030", "big5"):
@@ -137,11 +143,11 @@ def _east_asian_encoding(raw: bytes) -> tuple[str, str]:
     letters = [char for char in texts.get("cp949", "") if char.isalpha()]
     if len(letters) >= 10 and all("\uac00" <= char <= "\ud7a3" for char in letters):
         return "EUC-KR", "CP949"
-    chinese = re.findall("[\u4e00-\u9fff]", texts.get("gb18030", ""))
-    is_simplified = sum(bool(char.encode("gb2312", "ignore")) for char in chinese)
-    if "big5" in texts and is_simplified < 0.8 * len(chinese):
+    common = {codec: sum(char in _COMMON for char in text) for codec, text in texts.items()}
+    if common.get("big5", 0) > common.get("gb18030", 0):
         return "Big5", "BIG5"
-    return ("GBK", "GB18030") if chinese else ("", "")
+    is_chinese = re.search("[\u4e00-\u9fff]", texts.get("gb18030", ""))
+    return ("GBK", "GB18030") if is_chinese else ("", "")
 
 
 def _surrogate_problem(text: str, value: object) -> str:

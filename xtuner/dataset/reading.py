@@ -76,6 +76,8 @@ def find_files(paths: Iterable[str]) -> list[str]:
             files = [path]
         else:
             files = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute globs)
+            # No pipes or devices: reading them might never end.
+            files = [file for file in files if Path(file).is_file() or Path(file).is_symlink()]
         if not files:
             raise UserError(
                 tr("there is no data file {path!r}", path=path),

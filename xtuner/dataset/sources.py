@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from mmengine.config.lazy import LazyAttr, LazyObject
 
-from xtuner.dataset.reading import kind_of
+from xtuner.dataset.reading import find_files, kind_of
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -62,6 +63,10 @@ def paths_in(value: PathsSetting) -> list[str]:
         value = value.get("train") or [path for paths in value.values() for path in paths_in(paths)]
     if value is None:
         return []
+    if not isinstance(value, str | Path | list | tuple):
+        raise UserError(
+            tr("{value!r} is no path", value=value), hint="data_files=dict(train='data.json')"
+        )
     return [str(path) for path in ([value] if isinstance(value, str | Path) else value)]
 
 
@@ -84,19 +89,38 @@ def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
         return (
             LocalFiles(paths_in(source.get("data_files") or path)) if Path(path).is_dir() else None
         )
-    if not files:
+    folder = source.get("data_dir") if source.get("data_files") else None
+    paths = paths_in(files)
+    if not paths:
         raise UserError(
             tr("load_dataset(path={path!r}) has no data_files", path=path),
             hint="data_files=dict(train='data.json')",
         )
-    folder = source.get("data_dir") if source.get("data_files") else None
-    paths = paths_in(files)
     if any("://" in each for each in paths):
         return None
     paths = [str(Path(folder) / each) for each in paths] if folder else paths
     _check_format(path, paths)
     delimiter = source.get("sep") or source.get("delimiter")
     return LocalFiles(paths, source.get("field"), delimiter if path == "csv" else None)
+
+
+def is_odd(path: str) -> bool:
+    """Whether ``datasets`` does not find a path: a folder, or a file named like a pattern."""
+    return Path(path).is_dir() or (Path(path).is_file() and glob.escape(path) != path)
+
+
+def as_files(value: PathsSetting) -> Any:
+    """``data_files`` as ``datasets`` finds them: a folder as its files, a name that looks like a
+    pattern as the file that has it."""
+    if isinstance(value, Mapping):
+        return {split: as_files(paths) for split, paths in value.items()}
+    return [found for path in paths_in(value) for found in _as_files(path)]
+
+
+def _as_files(path: str) -> list[str]:
+    if Path(path).is_dir():
+        return [glob.escape(file) for file in find_files([path])]
+    return [glob.escape(path) if Path(path).is_file() else path]
 
 
 def _check_format(path: str, files: list[str]) -> None:

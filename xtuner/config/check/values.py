@@ -16,6 +16,7 @@ from xtuner.utils.dtypes import DTYPE_NAMES
 from xtuner.utils.lang import N_, tr
 
 POSITIVE = (
+    "train_cfg.max_epochs",
     "optim_wrapper.optimizer.lr",
     "optim_wrapper.clip_grad.max_norm",
     "model.lora.lora_alpha",
@@ -24,7 +25,6 @@ WHOLE = (
     "train_dataloader.batch_size",
     "val_dataloader.batch_size",
     "optim_wrapper.accumulative_counts",
-    "train_cfg.max_epochs",
     "train_cfg.max_iters",
     "default_hooks.logger.interval",
     "sequence_parallel_size",

@@ -24,7 +24,7 @@ from xtuner.dataset.reading import (
     problem_of,
     unreadable,
 )
-from xtuner.dataset.sources import LocalFiles, local_files
+from xtuner.dataset.sources import LocalFiles, as_files, is_odd, local_files
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -171,6 +171,8 @@ def _loaded(source: Mapping[str, Any]) -> Any:
     from datasets.exceptions import DatasetsError
 
     files = local_files(source)
+    if files is not None and source.get("data_files") and any(map(is_odd, files.paths)):
+        source = {**source, "data_files": as_files(source["data_files"])}
     if files is not None and all(kind_of(f) in (".csv", ".tsv") for f in find_files(files.paths)):
         _name_the_line(files)  # pandas shifts the columns of a line that has too many
     if files is not None and are_json(files) and any(map(has_null_rows, find_files(files.paths))):
@@ -186,7 +188,7 @@ def _loaded(source: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:  # datasets, Arrow, pandas and decompressors raise many kinds
         # StopIteration: how datasets says that a file is empty.
-        known = (DatasetsError, OSError, ValueError, EOFError, StopIteration)
+        known = (DatasetsError, OSError, ValueError, EOFError, StopIteration, ImportError)
         if files is None and not isinstance(error, known):
             raise  # a mistake in the user's own loader
         _require_writable(error)
