@@ -212,3 +212,14 @@ def test_auto_reads_history_and_system_beside_alpaca():
         ("c\n", "C"),  # as published
     ]
     assert [turn.get("system") for turn in turns] == ["S", None, None]
+
+
+def test_a_turn_without_a_question_keeps_the_templates_user_turn():
+    """As published: an empty user turn, then the header of the answer."""
+    add = template_map_fn_factory(PROMPT_TEMPLATE.qwen_chat)
+    turns = [{"system": "S", "input": "", "output": "Hail."}, {"input": "Hi", "output": "Yes."}]
+    first, second = add({"conversation": turns})["conversation"]
+    assert first["input"] == (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert second["input"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"

@@ -97,3 +97,15 @@ def test_a_row_that_cannot_be_read_is_named():
 def test_columns_are_renamed_after_mapping():
     steps = Steps(None, None, {"turns": "conversation"}, TOKENIZER)
     assert map_one({"turns": []}, steps) == {"conversation": []}
+
+
+def test_trained_tokens_are_counted_by_sample_also_where_one_has_no_token():
+    labels = [-100, 1, 2, -100, 3]
+    for lengths, counts in {(0, 2, 0, 0, 3, 0): [0, 1, 0, 0, 2, 0], (5,): [3]}.items():
+        made = Samples(
+            np.array(labels, dtype=np.int32),
+            np.array(labels, dtype=np.int32),
+            np.array(lengths),
+            np.arange(len(lengths)),
+        )
+        assert made.supervised().tolist() == counts

@@ -137,9 +137,13 @@ class Samples:
 
     def supervised(self) -> npt.NDArray[np.int64]:
         """(samples,) How many tokens of each have a label."""
-        before = np.concatenate([[0], np.cumsum(self.labels != IGNORE_INDEX)])
-        ends = np.cumsum(self.lengths)
-        return before[ends] - before[ends - self.lengths]
+        counts = np.zeros(len(self), dtype=np.int64)
+        has_tokens = self.lengths > 0
+        starts = (np.cumsum(self.lengths) - self.lengths)[has_tokens]
+        if len(starts):
+            is_trained = self.labels != IGNORE_INDEX
+            counts[has_tokens] = np.add.reduceat(is_trained, starts, dtype=np.int64)
+        return counts
 
     def picked(self, order: npt.NDArray[np.int64]) -> Samples:
         """The samples in another order."""
