@@ -23,8 +23,6 @@ from xtuner.dataset.prepare.arrow_writer import (
 )
 from xtuner.dataset.prepare.parallel_map import usable_processes
 from xtuner.dataset.prepare.rows import (
-    RowPlaces,
-    load_rows,
     load_usable_rows,
     row_function,
 )
@@ -145,11 +143,7 @@ def process_hf_dataset(
         require_choice(name, value, choices)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
-    unreadable = TokenStats()
-    if bad_rows == "drop":
-        rows, place, unreadable = load_usable_rows(dataset, split)
-    else:
-        rows, place = load_rows(dataset, split), RowPlaces(dataset)
+    rows, place, unreadable = load_usable_rows(dataset, split, bad_rows)
     numbers = drawn_indices(len(rows), max_dataset_length, seed)
     numbers = split_indices(numbers, part, val_size, seed)
     if len(numbers) < len(rows):
@@ -177,9 +171,7 @@ def process_hf_dataset(
     if pack_to_max_length and max_length:
         packing = Packing(use_varlen_attn, max_length, seed if shuffle_before_pack else None)
     keep_columns = packing is None and not remove_unused_columns
-    return _prepared_once(
-        rows, numbers, steps, packing, keep_columns, map_num_proc, unreadable=unreadable
-    )
+    return _prepared_once(rows, numbers, steps, packing, keep_columns, map_num_proc, unreadable)
 
 
 def _prepared_once(
@@ -189,7 +181,6 @@ def _prepared_once(
     packing: Packing | None,
     keep_columns: bool,
     processes: int,
-    *,
     unreadable: TokenStats,
 ) -> Dataset:
     """The training rows, from the cache or made now."""

@@ -25,9 +25,13 @@ _MARGIN = 64
 """A mistake this far before the end of the window does not come from missing text."""
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _COMMON = frozenset(
-    "的一是不了在人有我他中上大和地到以要就出可也你生能而子那得下自之年作"
-    "这个们来为国说时会对于过发后里"
-    "這個們來為國說時會對於過發後裡"
+    "\u7684\u4e00\u662f\u4e0d\u4e86\u5728\u4eba\u6709\u6211\u4ed6\u4e2d\u4e0a\u5927\u548c"
+    "\u5730\u5230\u4ee5\u8981\u5c31\u51fa\u53ef\u4e5f\u4f60\u751f\u80fd\u800c\u5b50\u90a3"
+    "\u5f97\u4e0b\u81ea\u4e4b\u5e74\u4f5c"
+    "\u8fd9\u4e2a\u4eec\u6765\u4e3a\u56fd\u8bf4\u65f6\u4f1a\u5bf9\u4e8e\u8fc7\u53d1\u540e"
+    "\u91cc"
+    "\u9019\u500b\u5011\u4f86\u70ba\u570b\u8aaa\u6642\u6703\u5c0d\u65bc\u904e\u767c\u5f8c"
+    "\u88e1"
 )
 """Frequent characters of Chinese: in both scripts, simplified ones, traditional ones."""
 _DECODER = json.JSONDecoder()

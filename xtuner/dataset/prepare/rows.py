@@ -69,12 +69,15 @@ class RowPlaces:
         return not problem_of(row) if self._usable else isinstance(row, Row)
 
 
-def load_usable_rows(dataset: Any, split: str | None) -> tuple[Dataset, RowPlaces, TokenStats]:
-    """``load_rows`` without the lines of local files that cannot be read or are no objects.
+def load_usable_rows(
+    dataset: Any, split: str | None, bad_rows: str
+) -> tuple[Dataset, RowPlaces, TokenStats]:
+    """``load_rows``, with a policy for lines of local files that cannot be read or are no objects.
 
     Args:
         dataset: as for ``load_rows``.
         split: of a ``DatasetDict``.
+        bad_rows: ``error``, or ``drop`` to leave them out.
 
     Returns:
         The rows, their places, and what was left out.
@@ -85,7 +88,7 @@ def load_usable_rows(dataset: Any, split: str | None) -> tuple[Dataset, RowPlace
     try:
         return load_rows(dataset, split), RowPlaces(dataset), TokenStats()
     except UserError:
-        files = _files_of_split(dataset, split)
+        files = _files_of_split(dataset, split) if bad_rows == "drop" else None
         if files is None:
             raise
         bad, has_usable = [], False

@@ -20,7 +20,7 @@ from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.packing import Packs, best_fit_packs
 from xtuner.dataset.prepare.parallel_map import usable_processes
-from xtuner.dataset.prepare.rows import RowPlaces, load_rows, load_usable_rows, row_function
+from xtuner.dataset.prepare.rows import load_usable_rows, row_function
 from xtuner.dataset.prepare.samples import require_some
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
@@ -132,11 +132,7 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             require_choice(name, value, choices)
         known = placeholders_of(processor)
         self.processor = known.processor
-        unreadable = TokenStats()
-        if bad_rows == "drop":
-            rows, place, unreadable = load_usable_rows(dataset, split)
-        else:
-            rows, place = load_rows(dataset, split), RowPlaces(dataset)
+        rows, place, unreadable = load_usable_rows(dataset, split, bad_rows)
         self.source = SourceRows(rows)
         numbers = drawn_indices(len(rows), max_dataset_length, seed)
         numbers = split_indices(numbers, part, val_size, seed)
