@@ -479,7 +479,8 @@ COLUMNS: dict[str, Callable[[Architecture], None]] = {
 def try_column(column: Callable[[Architecture], None], architecture: Architecture) -> Cell:
     """Try one column; whatever goes wrong is what was found."""
     try:
-        architecture.wanted  # noqa: B018  what the plain class cannot compute is not tried
+        if column not in (images_packed, images_padded):  # which have models of their own
+            architecture.wanted  # noqa: B018  what the plain class cannot compute is not tried
         column(architecture)
     except Untried as error:
         return Cell("untried", str(error))
