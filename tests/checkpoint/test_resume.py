@@ -43,7 +43,7 @@ def test_without_a_usable_checkpoint_nothing_is_overwritten(tmp_path, by_path):
 def test_what_was_logged_after_the_checkpoint_is_cut(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"iter": i, "loss": i / 2}) for i in range(1, 8)]
-    metrics.write_text("\n".join(lines) + '\n{"iter": 3, "lo')
+    metrics.write_text("[]\n5\n" + "\n".join(lines) + '\n{"iter": 3, "lo')
     truncate_metrics(metrics, 4)
     assert metrics.read_text().splitlines() == lines[:4]
     truncate_metrics(tmp_path / "none.jsonl", 4)

@@ -183,3 +183,16 @@ def test_fp16_on_a_gpu_scales_the_loss_and_leaves_out_overflows():
     optim.step()
     assert not torch.equal(net[0].weight, start)
     assert scale < 2**16
+
+
+def test_moments_of_another_shape_are_refused():
+    """torch's fused steps would read and write beyond them."""
+    weight = torch.nn.Parameter(torch.zeros(4, 2))
+    wrapper = FinetuneOptimWrapper(torch.optim.AdamW([weight]))
+    weight.grad = torch.ones_like(weight)
+    wrapper.optimizer.step()
+    state = wrapper.state_dict()
+    wrapper.load_state_dict(state)
+    state["state"][0]["exp_avg"] = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match=r"exp_avg: \[1, 2\], \[4, 2\]"):
+        wrapper.load_state_dict(state)

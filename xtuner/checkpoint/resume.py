@@ -143,7 +143,7 @@ def truncate_metrics(metrics: Path, iterations: int) -> None:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry.get("iter", 0) <= iterations:
+        if isinstance(entry, dict) and entry.get("iter", 0) <= iterations:
             kept.append(line + "\n")
     write_text(metrics, "".join(kept))
 

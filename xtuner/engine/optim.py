@@ -140,6 +140,7 @@ class FinetuneOptimWrapper(OptimWrapper):
             progress = {name: saved[name] for name in ("scale", "_growth_tracker")}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **progress})
         super().load_state_dict(state)
+        _require_shapes(self.optimizer)
 
 
 def _full_norm(norm: torch.Tensor) -> torch.Tensor:
@@ -198,3 +199,18 @@ def parameter_groups(
         if decay_mult != 1.0 and weight_decay is not None:
             group["weight_decay"] = weight_decay * decay_mult
     return list(groups.values())
+
+
+def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse moments of other shapes than their weights: torch's fused steps do not look.
+
+    Raises:
+        ValueError: naming the shapes.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return  # moments of others (GaLore) may be smaller
+    for weight, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):
+            moment = state.get(name)
+            if isinstance(moment, torch.Tensor) and moment.shape not in (weight.shape, ()):
+                raise ValueError(f"{name}: {list(moment.shape)}, {list(weight.shape)}")
