@@ -177,18 +177,29 @@ def test_smoothed_labels_are_the_same_with_all_logits():
     assert values[0][0] > gradient(SupervisedFinetune(build("llama")), packed(samples()))[0]
 
 
-def test_compiled_layers_train_the_same_under_the_same_names(monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_train_the_same_under_the_same_names(monkeypatch, checkpointing):
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "BACKEND", counted)
     values, names = [], []
     for whole in (False, True):
         llm = build("llama")
         if whole:
             assert compiled.compile_layers(llm) == 2
-        model = SupervisedFinetune(llm, use_varlen_attn=True).train()
+        model = SupervisedFinetune(
+            llm, use_varlen_attn=True, use_activation_checkpointing=checkpointing
+        ).train()
         values.append(gradient(model, packed(samples())))
         names.append(list(model.state_dict()))
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
     assert names[0] == names[1]
+    assert graphs, "no layer was compiled"
+    assert type(llm.model.layers[0]).__name__ == "LlamaDecoderLayer"
 
 
 def test_activation_checkpointing_changes_no_gradient():

@@ -3,10 +3,14 @@
 On a CPU compiled matrix products are slower than oneDNN's; see ``cpu.kernels``.
 
 Attention is not compiled (its loop over samples depends on the data), lengths are dynamic, and the
-names of weights do not change.
+names of weights do not change. transformers' layers checkpoint inside their ``forward``, where
+torch.compile would give up the whole layer: what is compiled is inside of the checkpoint.
 """
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +21,9 @@ BACKEND = "inductor"
 
 
 def compile_layers(model: nn.Module) -> int:
-    """Compile the layers of a transformers model in place; they are compiled when first called.
+    """Compile the layers of a transformers model in place; they are compiled when first trained.
+
+    Outside of training, as in the probe of the first batch, they compute as they are.
 
     Args:
         model: its lists of at least two layers of one class, each of which has several weights,
@@ -32,9 +38,25 @@ def compile_layers(model: nn.Module) -> int:
     count = 0
     for blocks in _repeated(model):
         for block in blocks:
-            block.compile(dynamic=True, backend=BACKEND)
+            block.__class__ = _compiled_class(type(block), BACKEND)
             count += 1
     return count
+
+
+@functools.cache
+def _compiled_class(kind: type[nn.Module], backend: Any) -> type[nn.Module]:
+    """A subclass of a layer's class, by the same name, whose ``forward`` is compiled.
+
+    transformers checkpoints the ``forward`` of the outermost class, as it does for FSDP's.
+    """
+    compiled = torch.compile(kind.forward, dynamic=True, backend=backend)
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> Any:
+        return (compiled if self.training else kind.forward)(self, *args, **kwargs)
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), {"forward": forward, **names})
 
 
 def _repeated(model: nn.Module) -> list[nn.ModuleList]:
