@@ -38,7 +38,8 @@ def compile_layers(model: nn.Module) -> int:
     count = 0
     for blocks in _repeated(model):
         for block in blocks:
-            block.__class__ = _compiled_class(type(block), BACKEND)
+            kind: Any = type(block)  # typeshed's types are not hashable
+            block.__class__ = _compiled_class(kind, BACKEND)
             count += 1
     return count
 
