@@ -120,7 +120,7 @@ COMMANDS: Mapping[str, Command] = {
     "log-dataset": Command(N_("show a sample as the model will see it"), "log_dataset"),
     "preprocess": Command(N_("prepare data"), commands=PREPROCESS),
     "cache": Command(N_("list or delete prepared data"), "cache"),
-    "train": Command(N_("train"), "train"),
+    "train": Command(N_("train a model"), "train"),
     "dist_train": Command(N_("train with several processes"), "dist_train"),
     "test": Command(N_("evaluate a checkpoint"), "test"),
     "mmbench": Command(N_("evaluate a vision-language model on MMBench"), "mmbench"),
@@ -232,6 +232,9 @@ def _unforeseen(error: BaseException, words: Sequence[str]) -> int:
 
 def _dispatch(words: list[str]) -> int:
     name = words[0].lower() if words else "help"
+    if name == "help" and len(words) > 1:  # of one command
+        words = [*words[1:], "--help"]
+        name = words[0].lower()
     if name in ("help", "-h", "--help"):
         print(_overview("xtuner", COMMANDS))
         return 0
@@ -296,12 +299,12 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
         lines += [
             "",
             tr("The usual way:"),
-            "  xtuner list-cfg -p internlm2",
-            "  xtuner copy-cfg internlm2_5_chat_7b_qlora_alpaca_e3 .",
-            "  xtuner train internlm2_5_chat_7b_qlora_alpaca_e3_copy.py",
-            "  xtuner convert pth_to_hf CONFIG CHECKPOINT ADAPTER_DIR",
+            "  xtuner copy-cfg --model FOLDER_OR_HUB_ID --method lora --data FILE .",
+            "  xtuner train CONFIG",
+            "  xtuner convert pth_to_hf CHECKPOINT ADAPTER_DIR",
             "  xtuner convert merge BASE_MODEL ADAPTER_DIR MERGED_DIR",
             "  xtuner chat MERGED_DIR",
+            tr("'xtuner list-cfg' lists configs that are there already: 'xtuner copy-cfg NAME .'."),
             "",
             tr("First time? 'xtuner train quickstart' needs no network."),
         ]

@@ -39,7 +39,7 @@ def test_a_run_is_compiled_where_that_pays(compiles, max_iters, expected):
     said = prepare_device(runner_of(compiles, max_iters))
     assert Kernel.compiled is expected
     assert ("compiled" in said) is expected
-    assert said[0] == f"{torch.get_num_threads()} threads"
+    assert said[0] == f"{torch.get_num_threads()} thread(s)"
 
 
 def test_without_known_lengths_auto_does_not_compile():

@@ -42,6 +42,7 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr, translate
 
 DATA_FORMATS = (".yaml", ".yml", ".json")
+OWN_CONFIG = "xtuner copy-cfg --model FOLDER_OR_HUB_ID --data FILE DIR"
 
 
 def load(name_or_path: str | os.PathLike[str]) -> ConfigDocument:
@@ -79,6 +80,12 @@ def read_source(name_or_path: str | os.PathLike[str]) -> ConfigSource:
     """
     name = os.fspath(name_or_path)
     path = Path(name)
+    if path.is_file() and path.suffix != ".py":
+        raise UserError(
+            tr("this is no config: a config is a file of Python"),
+            hint=tr("rows or a model: {command} writes a config for them.", command=OWN_CONFIG),
+            where=Where(name),
+        )
     if path.is_file():
         try:
             return ConfigSource(path.read_text("utf-8").removeprefix("\ufeff"), name)
@@ -307,6 +314,12 @@ def _no_file(path: Path) -> UserError:
     near = difflib.get_close_matches(str(path), there, n=3)
     if path.is_dir():
         near = sorted(str(file) for file in path.glob("*.py"))[:3]
+    if path.is_dir() and (path / "config.json").is_file():
+        return UserError(
+            tr("this is a model folder, not a config"),
+            hint=tr("{command} writes a config for it.", command=OWN_CONFIG),
+            where=Where(str(path)),
+        )
     name = path.name.removesuffix(".py")
     if not near:
         near = difflib.get_close_matches(name, configs.names(), n=3)

@@ -59,6 +59,7 @@ class Source:
         path: the setting that holds the place of the data, and its value.
         map_fn: the function that reads a row; None where the rows are conversations already.
         load: keyword arguments of ``load_dataset`` besides the path, as they are written.
+        loader: the ``path`` of ``load_dataset`` for local files.
     """
 
     variable: str
@@ -66,6 +67,7 @@ class Source:
     path: tuple[str, Any]
     map_fn: str | None = None
     load: str = ""
+    loader: str = "json"
 
 
 @dataclass(frozen=True)

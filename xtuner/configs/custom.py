@@ -35,6 +35,8 @@ class Rows:
         questions: a few, to ask while training.
         image_folder: what the paths of images are relative to; None for rows of text.
         images: those of ``questions``.
+        loader: the ``path`` of ``load_dataset`` that reads the files.
+        load: its further keyword argument, as it is written.
     """
 
     files: tuple[str, ...]
@@ -45,6 +47,8 @@ class Rows:
     questions: tuple[str, ...] = ()
     image_folder: str | None = None
     images: tuple[str, ...] = ()
+    loader: str = "json"
+    load: str = ""
 
 
 def card_of(path: str) -> ModelCard | None:
@@ -107,7 +111,14 @@ def own_dataset(rows: Rows, max_length: int) -> DatasetCard:
         settings["evaluation_inputs"] = list(rows.questions)
     if rows.image_folder is not None:
         return _own_images(rows, settings)
-    source = Source("train_dataset", "data_files", ("data_files", list(rows.files)), rows.map_fn)
+    source = Source(
+        "train_dataset",
+        "data_files",
+        ("data_files", list(rows.files)),
+        rows.map_fn,
+        rows.load,
+        rows.loader,
+    )
     kind = "pretrain" if is_text else "sft"
     return DatasetCard(
         "own", f"{rows.count} rows of your own", (source,), kind=kind, settings=settings
@@ -118,7 +129,8 @@ def _own_images(rows: Rows, settings: dict[str, Any]) -> DatasetCard:
     """The card of the user's rows with images, like that of ``custom_vision``."""
     known = DATASETS["custom_vision"]
     (source,) = known.sources
-    source = replace(source, path=("data_files", list(rows.files)))
+    path = ("data_files", list(rows.files))
+    source = replace(source, path=path, load=rows.load, loader=rows.loader)
     settings |= {"image_folder": rows.image_folder}
     if rows.images:
         settings["evaluation_images"] = list(rows.images)

@@ -224,12 +224,16 @@ def _source(parsed: ConfigName, source: Source, values: Mapping[str, Any]) -> Fr
     reward = method.kind == "reward"
     keyword, _, value = source.load.partition("=")
     fragment = part(source.part)
-    if _takes_images(parsed):
-        return filled(fragment, {"VARIABLE": source.variable})
     placeholders: Placeholders = {
         "VARIABLE": source.variable,
-        "PATH": source.path[0],
+        "LOADER": literal(source.loader),
         "LOAD_FIELDS": {keyword: value} if keyword else {},
+    }
+    if _takes_images(parsed):
+        return filled(fragment, placeholders)
+    placeholders = {
+        **placeholders,
+        "PATH": source.path[0],
         "MAP_FN": source.map_fn or "None",
         "TEMPLATE_MAP_FN": "None"
         if pretrain

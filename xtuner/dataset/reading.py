@@ -35,6 +35,9 @@ _COMPRESSED: Mapping[bytes, Callable[..., BinaryIO]] = {
 _ARCHIVES = {b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a file raises, one that is compressed included."""
+_WORKBOOK = b"\xd0\xcf\x11\xe0"
+"""The first bytes of an ``.xls`` file."""
+_SEPARATORS = ("\t", ",", ";")
 LONGEST_CELL = 64 << 20
 """Characters of a cell of a table in text form, at most."""
 
@@ -69,7 +72,8 @@ def find_files(paths: Iterable[str]) -> list[str]:
         UserError: when one of them names no file.
     """
     found: list[str] = []
-    for path in paths:
+    for each in paths:
+        path = str(Path(each).expanduser()) if each.startswith("~") else each
         if Path(path).is_dir():
             files = [str(file) for file in sorted(Path(path).rglob("*")) if _is_data(file)]
         elif Path(path).is_file():
@@ -117,7 +121,7 @@ def read_rows(
         file: its path.
         field: of a JSON file that is one object: the key that holds the rows.
         lines: whether a JSON file has one value a line; None finds out.
-        delimiter: of the columns of a csv file; None for a comma, or a tab in a ``.tsv`` file.
+        delimiter: of the columns of a csv file; None for what its header has.
     """
     kind = kind_of(file)
     if kind in (".parquet", ".arrow"):
@@ -130,8 +134,7 @@ def read_rows(
                 why = tr("the file is {encoding}; save it as UTF-8", encoding=encoding)
                 yield Unreadable(file, 1, why, ends_file=True)
             elif kind in (".csv", ".tsv"):
-                delimiter = delimiter or ("\t" if kind == ".tsv" else ",")
-                yield from _read_csv(file, raw, delimiter)
+                yield from _read_csv(file, raw, delimiter or _separator(raw))
             elif kind == ".txt":
                 yield from _read_text(file, raw)
             else:
@@ -219,10 +222,26 @@ def open_file(file: str) -> io.BufferedReader:
     for mark, open_compressed in _COMPRESSED.items():
         if start.startswith(mark):
             return io.BufferedReader(cast(io.RawIOBase, open_compressed(file, "rb")))
+    if start.startswith(_WORKBOOK) or Path(file).suffix.lower() == ".xlsx":
+        raise OSError(tr("this is an Excel workbook; save the table as CSV UTF-8"))
     for mark, name in _ARCHIVES.items():
         if start.startswith(mark):
             raise OSError(tr("the file is compressed ({name}); unpack it", name=name))
     return Path(file).open("rb")
+
+
+def separator_of(file: str) -> str:
+    """What separates the columns of a table in text form: a tab, a comma or a semicolon.
+
+    Excel writes semicolons where the locale has decimal commas.
+    """
+    with open_file(file) as raw:
+        return _separator(raw)
+
+
+def _separator(raw: io.BufferedReader) -> str:
+    header = raw.peek(1).partition(b"\n")[0]
+    return next((sign for sign in _SEPARATORS if sign.encode() in header), ",")
 
 
 def decoded(raw: BinaryIO, newline: str | None, may_have_bom: bool = True) -> TextIO:

@@ -123,17 +123,22 @@ def _as_files(path: str) -> list[str]:
     return [glob.escape(path) if Path(path).is_file() else path]
 
 
+def loader_of(file: str) -> str | None:
+    """The ``path`` of ``load_dataset`` for a file, by its suffix; None for an unknown one."""
+    kind = kind_of(file)
+    return next((name for name, kinds in SUFFIXES_OF.items() if kind in kinds), None)
+
+
 def _check_format(path: str, files: list[str]) -> None:
     """Refuse files whose suffix belongs to another loader: it would fail with a traceback."""
     for file in files:
-        kind = kind_of(file)
-        right = next((name for name, kinds in SUFFIXES_OF.items() if kind in kinds), path)
+        right = loader_of(file) or path
         if right != path:
             raise UserError(
                 tr(
                     "load_dataset(path={path!r}) cannot read a {suffix} file",
                     path=path,
-                    suffix=kind,
+                    suffix=kind_of(file),
                 ),
                 hint=tr("use path={path!r}.", path=right),
                 where=Where(file),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -90,10 +91,10 @@ def advice(config: str, result: Scan, not_built: str = "") -> str:
     if not result.findings.is_clean:
         return tr(
             "Look at what is marked !; the dataset can be trained on: xtuner train {config}",
-            config=config,
+            config=shlex.quote(config),
         )
     if not_built:
         return tr(
             "Nothing is wrong with the rows; whether training can build the dataset is not known."
         )
-    return tr("The dataset is ready: xtuner train {config}", config=config)
+    return tr("The dataset is ready: xtuner train {config}", config=shlex.quote(config))

@@ -100,7 +100,8 @@ def _print_finding(finding: Finding, console: Console) -> None:
     head = Text(f"{mark} {finding.count:,} × {finding.rule.title}", style=style)
     console.print(head.append(f"  [{finding.code}]", style="dim not bold"))
     for place in finding.places:
-        detail = f"  {_visible(place.detail)}" if place.detail else ""
+        detail = "\n      ".join(map(_visible, place.detail.splitlines()))
+        detail = f"  {detail}" if detail else ""
         console.print(Text(f"    {place}", style="bold").append(detail, style="not bold"))
     more = finding.count - len(finding.places)
     if more > 0:

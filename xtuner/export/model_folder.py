@@ -58,7 +58,8 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
         raise UserError(
             tr("there is no model folder {name_or_path!r}.", name_or_path=name_or_path),
             hint=tr(
-                "give a folder that has a {marker}, or a hub name like 'internlm/internlm2-7b'.",
+                "give a folder that has the file {marker}, or a hub name like "
+                "'internlm/internlm2-7b'.",
                 marker=marker,
             ),
         )

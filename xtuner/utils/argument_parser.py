@@ -62,6 +62,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str, example: str) -> None:
+        self.example = example
         epilog = tr("example:") + f"\n  {example}" if example else None
         super().__init__(
             prog=prog,
@@ -81,9 +82,13 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(
             f"{self.prog}: {message}",
-            hint=self._meant(message) or tr("'{prog} --help' lists the arguments.", prog=self.prog),
+            hint=self._meant(message) or self._usage_hint(),
             status=USAGE_ERROR,
         )
+
+    def _usage_hint(self) -> str:
+        listing = tr("'{prog} --help' lists the arguments.", prog=self.prog)
+        return f"{self.example}\n{listing}" if self.example else listing
 
     def _meant(self, message: str) -> str | None:
         """The argument that was probably meant by one that there is not."""

@@ -1,4 +1,4 @@
-"""Rows from one or more JSON files."""
+"""Rows from one or more files."""
 
 from datasets import load_dataset
 
@@ -6,7 +6,7 @@ from xtuner.dataset import process_hf_dataset
 
 VARIABLE_HERE = dict(
     type=process_hf_dataset,
-    dataset=dict(type=load_dataset, path="json", data_files=data_files),
+    dataset=dict(type=load_dataset, path=LOADER_HERE, data_files=data_files, **LOAD_FIELDS_HERE),
     tokenizer=tokenizer,
     max_length=max_length,
     dataset_map_fn=MAP_FN_HERE,

@@ -448,9 +448,19 @@ def _by_own_template(
         NotImplementedError,
     ) as error:
         raise RowError(
-            tr("the chat template refuses it: {error}", error=f"{type(error).__name__}: {error}"),
-            where=Where(key="template_map_fn"),
+            _refusal(talk, error), where=Where(key="template_map_fn")
         ) from error
+
+
+def _refusal(talk: Sequence[Row], error: Exception) -> str:
+    """What to say of a conversation that the tokenizer's template refuses."""
+    if talk[0].get("role") == "system" and "system" in str(error).lower():
+        return tr(
+            "the chat template takes no system message ({error}): delete it, or write its text "
+            "at the beginning of the first question",
+            error=error,
+        )
+    return tr("the chat template refuses it: {error}", error=f"{type(error).__name__}: {error}")
 
 
 def _fitted(samples: Samples, steps: Steps) -> Samples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,9 @@ def read_own_rows(data: list[str]) -> Rows:
         if not isinstance(row.value, dict):
             raise UserError(tr("a row is a JSON object"), where=Where(row.file, row.line))
     values = [row.value for row in rows]
+    loader, load = _loader(files)
     if any(map(has_images, values)):
-        return image_rows(files, rows)
+        return replace(image_rows(files, rows), loader=loader, load=load)
     if {"chosen", "rejected"} <= set(values[0]):
         raise UserError(
             tr("these are preferences, for DPO, ORPO or reward models"),
@@ -164,7 +165,31 @@ def read_own_rows(data: list[str]) -> Rows:
     characters = sum(len(str(value)) for value in values)
     questions = tuple(_questions(values, map_fn, fields))
     absolute = tuple(str(Path(file).resolve()) for file in files)
-    return Rows(absolute, len(rows), characters, map_fn, fields, questions)
+    return Rows(
+        absolute, len(rows), characters, map_fn, fields, questions, loader=loader, load=load
+    )
+
+
+def _loader(files: Sequence[str]) -> tuple[str, str]:
+    """The ``path`` of ``load_dataset`` that reads these files, and its further argument.
+
+    Raises:
+        UserError: when no single loader reads all of them.
+    """
+    from xtuner.dataset.reading import separator_of
+    from xtuner.dataset.sources import loader_of
+
+    found = {}
+    for file in files:
+        loader = loader_of(file) or "json"
+        separator = separator_of(file) if loader == "csv" else ","
+        found[loader, f"sep={separator!r}" if separator != "," else ""] = file
+    if len(found) > 1:
+        raise UserError(
+            tr("these files are of different formats: {files}", files=", ".join(found.values())),
+            hint=tr("convert them to one format, for example JSON lines."),
+        )
+    return next(iter(found))
 
 
 def _reader(values: list[Mapping[str, Any]]) -> tuple[str | None, tuple[str, str] | None]:

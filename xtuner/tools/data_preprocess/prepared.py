@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,6 @@ def say_where(samples: int, config: Path) -> None:
         tr(
             "{samples:,} samples prepared. Train on them with: xtuner train {config}",
             samples=samples,
-            config=config,
+            config=shlex.quote(str(config)),
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             _verify(base, adapter, aside, args.trust_remote_code)
     print(tr("wrote {out}", out=out))
     if is_reward_model(base, adapter):
-        print(tr("Score answers with it:") + f"\n  xtuner chat {out}")
+        print(tr("Score answers with it:") + f"\n  xtuner chat {shlex.quote(str(out))}")
     elif not args.is_clip:
         print(serving_commands(out))
     return 0

@@ -140,7 +140,7 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
         raise UserError(
             tr("this is a part of the checkpoint {whole}.", whole=whole),
             hint=tr(
-                "convert the folder: {command}", command=f"xtuner convert pth_to_hf {whole} OUT"
+                "convert the folder: {command}", command=_command("convert", "pth_to_hf", whole, "OUT")
             ),
             where=Where(str(checkpoint)),
         )
