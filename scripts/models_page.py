@@ -119,7 +119,7 @@ TRIED = {
     "llama": {"en": "against transformers' Llama", "zh_cn": "与 transformers 的 Llama 对比"},
     "vision": {
         "en": "image features against the hub's code",
-        "zh_cn": "图像特征与 hub 代码对比",
+        "zh_cn": "图片特征与 hub 代码对比",
     },
     "journey": {"en": "its recipe, end to end", "zh_cn": "完整流程"},
     "rows": {"en": "packed and padded rows", "zh_cn": "打包与填充的行"},

@@ -28,6 +28,21 @@ def test_overview_names_every_command(words, capsys):
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
+@pytest.mark.parametrize("words", [["train"], ["convert", "merge"]], ids=" ".join)
+def test_help_of_a_command(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["help", *words])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: xtuner {' '.join(words)} ")
+
+
+def test_help_of_several_commands_and_of_none(capsys):
+    assert main(["help", "convert"]) == 0
+    assert "pth_to_hf" in capsys.readouterr().out
+    assert main(["help", "trian"]) == 2
+    assert "did you mean 'xtuner train'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["version", "-v", "--version"])
 def test_version(word, capsys):
     assert main([word]) == 0
@@ -50,6 +65,7 @@ def test_a_wrong_argument_is_one_message(capsys):
     assert main(["copy-cfg"]) == 2
     err = capsys.readouterr().err
     assert "[NAME] DIR" in err
+    assert "xtuner copy-cfg --model ./my-model --method lora --data my.jsonl ." in err
     assert "Traceback" not in err
 
 

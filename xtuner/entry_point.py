@@ -312,7 +312,7 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
 
 
 def _print_error(message: str) -> None:
-    label = tr("error")
+    label = tr("error: ")
     if sys.stderr.isatty():
         label = f"\033[1;31m{label}\033[0m"
-    print(f"{label}: {message}", file=sys.stderr)
+    print(f"{label}{message}", file=sys.stderr)

@@ -146,6 +146,31 @@ def test_where_loading_fails_the_line_is_named(tmp_path, name, content, line, wh
     assert (caught.value.where.file, caught.value.where.line) == (str(file), line)
 
 
+WORKBOOK = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("a.xlsx", b"PK\x03\x04"), ("a.xls", WORKBOOK), ("a.csv", WORKBOOK)]
+)
+def test_an_excel_workbook_is_named(tmp_path, name, head):
+    (tmp_path / name).write_bytes(head + bytes(20))
+    (found,) = read_rows(str(tmp_path / name))
+    assert isinstance(found, Unreadable) and "save the table as CSV" in found.why
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_header_tells_what_separates_columns(tmp_path, separator):
+    file = tmp_path / "rows.csv"
+    file.write_text(f"a{separator}b\n'1, 2'{separator}3\n".replace("'", '"'))
+    assert [row.value for row in read_rows(str(file))] == [{"a": "1, 2", "b": "3"}]
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    assert find_files(["~/rows.jsonl"]) == [str(tmp_path / "rows.jsonl")]
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.txt", "x.parquet"])
 def test_a_file_of_another_format_is_named_with_its_loader(tmp_path, name):
     file = tmp_path / name

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.models_page import models_of_kinds
-from tests.docs.test_pages import names_in, tables_of
+from tests.docs.test_pages import PAGES, names_in, tables_of
 from xtuner.configs.models import MODELS
 from xtuner.configs.names import parse
 from xtuner.configs.unknown import UnknownConfig
@@ -65,6 +65,11 @@ COLUMNS = ("full", "LoRA", "QLoRA")
 def table(readme: Path, corner: str) -> list[list[str]]:
     """The rows, without the head, of the table whose head has a text."""
     return next(rows[1:] for rows in tables_of(readme) if corner in " ".join(rows[0]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_address_is_left_open(page):
+    assert not re.search(r"URL_OF|TODO|example\.(com|org)/", page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.name)

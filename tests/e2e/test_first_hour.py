@@ -6,6 +6,7 @@ import pytest
 
 from tests.e2e.test_own_code import say
 from tests.helpers.tiny import make_tokenizer
+from xtuner.config import load_config
 from xtuner.config.check.checker import check
 from xtuner.entry_point import main
 from xtuner.export.trained_template import set_chat_template, trained_templates
@@ -53,6 +54,26 @@ def test_a_setting_that_an_option_replaces_is_not_called_unused():
     name = "internlm2_chat_1_8b_qlora_oasst1_e3"
     options = ["train_dataloader.batch_size=4", "optim_wrapper.optimizer.lr=1e-5"]
     assert [problem for problem in check(name, options) if problem.code == "XT0202"] == []
+
+
+def test_a_model_or_rows_in_place_of_a_config(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "my.jsonl").write_text("{}\n")
+    for given in (tmp_path, tmp_path / "my.jsonl"):
+        assert main(["train", str(given)]) == 1
+        assert "xtuner copy-cfg --model FOLDER_OR_HUB_ID --data FILE DIR" in capsys.readouterr().err
+
+
+def test_the_home_folder_in_a_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tmp_path / "own.py"
+    config.write_text("path = '~/a model'\nfiles = ['~/a.jsonl']\ntexts = ['in ~/', '~/\\nb']\n")
+    for loaded in (load_config(config), load_config(config, ["path=~/b"])):
+        assert loaded.files == [f"{tmp_path}/a.jsonl"]
+        assert loaded.texts == ["in ~/", "~/\nb"]
+    assert loaded.path == f"{tmp_path}/b"
+    (tmp_path / "own.yaml").write_text("path: ~/a\n")
+    assert load_config(tmp_path / "own.yaml").path == f"{tmp_path}/a"
 
 
 def test_missing_packages_are_named_as_pip_knows_them():

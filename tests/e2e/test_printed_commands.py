@@ -1,14 +1,21 @@
-"""Every command that ``train`` and ``convert`` print works as it is printed."""
+"""Every command that ``train`` and ``convert`` print works as it is printed.
+
+Those of preference models are run in ``tests/tools/test_preference_runs.py``, of LLaVA and InternVL
+in ``test_llava_runs.py`` and ``test_chat_internvl.py``, of FSDP and ZeRO in
+``tests/engine/test_reference.py``, of vision-language models in ``test_vision_language.py``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import re
 import shlex
 import sys
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +24,7 @@ from mmengine.logging import MessageHub
 
 from tests.e2e.test_own_code import CONFIG, say
 from xtuner.checkpoint.resume import resume_command
-from xtuner.entry_point import COMMANDS
+from xtuner.entry_point import COMMANDS, main
 from xtuner.reporting.summary import next_steps
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
@@ -33,6 +40,37 @@ def parsed(command: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(f"xtuner.tools.{found.module}").add_arguments(parser)
     return parser.parse_args(words)
+
+
+def run_printed(said: str, typed: str = "hi\nexit\n", image: Path | None = None) -> dict[str, str]:
+    """Run the printed commands, and those that they print, each once.
+
+    Args:
+        said: what a command has printed.
+        typed: what is typed in ``chat``.
+        image: in place of ``FILE``, where a command asks about an image of the user's.
+
+    Returns:
+        What each command printed, in the order in which they ran.
+    """
+    waiting, outputs, merged = PRINTED.findall(said), {}, []
+    assert waiting, said
+    while waiting:
+        command = waiting.pop(0)
+        words = [str(image) if word == "FILE" else word for word in shlex.split(command)[1:]]
+        if command in outputs or words[:-1] in merged:  # merged into another folder
+            parsed(command)
+            continue
+        if words[:2] == ["convert", "merge"]:
+            merged.append(words[:-1])
+        if words[0] == "chat":
+            words += ["--max-new-tokens", "3"]
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(StringIO()) as out:
+            patch.setattr(sys, "stdin", StringIO(typed))
+            assert main(words) == 0, command
+        outputs[command] = out.getvalue()
+        waiting += PRINTED.findall(outputs[command])
+    return outputs
 
 
 def config_text(base: str, rows: str, template: str, lora: bool) -> str:
@@ -66,14 +104,9 @@ def test_they_run(tmp_path, tiny_llama, capsys, monkeypatch, template, lora):
     printed = PRINTED.findall(said)
     assert len(printed) == (3 if lora else 2)
     monkeypatch.chdir(tmp_path)
-    for command in printed:
-        monkeypatch.setattr(sys, "stdin", StringIO("hi\nexit\n"))
-        said = say(capsys, *shlex.split(command)[1:])
-        for following in PRINTED.findall(said):
-            parsed(following)
-            if " chat " in following:
-                monkeypatch.setattr(sys, "stdin", StringIO("hi\nexit\n"))
-                say(capsys, *shlex.split(following)[1:], "--max-new-tokens", "3")
+    ran = run_printed(said)
+    assert set(printed) <= set(ran)
+    assert sum("assistant: " in output for output in ran.values()) >= (2 if lora else 1)
 
 
 MODELS = {

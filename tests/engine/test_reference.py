@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from tests.e2e.test_printed_commands import PRINTED, run_printed
 from tests.equivalence.runs import train, train_on_ranks
 from tests.helpers.tiny import save_tiny
 from xtuner.proving.outcome import metrics
@@ -63,9 +64,13 @@ def test_precomputed_on_two_processes_equals_live_on_one(base, tmp_path):
         ]
         for adapter, way in names
     ]
-    train_on_ranks(2, runs, tmp_path)
+    said, _ = train_on_ranks(2, runs, tmp_path)
     for adapter, way in names:
         assert_same(tmp_path / f"{adapter}", tmp_path / f"{adapter}_{way}")
+    for folder in ("False_fsdp", "True_zero2", "False_zero3"):
+        printed = [command for command in PRINTED.findall(said) if f"/{folder}/" in command]
+        *_, chat = run_printed("\n".join(printed)).values()
+        assert "assistant: " in chat
 
 
 def test_values_of_other_pairs_are_not_taken(base, tmp_path):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.e2e.test_own_code import say
+from tests.e2e.test_printed_commands import run_printed
 from tests.helpers.tiny import save_tiny
 from tests.helpers.tiny_internvl import save_internvl
 from xtuner.chat.internvl import InternVLChat, InternVLPrompt
@@ -22,7 +24,7 @@ TEMPLATE = PROMPT_TEMPLATE.internlm2_chat
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("internvl")
+    folder = tmp_path_factory.mktemp("我的 internvl")
     save_internvl(folder / "base")
     Image.effect_noise((64, 32), 60).convert("RGB").save(folder / "image.png")
     row = '{"image": "image.png", "conversations": [{"from": "human", "value": "<image>\\ncolor?"}'
@@ -75,6 +77,16 @@ def test_typed(folder, capsys, monkeypatch):
         words = ["chat", base, "--prompt-template", "internlm2_chat", "--max-new-tokens", "3"]
         assert main([*words, *extra]) == 0
         assert capsys.readouterr().out.count("assistant: ") == 2
+
+
+def test_printed_commands_after_training(folder, capsys):
+    options = [f"path={folder / 'base'}", f"data_path={folder / 'rows.jsonl'}"]
+    options += [f"image_folder={folder}"]
+    options += ["max_length=96", "dataloader_num_workers=0", "accumulative_counts=1"]
+    name, work = "internvl_v2_internlm2_2b_lora_finetune", folder / "run"
+    said = say(capsys, "train", name, "--work-dir", work, "--cfg-options", *options)
+    *_, chat = run_printed(said, image=folder / "image.png").values()
+    assert "assistant: " in chat
 
 
 def test_an_image_needs_a_model_that_sees(folder, capsys):

@@ -1,6 +1,7 @@
 """LLaVA as typed: pretrain, fine-tune on red and blue squares, convert, ask about a picture."""
 
 import base64
+import contextlib
 import io
 import json
 import random
@@ -11,6 +12,7 @@ from openpyxl import load_workbook
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from tests.e2e.test_printed_commands import run_printed
 from tests.helpers.forked import run_ranks
 from tests.helpers.tiny import save_tiny
 from tests.helpers.vision_language import save_clip, save_square
@@ -27,7 +29,7 @@ QUESTION = "<image>\nWhat is the capital color?"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llava")
+    folder = tmp_path_factory.mktemp("我的 llava")
     save_tiny(folder / "llm", initializer_range=0.2)
     save_clip(folder / "clip")
     rows = []
@@ -67,7 +69,13 @@ FINETUNE = "llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetu
 
 
 @pytest.fixture(scope="module")
-def trained(folder):
+def printed():
+    """What the training of both stages printed; filled by ``trained``."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def trained(folder, printed):
     first = folder / "pretrain"
     words = options(folder, "max_epochs=5", "lr=1e-2")
     seeded = ["--seed", "0", "--cfg-options"]
@@ -75,7 +83,8 @@ def trained(folder):
     (checkpoint,) = first.glob("iter_*.pth")
     second = folder / "finetune"
     words = options(folder, f"pretrained_pth={checkpoint}", "max_epochs=12", "lr=4e-3")
-    assert main(["train", FINETUNE, "--work-dir", str(second), *seeded, *words]) == 0
+    with contextlib.redirect_stdout(printed):
+        assert main(["train", FINETUNE, "--work-dir", str(second), *seeded, *words]) == 0
     return first, second
 
 
@@ -99,10 +108,10 @@ def ask(folder, parts, color, monkeypatch, capsys):
     return capsys.readouterr().out
 
 
-def test_chat_tells_red_from_blue(folder, trained, monkeypatch, capsys):
-    (checkpoint,) = trained[1].glob("iter_*.pth")
-    parts = folder / "parts"
-    assert main(["convert", "pth_to_hf", str(checkpoint), str(parts)]) == 0
+def test_chat_tells_red_from_blue(folder, trained, printed, monkeypatch, capsys):
+    convert, chat = run_printed(printed.getvalue(), f"{QUESTION}\nexit\n").values()
+    assert "wrote" in convert and "assistant: red" in chat
+    parts = trained[1] / "hf"
     assert {path.name for path in parts.iterdir()} >= {
         "llm_adapter",
         "projector",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
@@ -89,6 +90,39 @@ def test_layouts_are_recognised(tmp_path, layout, tiny_llama, capsys):
     read = load_config(config).train_dataset.dataset_map_fn or dict
     (turn,) = read(row)["conversation"]
     assert turn["output"] == ("b" if layout != "text" else "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "settings"),
+    [
+        ("我的 rows.csv", ",", {"path": "csv"}),
+        ("of excel.csv", ";", {"path": "csv", "sep": ";"}),  # where decimals have commas
+        ("rows.tsv", "\t", {"path": "csv", "sep": "\t"}),
+        ("rows.jsonl", "", {"path": "json"}),
+    ],
+)
+def test_the_loader_fits_the_file(tmp_path, tiny_llama, capsys, name, separator, settings):
+    rows = [{"question": f"lamp {n}, when?", "answer": ANSWER} for n in range(3)]
+    file = tmp_path / name
+    if separator:
+        lines = [["question", "answer"], *(list(row.values()) for row in rows)]
+        with file.open("w", encoding="utf-8-sig", newline="") as out:
+            csv.writer(out, delimiter=separator).writerows(lines)
+    else:
+        file.write_bytes("".join(json.dumps(row) + "\r\n" for row in rows).encode())
+    words = ["copy-cfg", "--model", tiny_llama, "--data", file, tmp_path / "own.py"]
+    say(capsys, *words)
+    source = load_config(tmp_path / "own.py").train_dataset.dataset
+    assert {key: source[key] for key in source if key not in ("type", "data_files")} == settings
+    said = say(capsys, "check-custom-dataset", tmp_path / "own.py")
+    assert "lamp 0, when?" in said and ANSWER in said
+
+
+def test_files_of_two_formats_are_refused(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
+    (tmp_path / "b.csv").write_text("question,answer\nq,a\n")
+    with pytest.raises(UserError, match="different formats"):
+        read_own_rows([str(tmp_path)])
 
 
 def test_rows_that_cannot_be_read_are_named(tmp_path):

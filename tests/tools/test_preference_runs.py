@@ -1,5 +1,6 @@
 """Preference runs as typed: train, convert, merge, and the rewards that ``xtuner chat`` shows."""
 
+import contextlib
 import io
 import json
 import re
@@ -11,15 +12,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from tests.e2e.test_printed_commands import run_printed
 from tests.helpers.hub_models import save_hub_model
 from tests.helpers.tiny import save_tiny
 from xtuner.entry_point import main
 from xtuner.tools.chat_reward import score
 
+ASKED = "question 1\nyes\nquestion 1\nno, never\nexit\n"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("preference_runs")
+    folder = tmp_path_factory.mktemp("偏好 runs")
     save_tiny(folder / "base")
     save_hub_model(folder / "internlm2", "internlm2_5")
     rows = []
@@ -32,6 +36,7 @@ def folder(tmp_path_factory):
 
 
 def train(folder, name, *options):
+    """Train; the work dir and what was printed."""
     words = [
         f"pretrained_model_name_or_path={folder / 'base'}",
         "train_dataloader.dataset.dataset.path=json",
@@ -54,8 +59,9 @@ def train(folder, name, *options):
         "--cfg-options",
         *words,
     ]
-    assert main(typed) == 0
-    return out
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(typed) == 0
+    return out, said.getvalue()
 
 
 def last_metrics(out):
@@ -64,44 +70,40 @@ def last_metrics(out):
 
 @pytest.fixture(scope="module")
 def reward_adapter(folder):
+    """Work dir, and what the printed commands showed."""
     name = "internlm2_chat_1_8b_reward_lora_varlenattn_ultrafeedback"
-    out = train(folder, name, "reward_token_id=2")
-    (checkpoint,) = out.glob("iter_*.pth")
-    assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
-    return out
+    out, said = train(folder, name, "reward_token_id=2")
+    return out, run_printed(said, ASKED)
 
 
 def test_a_reward_model_learns_and_says_so(reward_adapter):
-    found = last_metrics(reward_adapter)
+    found = last_metrics(reward_adapter[0])
     assert found["reward_acc"] == 1
     assert found["chosen_rewards"] > found["rejected_rewards"]
 
 
-def rewards(capsys):
-    return [float(text) for text in re.findall(r"reward: (-?[\d.]+)", capsys.readouterr().out)]
+def rewards(said):
+    return [float(text) for text in re.findall(r"reward: (-?[\d.]+)", said)]
 
 
-def test_chat_shows_rewards_and_merging_keeps_them(
-    folder, reward_adapter, capsys, monkeypatch, tmp_path
-):
-    base, adapter = str(folder / "base"), str(reward_adapter / "hf")
-    assert main(["convert", "merge", base, adapter, str(tmp_path / "merged")]) == 0
-    lines = "question 1\nyes\nquestion 1\nno, never\nexit\n"
-    shown = []
-    for words in ([base, "--adapter", adapter], [str(tmp_path / "merged")]):
-        capsys.readouterr()
-        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-        assert main(["chat", *words]) == 0
-        shown.append(rewards(capsys))
+def test_chat_shows_rewards_and_merging_keeps_them(folder, reward_adapter, capsys, tmp_path):
+    out, ran = reward_adapter
+    base, adapter = str(folder / "base"), str(out / "hf")
+    capsys.readouterr()
+    assert main(["convert", "merge", base, adapter, str(tmp_path / "我的 merged")]) == 0
+    ran |= run_printed(capsys.readouterr().out, ASKED)
+    shown = [rewards(said) for command, said in ran.items() if " chat " in command]
     assert shown[0] == pytest.approx(shown[1], abs=2e-3)
     assert shown[0][0] > shown[0][1]
 
 
 def test_a_full_reward_model_loads_in_stock_transformers(folder, capsys):
     name = "internlm2_chat_1_8b_reward_full_varlenattn_ultrafeedback"
-    out = train(folder, name, "reward_token_id=2", "lr=1e-3")
+    out, said = train(folder, name, "reward_token_id=2", "lr=1e-3")
     (checkpoint,) = out.glob("iter_*.pth")
-    assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
+    *_, chat = run_printed(said, ASKED).values()
+    yes, no = rewards(chat)
+    assert yes > no
     model = AutoModelForSequenceClassification.from_pretrained(out / "hf", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(out / "hf")
     trained = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -113,7 +115,7 @@ def test_a_full_reward_model_loads_in_stock_transformers(folder, capsys):
 def test_a_reward_model_of_internlm2_is_the_hubs(folder, capsys, monkeypatch):
     name = "internlm2_chat_1_8b_reward_full_varlenattn_ultrafeedback"
     base = f"pretrained_model_name_or_path={folder / 'internlm2'}"
-    out = train(folder, name, "reward_token_id=5", "lr=1e-3", base)
+    out, _ = train(folder, name, "reward_token_id=5", "lr=1e-3", base)
     (checkpoint,) = out.glob("iter_*.pth")
     assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
     config = json.loads((out / "hf/config.json").read_text("utf-8"))
@@ -126,7 +128,7 @@ def test_a_reward_model_of_internlm2_is_the_hubs(folder, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("question 2\nyes\nquestion 2\nno, never\nexit\n"))
     capsys.readouterr()
     assert main(["chat", str(out / "hf")]) == 0
-    yes, no = rewards(capsys)
+    yes, no = rewards(capsys.readouterr().out)
     assert yes > no
 
 
@@ -134,7 +136,7 @@ def test_a_merged_reward_adapter_of_internlm2_is_the_hubs(folder, capsys, monkey
     name = "internlm2_chat_1_8b_reward_lora_varlenattn_ultrafeedback"
     base = folder / "internlm2"
     words = ("reward_token_id=5", f"pretrained_model_name_or_path={base}", "max_epochs=2")
-    out = train(folder, name, *words)
+    out, _ = train(folder, name, *words)
     (checkpoint,) = out.glob("iter_*.pth")
     assert main(["convert", "pth_to_hf", str(checkpoint), str(out / "hf")]) == 0
     merged = out / "merged"
@@ -156,7 +158,7 @@ def test_a_merged_reward_adapter_of_internlm2_is_the_hubs(folder, capsys, monkey
         capsys.readouterr()
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
         assert main(["chat", *map(str, words)]) == 0
-        shown += rewards(capsys)
+        shown += rewards(capsys.readouterr().out)
     assert shown[1] == pytest.approx(shown[0], abs=5e-3) and shown[2] == shown[1]
 
 
@@ -176,14 +178,15 @@ def as_earlier_versions(merged, out):
 def test_a_precomputed_reference_trains_the_same_and_is_kept(folder, capsys):
     name = "internlm2_chat_1_8b_dpo_full_varlenattn"
     options = ("max_epochs=1", "optim_wrapper.dtype=float32")
-    live = train(folder, name, *options)
-    ahead = train(folder, name, *options, "model.precompute_reference=True")
+    live, said = train(folder, name, *options)
+    *_, chat = run_printed(said).values()
+    assert "assistant: " in chat
+    ahead, _ = train(folder, name, *options, "model.precompute_reference=True")
     assert last_metrics(ahead)["loss"] == pytest.approx(last_metrics(live)["loss"], rel=1e-4)
     assert last_metrics(live)["reward_margin"] != 0
     (file,) = ahead.glob("reference_*.safetensors")
     with safe_open(str(file), "pt") as kept:
         assert kept.get_tensor("ref_chosen_logps").shape == (6,)
         assert int(kept.get_tensor("pairs").sum()) == 6
-    capsys.readouterr()
-    train(folder, name, *options, "model.precompute_reference=True")
-    assert "computing the reference" not in capsys.readouterr().out
+    _, said = train(folder, name, *options, "model.precompute_reference=True")
+    assert "computing the reference" not in said

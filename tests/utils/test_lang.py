@@ -103,6 +103,22 @@ def test_chinese_texts_have_the_placeholders_of_the_english() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+AFTER_CHINESE = re.compile(r"[\u4e00-\u9fff）][,;:!?](?!\d)|[A-Za-z}][,;](?=[\u4e00-\u9fff])")
+ONE_TERM = {
+    r"图像(?!处理器)": "图片",
+    r"(?<!工作)(?<!配置)目录": "文件夹",
+    r"[你您]的": "自己的, or nothing",
+    r"“(xtuner|--)": "commands in '...', as in English",
+}
+
+
+@pytest.mark.parametrize("pattern", [AFTER_CHINESE.pattern, *ONE_TERM])
+def test_chinese_is_written_in_one_way(pattern) -> None:
+    """Full-width punctuation between Chinese characters; one term for each concept."""
+    wrong = [entry.string for entry in CATALOGUE.values() if re.search(pattern, entry.string)]
+    assert not wrong, ONE_TERM.get(pattern, "full-width punctuation")
+
+
 def test_no_message_is_used_both_with_and_without_values() -> None:
     with_values = {use.message for use in USES if use.values}
     without = {use.message for use in USES if use.message and not use.values}

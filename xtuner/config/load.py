@@ -134,6 +134,7 @@ def load_source(source: ConfigSource) -> Config:
             raise _failed(error, source, path) from error
         functions = with_lazy_values(raw_dict(config), source, path)
         _relocate(raw_dict(config), path, source.file)
+    _expand_home(raw_dict(config))
     imported: set[str] = getattr(config, "_imported_names", set())
     imported.update(functions)
     imported.update(name for name in source.imported() if not source.assignments(name))
@@ -176,6 +177,17 @@ def _relocate(value: object, path: str, file: str) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _relocate(item, path, file)
+
+
+def _expand_home(value: dict[str, Any] | list[Any]) -> None:
+    """Replace ``~`` at the beginning of paths: no loader of models or data does it."""
+    is_dict = isinstance(value, dict)
+    for key in list(dict.keys(value)) if is_dict else range(len(value)):
+        item = dict.__getitem__(value, key) if is_dict else value[key]
+        if isinstance(item, dict | list):
+            _expand_home(item)
+        elif isinstance(item, str) and item.startswith("~/") and "\n" not in item:
+            (dict if is_dict else list).__setitem__(value, key, str(Path(item).expanduser()))
 
 
 @contextlib.contextmanager
@@ -286,7 +298,9 @@ def _load_data(path: Path) -> Config:
             raise UserError(
                 tr("this holds {kind}; an object is expected.", kind=kind), where=Where(str(path))
             )
-        return Config.fromfile(str(path))
+        config = Config.fromfile(str(path))
+        _expand_home(raw_dict(config))
+        return config
     except UserError:
         raise
     except Exception as error:

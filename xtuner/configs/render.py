@@ -223,17 +223,18 @@ def _source(parsed: ConfigName, source: Source, values: Mapping[str, Any]) -> Fr
     pretrain = parsed.dataset.kind == "pretrain"
     reward = method.kind == "reward"
     keyword, _, value = source.load.partition("=")
+    more = {keyword: value} if keyword else {}
     fragment = part(source.part)
     placeholders: Placeholders = {
         "VARIABLE": source.variable,
-        "LOADER": literal(source.loader),
-        "LOAD_FIELDS": {keyword: value} if keyword else {},
+        "LOCAL_FILES": {"path": literal(source.loader), "data_files": "data_files", **more},
     }
     if _takes_images(parsed):
         return filled(fragment, placeholders)
     placeholders = {
         **placeholders,
         "PATH": source.path[0],
+        "LOAD_FIELDS": more,
         "MAP_FN": source.map_fn or "None",
         "TEMPLATE_MAP_FN": "None"
         if pretrain

@@ -257,8 +257,10 @@ class FinetuneModel(BaseModel):
             self._separate_head = _head_agrees(self, data)
             if not self._separate_head:
                 logger.warning(
-                    "%s computes its logits by code of its own: the loss is computed from all of "
-                    "them, which takes more memory.",
+                    tr(
+                        "%s computes its logits by code of its own: the loss is computed from all "
+                        "of them, which takes more memory."
+                    ),
                     type(self.causal_lm).__name__,
                 )
         return self._separate_head

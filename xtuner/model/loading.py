@@ -147,9 +147,8 @@ def _built(llm: Mapping[str, Any], full: bool, max_position_embeddings: int | No
     if source is not None and source.is_remote:
         restored = restore_buffers(built)
         if restored:
-            logger.info(
-                "%d buffers of %s were computed again.", len(restored), source.model_class.__name__
-            )
+            text = tr("%d buffers of %s were computed again.")
+            logger.info(text, len(restored), source.model_class.__name__)
     return built
 
 

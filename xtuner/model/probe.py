@@ -30,7 +30,7 @@ from xtuner.model.modules.packed_mixers import find_mixers, split_body, split_mi
 from xtuner.model.modules.packed_rotary import split_rotary
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 from xtuner.utils.errors import UserError, Where
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, tr, translate
 from xtuner.utils.types import Batch
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def ensure_exact_rows(
         undo = [one for one in undone if one is not None]
         if len(undo) == len(changes) and _refusal(llm, forward, packed, padded) is None:
             for change in changes:
-                logger.warning(_SLOWER[change], type(llm).__name__, refusal.message)
+                logger.warning(translate(_SLOWER[change]), type(llm).__name__, refusal.message)
             return
         for one in reversed(undo):
             one()
@@ -170,8 +170,10 @@ def _ensure_exact_rows(llm: PreTrainedModel, forward: Forward, packed: bool, pad
         if mixers:
             split_mixers(llm, mixers)
             logger.info(
-                "%s: %d layers mix tokens without cu_seqlens (%s); they compute packed samples one "
-                "by one.",
+                tr(
+                    "%s: %d layers mix tokens without cu_seqlens (%s); they compute packed samples "
+                    "one by one."
+                ),
                 name,
                 len(mixers),
                 ", ".join(sorted({mixer.rpartition(".")[2] for mixer in mixers})),
@@ -264,9 +266,11 @@ _CHANGES = (
     (_use_eager_attention, _compute_one_by_one),
 )
 _SLOWER = {
-    _use_eager_attention: "%s computes attention by its own function (eager), which is slower and "
-    "makes masks of tokens x tokens: %s",
-    _compute_one_by_one: "%s computes packed samples one by one, slower on a GPU: %s",
+    _use_eager_attention: N_(
+        "%s computes attention by its own function (eager), which is slower and makes "
+        "masks of tokens x tokens: %s"
+    ),
+    _compute_one_by_one: N_("%s computes packed samples one by one, slower on a GPU: %s"),
 }
 
 

@@ -178,8 +178,8 @@ def run_command(*words: str) -> str:
         status = main(list(words))
     print(said.getvalue(), errors.getvalue(), sep="")
     if status:
-        _, _, text = errors.getvalue().rpartition(f"{tr('error')}: ")
-        message, _, hint = text.strip().partition(f"\n{tr('Hint')}: ")
+        _, _, text = errors.getvalue().rpartition(tr("error: "))
+        message, _, hint = text.strip().partition("\n" + tr("Hint: "))
         raise UserError(message, hint=hint)
     return said.getvalue()
 

@@ -58,7 +58,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where and str(self.where) else ""
-        hint = f"\n{tr('Hint')}: {self.hint}" if self.hint else ""
+        hint = f"\n{tr('Hint: ')}{self.hint}" if self.hint else ""
         return f"{place}{self.message}{hint}"
 
 
@@ -91,7 +91,7 @@ def require_choice(key: str, value: object, choices: Sequence[str]) -> None:
         UserError: when it has another.
     """
     if value not in choices:
-        raise UserError(f"{key}={value!r}", hint=f"one of: {', '.join(choices)}")
+        raise UserError(f"{key}={value!r}", hint=tr("one of: {names}", names=", ".join(choices)))
 
 
 _NAMES = {"liger_kernel": "liger-kernel", "flash_attn": "flash-attn"}

@@ -6,7 +6,7 @@ from xtuner.dataset import process_hf_dataset
 
 VARIABLE_HERE = dict(
     type=process_hf_dataset,
-    dataset=dict(type=load_dataset, path=LOADER_HERE, data_files=data_files, **LOAD_FIELDS_HERE),
+    dataset=dict(type=load_dataset, **LOCAL_FILES_HERE),
     tokenizer=tokenizer,
     max_length=max_length,
     dataset_map_fn=MAP_FN_HERE,

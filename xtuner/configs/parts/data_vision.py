@@ -6,7 +6,7 @@ from xtuner.dataset import VisionLanguageDataset
 
 VARIABLE_HERE = dict(
     type=VisionLanguageDataset,
-    dataset=dict(type=load_dataset, path=LOADER_HERE, data_files=data_files, **LOAD_FIELDS_HERE),
+    dataset=dict(type=load_dataset, **LOCAL_FILES_HERE),
     processor=processor,
     image_folder=image_folder,
     max_length=max_length,

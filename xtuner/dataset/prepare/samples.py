@@ -447,9 +447,7 @@ def _by_own_template(
         TemplateError,
         NotImplementedError,
     ) as error:
-        raise RowError(
-            _refusal(talk, error), where=Where(key="template_map_fn")
-        ) from error
+        raise RowError(_refusal(talk, error), where=Where(key="template_map_fn")) from error
 
 
 def _refusal(talk: Sequence[Row], error: Exception) -> str:

@@ -200,4 +200,11 @@ class CheckpointHook(MMEngineCheckpointHook):
             )
             if former and Path(former).name != name and is_main_process():
                 remove(Path(former))
-            runner.logger.info(f"best so far: {metric} = {score:.4f}, kept in {name}")
+            runner.logger.info(
+                tr(
+                    "best so far: {metric} = {score:.4f}, kept in {name}",
+                    metric=metric,
+                    score=score,
+                    name=name,
+                )
+            )

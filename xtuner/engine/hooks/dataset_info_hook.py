@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
+from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from xtuner.engine.runner.finetune_runner import FinetuneRunner
@@ -53,7 +54,10 @@ class DatasetInfoHook(Hook):
         self._log(runner, runner.test_dataloader.dataset, "test")
 
     def _log(self, runner: FinetuneRunner, dataset: SizedRows, split: str) -> None:
-        runner.logger.info(f"{split}: {len(dataset)} rows after preparation. The first:")
+        text = tr(
+            "{split}: {rows} rows after preparation. The first:", split=split, rows=len(dataset)
+        )
+        runner.logger.info(text)
         sample = dataset[0]
         for name in ("input_ids", "chosen_ids", "rejected_ids"):
             if name in sample:

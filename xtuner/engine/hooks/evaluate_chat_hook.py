@@ -89,9 +89,12 @@ class EvaluateChatHook(Hook):
         self.images = _listed(evaluation_images)
         if self.images and len(self.images) not in (1, len(self.inputs)):
             raise UserError(
-                f"EvaluateChatHook: {len(self.images)} evaluation_images for "
-                f"{len(self.inputs)} evaluation_inputs.",
-                hint="give one picture for all questions, or one for each.",
+                tr(
+                    "EvaluateChatHook: {images} evaluation_images for {inputs} evaluation_inputs.",
+                    images=len(self.images),
+                    inputs=len(self.inputs),
+                ),
+                hint=tr("give one picture for all questions, or one for each."),
             )
         self.system = system or ""
         self.template = _template(prompt_template)
@@ -281,8 +284,8 @@ def _template(template: str | Mapping[str, Any] | None) -> str | Mapping[str, An
         name = template.rpartition(".")[2]
         if name not in PROMPT_TEMPLATE:
             raise UserError(
-                f"EvaluateChatHook: there is no prompt template {name!r}.",
-                hint=f"there are: {', '.join(sorted(PROMPT_TEMPLATE))}.",
+                tr("EvaluateChatHook: there is no prompt template {name!r}.", name=name),
+                hint=tr("one of: {names}", names=", ".join(sorted(PROMPT_TEMPLATE))),
             )
         return PROMPT_TEMPLATE[name]
     return template

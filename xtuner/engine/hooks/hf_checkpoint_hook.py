@@ -77,7 +77,7 @@ class HFCheckpointHook(Hook):
                 if (aside / "adapter_config.json").is_file():
                     base_name = model.llm.get_base_model().name_or_path
                     sidecar_files.write_base_fingerprint(aside, base_name)
-            runner.logger.info(f"exported in Hugging Face layout: {folder}")
+            runner.logger.info(tr("exported in Hugging Face layout: {folder}", folder=folder))
 
     def _write_beside(self, config: Any, aside: Path) -> None:
         processor = trained_template.processor_of(config)

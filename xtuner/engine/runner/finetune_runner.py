@@ -230,7 +230,8 @@ class FinetuneRunner(Runner):
                 continue
             settings = {"end": loop.max_epochs, **in_optimizer_steps(each, run)}
             if is_too_short(settings):
-                self.logger.info("left out, as it covers at most one step of this run: %s", each)
+                text = tr("left out, as it covers at most one step of this run: {each}", each=each)
+                self.logger.info(text)
                 continue
             built.append(
                 PARAM_SCHEDULERS.build(settings, default_args={"optimizer": optim_wrapper})

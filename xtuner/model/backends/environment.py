@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from xtuner.model.backends.case import Libraries, LibraryFunction
+from xtuner.utils.lang import tr
 
 FUNCTIONS = {
     "flash_attn": ("flash_attn", "flash_attn_varlen_func"),
@@ -90,4 +91,4 @@ def _broken(name: str, error: Exception) -> LibraryFunction:
 @functools.cache
 def _warn_once(package: str, why: str) -> None:
     """Of a package that several functions are looked for in."""
-    logger.warning("%s is installed but cannot be used: %s", package, why)
+    logger.warning(tr("%s is installed but cannot be used: %s"), package, why)

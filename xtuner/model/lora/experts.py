@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from xtuner.model.lora.targets import adapts_experts
+from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -30,7 +31,8 @@ def disable_expert_lora_dropout(lora: LoraConfig, llm: PreTrainedModel) -> None:
         llm: the model that gets the adapter.
     """
     if getattr(lora, "lora_dropout", 0) and adapts_experts(lora, llm):
-        logger.warning("lora_dropout=%s is set to 0: experts cannot have it.", lora.lora_dropout)
+        text = tr("lora_dropout=%s is set to 0: experts cannot have it.")
+        logger.warning(text, lora.lora_dropout)
         lora.lora_dropout = 0.0
 
 
@@ -52,8 +54,10 @@ def quantize_experts(llm: PreTrainedModel, quantization: object) -> None:
             _quantize(module, name, quantization)
     if left:
         logger.warning(
-            "The experts stay in 16 bits (%.1f GB) because adapters are on them; without w1, w2, "
-            "w3, gate_up_proj and down_proj in target_modules they are kept in 4 bits.",
+            tr(
+                "The experts stay in 16 bits (%.1f GB) because adapters are on them; without w1, "
+                "w2, w3, gate_up_proj and down_proj in target_modules they are kept in 4 bits."
+            ),
             left / 1e9,
         )
 

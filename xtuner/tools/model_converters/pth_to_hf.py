@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         _fit_reader(meta_model, aside, args.reader)
     print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
-        print(_next_steps(meta_model, out, _template_name(cfg), args.reader))
+        print(_next_steps(meta_model, out, cfg, args.reader))
     return 0
 
 
@@ -140,7 +140,8 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
         raise UserError(
             tr("this is a part of the checkpoint {whole}.", whole=whole),
             hint=tr(
-                "convert the folder: {command}", command=_command("convert", "pth_to_hf", whole, "OUT")
+                "convert the folder: {command}",
+                command=_command("convert", "pth_to_hf", whole, "OUT"),
             ),
             where=Where(str(checkpoint)),
         )
@@ -356,7 +357,7 @@ def _fit_reader(meta_model: FinetuneModel, aside: Path, reader: str) -> None:
 
 
 def _next_steps(
-    meta_model: FinetuneModel, out: Path, template: str | None, reader: str = "transformers"
+    meta_model: FinetuneModel, out: Path, cfg: Config, reader: str = "transformers"
 ) -> str:
     """The commands that use what was written, as they can be typed."""
     from xtuner.export import write_model
@@ -367,7 +368,7 @@ def _next_steps(
         own = (out / "config.json").is_file() or not llm.name_or_path
         vision = getattr(meta_model.visual_encoder, "name_or_path", "") or "VISUAL_ENCODER"
         words = [out if own else llm.name_or_path, "--llava", out, "--visual-encoder", vision]
-        words += ["--image", "FILE", "--prompt-template", template or "NAME"]
+        words += ["--image", _image(cfg), "--prompt-template", _template_name(cfg) or "NAME"]
         return tr("Ask about an image:") + f"\n  {_command('chat', *words)}"
     if hasattr(meta_model, "v_head"):
         adapter = write_model.is_adapter(llm)
@@ -385,6 +386,12 @@ def _next_steps(
             f"  {_command('convert', 'merge', base, out, f'{out}_merged')}",
         ]
     )
+
+
+def _image(cfg: Config) -> str:
+    """An image to ask about: one that the run has asked about."""
+    images = cfg.get("evaluation_images") or "FILE"
+    return str(images if isinstance(images, str) else images[0])
 
 
 def _template_name(cfg: Config) -> str | None:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from xtuner.utils.lang import tr
+
 logger = logging.getLogger(__name__)
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -48,7 +50,7 @@ class Kernel(Generic[Args, Result]):
             return self._compiled(*args, **kwargs)
         except TorchDynamoException as error:  # no compiler, or one that fails
             Kernel.compiled = False
-            logger.warning("compile: not compiled, as this failed: %s", _shortened(error))
+            logger.warning(tr("compile: not compiled, as this failed: %s"), _shortened(error))
             return self.plain(*args, **kwargs)
 
 

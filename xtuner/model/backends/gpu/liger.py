@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from xtuner.model.backends import environment
+from xtuner.utils.lang import tr
 
 ROWS = 8
 """How many rows are compared."""
@@ -58,7 +59,7 @@ def _replace_by_liger(model: nn.Module) -> None:
     try:
         environment.function("liger")(model=model, **parts, **losses)
     except Exception as error:  # of another version of transformers; what it replaced is compared
-        logger.warning("liger-kernel cannot be used, or in part only: %s", error)
+        logger.warning(tr("liger-kernel cannot be used, or in part only: %s"), error)
 
 
 def _restore(source: ModuleType, before: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ class _OnGpu:
         except Exception as error:  # whatever a kernel fails with, the original is there
             why = str(error) or type(error).__name__
         if why:
-            logger.warning("%s is computed without liger-kernel: %s.", self.name, why)
+            logger.warning(tr("%s is computed without liger-kernel: %s."), self.name, why)
             self.liger = self.original
 
 

@@ -57,7 +57,7 @@ def try_packed_kernel(
         if gap <= TOLERANCE:
             return None
         why = tr("its values differ from torch's by {gap:.1%}", gap=gap)
-    logger.warning("%s is not used: %s", backend.name, why)
+    logger.warning(tr("%s is not used: %s"), backend.name, why)
     return why
 
 
