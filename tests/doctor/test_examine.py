@@ -62,6 +62,11 @@ def test_ready_means_that_it_was_built():
     assert examined(config(*GOOD)) == ({}, "The dataset is ready: xtuner train c.py")
 
 
+def test_the_command_is_quoted():
+    report, _ = examine("我的 configs/a.py", config(*GOOD))
+    assert report.advice == "The dataset is ready: xtuner train '我的 configs/a.py'"
+
+
 def test_not_built_is_not_ready():
     found, advice = examined(config(*GOOD) | {"tokenizer": None})
     assert found == {}

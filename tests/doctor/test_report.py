@@ -40,6 +40,12 @@ def test_worst_first_with_places_and_what_to_paste():
     assert "\x1b[31m" not in text and "\\u001b" in text
 
 
+def test_a_message_of_several_lines_keeps_its_lines():
+    report = report_of()
+    report.scan.findings.add("cannot-build", Place("c.py", 1, "no row is left\nrows: 2\x07"))
+    assert "c.py:1  no row is left\n      rows: 2\\u0007\n" in printed(report)
+
+
 def test_figures_of_the_tokens():
     text = printed(report_of(FACTS))
     assert "70 in 3 rows; median 20, longest 40" in text

@@ -190,7 +190,7 @@ def _data(loop: Any) -> str:
     packed = "cumulative_len" in (getattr(stored, "column_names", None) or ())
     count = _length(dataset)
     text = tr("{count:,} packs", count=count) if packed else tr("{count:,} rows", count=count)
-    text += f", {tokens:,} tokens" if tokens else ""
+    text += tr(", {tokens:,} tokens", tokens=tokens) if tokens else ""
     if not all_stats:
         return text
     read = sum(stats.rows_in for stats in all_stats)
