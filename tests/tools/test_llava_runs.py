@@ -109,7 +109,8 @@ def ask(folder, parts, color, monkeypatch, capsys):
 
 
 def test_chat_tells_red_from_blue(folder, trained, printed, monkeypatch, capsys):
-    convert, chat = run_printed(printed.getvalue(), f"{QUESTION}\nexit\n").values()
+    typed = f"{QUESTION}\nexit\n"  # a mark that is typed is not a second image
+    convert, chat = run_printed(printed.getvalue(), typed).values()
     assert "wrote" in convert and "assistant: red" in chat
     parts = trained[1] / "hf"
     assert {path.name for path in parts.iterdir()} >= {

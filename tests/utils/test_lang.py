@@ -155,7 +155,7 @@ def test_both_languages_render(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XTUNER_LANG", "en")
     assert tr("there is no folder '{path}'", path="a") == "there is no folder 'a'"
     monkeypatch.setenv("XTUNER_LANG", "zh_CN")
-    assert tr("there is no folder '{path}'", path="a") == "没有目录 'a'"
+    assert tr("there is no folder '{path}'", path="a") == "没有文件夹 'a'"
 
 
 def test_every_chinese_text_can_be_formatted(chinese: None) -> None:

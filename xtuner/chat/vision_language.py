@@ -81,6 +81,10 @@ class ImagePrompt(ChatPrompt):
 
     def ids(self, turns: Sequence[Turn], system: str = "") -> list[int]:
         """The ids of a conversation, with ``IMAGE_TOKEN_INDEX`` in the place of the image."""
+        turns = [  # one mark, as one image is there, whatever was typed
+            replace(turn, question=turn.question.replace(DEFAULT_IMAGE_TOKEN, "").strip())
+            for turn in turns
+        ]
         first = replace(turns[0], question=f"{DEFAULT_IMAGE_TOKEN}\n{turns[0].question}")
         if self.template is None:
             raise UserError(

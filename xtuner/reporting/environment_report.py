@@ -152,7 +152,7 @@ def device_items() -> Iterator[Item]:
             ),
             tr("install a torch whose CUDA the driver supports; see CUDA_VISIBLE_DEVICES."),
         )
-    yield Item(OK, "device", tr("CPU, {cores} cores; no GPU", cores=os.cpu_count()))
+    yield Item(OK, tr("device"), tr("CPU, {cores} cores; no GPU", cores=os.cpu_count()))
 
 
 def memory_item() -> Item:

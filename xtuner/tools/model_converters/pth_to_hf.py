@@ -362,13 +362,23 @@ def _next_steps(
     """The commands that use what was written, as they can be typed."""
     from xtuner.export import write_model
     from xtuner.export.serving import adapter_command, serving_commands
+    from xtuner.reporting.summary import template_name
 
     llm: Any = getattr(meta_model, "llm", None)
+    template = _template_name(cfg) or template_name(cfg)
+    if hasattr(meta_model, "visual_encoder") and not (out / "projector").is_dir():  # InternVL
+        words = [
+            out,
+            "--image",
+            _image(cfg),
+            *(("--prompt-template", template) if template else ()),
+        ]
+        return tr("Ask about an image:") + f"\n  {_command('chat', *words)}"
     if hasattr(meta_model, "visual_encoder"):
         own = (out / "config.json").is_file() or not llm.name_or_path
         vision = getattr(meta_model.visual_encoder, "name_or_path", "") or "VISUAL_ENCODER"
         words = [out if own else llm.name_or_path, "--llava", out, "--visual-encoder", vision]
-        words += ["--image", _image(cfg), "--prompt-template", _template_name(cfg) or "NAME"]
+        words += ["--image", _image(cfg), "--prompt-template", template or "NAME"]
         return tr("Ask about an image:") + f"\n  {_command('chat', *words)}"
     if hasattr(meta_model, "v_head"):
         adapter = write_model.is_adapter(llm)
