@@ -109,7 +109,7 @@ def ask(folder, parts, color, monkeypatch, capsys):
 
 
 def test_chat_tells_red_from_blue(folder, trained, printed, monkeypatch, capsys):
-    typed = f"{QUESTION}\nexit\n"  # a mark that is typed is not a second image
+    typed = QUESTION.replace("\n", " ") + "\nexit\n"  # a typed mark is not a second image
     convert, chat = run_printed(printed.getvalue(), typed).values()
     assert "wrote" in convert and "assistant: red" in chat
     parts = trained[1] / "hf"
