@@ -179,15 +179,16 @@ def _relocate(value: object, path: str, file: str) -> None:
             _relocate(item, path, file)
 
 
-def _expand_home(value: dict[str, Any] | list[Any]) -> None:
-    """Replace ``~`` at the beginning of paths: no loader of models or data does it."""
-    is_dict = isinstance(value, dict)
-    for key in list(dict.keys(value)) if is_dict else range(len(value)):
-        item = dict.__getitem__(value, key) if is_dict else value[key]
-        if isinstance(item, dict | list):
-            _expand_home(item)
-        elif isinstance(item, str) and item.startswith("~/") and "\n" not in item:
-            (dict if is_dict else list).__setitem__(value, key, str(Path(item).expanduser()))
+def _expand_home(value: object) -> object:
+    """Replace ``~`` at the beginning of paths, in place: no loader of models or data does it."""
+    if isinstance(value, dict):
+        for key in list(dict.keys(value)):
+            dict.__setitem__(value, key, _expand_home(dict.__getitem__(value, key)))
+    elif isinstance(value, list):
+        value[:] = [_expand_home(item) for item in value]
+    elif isinstance(value, str) and value.startswith("~/") and "\n" not in value:
+        return str(Path(value).expanduser())
+    return value
 
 
 @contextlib.contextmanager
