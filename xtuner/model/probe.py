@@ -170,10 +170,7 @@ def _ensure_exact_rows(llm: PreTrainedModel, forward: Forward, packed: bool, pad
         if mixers:
             split_mixers(llm, mixers)
             logger.info(
-                tr(
-                    "%s: %d layers mix tokens without cu_seqlens (%s); they compute packed samples "
-                    "one by one."
-                ),
+                tr("%s: %d layers mix tokens (%s); they compute packed samples one by one."),
                 name,
                 len(mixers),
                 ", ".join(sorted({mixer.rpartition(".")[2] for mixer in mixers})),
@@ -267,8 +264,7 @@ _CHANGES = (
 )
 _SLOWER = {
     _use_eager_attention: N_(
-        "%s computes attention by its own function (eager), which is slower and makes "
-        "masks of tokens x tokens: %s"
+        "%s computes attention by its own function (eager), slower and with large masks: %s"
     ),
     _compute_one_by_one: N_("%s computes packed samples one by one, slower on a GPU: %s"),
 }
