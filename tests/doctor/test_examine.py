@@ -102,6 +102,18 @@ def test_tools_that_the_template_has_no_place_for():
     assert "a.jsonl:1 has tools, tool_calls" in finding.places[0].detail
 
 
+def test_of_a_large_table_a_sample_is_encoded(monkeypatch):
+    monkeypatch.setattr(encoded, "SAMPLED_ROWS", 2)
+    settings = config(*GOOD, *GOOD)
+    report, _ = examine("c.py", settings)
+    assert (len(report.tokens.lengths), report.tokens.rows) == (2, 4)
+    assert "of which 2 were encoded" in report.advice and report.tokens.packs == 0
+    assert report.as_dict()["tokens"]["unmeasured"] == 2
+    whole, _ = examine("c.py", settings, all_rows=True)
+    assert whole.tokens.unmeasured == 0 and len(whole.tokens.lengths) == 4
+    assert whole.advice.startswith("The dataset is ready")
+
+
 def with_think_tokens():
     tokenizer = make_tokenizer(chat_template=THINKING)
     tokenizer.add_tokens(["<think>", "</think>"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
+from xtuner.dataset.prepare.rows import load_rows
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, token_stats_of
 from xtuner.doctor.findings import Findings
 from xtuner.doctor.parts import PARTS_BUILDER, find_parts, name_of
@@ -28,6 +29,8 @@ BATCH = 4000
 """Rows read at a time from an encoded dataset."""
 DEFAULT_LENGTH = 2048
 """``max_length`` of datasets with images."""
+SAMPLED_ROWS = 100_000
+"""Of a larger table of text so many rows, drawn at random, are encoded; training encodes all."""
 
 
 def text_datasets(dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -46,12 +49,17 @@ def _has_images(settings: Mapping[str, Any]) -> bool:
 
 
 def measure_all(
-    datasets: list[Mapping[str, Any]], findings: Findings
+    datasets: list[Mapping[str, Any]], findings: Findings, *, all_rows: bool = False
 ) -> tuple[TokenFacts, Shown | None]:
     """Build and measure datasets; also gives the first trained row, to show.
 
     The datasets are built a second time with packing as training does, from the same samples; that
-    fills the cache that training reads.
+    fills the cache that training reads. Of a large table a sample is built instead, not packed.
+
+    Args:
+        datasets: settings of ``text_datasets``.
+        findings: where mistakes are noted.
+        all_rows: build large tables whole, too.
     """
     facts, shown = TokenFacts(), None
     limits = {int(settings["max_length"]) for settings in datasets}
@@ -68,6 +76,8 @@ def measure_all(
         else:
             tokenizer = _build(settings["tokenizer"])
             whole = {"max_length": None, "long_samples": "cut", "remove_unused_columns": True}
+            if not all_rows:
+                whole |= _sampled(settings, facts)
             built = rows = _build({**loose, "tokenizer": tokenizer, **whole})
         (part,) = find_parts(settings)
         places = Places(part)
@@ -83,11 +93,23 @@ def measure_all(
         bad = _note_bad_rows(rows, settings, places, findings)
         shown = shown or _first(built, limit, tokenizer, places)
         del built, rows  # mapped into memory
-        if settings.get("pack_to_max_length", True) and not bad:
+        if settings.get("pack_to_max_length", True) and not (bad or facts.unmeasured):
             packs = len(_build(settings))
             facts.packs += packs
             facts.places += packs * limit
     return facts, shown
+
+
+def _sampled(settings: Mapping[str, Any], facts: TokenFacts) -> dict[str, int]:
+    """The setting that draws rows of a large table; counts those that are left."""
+    if name_of(settings.get("type", "")) != "process_hf_dataset":
+        return {}
+    rows = len(load_rows(settings["dataset"], settings.get("split") or "train"))
+    rows = min(rows, settings.get("max_dataset_length") or rows)
+    if rows <= SAMPLED_ROWS:
+        return {}
+    facts.unmeasured += rows - SAMPLED_ROWS
+    return {"max_dataset_length": SAMPLED_ROWS}
 
 
 def _note_bad_rows(

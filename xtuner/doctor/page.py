@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from xtuner.doctor.findings import Finding
-from xtuner.doctor.report import STYLES, Report
+from xtuner.doctor.report import STYLES, Report, sampled_note
 from xtuner.doctor.show import Shown, html_page, sample_html
 from xtuner.doctor.tokens import TokenFacts, histogram
 from xtuner.utils.lang import tr
@@ -75,7 +75,8 @@ def _tokens(facts: TokenFacts) -> str:
     if facts.packs:
         lines.append((tr("packs"), f"{facts.packs:,} ({facts.fullness:.1%})"))
     figures = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in lines)
-    return f"<h2>{tr('Tokens')}</h2><table>{figures}</table><table>{rows}</table>"
+    note = f"<p>{sampled_note(facts)}</p>" if facts.unmeasured else ""
+    return f"<h2>{tr('Tokens')}</h2>{note}<table>{figures}</table><table>{rows}</table>"
 
 
 def _bar_colour(start: int, max_length: int | None) -> str:

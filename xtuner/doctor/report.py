@@ -61,6 +61,7 @@ def _finding_dict(finding: Finding) -> dict[str, Any]:
 def _tokens_dict(facts: TokenFacts) -> dict[str, Any]:
     return {
         "rows": len(facts.lengths),
+        "unmeasured": facts.unmeasured,
         "tokens": facts.tokens,
         "trained": facts.trained,
         "lost": facts.lost,
@@ -117,6 +118,15 @@ def _visible(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
+def sampled_note(facts: TokenFacts) -> str:
+    """That the figures are those of a sample."""
+    return tr(
+        "These are {rows:,} rows drawn at random of {all:,}; --all-rows encodes all.",
+        rows=len(facts.lengths),
+        all=facts.rows,
+    )
+
+
 def _print_tokens(facts: TokenFacts, console: Console) -> None:
     console.print(Text(tr("Tokens"), style="bold"))
     console.print(
@@ -128,6 +138,8 @@ def _print_tokens(facts: TokenFacts, console: Console) -> None:
             longest=max(facts.lengths),
         )
     )
+    if facts.unmeasured:
+        console.print(f"  {sampled_note(facts)}", markup=False)
     _print_bars(facts, console)
     kept = facts.tokens - facts.lost
     share = facts.trained / kept if kept else 0.0

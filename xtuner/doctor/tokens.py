@@ -38,6 +38,7 @@ class TokenFacts:
         max_length: tokens after which a row is cut; None when there are several limits.
         packs: how many packs the rows make; 0 when they are not packed.
         places: token places that these packs have.
+        unmeasured: rows that are not part of the sample that was encoded; 0 where all were.
     """
 
     lengths: array[int] = field(default_factory=lambda: array("i"))
@@ -46,6 +47,12 @@ class TokenFacts:
     max_length: int | None = None
     packs: int = 0
     places: int = 0
+    unmeasured: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the dataset, measured or not."""
+        return len(self.lengths) + self.unmeasured
 
     @property
     def tokens(self) -> int:

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help=tr("print the report as JSON"))
     parser.add_argument(
+        "--all-rows",
+        action="store_true",
+        help=tr("encode all rows of tables with more than 100,000; without it a sample"),
+    )
+    parser.add_argument(
         "--strict", action="store_true", help=tr("exit with status 1 for warnings as well")
     )
     add_config_options(parser)
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     call_before_run(cfg)
     quiet = Console(stderr=True)
     with quiet.status(tr("reading the rows ...")):
-        report, shown = examine(args.config, dataset)
+        report, shown = examine(args.config, dataset, all_rows=args.all_rows)
     report = with_few_steps(report, raw_dict(cfg))
     if args.html:
         write_text(args.html, report_page(report, shown))
