@@ -5,7 +5,7 @@ whole command in a new process with empty caches: rows scanned, rows encoded, pa
 seconds (of all processes) depend less on what else the machine does than the time on the clock.
 Writes ``results/doctor.json``.
 
-    python benchmarks/doctor.py [--rows 1000000]
+    python benchmarks/doctor.py [--rows 1000000] [--all-rows]
 """
 
 from __future__ import annotations
@@ -50,11 +50,19 @@ train_dataloader = dict(
 """
 
 
-def measure(folder: Path) -> dict[str, float]:
+def measure(folder: Path, *options: str) -> dict[str, float]:
     """Seconds, CPU seconds and the most memory of the largest process, of one run."""
     environment = os.environ | {"XTUNER_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     environment |= {"HF_DATASETS_CACHE": str(folder / "datasets")}
-    words = [sys.executable, "-m", "xtuner", "check-custom-dataset", "config.py", "--json"]
+    words = [
+        sys.executable,
+        "-m",
+        "xtuner",
+        "check-custom-dataset",
+        "config.py",
+        "--json",
+        *options,
+    ]
     begin = time.perf_counter()
     run = psutil.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     peak, used = 0, 0.0
@@ -80,7 +88,9 @@ def main() -> int:
     """Measure; write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--all-rows", action="store_true", help="encode all rows, not a sample")
     args = parser.parse_args()
+    options = ["--all-rows"] if args.all_rows else []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_rows(folder, args.rows)
@@ -90,10 +100,10 @@ def main() -> int:
             for line in source:
                 target.write(json.dumps({"messages": to_messages(json.loads(line))}) + "\n")
         (folder / "config.py").write_text(CONFIG, "utf-8")
-        found = measure(folder)
+        found = measure(folder, *options)
     result = {
         "date": date.today().isoformat(),
-        "command": f"python benchmarks/doctor.py --rows {args.rows}",
+        "command": " ".join(["python benchmarks/doctor.py --rows", str(args.rows), *options]),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, {platform.python_version()}",
         "rows": args.rows,
         **found,
