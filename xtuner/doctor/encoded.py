@@ -76,9 +76,8 @@ def measure_all(
         else:
             tokenizer = _build(settings["tokenizer"])
             whole = {"max_length": None, "long_samples": "cut", "remove_unused_columns": True}
-            if not all_rows:
-                whole |= _sampled(settings, facts)
-            built = rows = _build({**loose, "tokenizer": tokenizer, **whole})
+            drawn = {} if all_rows else _sampled(settings, facts)
+            built = rows = _build({**loose, "tokenizer": tokenizer, **whole, **drawn})
         (part,) = find_parts(settings)
         places = Places(part)
         measure(
