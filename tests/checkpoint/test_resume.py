@@ -7,6 +7,7 @@ import pytest
 from xtuner.checkpoint.checkpoint import save_checkpoint
 from xtuner.checkpoint.resume import (
     checkpoint_to_resume,
+    require_progress,
     resume_command,
     truncate_metrics,
 )
@@ -53,3 +54,10 @@ def test_the_hint_is_a_command(tmp_path):
     (tmp_path / "my.py").write_text("model = dict()\n")
     hint = resume_command(tmp_path / "iter_4.pth")
     assert f"xtuner train {tmp_path / 'my.py'} --work-dir {tmp_path} --resume" in hint
+
+
+@pytest.mark.parametrize("meta", [None, {}, {"iter": "four"}, {"iter": -3}, {"iter": True}])
+def test_a_checkpoint_that_does_not_say_how_far_it_was(meta, tmp_path):
+    with pytest.raises(UserError, match="how many iterations"):
+        require_progress({"meta": meta}, tmp_path / "iter_4.pth")
+    require_progress({"meta": {"iter": 4}}, tmp_path / "iter_4.pth")

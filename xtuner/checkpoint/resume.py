@@ -99,6 +99,26 @@ def of_run(runner: Runner) -> dict[str, Any]:
     )
 
 
+def require_progress(state: Mapping[str, Any], checkpoint: str | Path) -> None:
+    """Refuse a checkpoint that does not say how many iterations were done.
+
+    Args:
+        state: of the checkpoint.
+        checkpoint: its path, for the message.
+
+    Raises:
+        UserError: when there is no such number.
+    """
+    meta = state.get("meta")
+    done = meta.get("iter") if isinstance(meta, Mapping) else None
+    if type(done) is not int or done < 0:
+        raise UserError(
+            tr("this checkpoint does not say how many iterations its run has done."),
+            hint=tr("start anew from its weights: --cfg-options load_from={file}", file=checkpoint),
+            where=Where(str(checkpoint), key="meta.iter"),
+        )
+
+
 def resume_run(runner: Runner, checkpoint: str | Path, allowed: Collection[str] = ()) -> None:
     """Put a run that is built where a checkpoint was taken, if it is still the same run.
 
@@ -111,6 +131,7 @@ def resume_run(runner: Runner, checkpoint: str | Path, allowed: Collection[str] 
         UserError: when something changed, or the weights do not fit.
     """
     state = load_checkpoint(checkpoint, verify=False)
+    require_progress(state, checkpoint)
     before = state["meta"].get("fingerprints", {})
     for line in refuse_changes(changes(before, runner.fingerprints), allowed, checkpoint):
         runner.logger.warning(line)
