@@ -101,9 +101,12 @@ def measure_all(
 
 def _sampled(settings: Mapping[str, Any], facts: TokenFacts) -> dict[str, int]:
     """The setting that draws rows of a large table; counts those that are left."""
+    from mmengine.config import ConfigDict
+
     if name_of(settings.get("type", "")) != "process_hf_dataset":
         return {}
-    rows = len(load_rows(settings["dataset"], settings.get("split") or "train"))
+    source = ConfigDict(settings)["dataset"]  # which resolves names that are imported lazily
+    rows = len(load_rows(source, settings.get("split") or "train"))
     rows = min(rows, settings.get("max_dataset_length") or rows)
     if rows <= SAMPLED_ROWS:
         return {}
