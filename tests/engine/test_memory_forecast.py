@@ -27,7 +27,7 @@ def gpu_with(monkeypatch, free):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 24 * GIB))
     properties = SimpleNamespace(total_memory=24 * GIB)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
 
 
 def test_room_enough(config, monkeypatch):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 
-from xtuner.parallel.launch_env import LAUNCHER_ENV
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -15,7 +13,7 @@ GIB = 2**30
 
 
 def memory_warning(config: Config) -> str | None:
-    """What to say where a run will likely need more memory than the first GPU has free.
+    """What to say where a run will likely need more memory than this process's GPU has free.
 
     Args:
         config: adapted to this machine and its strategy.
@@ -28,7 +26,7 @@ def memory_warning(config: Config) -> str | None:
     from xtuner.planning.plan import Machine, Planner
 
     try:
-        plan = Planner().plan_adapted(config, Machine(gpus=_world_size(config)))
+        plan = Planner().plan_adapted(config, Machine(gpus=get_world_size()))
     except UserError:  # a model that no plan is made of; building it will say more
         return None
     free, _ = torch.cuda.mem_get_info()
@@ -36,15 +34,10 @@ def memory_warning(config: Config) -> str | None:
     if needed <= free:
         return None
     return tr(
-        "warning: this run needs about {needed:.1f} GiB of GPU memory, and {free:.1f} GiB are "
+        "this run needs about {needed:.1f} GiB of GPU memory, and {free:.1f} GiB are "
         "free. 'xtuner plan {config} --gpu {total:.0f}GB' says what to change.",
         needed=needed / GIB,
         free=free / GIB,
         config=config.filename,
-        total=torch.cuda.get_device_properties(0).total_memory / GIB,
+        total=torch.cuda.get_device_properties().total_memory / GIB,
     )
-
-
-def _world_size(config: Config) -> int:
-    names = LAUNCHER_ENV.get(config.get("launcher", "none"))
-    return int(os.environ.get(names[1], "1")) if names else 1

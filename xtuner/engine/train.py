@@ -99,7 +99,6 @@ def _train(cfg: Config, resume: str | bool, resume_allow: Sequence[str]) -> int:
         _find_checkpoint(cfg, resume, resume_allow)  # says so before the model is built
     with activity(tr("preparing the data")):
         _prepare_data(cfg)
-    _warn_of_memory(cfg)
     with activity(tr("building the data loaders and the model")):
         runner = build_training_runner(cfg)
     if resume:
@@ -250,16 +249,6 @@ def _prepare_data(cfg: Config) -> None:
         kind = dataset.get("type")
         if str(getattr(kind, "__module__", "")).startswith("xtuner.dataset"):
             BUILDER.build(dataset)
-
-
-def _warn_of_memory(cfg: Config) -> None:
-    """Say, before the weights are read, where they and the rest will not fit on the GPU."""
-    from xtuner.engine.memory_forecast import memory_warning
-
-    if is_first(cfg.launcher):
-        warning = memory_warning(cfg)
-        if warning is not None:
-            print(warning, flush=True)
 
 
 def _use_test_loop(cfg: Config) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 from xtuner.config.document import ConfigDocument
 from xtuner.planning.plan import Measured
@@ -34,9 +33,10 @@ def calibrate(document: ConfigDocument, folder: Path) -> Measured:
 def _write(document: ConfigDocument, folder: Path) -> Path:
     """The config with few steps, without hooks, validation and checkpoints."""
     from xtuner.config.dump import write_config
+    from xtuner.config.values import raw_dict
 
     document = document.editable()
-    values: dict[str, Any] = document.config._cfg_dict
+    values = raw_dict(document.config)
     wrapper = dict.get(values, "optim_wrapper") or {}
     counts = int(dict.get(wrapper, "accumulative_counts") or 1)
     loop = {key: value for key, value in values["train_cfg"].items() if key != "max_epochs"}

@@ -24,7 +24,7 @@ from xtuner.export.verify import (
     to_fp32,
 )
 from xtuner.proving.proof import Measured, Proof, Skipped, prove
-from xtuner.proving.subject import INITIAL, Subject
+from xtuner.proving.subject import INITIAL, Subject, iter_ids
 from xtuner.proving.templates import PROBES, Mismatch
 from xtuner.proving.templates import compare as compare_templates
 from xtuner.registry import BUILDER
@@ -132,8 +132,7 @@ class ExportProofs:
         return Measured(len(wrong), wrong[0] if wrong else detail)
 
     def _measure(self, model: torch.nn.Module) -> torch.Tensor:
-        sample = self.subject.samples[0]
-        ids = sample.get("input_ids", sample.get("chosen_ids"))
+        ids = next(iter_ids(self.subject.samples[0]))
         batch = torch.tensor([list(ids)[:TOKENS]])
         return (compute_rewards if self.is_reward else compute_logits)(model, batch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from xtuner.model.backends.cpu import kernels
 from xtuner.model.lora.targets import not_reached_by_text
 from xtuner.proving.proof import Measured, Proof, Skipped, prove
-from xtuner.proving.subject import Sample, Subject
+from xtuner.proving.subject import Sample, Subject, iter_ids
 from xtuner.proving.training import Trained, copy_trained, plain_training, train_on
 from xtuner.registry import BUILDER
 from xtuner.utils.lang import tr
@@ -83,6 +83,9 @@ class GradientProofs:
     def parts(self) -> VisionParts | None:
         """The parts of a model of images and text; None for text."""
         return getattr(self.model, "parts", None)
+
+    def _is_of_vision(self, name: str) -> bool:
+        return self.parts is not None and self.parts.part_of(name) != "language_model"
 
     @functools.cached_property
     def wanted(self) -> Trained:
@@ -171,8 +174,11 @@ class GradientProofs:
         train_on(model, [self.subject.batch(self.subject.rows)])
         own = dict(model.llm.named_parameters())
         wanted = {n for n, w in self.reference.named_parameters() if w.requires_grad}
-        if self.parts is not None:  # a pooler, and layers after the one whose output is taken
+        if self.parts is not None and self.subject.is_supervised:
+            # no pooler, and no layer after the one whose output is taken
             wanted &= self.wanted.gradients.keys()
+        elif self.parts is not None:
+            wanted -= {n for n, w in own.items() if not w.requires_grad and self._is_of_vision(n)}
         unused = unused_experts(model)
         wrong = []
         for name, weight in own.items():
@@ -207,12 +213,6 @@ def _freeze_parts(plain: nn.Module, parts: VisionParts, settings: Mapping[str, A
 
 def _is_compiled(value: object) -> bool:
     return isinstance(value, kernels.Kernel) and value._compiled is not None
-
-
-def iter_ids(sample: Mapping[str, Any]) -> Iterator[Sequence[int]]:
-    """The token ids of a sample, or of the answers of a pair."""
-    names = ("input_ids", "chosen_ids", "rejected_ids")
-    return (sample[name] for name in names if name in sample)
 
 
 def unused_experts(model: FinetuneModel) -> set[str]:

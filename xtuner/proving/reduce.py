@@ -30,7 +30,8 @@ ADAMW = LazyObject("torch.optim", "AdamW")
 SAMPLED_BY = ("process_hf_dataset", "build_preference_dataset")
 """Builders whose ``dataset`` gives rows of a table."""
 LIMITED_BY = (
-    *("process_ms_dataset", "VisionLanguageDataset", "LLaVADataset", "InternVL_V1_5_Dataset"),
+    *("process_ms_dataset", "VisionLanguageDataset", "VisionLanguagePreferenceDataset"),
+    *("LLaVADataset", "InternVL_V1_5_Dataset"),
 )
 """Builders that draw rows themselves (``max_dataset_length``)."""
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -201,8 +202,7 @@ def run_alone(values: dict[str, Any]) -> list[str]:
         changes.append(tr("not from load_from, whose weights have the real size"))
     values |= {"load_from": None, "resume": False}
     changes += _plain_optimizer(values.get("optim_wrapper"))
-    if "env_cfg" in values:
-        values["env_cfg"] = {**values["env_cfg"], "dist_cfg": {"backend": "gloo"}}
+    values["env_cfg"] = {**(dict.get(values, "env_cfg") or {}), "dist_cfg": {"backend": "gloo"}}
     for _, part in iter_dicts(values.get("model")):
         if dict.get(part, "pretrained_pth") is not None:
             part["pretrained_pth"] = None
@@ -237,7 +237,9 @@ def few_steps(values: dict[str, Any], limits: Limits) -> list[str]:
     half = max(1, limits.steps // 2) * counts
     loop = {key: value for key, value in values["train_cfg"].items() if key != "max_epochs"}
     values["train_cfg"] = {**loop, "max_iters": limits.steps * counts, "val_interval": half}
-    hooks = values.setdefault("default_hooks", {})
+    if "default_hooks" not in values:
+        values["default_hooks"] = {}
+    hooks = dict.get(values, "default_hooks")
     if isinstance(hooks, dict) and "checkpoint" not in hooks:  # our default saves at the end
         hooks["checkpoint"] = {"type": CHECKPOINT_HOOK}
     for _, part in iter_dicts(

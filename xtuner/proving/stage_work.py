@@ -23,6 +23,7 @@ from xtuner.proving.reduce import Limits
 from xtuner.proving.run_proofs import run_training
 from xtuner.proving.shrink import ShrunkModel
 from xtuner.registry import BUILDER
+from xtuner.utils.constants import PREFERENCE_SIDES
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -50,6 +51,7 @@ def prepare_data(document: ConfigDocument, folder: Path, limits: Limits) -> Told
     config = adapt(document, run).config
     dataset: Any = BUILDER.build(config.train_dataloader.dataset)
     rows = [dict(dataset[number]) for number in range(len(dataset))]
+    rows = [part for row in rows for part in _samples(row)]
     if not rows:
         raise UserError(tr("no row is left to train on."), where=_dataset_key(document))
     labels = [label for row in rows for name in _LABELS for label in row.get(name, ())]
@@ -88,6 +90,11 @@ def _estimated_rows(config: Config, sampled: int, built: int, tokens: int) -> in
     packed = any(part.get("pack_to_max_length") for _, part in iter_dicts(loader))
     share = tokens / read_settings(config, 1).length if packed else built
     return max(1, round(rows * share / min(rows, sampled)))
+
+
+def _samples(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row, or the two samples of a pair of answers about images."""
+    return [row[side] for side in PREFERENCE_SIDES if side in row] or [row]
 
 
 _IDS = ("input_ids", "chosen_ids", "rejected_ids")

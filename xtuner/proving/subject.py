@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from xtuner.config.values import iter_dicts
 from xtuner.proving.training import move_adapter, token_ids
 from xtuner.registry import BUILDER
+from xtuner.utils.constants import PREFERENCE_SIDES
 
 Sample = Mapping[str, Any]
 INITIAL = "initial.pth"
@@ -101,6 +102,13 @@ class Subject:
         inputs = {"input_ids": data["input_ids"], **data.get("images", {})}
         inputs |= dict.fromkeys(TOKEN_TYPES, data["mm_token_type_ids"])
         return {name: value for name, value in inputs.items() if name in known}
+
+
+def iter_ids(sample: Sample) -> Iterator[Sequence[int]]:
+    """The token ids of a sample, or of the answers of a pair."""
+    names = ("input_ids", "chosen_ids", "rejected_ids")
+    parts = [sample[side] for side in PREFERENCE_SIDES if side in sample] or [sample]
+    return (part[name] for part in parts for name in names if name in part)
 
 
 def unpacked(settings: Mapping[str, Any]) -> Any:
