@@ -56,22 +56,16 @@ def override(document: ConfigDocument, options: Sequence[str]) -> ConfigDocument
     source = with_settings(document.source, settings)
     document = document.with_text(source, load_source(source))
     for path, option in edits:
-        if len(path) > 1:
-            document = _override_inside(document, path, option)
-    return document
-
-
-def _override_inside(
-    document: ConfigDocument, path: tuple[str, ...], option: Option
-) -> ConfigDocument:
-    """Override a dotted key: where the text has it, or at the end if the file sets it again."""
-    current = item_of(document.raw, path[0])
-    source = with_value(document.source, path, option.code, current)
-    config = load_source(source)
-    if not _has_value(raw_dict(config), path, option):
-        source = with_statement(document.source, path, option.code, current)
+        if len(path) == 1:
+            continue
+        current = item_of(document.raw, path[0])
+        source = with_value(document.source, path, option.code, current)
         config = load_source(source)
-    return document.with_text(source, config)
+        if not _has_value(raw_dict(config), path, option):  # the file sets it again: at its end
+            source = with_statement(document.source, path, option.code, current)
+            config = load_source(source)
+        document = document.with_text(source, config)
+    return document
 
 
 def _has_value(loaded: dict[str, Any], path: tuple[str, ...], option: Option) -> bool:

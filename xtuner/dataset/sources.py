@@ -35,7 +35,7 @@ class LocalFiles:
     Attributes:
         paths: files, folders and patterns, as the config gives them.
         field: of a JSON file that is one object: the key that holds the rows.
-        delimiter: of the columns of csv files; None for that of their suffix.
+        delimiter: of the columns of csv files, as ``load_dataset`` takes it; None for other files.
     """
 
     paths: list[str]
@@ -100,7 +100,7 @@ def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
         return None
     paths = [str(Path(folder) / each) for each in paths] if folder else paths
     _check_format(path, paths)
-    delimiter = source.get("sep") or source.get("delimiter")
+    delimiter = source.get("sep") or source.get("delimiter") or ","
     return LocalFiles(paths, source.get("field"), delimiter if path == "csv" else None)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from xtuner.dataset.prepare.rows import load_rows
+from xtuner.dataset.prepare.rows import load_usable_rows
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, token_stats_of
 from xtuner.doctor.findings import Findings
 from xtuner.doctor.parts import PARTS_BUILDER, find_parts, name_of
@@ -106,7 +106,7 @@ def _sampled(settings: Mapping[str, Any], facts: TokenFacts) -> dict[str, int]:
     if name_of(settings.get("type", "")) != "process_hf_dataset":
         return {}
     source = ConfigDict(settings)["dataset"]  # which resolves names that are imported lazily
-    rows = len(load_rows(source, settings.get("split") or "train"))
+    rows = len(load_usable_rows(source, settings.get("split") or "train", "drop")[0])
     rows = min(rows, settings.get("max_dataset_length") or rows)
     if rows <= SAMPLED_ROWS:
         return {}
