@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from xtuner.dataset.prepare.rows import load_usable_rows
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, token_stats_of
 from xtuner.doctor.findings import Findings
 from xtuner.doctor.parts import PARTS_BUILDER, find_parts, name_of
@@ -49,7 +48,7 @@ def _has_images(settings: Mapping[str, Any]) -> bool:
 
 
 def measure_all(
-    datasets: list[Mapping[str, Any]], findings: Findings, *, all_rows: bool = False
+    datasets: list[Mapping[str, Any]], findings: Findings, *, rows_in_all: int = 0
 ) -> tuple[TokenFacts, Shown | None]:
     """Build and measure datasets; also gives the first trained row, to show.
 
@@ -59,9 +58,10 @@ def measure_all(
     Args:
         datasets: settings of ``text_datasets``.
         findings: where mistakes are noted.
-        all_rows: build large tables whole, too.
+        rows_in_all: rows of the files; of more than ``SAMPLED_ROWS`` so many are built.
     """
     facts, shown = TokenFacts(), None
+    is_sample = rows_in_all > SAMPLED_ROWS
     limits = {int(settings["max_length"]) for settings in datasets}
     facts.max_length = limits.pop() if len(limits) == 1 else None
     for settings in datasets:
@@ -76,8 +76,10 @@ def measure_all(
         else:
             tokenizer = _build(settings["tokenizer"])
             whole = {"max_length": None, "long_samples": "cut", "remove_unused_columns": True}
-            drawn = {} if all_rows else _sampled(settings, facts)
-            built = rows = _build({**loose, "tokenizer": tokenizer, **whole, **drawn})
+            if is_sample and name_of(settings["type"]) == "process_hf_dataset":
+                limit_of_rows = settings.get("max_dataset_length") or SAMPLED_ROWS
+                loose["max_dataset_length"] = min(limit_of_rows, SAMPLED_ROWS)
+            built = rows = _build({**loose, "tokenizer": tokenizer, **whole})
         (part,) = find_parts(settings)
         places = Places(part)
         measure(
@@ -92,26 +94,13 @@ def measure_all(
         bad = _note_bad_rows(rows, settings, places, findings)
         shown = shown or _first(built, limit, tokenizer, places)
         del built, rows  # mapped into memory
-        if settings.get("pack_to_max_length", True) and not (bad or facts.unmeasured):
+        if settings.get("pack_to_max_length", True) and not (bad or is_sample):
             packs = len(_build(settings))
             facts.packs += packs
             facts.places += packs * limit
+    if is_sample:
+        facts.unmeasured = max(0, rows_in_all - len(facts.lengths))
     return facts, shown
-
-
-def _sampled(settings: Mapping[str, Any], facts: TokenFacts) -> dict[str, int]:
-    """The setting that draws rows of a large table; counts those that are left."""
-    from mmengine.config import ConfigDict
-
-    if name_of(settings.get("type", "")) != "process_hf_dataset":
-        return {}
-    source = ConfigDict(settings)["dataset"]  # which resolves names that are imported lazily
-    rows = len(load_usable_rows(source, settings.get("split") or "train", "drop")[0])
-    rows = min(rows, settings.get("max_dataset_length") or rows)
-    if rows <= SAMPLED_ROWS:
-        return {}
-    facts.unmeasured += rows - SAMPLED_ROWS
-    return {"max_dataset_length": SAMPLED_ROWS}
 
 
 def _note_bad_rows(

@@ -44,7 +44,8 @@ def examine(
         )
     else:
         try:
-            facts, shown = measure_all(datasets, result.findings, all_rows=all_rows)
+            rows = 0 if all_rows else result.rows
+            facts, shown = measure_all(datasets, result.findings, rows_in_all=rows)
         except ModelUnavailableError as error:
             no_tokens = tr("Tokens are not counted: {error}", error=error.message)
         except UserError as error:
