@@ -10,6 +10,7 @@ Shapes: B batch, S tokens, H heads, D width of a head, W width of the norm.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -224,6 +225,7 @@ class _Rotary:
     """A model's ``apply_rotary_pos_emb``, or the original where that does not apply."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)  # its signature
         self.original = original
         self.partial = _is_plain_rotary(original, 4)
 
