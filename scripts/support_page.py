@@ -25,8 +25,8 @@ COLUMNS = {
     "shared": {"en": "two ranks", "zh_cn": "两个进程"},
     "export": {"en": "convert", "zh_cn": "转换"},
     "merged": {"en": "merge", "zh_cn": "合并"},
-    "images_packed": {"en": "images, packed", "zh_cn": "图像打包"},
-    "images_padded": {"en": "images, padded", "zh_cn": "图像填充"},
+    "images_packed": {"en": "images, packed", "zh_cn": "图片打包"},
+    "images_padded": {"en": "images, padded", "zh_cn": "图片填充"},
 }
 MARKS = {"works": "✓", "refused": "–", "wrong": "✗", "fails": "✗", "untried": "?"}
 NOT_MEASURED = " "
