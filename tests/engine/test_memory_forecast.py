@@ -5,10 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.engine import toy
 from tests.helpers.architectures import make_config
 from xtuner.config.load import load
 from xtuner.config.override import override
 from xtuner.engine.memory_forecast import memory_warning
+from xtuner.engine.runner.training_runner import TrainingRunner
+from xtuner.engine.train import build_training_runner
+from xtuner.model.loading import is_zero3_init_enabled
 
 GIB = 2**30
 
@@ -45,8 +49,27 @@ def test_no_gpu(config):
     assert torch.cuda.is_available() or memory_warning(config) is None
 
 
-def test_a_model_of_unknown_size(config, monkeypatch):
+@pytest.mark.parametrize("model", [None, {"type": toy.ToyModel}, {"type": "not registered"}])
+def test_a_model_that_no_plan_is_made_of(config, monkeypatch, model):
+    """It may train all the same: nothing is said, and nothing ends the run."""
     gpu_with(monkeypatch, 0)
     unknown = config.copy()
-    unknown.model = None
+    unknown.model = model
     assert memory_warning(unknown) is None
+
+
+def test_it_comes_before_there_is_a_process_group(config, monkeypatch, capsys):
+    """DeepSpeed would shard the model without weights, too: one process would wait for all."""
+    gpu_with(monkeypatch, GIB // 512)
+
+    class Arrived(Exception):
+        pass
+
+    def arrived(cfg):
+        assert not torch.distributed.is_initialized() and not is_zero3_init_enabled()
+        raise Arrived
+
+    monkeypatch.setattr(TrainingRunner, "from_cfg", arrived)
+    with pytest.raises(Arrived):
+        build_training_runner(config)
+    assert "warning: this run needs about" in capsys.readouterr().out

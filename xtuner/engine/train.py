@@ -208,8 +208,13 @@ def is_first(launcher: str) -> bool:
 
 def build_training_runner(cfg: Config) -> FinetuneRunner:
     """Build the training data, then the model and everything around it."""
+    from xtuner.engine.memory_forecast import memory_warning
     from xtuner.engine.runner.training_runner import TrainingRunner
 
+    # Before there is a process group, and before DeepSpeed shards every model that is built.
+    warning = memory_warning(cfg) if is_first(cfg.get("launcher", "none")) else None
+    if warning is not None:
+        print(warning, flush=True)
     return TrainingRunner.from_cfg(cfg)
 
 

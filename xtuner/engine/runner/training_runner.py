@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.dist import is_main_process
 
 from xtuner.config.check.resources import model_json, vocabulary_size
 from xtuner.doctor.places import Tracer
-from xtuner.engine.memory_forecast import memory_warning
 from xtuner.engine.runner.embeddings import lacks_embedding
 from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
@@ -34,9 +32,6 @@ class TrainingRunner(FinetuneRunner):
             if isinstance(model, Mapping):
                 trace = Tracer((self.cfg.get("train_dataloader") or {}).get("dataset"))
                 require_embeddings(self._train_dataloader.dataset, model, trace)
-        warning = memory_warning(self.cfg) if is_main_process() else None
-        if warning is not None:
-            self.logger.warning(warning)
         built: torch.nn.Module = super().build_model(model)
         return built
 
