@@ -111,11 +111,14 @@ def test_measured_memory_corrects_all_plans(options):
     alone = planner.plan(document, Machine())
     others = alone.memory.total - alone.memory.activations
     fixed = others - alone.memory.libraries - alone.memory.margin
-    planner.calibrate(Measured("a GPU", fixed + 3 * alone.memory.activations, 50.0), alone)
+    planner.calibrate(Measured("a GPU", fixed + 3 * alone.memory.activations, 2.0, 50.0), alone)
     again, more = planner.plan(document, Machine()), planner.plan(document, Machine(gpus=2))
     assert again.memory.activations == 3 * alone.memory.activations == more.memory.activations
-    assert again.schedule.seconds == again.schedule.tokens / 50.0
-    assert more.schedule.seconds == more.schedule.tokens / 100.0
+    # 100 rows of one micro-batch each, however many tokens they really have
+    assert again.schedule.seconds == pytest.approx(100 * 2.0)
+    assert more.schedule.seconds == pytest.approx(50 * 2.0)
+    halved = planner.plan(load_with(document, ["max_length=1024"]), Machine())
+    assert halved.schedule.seconds == pytest.approx(100 * 1.0)
 
 
 def test_gpus_that_share_rows(options):

@@ -61,11 +61,13 @@ class Measured:
     Attributes:
         device: ``cpu``, or the GPU's name.
         memory: the most bytes that tensors took on the GPU; None on a CPU.
-        tokens_per_second: padding included.
+        batch_seconds: of a micro-batch, its share of the optimizer's step included.
+        tokens_per_second: padding left out.
     """
 
     device: str
     memory: int | None
+    batch_seconds: float
     tokens_per_second: float
 
 
@@ -123,6 +125,7 @@ class Planner:
     rows: int | None = None
     measured: Measured | None = None
     _scale: float = 1.0
+    _seconds_per_token: float = 0.0
     _traced: dict[tuple[str, int, str], Activations] = field(default_factory=dict)
     _sized: dict[tuple[str, str], _Sized] = field(default_factory=dict)
 
@@ -134,6 +137,8 @@ class Planner:
             alone: the plan of one process.
         """
         self.measured = measured
+        # of full rows, which plans count: a change of the micro-batch changes the time with it
+        self._seconds_per_token = measured.batch_seconds / alone.settings.tokens
         memory = alone.memory
         if measured.memory is not None and memory.activations:
             others = memory.total - memory.activations - memory.libraries - memory.margin
@@ -187,8 +192,8 @@ class Planner:
             checkpoint=sizes.trained + sizes.optimizer,
         )
         if self.measured is not None and schedule.tokens is not None:
-            rate = self.measured.tokens_per_second * settings.sharding.ranks
-            schedule = replace(schedule, seconds=schedule.tokens / rate)
+            seconds = schedule.tokens * self._seconds_per_token / settings.sharding.ranks
+            schedule = replace(schedule, seconds=seconds)
         return Plan(settings, machine, sizes, memory, schedule, trains_vision, self.measured)
 
     def _model(self, model: Mapping[str, Any], settings: RunSettings) -> tuple[_Sized, Activations]:

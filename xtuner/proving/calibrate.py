@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 from xtuner.config.document import ConfigDocument
+from xtuner.config.values import raw_dict
 from xtuner.planning.plan import Measured
 from xtuner.proving import children
 
@@ -30,12 +31,20 @@ def calibrate(document: ConfigDocument, folder: Path) -> Measured:
     return found
 
 
+def in_one_process(document: ConfigDocument) -> ConfigDocument:
+    """The config for one process, which shares its rows with no other."""
+    document = document.editable()
+    values = raw_dict(document.config)
+    if "sequence_parallel_size" in values:
+        values["sequence_parallel_size"] = 1
+    return document
+
+
 def _write(document: ConfigDocument, folder: Path) -> Path:
     """The config with few steps, without hooks, validation and checkpoints."""
     from xtuner.config.dump import write_config
-    from xtuner.config.values import raw_dict
 
-    document = document.editable()
+    document = in_one_process(document)
     values = raw_dict(document.config)
     wrapper = dict.get(values, "optim_wrapper") or {}
     counts = int(dict.get(wrapper, "accumulative_counts") or 1)
@@ -59,10 +68,13 @@ def _measure(config: Path, work_dir: Path) -> Measured:
 
     train(str(config), work_dir=str(work_dir))
     lines = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["tokens_per_sec"] for line in lines if "tokens_per_sec" in line]
+    steps = [line for line in lines if "step_time" in line]
+    steps = steps[1:] or steps
+    counts = steps[-1]["iter"] / steps[-1]["step"]
     on_gpu = torch.cuda.is_available()
     return Measured(
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
         memory=torch.cuda.max_memory_allocated() if on_gpu else None,
-        tokens_per_second=statistics.median(rates[1:] or rates),
+        batch_seconds=statistics.median(line["step_time"] for line in steps) / counts,
+        tokens_per_second=statistics.median(line["tokens_per_sec"] for line in steps),
     )

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 def _calibrate(planner: Planner, document: ConfigDocument) -> None:
     """Correct the planner by real steps in one process."""
     from xtuner.planning.plan import Machine
-    from xtuner.proving.calibrate import STEPS, calibrate
+    from xtuner.proving.calibrate import STEPS, calibrate, in_one_process
     from xtuner.tools.before_training.checked import output_folder
 
     print(
@@ -115,7 +115,7 @@ def _calibrate(planner: Planner, document: ConfigDocument) -> None:
     )
     with output_folder(None, cache=False) as folder:
         measured = calibrate(document, folder)
-    planner.calibrate(measured, planner.plan(document, Machine()))
+    planner.calibrate(measured, planner.plan(in_one_process(document), Machine()))
 
 
 def _machine(args: argparse.Namespace) -> Machine:
