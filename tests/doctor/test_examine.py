@@ -22,6 +22,7 @@ from tests.dataset.prepare.test_bad_rows import (
     Q,
 )
 from tests.helpers.tiny import make_tokenizer
+from xtuner.dataset.concat import ConcatDataset
 from xtuner.dataset.huggingface import process_hf_dataset
 from xtuner.dataset.map_fns import openai_map_fn
 from xtuner.doctor import encoded
@@ -34,11 +35,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XTUNER_CACHE", str(tmp_path / "cache"))
 
 
-def config(*rows: dict, chat_template: str = STRICT, tokenizer=None, **settings) -> dict:
-    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def config(
+    *rows: dict, chat_template: str = STRICT, tokenizer=None, name: str = "a.jsonl", **settings
+) -> dict:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "type": process_hf_dataset,
-        "dataset": dict(type=load_dataset, path="json", data_files="a.jsonl"),
+        "dataset": dict(type=load_dataset, path="json", data_files=name),
         "tokenizer": tokenizer or make_tokenizer(chat_template=chat_template),
         "dataset_map_fn": openai_map_fn,
         "template_map_fn": AUTO_TEMPLATE,
@@ -112,6 +115,23 @@ def test_of_a_large_table_a_sample_is_encoded(monkeypatch):
     whole, _ = examine("c.py", settings, all_rows=True)
     assert whole.tokens.unmeasured == 0 and len(whole.tokens.lengths) == 2
     assert whole.advice.startswith("The dataset is ready")
+
+
+def test_what_training_draws_itself_is_no_sample(monkeypatch):
+    monkeypatch.setattr(encoded, "SAMPLED_ROWS", 1)
+    report, _ = examine("c.py", config(*GOOD, max_dataset_length=1))
+    assert (len(report.tokens.lengths), report.tokens.unmeasured) == (1, 0)
+    assert report.tokens.packs == 1 and report.advice.startswith("The dataset is ready")
+
+
+def test_each_dataset_has_a_sample_of_its_own(monkeypatch):
+    """One of three rows, and one of two that is all small: only the first is drawn from."""
+    monkeypatch.setattr(encoded, "SAMPLED_ROWS", 2)
+    other = {"messages": [{**Q, "content": "a third"}, A]}
+    parts = [config(*GOOD, other), config(*GOOD, name="b.jsonl")]
+    report, _ = examine("c.py", {"type": ConcatDataset, "datasets": parts})
+    assert (len(report.tokens.lengths), report.tokens.unmeasured) == (4, 1)
+    assert report.tokens.packs == 1  # of the second
 
 
 def with_think_tokens():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def _has_images(settings: Mapping[str, Any]) -> bool:
 
 
 def measure_all(
-    datasets: list[Mapping[str, Any]], findings: Findings, *, rows_in_all: int = 0
+    datasets: list[Mapping[str, Any]], findings: Findings, *, rows: Sequence[int] = ()
 ) -> tuple[TokenFacts, Shown | None]:
     """Build and measure datasets; also gives the first trained row, to show.
 
@@ -58,32 +58,32 @@ def measure_all(
     Args:
         datasets: settings of ``text_datasets``.
         findings: where mistakes are noted.
-        rows_in_all: rows of the files; of more than ``SAMPLED_ROWS`` so many are built.
+        rows: of each dataset; of more than ``SAMPLED_ROWS`` so many are built. Empty: build all.
     """
     facts, shown = TokenFacts(), None
-    is_sample = rows_in_all > SAMPLED_ROWS
     limits = {int(settings["max_length"]) for settings in datasets}
     facts.max_length = limits.pop() if len(limits) == 1 else None
-    for settings in datasets:
+    for index, settings in enumerate(datasets):
         limit = int(settings["max_length"])
+        unmeasured = _unmeasured(settings, rows[index] if rows else 0)
+        facts.unmeasured += unmeasured
         loose = {**settings, "pack_to_max_length": False, "bad_rows": "drop"}
         loose["shuffle_before_pack"] = False
         if _has_images(settings):
             tokenizer = _build(settings["processor"]).tokenizer
             is_strict = settings.get("long_samples") == "error"
             built = _build({**loose, "long_samples": "drop"} if is_strict else loose)
-            rows = built.table
+            table = built.table
         else:
             tokenizer = _build(settings["tokenizer"])
             whole = {"max_length": None, "long_samples": "cut", "remove_unused_columns": True}
-            if is_sample and name_of(settings["type"]) == "process_hf_dataset":
-                limit_of_rows = settings.get("max_dataset_length") or SAMPLED_ROWS
-                loose["max_dataset_length"] = min(limit_of_rows, SAMPLED_ROWS)
-            built = rows = _build({**loose, "tokenizer": tokenizer, **whole})
+            if unmeasured:
+                loose["max_dataset_length"] = SAMPLED_ROWS
+            built = table = _build({**loose, "tokenizer": tokenizer, **whole})
         (part,) = find_parts(settings)
         places = Places(part)
         measure(
-            _each(rows),
+            _each(table),
             facts,
             max_length=limit,
             stop_ids=_stop_ids(settings, tokenizer),
@@ -91,16 +91,22 @@ def measure_all(
             findings=findings,
             empty_thoughts=_empty_thoughts(tokenizer),
         )
-        bad = _note_bad_rows(rows, settings, places, findings)
+        bad = _note_bad_rows(table, settings, places, findings)
         shown = shown or _first(built, limit, tokenizer, places)
-        del built, rows  # mapped into memory
-        if settings.get("pack_to_max_length", True) and not (bad or is_sample):
+        del built, table  # mapped into memory
+        if settings.get("pack_to_max_length", True) and not (bad or unmeasured):
             packs = len(_build(settings))
             facts.packs += packs
             facts.places += packs * limit
-    if is_sample:
-        facts.unmeasured = max(0, rows_in_all - len(facts.lengths))
     return facts, shown
+
+
+def _unmeasured(settings: Mapping[str, Any], rows: int) -> int:
+    """How many of a dataset's rows are not encoded: those of a large table beyond the sample."""
+    if name_of(settings.get("type", "")) != "process_hf_dataset":
+        return 0
+    trained = min(rows, settings.get("max_dataset_length") or rows)
+    return max(0, trained - SAMPLED_ROWS)
 
 
 def _note_bad_rows(

@@ -44,8 +44,8 @@ def examine(
         )
     else:
         try:
-            rows = 0 if all_rows else result.rows
-            facts, shown = measure_all(datasets, result.findings, rows_in_all=rows)
+            rows = [] if all_rows else result.rows_of_parts
+            facts, shown = measure_all(datasets, result.findings, rows=rows)
         except ModelUnavailableError as error:
             no_tokens = tr("Tokens are not counted: {error}", error=error.message)
         except UserError as error:

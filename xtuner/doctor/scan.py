@@ -73,7 +73,8 @@ class Part:
 class Scan:
     """What a scan has found.
 
-    ``good`` counts the rows that can be trained on; ``layouts`` how many rows each layout has.
+    ``good`` counts the rows that can be trained on; ``rows_of_parts`` has the rows of each part, in
+    order; ``layouts`` how many rows each layout has.
     ``map_fns`` has, by the path of each part, the lines that set a map function which fits where
     its own does not: a text for each layout of the rows.
     """
@@ -81,6 +82,7 @@ class Scan:
     findings: Findings = field(default_factory=Findings)
     rows: int = 0
     good: int = 0
+    rows_of_parts: list[int] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     layouts: dict[str, int] = field(default_factory=dict)
     map_fns: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
@@ -165,7 +167,8 @@ class _PartScan:
     def report(self, result: Scan) -> None:
         """Add what was found to the scan of the whole dataset, and what only all rows show."""
         result.findings.extend(self.findings)
-        result.rows += sum(self.files.values())
+        result.rows_of_parts.append(sum(self.files.values()))
+        result.rows += result.rows_of_parts[-1]
         result.good += self.good
         result.files += [file for file in self.files if file not in result.files]
         if not any(self.files.values()) and "bad-json" not in result.findings:
