@@ -9,7 +9,7 @@ from tests.proving.bases import LORA, QLORA, document, options, save_base, save_
 from xtuner.config.dump import write_config
 from xtuner.config.load import load
 from xtuner.config.values import iter_dicts, name_of, raw_dict
-from xtuner.proving import reduce
+from xtuner.proving import reduce, stage_work
 from xtuner.proving.reduce import Limits
 from xtuner.proving.rows import sample_rows, spread
 from xtuner.utils.errors import UserError
@@ -26,6 +26,27 @@ def test_the_longest_row_is_in_the_sample():
         assert len(found) == count and max(map(len, found["text"])) == 91
     assert sample_rows(rows, 5)["text"][0] == "a" and spread(10, 3) == [0, 3, 6]
     assert sample_rows(rows, 200) is rows
+
+
+def test_lines_that_training_leaves_out_are_left_out(tmp_path):
+    """A file with a broken line trains with ``bad_rows="drop"``, so it is rehearsed, too."""
+    base, rows = save_base(tmp_path / "base"), save_rows(tmp_path / "rows.jsonl", 12)
+    rows.write_text("{broken\n" + rows.read_text("utf-8"), "utf-8")
+    words = ["train_dataset.bad_rows='drop'", "pack_to_max_length=False", "use_varlen_attn=False"]
+    given = document(LORA, options(base, rows, *words))
+    found = stage_work.prepare_data(given, tmp_path, Limits(rows=5))
+    assert (found["rows"], found["estimated"]) == (5, 12)
+    with pytest.raises(UserError, match="rows.jsonl:1"):
+        stage_work.prepare_data(document(LORA, options(base, rows)), tmp_path, Limits(rows=5))
+
+
+def test_a_config_without_hooks_saves_while_it_trains():
+    found = values(LORA)
+    del found["default_hooks"], found["env_cfg"]
+    reduce.run_alone(found)
+    reduce.few_steps(found, Limits())
+    assert found["default_hooks"]["checkpoint"]["interval"] > 0
+    assert found["env_cfg"]["dist_cfg"] == {"backend": "gloo"}
 
 
 def test_models_are_replaced_wherever_they_are_named(tmp_path):

@@ -17,7 +17,7 @@ from mmengine.config.lazy import LazyObject
 from xtuner.config.adapt.engine_types import CHECKPOINT_HOOK
 from xtuner.config.document import ConfigDocument
 from xtuner.config.values import dotted_name, is_number, iter_dicts, last_name
-from xtuner.dataset.prepare.rows import load_rows
+from xtuner.dataset.prepare.rows import load_usable_rows
 from xtuner.model.meta_model import is_model_loader
 from xtuner.model.remote_code import resolve_trust
 from xtuner.proving.shrink import Owner, ShrunkModel, write_shrunk
@@ -149,8 +149,7 @@ def _sample(part: dict[str, Any], rows: int) -> None:
     builder, source = _name(part), dict.get(part, "dataset")
     if builder in SAMPLED_BY and source is not None and _name(source) != "sample_rows":
         sampled = {"type": SAMPLE_ROWS, "dataset": source, "count": rows}
-        if dict.get(part, "split"):
-            sampled["split"] = part["split"]
+        sampled |= {key: part[key] for key in ("split", "bad_rows") if dict.get(part, key)}
         part["dataset"] = sampled
         if part.get("val_size"):
             part["val_size"] = max(1, rows // 4)
@@ -168,7 +167,13 @@ def rows_in_all(values: dict[str, Any]) -> int | None:
     ]
     if not tables:
         return None
-    return sum(len(load_rows(part["dataset"], part.get("split") or "train")) for part in tables)
+    return sum(map(_rows_of, tables))
+
+
+def _rows_of(table: Mapping[str, Any]) -> int:
+    split, policy = table.get("split") or "train", table.get("bad_rows") or "error"
+    rows = len(load_usable_rows(table["dataset"], split, policy)[0])
+    return min(rows, table.get("max_dataset_length") or rows)
 
 
 def shorten(values: dict[str, Any], tokens: int) -> list[str]:

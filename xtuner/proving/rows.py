@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset.prepare.rows import load_rows
+from xtuner.dataset.prepare.rows import load_usable_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,18 +15,24 @@ LOOKED_AT = 50_000
 """Rows among which the longest is looked for; of a larger dataset, evenly spread ones."""
 
 
-def sample_rows(dataset: Dataset | Mapping[str, Any], count: int, split: str = "train") -> Dataset:
+def sample_rows(
+    dataset: Dataset | Mapping[str, Any],
+    count: int,
+    split: str = "train",
+    bad_rows: str = "error",
+) -> Dataset:
     """Take a few rows: the first one, the longest one, and others spread evenly.
 
     Args:
         dataset: a ``datasets.Dataset`` or ``DatasetDict``, or the config to build it from.
         count: how many rows at most.
         split: of a ``DatasetDict``.
+        bad_rows: ``drop`` to leave out lines that cannot be read, or ``error``.
 
     Returns:
         The rows in their order.
     """
-    rows: Any = load_rows(dataset, split)
+    rows, _, _ = load_usable_rows(dataset, split, bad_rows)
     if len(rows) <= count:
         return rows
     chosen = set(spread(len(rows), count))
