@@ -23,7 +23,7 @@ class VisionLanguageDPO(VisionLanguageModel, DPO):
     """Direct preference optimization of a vision-language model.
 
     Loss and reference as ``DPO``, images as ``VisionLanguageFinetune``; arguments of both classes.
-    Batches are those of ``vision_language_preference_collate_fn``.
+    Batches are pairs of ``VisionLanguagePreferenceDataset``.
 
     Raises:
         UserError: for ``precompute_reference``, which rows with images do not have.

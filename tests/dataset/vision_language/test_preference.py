@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset as Table
 
 from tests.helpers.image_text import image_text_folder, make_image
-from xtuner.dataset.collate_fns import vision_language_preference_collate_fn
+from xtuner.dataset.collate_fns import vision_language_collate_fn
 from xtuner.dataset.vision_language.preference import VisionLanguagePreferenceDataset
 from xtuner.entry_point import main
 from xtuner.tokenization.processor import load_processor
@@ -93,10 +93,10 @@ def test_layouts(layout, processor, folder):
 def test_batches_take_turns(processor, folder):
     dataset = dataset_of([LAYOUTS["texts"]] * 2, processor, folder)
     pairs = [dataset[0], dataset[1]]
-    padded = vision_language_preference_collate_fn(pairs, processor)["data"]
+    padded = vision_language_collate_fn(pairs, processor)["data"]
     assert len(padded["input_ids"]) == 4 and padded["images_per_sample"] == [1, 1, 1, 1]
     assert padded["rows"] == [0, 1]
-    packed = vision_language_preference_collate_fn(pairs, processor, use_varlen_attn=True)["data"]
+    packed = vision_language_collate_fn(pairs, processor, use_varlen_attn=True)["data"]
     assert len(packed["cumulative_len"][0]) == 5
 
 
@@ -133,7 +133,7 @@ from torch.optim import AdamW
 from transformers import AutoModelForImageTextToText
 
 from xtuner.dataset import VisionLanguagePreferenceDataset
-from xtuner.dataset.collate_fns import vision_language_preference_collate_fn
+from xtuner.dataset.collate_fns import vision_language_collate_fn
 from xtuner.engine.runner import TrainLoop
 from xtuner.model import VisionLanguageDPO
 from xtuner.tokenization.processor import load_processor
@@ -158,7 +158,7 @@ train_dataloader = dict(
     ),
     sampler=dict(type=DefaultSampler, shuffle=True),
     collate_fn=dict(
-        type=vision_language_preference_collate_fn, processor=processor, use_varlen_attn=True
+        type=vision_language_collate_fn, processor=processor, use_varlen_attn=True
     ),
 )
 optim_wrapper = dict(

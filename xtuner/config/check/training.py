@@ -24,13 +24,10 @@ TEXT_PARTS = (
 )
 """Models and collate functions that take no rows with images."""
 WITH_IMAGES = {
-    "VisionLanguageDataset": ("VisionLanguageFinetune", "vision_language_collate_fn"),
-    "VisionLanguagePreferenceDataset": (
-        "VisionLanguageDPO",
-        "vision_language_preference_collate_fn",
-    ),
+    "VisionLanguageDataset": "VisionLanguageFinetune",
+    "VisionLanguagePreferenceDataset": "VisionLanguageDPO",
 }
-"""Dataset → the model and the collate function for its rows."""
+"""Dataset → the model for its rows."""
 
 # A chat model's name (lower case) and the templates that it was trained with.
 CHAT_FAMILIES = (
@@ -172,8 +169,7 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     N_("images for a model or a collate function of text"),
     N_(
         "Rows of VisionLanguageDataset need VisionLanguageFinetune and vision_language_collate_fn, "
-        "which hand the images on; rows of VisionLanguagePreferenceDataset need VisionLanguageDPO "
-        "and vision_language_preference_collate_fn."
+        "which hand the images on; pairs of VisionLanguagePreferenceDataset need VisionLanguageDPO."
     ),
     wrong="model = dict(type=SupervisedFinetune)\n"
     "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset))",
@@ -183,16 +179,15 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     "processor=dict(type=load_processor, name_or_path='Qwen/Qwen2.5-VL-3B-Instruct')))",
 )
 def images_for_text(context: Context) -> Iterator[Finding]:
-    for dataset, (model, collate) in WITH_IMAGES.items():
+    for dataset, model in WITH_IMAGES.items():
         if not any("train_" in key for key in context.typed(dataset)):
             continue
         wanted = {"model.type": model}
         if context.get("framework") != "huggingface":
-            wanted["train_dataloader.collate_fn.type"] = collate
-        others = {name for names in WITH_IMAGES.values() for name in names}
+            wanted["train_dataloader.collate_fn.type"] = "vision_language_collate_fn"
         for key, name in wanted.items():
             found = name_of(context.get(key)) or "None"
-            if found not in {*TEXT_PARTS, *others} or found == name:
+            if found == name or found not in (*TEXT_PARTS, *WITH_IMAGES.values()):
                 continue
             message = tr("data with images need {name} here, not {found}", name=name, found=found)
             yield Finding(key, message, name)

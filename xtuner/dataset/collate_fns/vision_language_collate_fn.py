@@ -31,7 +31,8 @@ def vision_language_collate_fn(
     """Make a batch.
 
     Args:
-        instances: rows of ``VisionLanguageDataset``.
+        instances: rows of ``VisionLanguageDataset``, or pairs of
+            ``VisionLanguagePreferenceDataset``: of the batch every second sample is a rejected one.
         processor: of transformers, or its config; the same as the dataset's.
         pad_index: id that padding gets.
         return_hf_format: give the tensors alone, as transformers' Trainer wants them.
@@ -45,6 +46,7 @@ def vision_language_collate_fn(
     Raises:
         UserError: when the processor writes other placeholders than the rows have.
     """
+    instances = [sample for row in instances for sample in _samples(row)]
     texts = [{k: v for k, v in row.items() if not k.startswith("image")} for row in instances]
     batch = default_collate_fn(texts, pad_index, return_hf_format, use_varlen_attn)
     data = batch if return_hf_format else batch["data"]
@@ -65,6 +67,14 @@ def vision_language_collate_fn(
         return {**data, **data.pop("images", {})}
     data["images_per_sample"] = list(map(len, samples))
     return batch
+
+
+def _samples(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """A row, or the two answers of a pair, of which the first has the numbers of its row."""
+    if "chosen" not in row:
+        return [row]
+    rejected = {name: value for name, value in row["rejected"].items() if name != "rows"}
+    return [row["chosen"], rejected]
 
 
 def _token_types(processor: Any, instances: Sequence[Mapping[str, Any]], is_packed: bool) -> Tensor:
