@@ -36,7 +36,7 @@ def test_lines_that_training_leaves_out_are_left_out(tmp_path):
     given = document(LORA, options(base, rows, *words))
     found = stage_work.prepare_data(given, tmp_path, Limits(rows=5))
     assert (found["rows"], found["estimated"]) == (5, 12)
-    with pytest.raises(UserError, match="rows.jsonl:1"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1"):
         stage_work.prepare_data(document(LORA, options(base, rows)), tmp_path, Limits(rows=5))
 
 
