@@ -129,6 +129,8 @@ def test_rows_that_cannot_be_read_are_named(tmp_path):
     for rows, message in (
         ([{"text": "a"}, {"foo": "a"}], r"rows.jsonl:2: no known layout"),
         ([{"chosen": [], "rejected": []}], "preferences"),
+        ([{"question": "q", "answer": "a", "rejected_response": "b"}], "preferences"),
+        ([{"question": "q", "answer": "a", "image": "a.png", "rejected": "b"}], "about images"),
         ([["a"]], "rows.jsonl:1: a row is a JSON object"),
     ):
         file = write_rows(tmp_path / "rows.jsonl", rows)

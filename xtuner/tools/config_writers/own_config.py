@@ -23,6 +23,8 @@ from xtuner.utils.lang import tr
 
 QUESTIONS = ("question", "prompt", "query", "instruction", "input", "q")
 ANSWERS = ("answer", "response", "completion", "output", "reply", "a")
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+"""Columns of pairs of answers: of TRL and LLaMA-Factory, of ms-swift."""
 MAX_LENGTH = 2048
 
 
@@ -151,14 +153,16 @@ def read_own_rows(data: list[str]) -> Rows:
             raise UserError(tr("a row is a JSON object"), where=Where(row.file, row.line))
     values = [row.value for row in rows]
     loader, load = _loader(files)
-    if any(map(has_images, values)):
-        return replace(image_rows(files, rows), loader=loader, load=load)
-    if {"chosen", "rejected"} <= set(values[0]):
+    with_images = any(map(has_images, values))
+    if any(value.get(name) is not None for value in values for name in REJECTED):
+        dpo_page = tr("docs/en/vision_language.md shows a config for pairs about images.")
         raise UserError(
             tr("these are preferences, for DPO, ORPO or reward models"),
-            hint="xtuner list-cfg --method dpo",
+            hint=dpo_page if with_images else "xtuner list-cfg --method dpo",
             where=Where(files[0]),
         )
+    if with_images:
+        return replace(image_rows(files, rows), loader=loader, load=load)
     map_fn, fields = _reader(values)
     if map_fn == "auto_map_fn" and fields is None:
         _require_readable(rows)
