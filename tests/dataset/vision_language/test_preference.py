@@ -113,8 +113,19 @@ def test_pairs_that_cannot_be_used(processor, folder, caplog):
     assert "no rejected answer" in caplog.text and "nowhere.png" in caplog.text
     with pytest.raises(UserError):
         dataset_of(rows[2:], processor, folder, max_length=128)
-    with pytest.raises(UserError, match="train_on"):
-        dataset_of(rows, processor, folder, train_on="answers")
+    with pytest.raises(UserError, match="more than max_length"):
+        dataset_of(rows, processor, folder, max_length=128, long_samples="error", bad_rows="drop")
+
+
+def test_settings_of_rows_that_pairs_do_not_have(processor, folder):
+    """What a copied config has for rows is taken where it means the same for pairs."""
+    rows = [LAYOUTS["texts"]]
+    same = {"pack_to_max_length": False, "long_samples": "drop", "bad_rows": "drop"}
+    assert len(dataset_of(rows, processor, folder, **same)) == 1
+    with pytest.raises(UserError, match="not packed"):
+        dataset_of(rows, processor, folder, pack_to_max_length=True)
+    with pytest.raises(UserError, match="shrink"):
+        dataset_of(rows, processor, folder, long_samples="shrink")
 
 
 def test_an_image_that_breaks_off_trains_neither_answer(processor, folder):

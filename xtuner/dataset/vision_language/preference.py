@@ -13,7 +13,7 @@ from xtuner.dataset.prepare.rows import row_function
 from xtuner.dataset.vision_language.content_parts import messages_of_row
 from xtuner.dataset.vision_language.dataset import VisionLanguageDataset
 from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError, Where, require_choice
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 
@@ -42,6 +42,8 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         processor: of transformers, or its config.
         max_length: tokens of a prompt with one answer.
         dataset_map_fn: row → a row of this layout; None where rows have it already.
+        pack_to_max_length: False; the collate function joins the pairs of a micro-batch.
+        long_samples: ``drop`` pairs with an answer longer than ``max_length``, or ``error``.
         **kwargs: ``image_folder``, ``max_pixels``, ``bad_rows``, ``max_dataset_length``,
             ``val_size``, ``part``, ``seed``, ``split`` and ``map_num_proc`` as
             ``VisionLanguageDataset``.
@@ -60,13 +62,20 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         processor: ProcessorMixin | Mapping[str, Any],
         max_length: int = 2048,
         dataset_map_fn: RowFunction | str | Mapping[str, Any] | None = None,
+        *,
+        pack_to_max_length: bool = False,
+        long_samples: str = "drop",
         **kwargs: Any,
     ) -> None:
-        refused = {"train_on", "long_samples", "pack_to_max_length"} & kwargs.keys()
-        if refused:
+        require_choice("long_samples", long_samples, ("drop", "error"))
+        if pack_to_max_length:
             raise UserError(
-                tr("pairs of answers have no {names}", names=", ".join(sorted(refused))),
-                where=Where(key="train_dataloader.dataset"),
+                tr("pairs of answers are not packed when they are prepared."),
+                hint=tr(
+                    "set pack_to_max_length = False; with use_varlen_attn = True the pairs of a "
+                    "micro-batch share a row."
+                ),
+                where=Where(key="train_dataloader.dataset.pack_to_max_length"),
             )
         map_row = row_function(dataset_map_fn)
         self.sides = {
@@ -76,6 +85,7 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
                 max_length,
                 dataset_map_fn=PairSide(side, map_row),
                 pack_to_max_length=False,
+                long_samples=long_samples,
                 train_on="last_answer",
                 **kwargs,
             )
