@@ -48,6 +48,18 @@ def text_of(content: object) -> str:
     return "".join(texts)
 
 
+def content_of(message: Mapping[str, Any]) -> Any:
+    """A message's content as it is; None only beside calls of tools.
+
+    Raises:
+        ValueError: when it is missing or null: an empty answer would teach a model to say nothing.
+    """
+    content = message.get("content")
+    if content is None and not (message.get("tool_calls") or message.get("function_call")):
+        raise ValueError(f"the content of a message of {message.get('role')!r} is null")
+    return content
+
+
 def merged_parts(content: object) -> list[dict[str, Any]]:
     """A message's content as a list of parts, texts that follow one another joined in one part.
 

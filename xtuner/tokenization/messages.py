@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from xtuner.tokenization.content import has_loss, merged_parts, text_of
+from xtuner.tokenization.content import content_of, has_loss, merged_parts, text_of
 from xtuner.tokenization.encode import Sample
 from xtuner.tokenization.offsets import Span, encode_with_offsets
 from xtuner.tokenization.rendering import ChatTemplate, rendered
@@ -353,7 +353,7 @@ def _plain_message(message: Mapping[str, Any], parts: bool) -> Message:
     """A message as templates expect it: content as text or parts, calls' arguments as objects."""
     plain: Message = _plain(message)
     plain.pop("loss", None)
-    content = plain.get("content")
+    content = content_of(plain)
     plain["content"] = merged_parts(content) if parts else text_of(content)
     for call in plain.get("tool_calls") or ():
         function = call.get("function", call)

@@ -14,7 +14,7 @@ from typing import Any
 from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.map_fns.auto import PAIRS, auto_map_fn, sharegpt_message
 from xtuner.dataset.vision_language.image_refs import ImageRef, image_ref
-from xtuner.tokenization.content import text_of
+from xtuner.tokenization.content import content_of, text_of
 from xtuner.tokenization.messages import Message, messages_of
 from xtuner.tokenization.roles import ANY
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
@@ -167,7 +167,7 @@ def _message(item: object) -> Message:
 
 def _with_parts(message: Message, places: list[Place]) -> Message:
     """A message with its content as parts; the images in it are added to ``places``."""
-    content = message.get("content")
+    content = content_of(message)
     parts: list[dict[str, Any]] = []
     if not isinstance(content, list):
         parts += _split(text_of(content), places)

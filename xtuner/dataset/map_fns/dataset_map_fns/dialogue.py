@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xtuner.tokenization.content import has_loss, text_of, text_value
+from xtuner.tokenization.content import content_of, has_loss, text_of, text_value
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 Row = Mapping[str, Any]
@@ -85,7 +85,7 @@ def openai_map_fn(example: Row) -> Mapped:
     turns: list[dict[str, Any]] = []
     system, question, asked = "", "", False
     for message in example["messages"]:
-        role, content = message["role"], text_of(message.get("content"))
+        role, content = message["role"], text_of(content_of(message))
         if role in ("system", "developer"):
             system = content
         elif role in ("user", "tool", "function"):
