@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := work_dirs/quickstart
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test test-lowest lint messages docs bench clean install
+.PHONY: quickstart test test-all test-lowest lint messages docs bench clean install
 
 install: $(VENV)/.installed
 
@@ -24,8 +24,13 @@ quickstart: install
 
 # Each worker begins with a half and takes tests over from the other at the end: fixtures are made
 # once. Compiled files are kept, for the processes that tests start.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 test: install
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# More families, sizes and ways of sharing the work (tests/helpers/tiers.py): before a release.
+test-all: install
+	$(PYTEST)
 
 # The fast part of the suite with the lowest version of each library that pyproject.toml allows.
 LOWEST := .venv-lowest

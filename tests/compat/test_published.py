@@ -15,6 +15,7 @@ import pytest
 
 from tests.compat.overrides import unreached
 from tests.helpers.forked import LIMIT
+from tests.helpers.tiers import few_fast
 from xtuner.config.check import Problem
 from xtuner.config.check.calls import OPTIONAL_PACKAGES
 from xtuner.config.check.checker import check_document
@@ -52,7 +53,7 @@ class Seen:
     adapted: str
 
 
-@pytest.fixture(scope="module", params=range(PARTS))
+@pytest.fixture(scope="module", params=few_fast(range(PARTS), [0]))
 def seen(published: list[Path], request: pytest.FixtureRequest) -> dict[Path, Seen]:
     """All that the tests ask of each config of a part, which is loaded once."""
     found = {}

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from scripts.models_page import KINDS, kind_of
 from tests.helpers.architectures import MULTIMODAL, VOCABULARY, make_architecture, make_config
+from tests.helpers.tiers import few_fast
 from xtuner.config import load_config
 from xtuner.configs.models import MODELS
 from xtuner.dataset.collate_fns import default_collate_fn
@@ -71,7 +72,7 @@ def samples() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
-@pytest.mark.parametrize("name", cards_of_kinds())
+@pytest.mark.parametrize("name", few_fast(cards_of_kinds(), cards_of_kinds()[::5]))
 def test_two_steps_of_its_recipe(name, tmp_path):
     kind = kind_of(MODELS[name].path).model_type
     torch.manual_seed(0)

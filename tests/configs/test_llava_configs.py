@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.helpers.tiers import few_fast
 from tests.helpers.tiny import save_tiny
 from tests.helpers.vision_language import SIZE, save_clip
 from xtuner import configs
@@ -22,7 +23,7 @@ def test_the_published_ones_are_among_them():
     assert len(NAMES) >= 33
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few_fast(NAMES, NAMES[::4]))
 def test_it_takes_a_step(name, places):
     llm, clip = places
     options = [f"llm_name_or_path={llm}", f"visual_encoder_name_or_path={clip}"]

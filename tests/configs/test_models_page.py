@@ -6,10 +6,13 @@ import pytest
 
 from scripts.models_page import HEAD, KINDS, ROOT, class_of, kind_of, models_of_kinds, page, tried
 from tests.helpers.architectures import make_architecture
+from tests.helpers.tiers import few_fast
 from xtuner.model import SupervisedFinetune
 from xtuner.model.modules import attention
 from xtuner.model.probe import ensure_exact_rows
 from xtuner.model.transformers_models.auto import FAMILIES
+
+OF_TRANSFORMERS = [kind.model_type for kind in KINDS if kind.model_type not in FAMILIES]
 
 
 @pytest.mark.parametrize("language", HEAD)
@@ -32,9 +35,7 @@ def test_a_row_names_the_class_and_how_it_was_tried():
     assert tried("qwen3", "en") == "packed and padded rows"
 
 
-@pytest.mark.parametrize(
-    "kind", [kind.model_type for kind in KINDS if kind.model_type not in FAMILIES]
-)
+@pytest.mark.parametrize("kind", few_fast(OF_TRANSFORMERS, OF_TRANSFORMERS[::5]))
 def test_samples_have_the_outputs_that_they_have_alone(kind):
     llm = make_architecture(kind, attention=attention.register())
     model = SupervisedFinetune(llm, use_varlen_attn=True).eval()

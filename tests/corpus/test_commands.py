@@ -9,6 +9,7 @@ import pytest
 from tests.corpus import walk
 from tests.corpus.test_corpus import folder  # noqa: F401 (a fixture)
 from tests.e2e.test_printed_commands import config_text
+from tests.helpers.tiers import few_fast
 from xtuner.crash import INTERNAL_ERROR
 from xtuner.doctor.rules import RULES
 from xtuner.entry_point import main
@@ -54,7 +55,7 @@ def config_of(case: dict, base: str) -> str:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+@pytest.mark.parametrize("case", few_fast(CASES, CASES[::3]), ids=[case["name"] for case in CASES])
 def test_a_fault_through_every_command(case, tiny_llama, capfd):
     Path("c.py").write_text(config_of(case, str(tiny_llama)), "utf-8")
     for name, words in COMMANDS.items():

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.hub_models import MODELS, save_hub_model
+from tests.helpers.tiers import few_fast, slow
 from xtuner.entry_point import main
 from xtuner.model.transformers_models.auto import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,6 +29,8 @@ TEXTS = [
 
 RESUMED = [name for name in MODELS if name not in ("internlm2", "chatglm2", "baichuan2_13b")]
 """One of each ``model_type``, of Baichuan one of each way to tell positions and vocabulary."""
+FAST = ("internlm2_5", "chatglm3", "baichuan_7b")
+"""Those of `make test`: a tokenizer, a layout of weights and a rotary embedding of each kind."""
 
 
 def words_of(base: Path, data: Path, out: Path, *options: str) -> list[str]:
@@ -79,7 +82,7 @@ class Journey:
         assert main(["convert", "merge", *words]) == 0
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=few_fast(MODELS, FAST))
 def journey(request, tmp_path_factory, data) -> Journey:
     return Journey(tmp_path_factory.mktemp(request.param), request.param, data)
 
@@ -97,7 +100,7 @@ def test_the_config_of_the_run_is_right(journey):
     assert main(["check-cfg", str(config)]) == 0
 
 
-@pytest.mark.parametrize("journey", RESUMED, indirect=True)
+@pytest.mark.parametrize("journey", few_fast(RESUMED, FAST), indirect=True)
 def test_a_stopped_run_goes_on(journey, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(journey.run, run)
@@ -170,7 +173,7 @@ def test_it_answers(journey, capsys, monkeypatch):
     assert re.search(r"assistant: .*\S", capsys.readouterr().out, re.DOTALL)
 
 
-@pytest.mark.parametrize("weights", ["full", "lora"])
+@pytest.mark.parametrize("weights", [slow("full"), "lora"])
 def test_training_ends_in_the_answer(weights, data, tmp_path, capsys, monkeypatch):
     """InternLM2.5, all weights and LoRA, on one sentence; the export gives that answer."""
     import io

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.hub_layouts import LAYOUTS, write_tokenizer
+from tests.helpers.tiers import few_fast
 from tests.helpers.tiny import make_tokenizer
 from xtuner.config import load_config
 from xtuner.configs import describe
@@ -87,6 +88,9 @@ def one_of_each() -> dict[tuple[str, str], str]:
     return found
 
 
+NAMES = [*one_of_each().values()]
+
+
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
     """Family -> its folder, written once."""
@@ -108,7 +112,7 @@ def folder_of(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", one_of_each().values())
+@pytest.mark.parametrize("name", few_fast(NAMES, NAMES[::4]))
 def test_its_model_builds(name, folder_of):
     folder = folder_of(family_of(name))
     cfg = load_config(name, [f"pretrained_model_name_or_path={folder}"])

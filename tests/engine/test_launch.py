@@ -58,7 +58,6 @@ def test_processes_share_the_cores_of_their_machine(monkeypatch, given, threads)
     assert started == [threads]
 
 
-@pytest.mark.slow
 def test_dist_train_starts_the_processes_and_hands_on_their_status(tmp_path):
     config = write_config(tmp_path)
     command = [sys.executable, "-m", "xtuner", "dist_train", str(config), "2"]
@@ -76,6 +75,7 @@ def test_dist_train_starts_the_processes_and_hands_on_their_status(tmp_path):
     assert (tmp_path / "out" / "iter_4.pth").exists()
 
 
+@pytest.mark.slow
 def test_the_status_and_the_message_of_the_process_that_failed_are_the_last_word(tmp_path):
     config = write_config(tmp_path)
     words = ["dist_train", str(config), "2", "--work-dir", str(tmp_path / "out")]

@@ -12,6 +12,7 @@ from tests.equivalence.runs import train, train_on_ranks
 from tests.equivalence.test_sequence_parallel import CONFIG, KINDS, differences
 from tests.helpers.architectures import make_architecture
 from tests.helpers.hub_models import MODELS
+from tests.helpers.tiers import slow
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -36,6 +37,8 @@ RUNS += [(family, "full", 1, ZERO2) for family in ("chatglm2", "deepseek")]
 # as well: the ranks of a shared row choose others.
 RUNS += [(family, "full", 1, ZERO3) for family in ("internlm2_5", "baichuan_13b")]
 RUNS += [("deepseek", "lora", 2, ZERO3)]
+FAST = [("chatglm2", "full", 1, "--fsdp"), ("baichuan_13b", "full", 2, "")]
+FAST += [("deepseek", "lora", 2, "")]
 
 
 def save_family(folder: Path, family: str) -> Path:
@@ -55,23 +58,23 @@ def options(base: Path, kind: str, size: int, ways: int) -> list[str]:
 
 
 # One test: the processes that are forked go through all runs.
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path):
-    bases = {family: save_family(tmp_path / family, family) for family in FAMILIES}
-    for family, base in bases.items():
-        for kind in ("full", "lora"):
-            words = options(base, kind, 1, 1)
-            status, printed = train(CONFIG, tmp_path / f"{family}_{kind}", *words)
-            assert status == 0, printed
+@pytest.mark.parametrize("compared", [FAST, slow(RUNS)], ids=["few", "all"])
+def test_two_processes_train_what_one_does(compared, tmp_path):
+    families = {family for family, *_ in compared}
+    bases = {family: save_family(tmp_path / family, family) for family in families}
+    for family, kind in {run[:2] for run in compared}:
+        words = options(bases[family], kind, 1, 1)
+        status, printed = train(CONFIG, tmp_path / f"{family}_{kind}", *words)
+        assert status == 0, printed
     runs = []
-    for family, kind, size, way in RUNS:
+    for family, kind, size, way in compared:
         flags = ["--deepspeed", way] if way.startswith("deepspeed") else way.split()
         words = [*flags, *options(bases[family], kind, size, PROCESSES // size)]
         runs.append([CONFIG, "--work-dir", tmp_path / f"{family}_{kind}_{size}{way}", *words])
     train_on_ranks(PROCESSES, runs, tmp_path)
     off = [
         f"{family}, {kind}, {size} to a row, {way}: {difference}"
-        for family, kind, size, way in RUNS
+        for family, kind, size, way in compared
         for difference in differences(
             tmp_path / f"{family}_{kind}", tmp_path / f"{family}_{kind}_{size}{way}", STEPS
         )
@@ -79,18 +82,13 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert not off, "\n".join(off)
 
 
-@pytest.mark.slow
-def test_a_vision_language_class_on_rows_of_text(tmp_path):
+@pytest.mark.parametrize("kind", ["full", slow("lora")])
+def test_a_vision_language_class_on_rows_of_text(kind, tmp_path):
     """Its tower gets no gradient: two processes would wait for it."""
     base = tmp_path / "base"
     make_architecture("gemma3", attention="eager").save_pretrained(base)
-    runs = {}
-    for kind in ("full", "lora"):
-        words = options(base, kind, 1, 1)
-        status, printed = train(CONFIG, tmp_path / kind, *words)
-        assert status == 0, printed
-        out = tmp_path / f"{kind}_2"
-        runs[kind] = [CONFIG, "--work-dir", out, *options(base, kind, 1, PROCESSES)]
-    train_on_ranks(PROCESSES, list(runs.values()), tmp_path)
-    for kind in runs:
-        assert not [*differences(tmp_path / kind, tmp_path / f"{kind}_2", STEPS)]
+    status, printed = train(CONFIG, tmp_path / "one", *options(base, kind, 1, 1))
+    assert status == 0, printed
+    run = [CONFIG, "--work-dir", tmp_path / "two", *options(base, kind, 1, PROCESSES)]
+    train_on_ranks(PROCESSES, [run], tmp_path)
+    assert not [*differences(tmp_path / "one", tmp_path / "two", STEPS)]

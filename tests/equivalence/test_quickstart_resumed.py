@@ -1,17 +1,20 @@
 """The quickstart, resumed, equals the one left in peace: full, LoRA, QLoRA; packed or not."""
 
 import shutil
+from itertools import product
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from tests.equivalence.runs import make_small_base, train, train_on_ranks
+from tests.helpers.tiers import few_fast
 from xtuner.entry_point import main
 from xtuner.proving.outcome import differences, outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+CONFIGS = ("quickstart", "quickstart_lora", "quickstart_qlora")
 PACKING = {
     "packed": [],
     "unpacked": ["pack_to_max_length=False", "use_varlen_attn=False", "max_length=128"],
@@ -25,14 +28,16 @@ def folder_with_a_small_base(tmp_path, monkeypatch):
     make_small_base(tmp_path)
 
 
-@pytest.mark.parametrize("packing", PACKING)
-@pytest.mark.parametrize("config", ["quickstart", "quickstart_lora", "quickstart_qlora"])
+@pytest.mark.parametrize(
+    ("config", "packing"), few_fast(product(CONFIGS, PACKING), [("quickstart_qlora", "packed")])
+)
 def test_resumed_equals_uninterrupted(tmp_path, config, packing):
     if config.endswith("qlora"):
         pytest.importorskip("bitsandbytes")
     assert_resumed_equals_uninterrupted(config, tmp_path, PACKING[packing])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["AdamW8bit", "PagedAdamW32bit"])
 def test_resumed_equals_uninterrupted_with_other_optimizers(tmp_path, optimizer):
     pytest.importorskip("bitsandbytes")
@@ -62,6 +67,7 @@ def assert_resumed_equals_uninterrupted(config, folder, more):
     return expected
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_with_two_processes(tmp_path):
     options = ["train_cfg.max_epochs=None", "train_cfg.max_iters=4", "save_steps=2"]
     options += ["save_total_limit=-1", "custom_hooks.1.max_new_tokens=2"]
@@ -72,7 +78,7 @@ def test_resumed_equals_uninterrupted_with_two_processes(tmp_path):
         if folder == "whole":
             for name in ("iter_2.pth", "iter_2.pth.json", "metrics.jsonl"):
                 shutil.copy(tmp_path / "whole" / name, tmp_path / "resumed")
-    assert "Going on from" in printed
+    assert "Resuming from" in printed
     found = list(differences(outcome(tmp_path / "whole"), outcome(tmp_path / "resumed")))
     assert not found, found
 

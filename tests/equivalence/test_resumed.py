@@ -13,6 +13,7 @@ import torch
 from tests.equivalence.runs import ROOT, TOY, start, train
 from tests.equivalence.toy_language_model import write_config
 from tests.helpers.forked import LIMIT, Forked, run, wait_for
+from tests.helpers.tiers import few_fast, slow
 from xtuner.checkpoint.checkpoint import find_corruption, find_latest, load_checkpoint
 from xtuner.checkpoint.serialize import mmengine_hub
 from xtuner.proving.outcome import differences, metrics, outcome
@@ -26,6 +27,7 @@ VARIANTS = {
     "two workers": ["train_dataloader.num_workers=2"],
     "a seed that is drawn": ["randomness.seed=None"],
 }
+FAST = ("steps that cross epochs", "an interval within a step", "a seed that is drawn")
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -64,7 +66,7 @@ def interrupted(whole: Path, checkpoint: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", few_fast(VARIANTS, FAST))
 def test_resumed_from_any_checkpoint_equals_uninterrupted(undisturbed, tmp_path, variant):
     whole = undisturbed(variant)
     expected = outcome(whole)
@@ -76,7 +78,7 @@ def test_resumed_from_any_checkpoint_equals_uninterrupted(undisturbed, tmp_path,
         options = [*VARIANTS[variant], "save_total_limit=-1"]
         status, printed = train(TOY, folder, "--resume", "--cfg-options", *options)
         assert status == 0, printed
-        assert f"Going on from {folder / checkpoints[number].name}" in printed
+        assert f"Resuming from {folder / checkpoints[number].name}" in printed
         found = list(differences(expected, outcome(folder)))
         assert not found, f"from {checkpoints[number].name}: {found}"
 
@@ -106,7 +108,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(undisturbed, tmp_path
     os.truncate(folder / "iter_12.pth", 1000)
     status, printed = train(TOY, folder, "--resume", "--cfg-options", "save_total_limit=-1")
     assert status == 0, printed
-    assert "iter_12.pth is damaged" in printed and "Going on from" in printed
+    assert "iter_12.pth is damaged" in printed and "Resuming from" in printed
     assert not list(differences(outcome(whole), outcome(folder)))
 
 
@@ -184,8 +186,7 @@ def test_a_path_that_is_not_there_is_said(tmp_path):
     assert status == 1 and "no such checkpoint" in printed and "Traceback" not in printed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), slow(signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_a_hint(tmp_path, number, status):
     options = ["--cfg-options", "max_epochs=300", "save_steps=50"]
     run = Forked("-m", "xtuner", "train", TOY, "--work-dir", tmp_path / "run", *options)
@@ -214,6 +215,7 @@ def test_a_signal_to_two_processes_gives_one_checkpoint_and_one_message(tmp_path
     assert len(load_checkpoint(find_latest(tmp_path / "run"))["random_states"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells processes of their parent's end")
 def test_no_process_outlives_a_kill_9_of_the_first(tmp_path):
     options = ["--cfg-options", "max_epochs=3000", "save_steps=50"]
@@ -241,7 +243,6 @@ def test_a_checkpoint_of_v0_1_is_resumed(undisturbed, tmp_path):
     assert outcome(tmp_path / "run")["iter"] == 33
 
 
-@pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path):
     """Three rounds; ``benchmarks/kill_resume.py`` does fifty."""
     script = ROOT / "benchmarks" / "kill_resume.py"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.equivalence.runs import make_small_base, train, train_on_ranks
+from tests.helpers.tiers import slow
 from xtuner.entry_point import main
 from xtuner.proving.outcome import differences, outcome
 
@@ -26,7 +27,7 @@ randomness = dict(seed=0)
 BOUND = 2e-6  # of weights around 0.02; float32 sums in another order
 
 
-@pytest.fixture(scope="module", params=["quickstart", "quickstart_lora"])
+@pytest.fixture(scope="module", params=[slow("quickstart"), "quickstart_lora"])
 def config(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:

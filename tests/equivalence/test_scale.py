@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.equivalence.runs import train_on_ranks
 from tests.helpers.forked import LIMIT, run
+from tests.helpers.tiers import few_fast
 from tests.helpers.tiny import save_tiny
 from xtuner.checkpoint.checkpoint import load_state_dict
 from xtuner.entry_point import main
@@ -40,12 +41,13 @@ RUNS = [
 EXPORTED = [("full", "fsdp"), ("full", "zero3"), ("lora", "fsdp"), ("lora", "zero3")]
 RESUMED = [("full", "fsdp"), ("lora", "fsdp"), ("full", "zero1"), ("full", "zero2")]
 RESUMED += [("full", "zero3"), ("lora", "zero3")]
-# Made together, by the same ranks: a start costs more than a run.
+# Made together, by the same ranks: a start costs more than a run. The last are slow.
 TOGETHER = [
-    ("ddp", "fsdp", "fsdp_offload"),
-    ("zero1", "zero2", "zero2_offload"),
-    ("zero3", "zero3_offload"),
+    ("ddp", "fsdp"),
+    ("zero3",),
+    ("fsdp_offload", "zero1", "zero2", "zero2_offload", "zero3_offload"),
 ]
+FAST = [run for run in RUNS if run[1] not in TOGETHER[-1]]
 pytestmark = pytest.mark.timeout(3 * LIMIT)  # of a test that makes runs
 
 
@@ -140,8 +142,7 @@ def largest(one, other):
     return max(float((one[key].float() - other[key].float()).abs().max()) for key in one)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "way"), RUNS)
+@pytest.mark.parametrize(("kind", "way"), few_fast(RUNS, FAST))
 def test_two_processes_equal_one(runs, kind, way):
     runs.need_way(way)
     name = f"{kind}_{way}"
@@ -157,8 +158,7 @@ def test_two_processes_equal_one(runs, kind, way):
         assert all(value.abs().max() > 1000 * BOUND for value in one.values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "way"), RESUMED)
+@pytest.mark.parametrize(("kind", "way"), few_fast(RESUMED, [("full", "fsdp")]))
 def test_a_resumed_run_ends_in_the_same_bits(runs, kind, way):
     runs.need_way(way, resumed=True)
     whole = runs.weights(f"{kind}_{way}")
@@ -188,8 +188,9 @@ def test_zero_refuses_another_number_of_processes(runs, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "way"), [*EXPORTED, ("full", "zero1"), ("full", "zero2")])
+@pytest.mark.parametrize(
+    ("kind", "way"), few_fast([*EXPORTED, ("full", "zero1"), ("full", "zero2")], FAST)
+)
 def test_what_is_converted_is_the_model_of_one_process(runs, kind, way, tmp_path, capsys):
     runs.need_way(way)
     name = f"{kind}_{way}"

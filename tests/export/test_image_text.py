@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from tests.helpers.image_text import image_text_folder, processed, samples_of
+from tests.helpers.tiers import few_fast
 from xtuner.config import load_config
 from xtuner.entry_point import main
 from xtuner.registry import BUILDER
@@ -57,7 +58,7 @@ def logits(model: Any, processor: Any) -> torch.Tensor:
     return logits * batch["attention_mask"][..., None]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few_fast(KINDS, ["qwen3_vl", "gemma3"]))
 def test_a_full_model(kind, tmp_path):
     base, out = image_text_folder(kind), tmp_path / "hf"
     model = trained(tmp_path, base, FULL)
@@ -69,7 +70,7 @@ def test_a_full_model(kind, tmp_path):
     assert kept <= {file.name for file in out.iterdir()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few_fast(KINDS, ["qwen3_vl", "gemma3"]))
 def test_an_adapter_and_its_merge(kind, tmp_path):
     base, out, merged = image_text_folder(kind), tmp_path / "hf", tmp_path / "merged"
     model = trained(tmp_path, base, LORA)

@@ -1,4 +1,4 @@
-"""One of two processes dies: all end, and the run goes on from its last whole checkpoint."""
+"""One of two processes dies: all end, and the run continues from its last whole checkpoint."""
 
 import contextlib
 import signal

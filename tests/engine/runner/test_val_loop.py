@@ -47,6 +47,7 @@ def two_ranks(rank: int, folder: str, port: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_on_the_same_rows(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
