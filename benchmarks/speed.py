@@ -136,8 +136,8 @@ def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
     samples = []
     for pack in packs(folder, shape):
-        borders = pack["cumulative_len"]
-        for a, b in itertools.pairwise(borders):
+        boundaries = pack["cumulative_len"]
+        for a, b in itertools.pairwise(boundaries):
             samples.append((pack["input_ids"][a:b], pack["labels"][a:b]))
     clock, model = shape.clock(), model.train()
     wanted = shape.packs_a_step * shape.max_length

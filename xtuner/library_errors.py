@@ -80,7 +80,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _from_worker(error: UserError) -> UserError | None:
-    """A worker process of a data loader hands on the text of its traceback as the message."""
+    """A worker process of a data loader passes on the text of its traceback as the message."""
     name = f"{UserError.__module__}.{UserError.__qualname__}: "
     if not _WORKER.match(error.message) or name not in error.message:
         return None

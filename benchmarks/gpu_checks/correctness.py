@@ -126,8 +126,8 @@ def _kernel_gaps(backend: Any, scores: Scores, device: str) -> tuple[str | None,
     why = backend.supports(case)
     if why is not None:
         return why, []
-    borders = torch.tensor((0, *scores.lengths)).cumsum(0).to(device, torch.int32)
-    packing = Packing(borders, max(scores.lengths))
+    boundaries = torch.tensor((0, *scores.lengths)).cumsum(0).to(device, torch.int32)
+    packing = Packing(boundaries, max(scores.lengths))
     slope = torch.randn(1, tokens, scores.heads, scores.v_width).to(device)
     outputs = []
     for kernel, kind in ((backend.build(case), dtype), (attention.attend_by_sample, torch.float32)):

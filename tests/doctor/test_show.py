@@ -17,7 +17,7 @@ def shown(text, trained, **settings):
     return show_sample("a sample", ids, labels, decode, **settings)
 
 
-def test_a_packed_sample_is_cut_at_its_borders_and_where_training_begins():
+def test_a_packed_sample_is_cut_at_its_boundaries_and_where_training_begins():
     found = shown("abcdef", "--++-+", cu_seqlens=[0, 4, 6], sources=["x:1"])
     first, second = found.rows
     assert first.segments == [Piece("ab", False), Piece("cd", True)]

@@ -67,7 +67,7 @@ def test_a_newline_trained_after_the_stop_token_is_fine():
     assert measured([[-100, 1, STOP, 3]])[1] == {}
 
 
-def test_histogram_has_borders_at_powers_of_two():
+def test_histogram_has_boundaries_at_powers_of_two():
     assert histogram([1, 2, 3, 9]) == [Bar(1, 2, 1), Bar(2, 4, 2), Bar(4, 8, 0), Bar(8, 16, 1)]
     assert histogram([]) == []
 

@@ -29,9 +29,9 @@ STEPS = 40  # of an epoch
 
 def published(warmup_ratio=0.1):
     """As in published configs."""
-    border = warmup_ratio * EPOCHS
+    boundary = warmup_ratio * EPOCHS
     units = dict(by_epoch=True, convert_to_iter_based=True)
-    return [WARMUP | units | dict(end=border), COSINE | units | dict(begin=border, end=EPOCHS)]
+    return [WARMUP | units | dict(end=boundary), COSINE | units | dict(begin=boundary, end=EPOCHS)]
 
 
 def in_epochs(schedule, **lengths):
@@ -83,10 +83,10 @@ def test_accumulation_does_not_change_the_rate_of_a_step(name, cut):
 
 @pytest.mark.parametrize("cut", [1, 2, 4])
 def test_iterations_are_micro_batches_as_in_max_iters(cut):
-    border, end = 8 * cut, EPOCHS * STEPS * cut
+    boundary, end = 8 * cut, EPOCHS * STEPS * cut
     schedules = [
-        WARMUP | dict(by_epoch=False, end=border),
-        COSINE | dict(by_epoch=False, begin=border, end=end),
+        WARMUP | dict(by_epoch=False, end=boundary),
+        COSINE | dict(by_epoch=False, begin=boundary, end=end),
     ]
     found = rates(schedules, RunLength(end, None, cut))
     assert found == rates(published(8 / (EPOCHS * STEPS)), run_of(1))

@@ -74,7 +74,7 @@ def test_a_log_file_on_a_full_disk_is_said_once(capsys):
         logger.warning("line %d", number)
     said = capsys.readouterr().err
     assert said == (
-        "/dev/full cannot be written (No space left on device); the training goes on without it.\n"
+        "/dev/full cannot be written (No space left on device); training continues without it.\n"
     )
     with contextlib.suppress(OSError):
         handler.close()

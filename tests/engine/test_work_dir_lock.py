@@ -48,7 +48,7 @@ def test_the_command_refuses_before_it_writes_anything(tmp_path, other, capsys, 
     work_dir = tmp_path / "work"
     work_dir.mkdir()
     write(work_dir, other)
-    (work_dir / "iter_4.pth").write_bytes(b"of the run that goes on")
+    (work_dir / "iter_4.pth").write_bytes(b"of the resumed run")
     for words in ([], ["--overwrite"], ["--resume"]):
         assert main(["train", str(config), "--work-dir", str(work_dir), *words]) == 1
         assert f"process {other.process}" in capsys.readouterr().err

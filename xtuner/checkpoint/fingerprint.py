@@ -144,7 +144,7 @@ def refuse_changes(
                 listed=listed,
             ),
             hint=tr(
-                "undo the change, or go on all the same with '--resume-allow {kinds}'.", kinds=kinds
+                "undo the change, or resume anyway with '--resume-allow {kinds}'.", kinds=kinds
             ),
             where=Where(str(checkpoint)),
         )

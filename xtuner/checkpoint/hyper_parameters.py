@@ -1,8 +1,8 @@
 """Hyper-parameters are the config's, progress is the checkpoint's.
 
 An optimizer's parameter groups and the schedules hold both. A value that the config sets as it did
-when the checkpoint was written is restored, so that a run goes on to the bit; one that the config
-sets otherwise is the config's, and the schedules are then computed anew up to the restored step.
+when the checkpoint was written is restored, so that a run continues bit for bit; one that the
+config sets otherwise is the config's, and the schedules are then computed anew up to the restored step.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Restored:
 
         Args:
             state: the checkpoint's, with ``param_schedulers`` and ``hyper_parameters``.
-            position: of the run that goes on.
+            position: of the resumed run.
             has_optimizer: whether the checkpoint had the optimizer's state.
 
         Raises:
@@ -125,7 +125,7 @@ class Restored:
         Those that depend on metrics keep what they have reduced (see ``_keep_reduced``).
 
         Args:
-            position: of the run that goes on.
+            position: of the resumed run.
             saved: the schedules' states in the checkpoint, as far as they are still true.
         """
         by_metrics = [each for each in self.schedulers if _depends_on_metrics(each)]

@@ -107,7 +107,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _write_hint(cause: OSError, target: Path) -> str:
-    kept = tr("Earlier checkpoints are untouched; go on with 'xtuner train CONFIG --resume'.")
+    kept = tr("Earlier checkpoints are untouched; resume with 'xtuner train CONFIG --resume'.")
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         free = _free(target.parent)
         if free > NEARLY_FULL:  # no inodes, or a quota

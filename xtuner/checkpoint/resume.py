@@ -141,7 +141,7 @@ def resume_run(runner: Runner, checkpoint: str | Path, allowed: Collection[str] 
         truncate_metrics(Path(runner.work_dir) / METRICS, state["meta"]["iter"])
         print(
             tr(
-                "Going on from {checkpoint}: {done} of {max_iters} iterations are done.",
+                "Resuming from {checkpoint}: {done} of {max_iters} iterations are done.",
                 checkpoint=checkpoint,
                 done=done,
                 max_iters=runner.max_iters,
@@ -176,7 +176,7 @@ def resume_command(checkpoint: str | Path | None) -> str:
     config = config_beside(checkpoint) or "CONFIG"
     words = ["xtuner", "train", str(config), "--work-dir", str(Path(checkpoint).parent), "--resume"]
     command = shlex.join(words)
-    return tr("go on with: {command}", command=command)
+    return tr("resume with: {command}", command=command)
 
 
 def _newest(folder: Path) -> tuple[Path | None, int]:

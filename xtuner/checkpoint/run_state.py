@@ -197,7 +197,7 @@ def _data_position(runner: Runner, iterations: int) -> dict[str, int | None]:
 def _scale(runner: Runner, state: Mapping[str, Any]) -> float:
     """Micro-batches of an epoch now, for each one of then.
 
-    Not 1 when the data or the number of processes changed (and that was allowed): the run goes on
+    Not 1 when the data or the number of processes changed (and that was allowed): the run continues
     after the same share of its epochs.
     """
     before = state.get("data_position", {}).get("batches_per_epoch")

@@ -1,7 +1,7 @@
 """The values of a JSON text one after the other, with their lines: lines, an array, or a sequence.
 
-A value that is broken is reported, and reading goes on with the next one. Memory is bounded by the
-longest value. Only ``\\n`` ends a line: JSON strings may hold U+2028, U+2029, U+0085 and the other
+A value that is broken is reported, and reading continues with the next one. Memory is bounded by
+the longest value. Only ``\\n`` ends a line: JSON strings may hold U+2028, U+2029, U+0085 and the other
 characters at which ``str.splitlines`` splits.
 """
 
@@ -258,7 +258,7 @@ class _Window:
             except (ValueError, RecursionError) as error:
                 return Found(line, None, _reason(error))
             if end == len(self.text) and self.more():
-                continue  # a number may go on
+                continue  # a number may be longer
             raw = self.text[self.start : end]
             self.advance(end)
             self.is_stuck = False

@@ -175,7 +175,7 @@ def _first(dataset: Any, limit: int, tokenizer: Tokenizer, places: Places) -> Sh
 def _stop_ids(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Collection[int]:
     """Tokens that may end an answer: eos and the stop words of the template.
 
-    Empty without a template (text to go on writing ends nowhere).
+    Empty without a template (continued text ends nowhere).
     """
     from mmengine.config import ConfigDict
 

@@ -1,4 +1,4 @@
-"""Where in the data a run is, and going on from there without loading what came before."""
+"""Where in the data a run is, and resuming from there without loading what came before."""
 
 from __future__ import annotations
 

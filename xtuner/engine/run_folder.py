@@ -47,7 +47,7 @@ def run_folder(name: str, *, chosen: bool, resume: bool, overwrite: bool, alone:
         raise UserError(
             tr("this work dir holds a run already ({name}).", name=earlier[0].name),
             hint=tr(
-                "--resume goes on with it, --overwrite replaces it; or name another folder with "
+                "--resume continues it, --overwrite replaces it; or name another folder with "
                 "--work-dir."
             ),
             where=Where(name),

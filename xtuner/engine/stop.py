@@ -1,6 +1,6 @@
 """Being asked to stop or to save, by signals and time limits: at the end of an optimizer step.
 
-SIGINT, SIGTERM and SIGHUP (a closed terminal) stop the run, SIGUSR1 saves and goes on.
+SIGINT, SIGTERM and SIGHUP (a closed terminal) stop the run, SIGUSR1 saves and continues.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Stop:
         self._previous.clear()
 
     def agreed(self) -> int | None:
-        """Why all ranks stop now (a signal's number, or ``OUT_OF_TIME``); None to go on.
+        """Why all ranks stop now (a signal's number, or ``OUT_OF_TIME``); None to continue.
 
-        ``SAVE`` where they are to save and go on.
+        ``SAVE`` where they are to save and continue.
 
         Every rank must ask at the same step: one that is told to stop stops them all.
         """

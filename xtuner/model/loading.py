@@ -211,7 +211,7 @@ def keep_4bit_layout(llm: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights in evaluation mode on a CPU.
 
     It does so at the first forward pass outside training, for speed, and the repacked weights have
-    no backward pass: after one sample answer, training would go on with wrong gradients.
+    no backward pass: after one sample answer, training would continue with wrong gradients.
     """
     layer: Any
     for layer in llm.modules():

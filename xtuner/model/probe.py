@@ -503,13 +503,13 @@ class _Gradients:
 
     def packed(self, samples: _Samples) -> tuple[float, float]:
         """``RowProbe.gradient_leak`` and ``gradient`` of a packed row."""
-        border = len(samples.first)
-        tokens = slice(border, None)
+        boundary = len(samples.first)
+        tokens = slice(boundary, None)
         found = self.of(samples.packed(samples.first, samples.second), 0, tokens)
         alone = self.of(samples.alone(samples.second), 0, slice(None))
         norm = alone.float().norm().clamp_min(1e-12)
-        leak = _number(found[:, :border].float().norm() / norm)
-        return leak, _difference(found[:, border:], alone)
+        leak = _number(found[:, :boundary].float().norm() / norm)
+        return leak, _difference(found[:, boundary:], alone)
 
     def padded(self, samples: _Samples) -> float:
         """``RowProbe.gradient`` of the shorter row of a padded batch."""

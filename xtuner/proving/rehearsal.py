@@ -328,7 +328,7 @@ def kill(rehearsal: Rehearsal) -> str:
 
 
 def resume(rehearsal: Rehearsal) -> str:
-    """The killed run, going on to its end."""
+    """The killed run, resumed and trained to its end."""
     found = _told(rehearsal.call("resume", *_resuming(rehearsal)))
     return tr(
         "to step {step}, loss {last:.3f}", step=rehearsal.limits.steps, last=found["losses"][-1]

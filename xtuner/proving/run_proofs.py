@@ -46,7 +46,7 @@ def run_training(
         work_dir: of the run.
         change: changes the values of the loaded config.
         launcher: ``pytorch`` in a rank of several.
-        resume: go on from the newest checkpoint of ``work_dir``.
+        resume: continue from the newest checkpoint of ``work_dir``.
         before: called with the runner before it trains.
 
     Returns:
@@ -91,7 +91,7 @@ class RunProofs:
         return [prove("accumulated", self.accumulated), prove("ranks", self.ranks)]
 
     def resuming(self) -> list[Proof]:
-        """The one about a run that goes on."""
+        """The one about resuming a run."""
         return [prove("resumed", self.resumed)]
 
     def accumulated(self) -> Measured:
@@ -115,7 +115,7 @@ class RunProofs:
         return Measured(relative_difference(two, one), detail)
 
     def resumed(self) -> Measured:
-        """A run that goes on from its middle against one that was not stopped."""
+        """A run resumed from its middle against one that was not stopped."""
         whole, again = self.folder / "whole", self.folder / "resumed"
         children.call(
             run_training, self.config, whole, _without_hooks, log=self.folder / "whole.log"

@@ -164,7 +164,7 @@ def train(config: Path, work_dir: Path, *, resume: bool = False, kill_after: int
     Args:
         config: of the rehearsal.
         work_dir: of the run.
-        resume: go on from its newest checkpoint.
+        resume: continue from its newest checkpoint.
         kill_after: end the process by SIGKILL after so many micro-batches; 0: do not.
 
     Raises:

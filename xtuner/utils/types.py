@@ -45,7 +45,7 @@ class Batch(TypedDict, total=False):
     position_ids: Tensor  # (B, S); restarts at each sample of a packed row
     cumulative_len: list[Tensor]  # one (samples + 1,) int32: cu_seqlens of the packed row
     max_seqlen: int  # tokens of the longest sample
-    sample_mask: Tensor  # (1, S) of a packed row, ones, where its borders are known to attention
+    sample_mask: Tensor  # (1, S) of a packed row, ones, where its boundaries are known to attention
     supervised: Tensor  # (2, N) positions in the flattened rows, and the tokens predicted there
     rewarded: list[Tensor]  # positions in the flattened rows of chosen and of rejected answers
     pixel_values: Tensor  # (N, 3, H, W), images of all rows in order

@@ -21,7 +21,7 @@ def test_token_log_probs_equal_the_plain_ones(monkeypatch):
     torch.testing.assert_close(token_log_probs(hidden, head, targets), expected)
 
 
-def test_shift_never_crosses_a_border():
+def test_shift_never_crosses_a_boundary():
     labels = torch.tensor([[1, 2, 3, 4, 5, 6]])
     assert shift_labels(labels).tolist() == [[2, 3, 4, 5, 6, IGNORED]]
     cu_seqlens = torch.tensor([0, 2, 6])

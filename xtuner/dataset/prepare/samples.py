@@ -462,7 +462,7 @@ def _refusal(talk: Sequence[Row], error: Exception) -> str:
 
 
 def _fitted(samples: Samples, steps: Steps) -> Samples:
-    """The samples as they go on: cut, split, dropped or refused where they are too long."""
+    """The samples for the next stage: cut, split, dropped or refused where they are too long."""
     stats, lengths, limit = samples.stats, samples.lengths, steps.max_length
     if not limit or not (lengths > limit).any():
         return samples

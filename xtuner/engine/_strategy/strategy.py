@@ -190,7 +190,7 @@ class Strategy:
             raise UserError(
                 tr(
                     "the checkpoint was written by a run with {written_by}, this run "
-                    "uses {name}: the optimizer cannot go on from it.",
+                    "uses {name}: the optimizer cannot resume from it.",
                     written_by=_told(written_by),
                     name=_told(self.name),
                 ),

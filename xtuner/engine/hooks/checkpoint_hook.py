@@ -30,8 +30,8 @@ class CheckpointHook(MMEngineCheckpointHook):
       validation that is due at the same iteration.
     * An old one is deleted only after the new one is written and checked.
     * On SIGTERM, SIGINT, SIGHUP, or ``save_before`` seconds before a Slurm job's end, one is
-      written at the end of the step and the run ends with the command that goes on. On SIGUSR1 one
-      is written and the run goes on.
+      written at the end of the step and the run ends with the command that resumes it. On SIGUSR1
+      one is written and the run continues.
     * Its files have manifests, which are deleted with them.
 
     Args:

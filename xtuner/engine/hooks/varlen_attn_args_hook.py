@@ -12,5 +12,5 @@ class VarlenAttnArgsToMessageHubHook(Hook):
 
     In XTuner v0.1 it passed ``cu_seqlens`` of packed samples to the attention through a global hub.
     Here every batch has them (``cumulative_len``, ``max_seqlen``) and the model hands them to its
-    attention as arguments. The name stays so that configs which list the hook go on working.
+    attention as arguments. The name stays so that configs which list the hook keep working.
     """

@@ -402,7 +402,7 @@ def _report_once(handler: logging.FileHandler, record: logging.LogRecord) -> Non
     handler.setLevel(logging.CRITICAL + 1)
     print(
         tr(
-            "{file} cannot be written ({why}); the training goes on without it.",
+            "{file} cannot be written ({why}); training continues without it.",
             file=handler.baseFilename,
             why=error.strerror or error,
         ),
@@ -449,7 +449,7 @@ def _report_failed_hook(logger: logging.Logger, hook: Hook, fn_name: str, error:
         ) from error
     logger.warning(
         tr(
-            "{hook} failed ({error}); training goes on without it. The log file has the details.",
+            "{hook} failed ({error}); training continues without it. The log file has the details.",
             hook=failed[0],
             error=failed[1],
         )

@@ -125,7 +125,7 @@ class TrainLoop(BaseLoop):
         self._validated = self._iter
         runner.model.train()
         micro_batches = self._micro_batches()
-        if not self._at_epoch_border():  # resumed within an epoch, which begins for the hooks
+        if not self._at_epoch_boundary():  # resumed within an epoch, which begins for the hooks
             runner.call_hook("before_train_epoch")
         while self._iter < self._max_iters and not self.stop_training:
             self._step_began = time.perf_counter()
@@ -198,7 +198,7 @@ class TrainLoop(BaseLoop):
         return {**logged, "grad_norm": grad_norm, "tokens": tokens, "step_time": seconds}
 
     def _begin_iteration(self, batch: Mapping[str, Any]) -> None:
-        if self._at_epoch_border():
+        if self._at_epoch_boundary():
             self.runner.call_hook("before_train_epoch")
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=batch)
 
@@ -207,11 +207,11 @@ class TrainLoop(BaseLoop):
             "after_train_iter", batch_idx=self._iter, data_batch=batch, outputs=logged
         )
         self._iter += 1
-        if self._at_epoch_border() or self._iter == self._max_iters:
+        if self._at_epoch_boundary() or self._iter == self._max_iters:
             self.runner.call_hook("after_train_epoch")
             self._epoch += 1
 
-    def _at_epoch_border(self) -> bool:
+    def _at_epoch_boundary(self) -> bool:
         if self.epoch_length is None:
             return self._iter == 0
         return self._iter % self.epoch_length == 0

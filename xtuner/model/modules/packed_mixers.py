@@ -104,14 +104,16 @@ class _BodyPerSample:
         cu_seqlens = kwargs.get(CU_SEQLENS[0])
         if cu_seqlens is None:
             return self.forward(*args, **kwargs)
-        borders = cu_seqlens.tolist()
+        boundaries = cu_seqlens.tolist()
         kwargs = {name: v for name, v in kwargs.items() if name not in PACKING_ARGUMENTS}
         outputs = []
-        for start, stop in itertools.pairwise(borders):
+        for start, stop in itertools.pairwise(boundaries):
             part = slice(start, stop)
             if start < stop:
-                named = {name: _sliced(value, part, borders[-1]) for name, value in kwargs.items()}
-                positional = [_sliced(value, part, borders[-1]) for value in args]
+                named = {
+                    name: _sliced(value, part, boundaries[-1]) for name, value in kwargs.items()
+                }
+                positional = [_sliced(value, part, boundaries[-1]) for value in args]
                 outputs.append(self.forward(*positional, **named))
         names = ("last_hidden_state", "logits")
         (name,) = [name for name in names if outputs[0].get(name) is not None]

@@ -57,8 +57,8 @@ class _PerSample:
         if len(position_ids) > 1:
             return _joined([self(x, row[None], *args, **kwargs) for row in position_ids], 0)
         starts = torch.eq(position_ids[0], 0).nonzero().flatten().tolist()
-        borders = [0, *starts[1:], position_ids.shape[1]]
-        lengths = [stop - start for start, stop in itertools.pairwise(borders)]
+        boundaries = [0, *starts[1:], position_ids.shape[1]]
+        lengths = [stop - start for start, stop in itertools.pairwise(boundaries)]
         parts = position_ids.split(lengths, dim=1)
         return _joined([self.forward(x, part, *args, **kwargs) for part in parts], 1)
 

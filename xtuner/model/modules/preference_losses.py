@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid, relu
 REWARD_BOUND = 5.0
 """Rewards are kept between minus and plus this by the log-barrier penalty."""
 BARRIER_EDGE = 1e-3
-"""Nearer than this to a bound the barrier goes on as a straight line."""
+"""Nearer than this to a bound the barrier continues as a straight line."""
 
 
 @dataclass(frozen=True)

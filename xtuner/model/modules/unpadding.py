@@ -40,7 +40,7 @@ def unpadded(data: Batch) -> Batch:
     if "position_ids" not in data:
         counted = [torch.arange(int(length)) for length in lengths]
         packed["position_ids"] = torch.cat(counted)[None]
-    borders = [0, *itertools.accumulate(lengths.tolist())]
-    packed["cumulative_len"] = [torch.tensor(borders, dtype=torch.int32)]
+    boundaries = [0, *itertools.accumulate(lengths.tolist())]
+    packed["cumulative_len"] = [torch.tensor(boundaries, dtype=torch.int32)]
     packed["max_seqlen"] = int(lengths.max())
     return packed

@@ -124,7 +124,7 @@ class HubFiles:
 
 
 def _code(files: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, bytes]:
-    """The Python files that ``auto_map`` names, to be handed on unread.
+    """The Python files that ``auto_map`` names, to be copied unread.
 
     Args:
         files: paths of the folder's tokenizer files, by argument name.
