@@ -2,7 +2,8 @@
 
 An optimizer's parameter groups and the schedules hold both. A value that the config sets as it did
 when the checkpoint was written is restored, so that a run continues bit for bit; one that the
-config sets otherwise is the config's, and the schedules are then computed anew up to the restored step.
+config sets otherwise is the config's, and the schedules are then computed anew up to the
+restored step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The values of a JSON text one after the other, with their lines: lines, an array, or a sequence.
 
 A value that is broken is reported, and reading continues with the next one. Memory is bounded by
-the longest value. Only ``\\n`` ends a line: JSON strings may hold U+2028, U+2029, U+0085 and the other
-characters at which ``str.splitlines`` splits.
+the longest value. Only ``\\n`` ends a line: JSON strings may hold U+2028, U+2029, U+0085 and the
+other characters at which ``str.splitlines`` splits.
 """
 
 from __future__ import annotations
