@@ -9,6 +9,7 @@ import pytest
 
 from xtuner import __version__
 from xtuner.entry_point import COMMANDS, main
+from xtuner.utils.errors import RunStopped
 
 HEAVY = ("torch", "transformers", "mmengine", "datasets", "peft", "numpy")
 
@@ -75,13 +76,19 @@ def test_chinese(monkeypatch, capsys):
     assert "没有命令" in capsys.readouterr().err
 
 
-def test_interrupt_is_130(monkeypatch, capsys):
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), RunStopped("interrupted", status=130)])
+def test_interrupt_is_130_and_no_error(end, monkeypatch, capsys):
     def interrupted(words):
-        raise KeyboardInterrupt
+        raise end
 
     monkeypatch.setattr("xtuner.entry_point._dispatch", interrupted)
     assert main(["list-cfg"]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_a_message_cannot_control_the_terminal(capsys):
+    assert main(["tr\x1b[2Jain"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_helps_and_list_cfg_import_nothing_heavy():

@@ -149,6 +149,12 @@ def out_of_memory():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+def unreachable_rank():
+    import torch
+
+    raise torch.distributed.DistNetworkError("The client socket has timed out after 300000ms")
+
+
 def truncated_archive():
     path = str(damaged("iter_1.pth", b"PK\x03\x04"))
     zipfile.ZipFile(path)
@@ -202,6 +208,7 @@ KNOWN = (
     (json_that_is_too_deep, "config.json: this file is not valid JSON"),
     (broken_yaml, "this YAML cannot be read"),
     (out_of_memory, "lower batch_size or max_length"),
+    (unreachable_rank, "cannot reach each other: DistNetworkError: The client socket"),
     (truncated_archive, "iter_1.pth: this file is damaged"),
     (truncated_gzip, "Compressed file ended"),
     (wrapped, "/work/iter_1.pth: No space left on device"),

@@ -22,9 +22,10 @@ from xtuner.utils.argument_parser import (
     ArgumentParser,
     argparse_in_users_language,
 )
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import RunStopped, UserError
 from xtuner.utils.lang import N_, tr, translate
 from xtuner.utils.log_filters import quiet_libraries
+from xtuner.utils.terminal import printable
 from xtuner.version import __version__
 
 INTERRUPTED = 130
@@ -205,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0":  # one message for all of them
-            _print_error(str(error) or tr("interrupted"))
+            print(f"\n{error}" if str(error) else "\n" + tr("interrupted"), file=sys.stderr)
         return getattr(error, "status", INTERRUPTED)
     except BrokenPipeError:  # `xtuner list-cfg | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -223,6 +224,9 @@ def _unforeseen(error: BaseException, words: Sequence[str]) -> int:
     from xtuner import crash, library_errors
 
     known = library_errors.translate(error)
+    if isinstance(known, RunStopped):
+        print(known, file=sys.stderr)
+        return known.status
     if known is not None:
         _print_error(str(known))
         return known.status
@@ -315,4 +319,4 @@ def _print_error(message: str) -> None:
     label = tr("error: ")
     if sys.stderr.isatty():
         label = f"\033[1;31m{label}\033[0m"
-    print(f"{label}{message}", file=sys.stderr)
+    print(f"{label}{printable(message)}", file=sys.stderr)

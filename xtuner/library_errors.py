@@ -335,6 +335,14 @@ def _torch(error: BaseException) -> UserError | None:
         return UserError(
             tr("the port is in use."), hint=_system_hint(errno.EADDRINUSE), where=Where(key="PORT")
         )
+    if kind in ("DistNetworkError", "DistStoreError"):
+        return UserError(
+            tr("the processes of this run cannot reach each other: {why}", why=one_line(error)),
+            hint=tr(
+                "check that all of them run, and MASTER_ADDR, MASTER_PORT, the network and the "
+                "firewall between the machines."
+            ),
+        )
     return None
 
 

@@ -43,6 +43,20 @@ def test_mistakes_are_named():
         read_layout({"NPROC_PER_NODE": "two"})
     with pytest.raises(UserError, match="PORT"):
         read_layout({"NNODES": "2"})
+    with pytest.raises(UserError, match="NODE_RANK=2 with NNODES=2"):
+        read_layout({"NNODES": "2", "NODE_RANK": "2", "PORT": "29500"})
+    with pytest.raises(UserError, match="PORT=80000"):
+        read_layout({"NPROC_PER_NODE": "2", "PORT": "80000"})
+
+
+def test_a_port_in_use_is_named_before_anything_is_started(monkeypatch):
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("torchrun is started"))
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        for processes in ({"NPROC_PER_NODE": "2"}, {"NNODES": "2"}):
+            layout = read_layout({**processes, "PORT": str(port)})
+            with pytest.raises(UserError, match=f"port {port} cannot be used: Address already"):
+                become_torchrun(layout, ["train", "c.py"])
 
 
 @pytest.mark.parametrize(("given", "threads"), [(None, "4"), ("3", "3")])

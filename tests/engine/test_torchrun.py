@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -100,6 +101,16 @@ def test_a_killed_process_is_first_before_those_that_miss_it(tmp_path):
 )
 def test_which_failure_was_the_first(failures, code):
     assert first_exit_code(failures) == first_exit_code(failures[::-1]) == code
+
+
+def test_a_port_that_is_taken_meanwhile_is_one_message(tmp_path):
+    (tmp_path / "worker.py").write_text("")
+    with socket.create_server(("", 0)) as server:
+        command = ["-m", "xtuner.engine.torchrun", "--nproc_per_node=2"]
+        command += [f"--master_port={server.getsockname()[1]}", "-m", "worker"]
+        refused = forked.run(*command, status=1, environment={"PYTHONPATH": str(tmp_path)})
+    assert "error: the processes cannot meet at 127.0.0.1:" in refused.stderr
+    assert "EADDRINUSE" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_caches_that_processes_share_are_written_before_they_start(tmp_path):

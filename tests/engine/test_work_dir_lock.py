@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -13,21 +15,20 @@ import pytest
 from tests.engine.toy import write_config
 from tests.helpers.forked import wait_until
 from xtuner.engine import work_dir_lock
-from xtuner.engine.work_dir_lock import NAME, STALE_AFTER, Owner, locked
+from xtuner.engine.work_dir_lock import NAME, STALE_AFTER, locked
 from xtuner.entry_point import main
 from xtuner.utils.errors import UserError
+from xtuner.utils.process_identity import ProcessIdentity, started
 
 
 @pytest.fixture
 def other():
     """Another process, which lives as long as the test."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        yield replace(
-            Owner.this(), process=process.pid, started=work_dir_lock._started(process.pid)
-        )
+        yield replace(ProcessIdentity.this(), process=process.pid, started=started(process.pid))
 
 
-def write(folder, owner: Owner, silent_for: float = 0.0):
+def write(folder, owner: ProcessIdentity, silent_for: float = 0.0):
     file = folder / NAME
     file.write_text(json.dumps(asdict(owner)))
     now = file.stat().st_mtime
@@ -66,7 +67,7 @@ def test_it_is_given_back_however_the_run_ends(tmp_path):
     assert not (tmp_path / NAME).exists()
 
 
-def ended(owner: Owner) -> list[Owner]:
+def ended(owner: ProcessIdentity) -> list[ProcessIdentity]:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return [replace(owner, process=process.pid), replace(owner, started="1")]
@@ -76,18 +77,42 @@ def ended(owner: Owner) -> list[Owner]:
 def test_the_lock_of_a_dead_process_passes(tmp_path, other, number, capsys):
     write(tmp_path, ended(other)[number])
     with locked(tmp_path):
-        assert json.loads((tmp_path / NAME).read_text()) == asdict(Owner.this())
+        assert json.loads((tmp_path / NAME).read_text()) == asdict(ProcessIdentity.this())
     assert "ended without giving this work dir back" in capsys.readouterr().out
 
 
-def test_the_lock_of_another_machine_passes_when_it_is_silent(tmp_path, other):
-    elsewhere = replace(other, host="elsewhere")
-    write(tmp_path, elsewhere, silent_for=STALE_AFTER / 2)
-    with pytest.raises(UserError, match="on elsewhere"), locked(tmp_path):
-        pass
+def test_a_lock_whose_process_cannot_be_looked_up_passes_when_it_is_silent(
+    tmp_path, other, monkeypatch, capsys
+):
+    """Of another machine or container, whatever its host name, or from before a restart."""
+    looks = []
+    monkeypatch.setattr(time, "sleep", looks.append)
+    ticks = itertools.count(0.0, STALE_AFTER / 4)
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    elsewhere = replace(other, system="elsewhere")
+    for owner in (elsewhere, replace(elsewhere, process=os.getpid())):
+        write(tmp_path, owner)
+        with locked(tmp_path):
+            assert json.loads((tmp_path / NAME).read_text()) == asdict(ProcessIdentity.this())
+        assert f"waiting up to {STALE_AFTER:.0f} s" in capsys.readouterr().out
+    assert looks
     write(tmp_path, elsewhere, silent_for=STALE_AFTER * 2)
     with locked(tmp_path):
+        assert "waiting" not in capsys.readouterr().out
+
+
+def test_a_lock_that_is_touched_while_it_is_watched_is_held(tmp_path, other, monkeypatch):
+    file = write(tmp_path, replace(other, system="elsewhere"), silent_for=STALE_AFTER / 2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(file))
+    with pytest.raises(UserError, match=f"process {other.process}"), locked(tmp_path):
         pass
+
+
+def test_a_lock_that_is_given_back_while_it_is_watched_passes(tmp_path, other, monkeypatch):
+    file = write(tmp_path, replace(other, system="elsewhere"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: file.unlink())
+    with locked(tmp_path):
+        assert file.exists()
 
 
 def test_it_is_touched_while_it_is_held(tmp_path, monkeypatch):

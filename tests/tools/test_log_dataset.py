@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.helpers.tiny import make_tokenizer
 from xtuner.doctor.show import html_page, print_sample, sample_html, show_sample
 from xtuner.entry_point import main
-from xtuner.tools.log_dataset import tokens_of
+from xtuner.tools.log_dataset import masked_text, tokens_of
 from xtuner.utils.errors import UserError
 
 CONFIG = """
@@ -106,6 +106,7 @@ def test_content_cannot_break_out():
     out = io.StringIO()
     print_sample(sample, Console(file=out, width=80))
     assert "\x1b" not in out.getvalue()
+    assert masked_text(ids, labels, lambda ids: "\x1b[2J") == "\\u001b[2J"
 
 
 def test_images_in_the_ids_are_named():

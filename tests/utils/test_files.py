@@ -2,11 +2,15 @@
 
 import errno
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from xtuner.utils.files import written_aside
+from xtuner.utils.process_identity import ProcessIdentity
 
 
 @pytest.fixture
@@ -105,3 +109,46 @@ def test_an_error_of_something_else_keeps_its_file(tmp_path):
     with pytest.raises(FileNotFoundError) as raised, written_aside(tmp_path / "a"):
         (tmp_path / "b").read_text()
     assert raised.value.filename == str(tmp_path / "b")
+
+
+THIS = ProcessIdentity.this()
+
+
+def left_by(folder: Path, identity: ProcessIdentity) -> Path:
+    """What a process that writes ``model``, or was killed while it did, has there."""
+    aside = folder / f".model.{identity.name()}.ab12"
+    (aside / "model").mkdir(parents=True)
+    (aside / "model" / "a").write_text("half")
+    return aside
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_path):
+    number_of_another = replace(THIS, started="1")
+    dead = left_by(tmp_path, number_of_another)
+    kept = [left_by(tmp_path, THIS), left_by(tmp_path, replace(number_of_another, system="abc"))]
+    kept += [tmp_path / ".model.old", tmp_path / ".model.1-2.x"]
+    for folder in kept[2:]:
+        folder.mkdir()
+    write_folder(tmp_path / "model", "new")
+    assert not dead.exists()
+    assert all(folder.is_dir() for folder in kept)
+    assert (tmp_path / "model" / "a").read_text() == "new"
+
+
+def test_killed_between_two_renames_nothing_is_lost(tmp_path):
+    aside = left_by(tmp_path, replace(THIS, started="1"))
+    (aside / "replaced").mkdir()
+    with pytest.raises(RuntimeError), written_aside(tmp_path / "model"):
+        raise RuntimeError
+    assert (tmp_path / "model" / "a").read_text() == "half"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_process_that_is_killed_leaves_its_name(tmp_path):
+    code = "import os, sys; from xtuner.utils.files import written_aside\n"
+    code += "with written_aside(sys.argv[1]) as aside: aside.mkdir(); os.kill(os.getpid(), 9)"
+    target = tmp_path / "model"
+    killed = subprocess.run([sys.executable, "-c", code, str(target)])
+    assert killed.returncode == -9 and len(list(tmp_path.iterdir())) == 1
+    write_folder(target, "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]

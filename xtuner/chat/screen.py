@@ -14,6 +14,7 @@ from xtuner.chat.session import ChatSession
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 USER, ASSISTANT = "user: ", "assistant: "
 _COMMAND = re.compile(r"/[A-Za-z]+")
-_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def run_chat(session: ChatSession, *, stream: bool = True) -> None:
@@ -84,20 +84,11 @@ def _private(file: Path) -> Path:
     return file
 
 
-def printable(text: str) -> str:
-    """A text without control characters, which could move the cursor or change the terminal.
-
-    Args:
-        text: of a model; line breaks and tabs stay.
-    """
-    return text.translate(_CONTROL)
-
-
 def _piped() -> Iterator[str]:
     """Lines of a pipe or a file, each printed before it is answered."""
     for line in sys.stdin:
         if line.strip() and line.strip().lower() != "exit":
-            print(f"{USER}{line.rstrip()}", flush=True)
+            print(f"{USER}{printable(line.rstrip())}", flush=True)
         yield line
 
 
@@ -222,4 +213,4 @@ def _save(session: ChatSession, file: str) -> None:
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stdout if sys.stdin.isatty() else sys.stderr, flush=True)
+    print(printable(text), file=sys.stdout if sys.stdin.isatty() else sys.stderr, flush=True)

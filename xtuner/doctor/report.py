@@ -14,6 +14,7 @@ from xtuner.doctor.rules import ERROR, NOTE, WARNING
 from xtuner.doctor.scan import Scan
 from xtuner.doctor.tokens import TokenFacts, histogram
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import visible
 
 STYLES = {ERROR: ("✗", "bold red"), WARNING: ("!", "yellow"), NOTE: ("·", "cyan")}
 
@@ -101,9 +102,11 @@ def _print_finding(finding: Finding, console: Console) -> None:
     head = Text(f"{mark} {finding.count:,} × {finding.rule.title}", style=style)
     console.print(head.append(f"  [{finding.code}]", style="dim not bold"))
     for place in finding.places:
-        detail = "\n      ".join(map(_visible, place.detail.splitlines()))
+        detail = "\n      ".join(visible(line, keep="") for line in place.detail.splitlines())
         detail = f"  {detail}" if detail else ""
-        console.print(Text(f"    {place}", style="bold").append(detail, style="not bold"))
+        console.print(
+            Text(f"    {visible(str(place))}", style="bold").append(detail, style="not bold")
+        )
     more = finding.count - len(finding.places)
     if more > 0:
         console.print(Text(tr("    and {more:,} more", more=more), style="dim"))
@@ -111,11 +114,6 @@ def _print_finding(finding: Finding, console: Console) -> None:
     for line in finding.paste.splitlines():
         console.print(Text(f"      {line}", style="bold green"), soft_wrap=True)
     console.print()
-
-
-def _visible(text: str) -> str:
-    """Text that cannot do anything to a terminal."""
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 def sampled_note(facts: TokenFacts) -> str:

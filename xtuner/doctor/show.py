@@ -16,6 +16,7 @@ from rich.text import Text
 from xtuner.doctor.pictures import Picture
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import visible
 
 PACK_BORDER = "─"
 TRAINED = "bold green"
@@ -131,16 +132,9 @@ def print_sample(shown: Shown, console: Console) -> None:
         for piece in row.segments:
             plain = console.no_color or not console.is_terminal
             words = f"[[{piece.text}]]" if piece.trained and plain else piece.text
-            text.append(_harmless(words), style=TRAINED if piece.trained else UNTRAINED)
+            text.append(visible(words), style=TRAINED if piece.trained else UNTRAINED)
         console.print(text, soft_wrap=True)
     console.rule(characters=PACK_BORDER, style="cyan")
-
-
-def _harmless(text: str) -> str:
-    """Text whose control characters cannot do anything to a terminal."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in text
-    )
 
 
 def _legend(plain: bool) -> Text:
@@ -157,7 +151,7 @@ def _images(row: ShownRow) -> str:
 def _label(row: ShownRow, number: int, total: int) -> str:
     counts = tr("{tokens} tokens, {trained} trained", tokens=row.tokens, trained=row.trained)
     place = f"{number + 1}/{total} " if total > 1 else ""
-    return f"{place}{row.source + ' · ' if row.source else ''}{counts}"
+    return f"{place}{visible(row.source) + ' · ' if row.source else ''}{counts}"
 
 
 STYLE = """
@@ -187,7 +181,7 @@ def sample_html(shown: Shown) -> str:
         parts += [f'<img src="{each.uri}" alt="{each}" title="{each}">' for each in row.pictures]
         spans = (
             f'<span class="{"trained" if piece.trained else "untrained"}">'
-            f"{html.escape(_harmless(piece.text))}</span>"
+            f"{html.escape(visible(piece.text))}</span>"
             for piece in row.segments
         )
         parts.append(f"<pre>{''.join(spans)}</pre>")

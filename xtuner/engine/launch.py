@@ -20,6 +20,8 @@ from xtuner.utils.cpu import threads_each
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
+LAST_PORT = 65535
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -68,13 +70,42 @@ def read_layout(environment: Mapping[str, str], processes: int | None = None) ->
             tr("NNODES={nodes} needs a PORT that all machines agree on.", nodes=nodes),
             hint="PORT=29500 ADDR=<host of the first machine> NODE_RANK=<0, 1, ...> xtuner ...",
         )
+    rank, port = _number(environment, "NODE_RANK", 0), _number(environment, "PORT", 0)
+    if rank >= nodes:
+        raise UserError(
+            tr(
+                "NODE_RANK={rank} with NNODES={nodes}: the ranks are 0 to {last}.",
+                rank=rank,
+                nodes=nodes,
+                last=nodes - 1,
+            )
+        )
+    if port > LAST_PORT:
+        raise UserError(tr("PORT={port}: ports go up to {last}.", port=port, last=LAST_PORT))
     return Layout(
         processes=count,
         nodes=nodes,
-        rank=_number(environment, "NODE_RANK", 0),
+        rank=rank,
         address=environment.get("ADDR", "127.0.0.1"),
-        port=_number(environment, "PORT", 0) or free_port(),
+        port=port or free_port(),
     )
+
+
+def require_free_port(port: int) -> None:
+    """Check that the processes can meet at a port of this machine.
+
+    Raises:
+        UserError: when another process uses it, or this user may not.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                tr("port {port} cannot be used: {why}.", port=port, why=error.strerror),
+                hint=tr("choose another, such as PORT={port}.", port=free_port()),
+            ) from error
 
 
 def free_port() -> int:
@@ -94,7 +125,12 @@ def become_torchrun(layout: Layout, words: Sequence[str]) -> None:
     Args:
         layout: the processes.
         words: the words after ``xtuner`` for each of them.
+
+    Raises:
+        UserError: when they cannot meet at their port.
     """
+    if layout.rank == 0:
+        require_free_port(layout.port)
     if layout.nodes > 1 and layout.rank == 0:
         print(tr("On the other machines, type:"))
         for rank in range(1, layout.nodes):

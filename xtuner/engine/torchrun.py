@@ -20,6 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the processes of this machine.
@@ -34,8 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
     signal.signal(signal.SIGUSR1, functools.partial(_pass_on, module=args.module))
     fill_caches()
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     rendezvous: dict[str, Any] = (
@@ -62,9 +67,31 @@ def main(arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         code = first_exit_code([(f.timestamp, f.exitcode) for f in error.failures.values()])
         return code if code >= 0 else 128 - code
+    except (DistError, RendezvousError) as error:  # before the processes are started
+        print(tr("error: ") + _not_met(args, error), file=sys.stderr)
+        return 1
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _not_met(args: argparse.Namespace, error: Exception) -> str:
+    """The message for machines that do not meet."""
+    why = next(iter(str(error).splitlines()), type(error).__name__)
+    return str(
+        UserError(
+            tr(
+                "the processes cannot meet at {address}:{port}: {why}",
+                address=args.master_addr,
+                port=args.master_port,
+                why=why,
+            ),
+            hint=tr(
+                "ADDR and PORT are those of the first machine, on which NODE_RANK=0 must run; "
+                "check the network and the firewall between the machines."
+            ),
+        )
+    )
 
 
 def first_exit_code(failures: Sequence[tuple[int, int]]) -> int:

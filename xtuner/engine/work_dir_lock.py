@@ -1,8 +1,9 @@
 """One run in a work dir at a time: two would overwrite each other's files.
 
 The lock is a file that names host and process and that its owner touches every few seconds. A lock
-is stale when its process has ended or, on another machine, when the file has not been touched for a
-while; then it passes to the next run. So it holds on file systems without locks of their own.
+is stale when its process has ended or, on another machine or in another container, when the file
+has not been touched for a while; then it passes to the next run. So it holds on file systems
+without locks of their own.
 """
 
 from __future__ import annotations
@@ -10,59 +11,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock
 
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
+from xtuner.utils.process_identity import ProcessIdentity
 
 NAME = ".run.lock"
 GUARD = ".before_run.lock"
 """Processes of one machine that look at the lock take turns."""
 TOUCH_EVERY = 15.0
+LOOK_EVERY = 1.0
 STALE_AFTER = 120.0
 """Seconds; a machine that is busy or swapping may miss a few touches."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who has a lock.
-
-    Args:
-        host: name of the machine.
-        process: its id there.
-        started: when the process was started, by the machine's own count; '' where not known.
-    """
-
-    host: str
-    process: int
-    started: str
-
-    @classmethod
-    def this(cls) -> Owner:
-        """This process."""
-        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()))
-
-    def has_ended(self, silent_for: float) -> bool:
-        """Whether it runs no more, as far as can be told.
-
-        Args:
-            silent_for: seconds since it touched its lock.
-        """
-        if self.host != socket.gethostname():
-            return silent_for > STALE_AFTER
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # it is another user's
-            return False
-        return self.started != _started(self.process)  # the number was given to another one
 
 
 @contextlib.contextmanager
@@ -79,7 +46,7 @@ def locked(work_dir: Path) -> Iterator[None]:
     with FileLock(work_dir.resolve() / GUARD):
         require_free(work_dir)
         earlier = _owner(file)
-        if earlier is not None and earlier != Owner.this():
+        if earlier is not None and earlier != ProcessIdentity.this():
             print(
                 tr(
                     "a run of process {process} on {host} ended without giving this work dir back.",
@@ -87,26 +54,29 @@ def locked(work_dir: Path) -> Iterator[None]:
                     host=earlier.host,
                 )
             )
-        file.write_text(json.dumps(asdict(Owner.this())) + "\n", "utf-8")
+        file.write_text(json.dumps(asdict(ProcessIdentity.this())) + "\n", "utf-8")
     ended = threading.Event()
     threading.Thread(target=_keep_touching, args=(file, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
-        if _owner(file) == Owner.this():
+        if _owner(file) == ProcessIdentity.this():
             file.unlink(missing_ok=True)
 
 
 def require_free(work_dir: Path) -> None:
     """Check that no other run holds a work dir's lock, without taking it.
 
+    The lock of a process whose number cannot be looked up here is watched until it is touched, or
+    long enough to be stale: a container that is started again finds the lock of its predecessor.
+
     Raises:
         UserError: when one does.
     """
     file = work_dir / NAME
     owner = _owner(file)
-    if owner is None or owner == Owner.this() or owner.has_ended(_silent_for(file)):
+    if owner is None or owner == ProcessIdentity.this() or _has_ended(owner, file):
         return
     raise UserError(
         tr(
@@ -122,11 +92,35 @@ def require_free(work_dir: Path) -> None:
     )
 
 
-def _owner(file: Path) -> Owner | None:
+def _has_ended(owner: ProcessIdentity, file: Path) -> bool:
+    """Whether the process that has a lock runs no more, as far as can be told."""
+    if owner.is_here():
+        return owner.has_ended()
+    touched, left = _touched(file), STALE_AFTER - max(0.0, _silent_for(file))
+    if left > 0:
+        print(
+            tr(
+                "process {process} on {host} has this work dir; waiting up to {seconds:.0f} s to "
+                "see whether it still runs.",
+                process=owner.process,
+                host=owner.host,
+                seconds=left,
+            ),
+            flush=True,
+        )
+    until = time.monotonic() + left
+    while touched and _touched(file) == touched and time.monotonic() < until:
+        time.sleep(LOOK_EVERY)
+    return _touched(file) in (0.0, touched)
+
+
+def _owner(file: Path) -> ProcessIdentity | None:
     """Who has the lock; None where there is none, or what is there says nothing."""
     try:
         content = json.loads(file.read_text("utf-8"))
-        return Owner(str(content["host"]), int(content["process"]), str(content["started"]))
+        texts = {name: str(content[name]) for name in ("host", "started")}
+        texts["system"] = str(content.get("system", ""))
+        return ProcessIdentity(process=int(content["process"]), **texts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -137,19 +131,18 @@ def _silent_for(file: Path) -> float:
     probe.write_text("", "utf-8")
     now = probe.stat().st_mtime
     probe.unlink()
-    return now - file.stat().st_mtime
+    return now - _touched(file)
+
+
+def _touched(file: Path) -> float:
+    """When the file was touched; 0 where it is gone."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _keep_touching(file: Path, ended: threading.Event) -> None:
     while not ended.wait(TOUCH_EVERY):
         with contextlib.suppress(OSError):
             os.utime(file)
-
-
-def _started(process: int) -> str:
-    """When a process was started, in the kernel's ticks; '' where there is no /proc."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text("utf-8", errors="replace")
-    except OSError:
-        return ""
-    return text.rpartition(")")[2].split()[19]

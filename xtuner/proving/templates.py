@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import printable
 from xtuner.utils.types import Tokenizer
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def refuse(problems: Sequence[Mismatch | Difference]) -> None:
                 count=len(harmless),
             )
         )
-        print(f"  {harmless[0]}")
+        print(f"  {printable(str(harmless[0]))}")
     grave = [problem for problem in problems if not problem.harmless]
     if not grave:
         return

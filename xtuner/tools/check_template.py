@@ -15,6 +15,7 @@ from xtuner.tools.arguments import add_trust_remote_code
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr, translate
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+from xtuner.utils.terminal import printable
 
 if TYPE_CHECKING:
     from xtuner.tokenization.template_check import Probe
@@ -85,7 +86,7 @@ def _run_own(
         thinking=training.thinking,
     )
     for feature, reason in checked.unsupported.items():
-        name = translate(feature)
+        name, reason = translate(feature), printable(reason)
         print(
             tr("not supported by this chat template: {name} ({reason})", name=name, reason=reason)
             if reason

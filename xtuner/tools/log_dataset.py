@@ -144,6 +144,7 @@ def masked_text(
     """The sample in order, each token that is not trained as ``[-100]``."""
     from xtuner.doctor.show import decode_tokens
     from xtuner.utils.constants import IGNORE_INDEX
+    from xtuner.utils.terminal import visible
 
     text, run_of = "", []
     for token, label in zip(ids, labels, strict=True):
@@ -152,7 +153,7 @@ def masked_text(
             continue
         text += (decode_tokens(run_of, decode) if run_of else "") + f"[{IGNORE_INDEX}]"
         run_of = []
-    return text + (decode_tokens(run_of, decode) if run_of else "")
+    return visible(text + (decode_tokens(run_of, decode) if run_of else ""))
 
 
 def _ints(values: Any) -> list[int]:

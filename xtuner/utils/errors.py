@@ -62,6 +62,10 @@ class UserError(Exception):
         return f"{place}{self.message}{hint}"
 
 
+class RunStopped(UserError):
+    """The end of a run that was asked to stop: shown as it is, not as an error."""
+
+
 @contextlib.contextmanager
 def activity(what: str, folder: str | None = None) -> Iterator[None]:
     """Name what is being done, for the report of an error that nobody foresaw.

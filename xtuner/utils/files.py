@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from xtuner.utils.process_identity import ProcessIdentity
+
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a stream fails with that does not know its file."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
@@ -20,13 +22,16 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success flush it to disk and rename it there.
 
     Works for a file or a folder: write to the path that is given. Nothing is left behind when
-    the block raises. An existing file at ``path`` is replaced; an existing folder is replaced
-    only after the new one is complete.
+    the block raises, and what a killed process has left is removed by the next one that writes
+    there. An existing file at ``path`` is replaced; an existing folder is replaced only after the
+    new one is complete.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _named(target):
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)) / target.name
+        _remove_leftovers(target)
+        prefix = f".{target.name}.{ProcessIdentity.this().name()}."
+        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) / target.name
     try:
         with _named(target, aside):
             yield aside
@@ -38,6 +43,24 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync(target.parent)
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the temporary folders that ended processes have left beside a target.
+
+    A folder that was complete and only lacked its name gets it.
+    """
+    prefix = f".{target.name}."
+    for entry in target.parent.iterdir():
+        name = entry.name.removeprefix(prefix) if entry.name.startswith(prefix) else ""
+        writer = ProcessIdentity.of_name(name.rpartition(".")[0])
+        if writer is None or not writer.is_here() or not writer.has_ended():
+            continue  # of one that runs, or that runs elsewhere
+        complete = entry / target.name
+        if (entry / "replaced").exists() and complete.exists() and not target.exists():
+            with contextlib.suppress(OSError):  # another process was faster
+                complete.rename(target)
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextlib.contextmanager

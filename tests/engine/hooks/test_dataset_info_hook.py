@@ -20,8 +20,11 @@ def test_dataset_info_shows_what_is_learnt(tokenizer):
     assert hook.decode_with_mask([*ids, -200], [IGNORED] * (len(ids) + 1)).endswith("<200>")
 
 
-def test_dataset_info_logs_the_first_row(tmp_path, tokenizer):
-    runner = make_runner(tmp_path, hooks=[DatasetInfoHook(tokenizer)])
+def test_dataset_info_logs_the_first_row(tmp_path, tokenizer, monkeypatch):
+    hook = DatasetInfoHook(tokenizer)
+    monkeypatch.setattr(hook, "_decode", lambda ids: "a\x1b[2Jb")
+    runner = make_runner(tmp_path, hooks=[hook])
     runner.train()
     (log,) = Path(runner.log_dir).glob("*.log")
     assert "train: 8 rows after preparation" in log.read_text()
+    assert "a[2Jb" in log.read_text() and "\x1b" not in log.read_text()

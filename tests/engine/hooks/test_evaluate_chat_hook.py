@@ -29,7 +29,10 @@ def chat_hook(tokenizer, **settings) -> EvaluateChatHook:
 
 def test_it_asks_before_in_between_and_after(tmp_path, tokenizer, capsys):
     hook = chat_hook(
-        tokenizer, prompt_template=PROMPT_TEMPLATE.internlm2_chat, every_n_iters=3, system="Be {x}."
+        tokenizer,
+        prompt_template=PROMPT_TEMPLATE.internlm2_chat,
+        every_n_iters=3,
+        system="Be {x}.\x1b[2J",
     )
     runner = run_with(tmp_path, hook, accumulative_counts=2)
     assert list(answers(runner)) == [
@@ -42,7 +45,9 @@ def test_it_asks_before_in_between_and_after(tmp_path, tokenizer, capsys):
     assert "Be {x}." in text
     assert "What is this?" in text
     assert text.startswith("<s>")
-    steps = re.findall(r"Sample output \(step (\d+)\):", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert "Be {x}.[2J" in shown and "\x1b" not in shown
+    steps = re.findall(r"Sample output \(step (\d+)\):", shown)
     assert steps == ["0", "2", "3", "4"]
     assert runner.model.training
 

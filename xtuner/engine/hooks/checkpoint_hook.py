@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from xtuner.checkpoint.checkpoint import remove, remove_leftovers
 from xtuner.checkpoint.resume import resume_command
 from xtuner.engine.stop import SAVE, Stop, exit_status, told
-from xtuner.utils.errors import UserError
+from xtuner.utils.errors import RunStopped
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 
@@ -124,7 +124,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._stop.uninstall()
             if not is_main_process():  # one message for all of them
                 raise SystemExit(exit_status(self._reason))
-            raise UserError(
+            raise RunStopped(
                 tr(
                     "{reason}: stopped after iteration {done}; the checkpoint "
                     "{checkpoint} is written.",

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import printable
 
 if TYPE_CHECKING:
     from xtuner.engine.runner.finetune_runner import FinetuneRunner
@@ -65,7 +66,7 @@ class DatasetInfoHook(Hook):
                 text = self.decode_with_mask(
                     list(sample[name]), list(labels) if labels is not None else []
                 )
-                runner.logger.info(text)
+                runner.logger.info(printable(text))
 
     def decode_with_mask(self, ids: Sequence[int], labels: Sequence[int]) -> str:
         """Decode a sample, what is learnt between ``[[`` and ``]]``."""

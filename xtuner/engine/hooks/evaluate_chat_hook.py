@@ -24,6 +24,7 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+from xtuner.utils.terminal import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -160,7 +161,8 @@ class EvaluateChatHook(Hook):
         if is_main_process():
             step = math.ceil(done / runner.train_loop.accumulative_counts)
             for text in texts:
-                print(tr("Sample output (step {step}):", step=step) + f"\n{text}\n", flush=True)
+                shown = f"\n{printable(text)}\n"
+                print(tr("Sample output (step {step}):", step=step) + shown, flush=True)
             path = Path(runner.log_dir) / "vis_data" / f"eval_outputs_iter_{runner.iter}.txt"
             write_text(path, "\n\n".join(texts) + "\n")
 
