@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dataset import DefaultSampler
 
+from tests.helpers.architectures import make_config
 from tests.parallel.workers import together
 from xtuner import parallel
 from xtuner.model import loading
@@ -163,7 +164,23 @@ def agreements(folder):
     said["eager"] = refused(eager, rows)
     convolutions = make_model("lfm2", layer_types=["conv", "full_attention"])
     said["convolutions"] = refused(convolutions, rows)
+    attention.to_heads = broken
+    said["failing"] = refused(models["llama"], rows)
+    attention.to_heads = real
+    said["later tokens"] = refused(sees_later_tokens(), rows)
     return said
+
+
+def broken(*tensors):
+    raise RuntimeError("view size is not compatible. Call .reshape().\nsecond line")
+
+
+def sees_later_tokens():
+    """A model whose mask may let tokens see later ones: Gemma 4 with images, on text."""
+    from transformers import AutoModelForImageTextToText
+
+    config = make_config("gemma4_unified")
+    return AutoModelForImageTextToText.from_config(config, attn_implementation=attention.NAME)
 
 
 def refused(model, rows):
@@ -182,3 +199,5 @@ def test_models_that_need_whole_rows_are_refused(tiny_llama):
         assert "off by" in said["broken"]
         assert "attn_implementation='eager'" in said["eager"]
         assert "(conv)" in said["convolutions"]
+        assert "(view size is not compatible)" in said["failing"]
+        assert "(its mask lets tokens see later ones)" in said["later tokens"]

@@ -20,7 +20,7 @@ from xtuner.parallel.sequence.heads import share_heads
 from xtuner.parallel.sequence.shard import SequenceShard
 
 HEADS = [(4, 2), (6, 3), (3, 1), (6, 2), (1, 1)]
-KINDS = ["plain", "packed", "padded", "window", "cap", "bidirectional", "wide"]
+KINDS = ["plain", "packed", "padded", "window", "cap", "bidirectional", "wide", "sinks"]
 LENGTH = 13  # 2 and 4 do not divide it
 
 
@@ -36,6 +36,7 @@ def case(heads, kind):
     settings = {
         "window": {"sliding_window": 4},
         "cap": {"softcap": 2.0},
+        "sinks": {"s_aux": torch.linspace(-1, 2, heads[0]).requires_grad_()},
     }.get(kind, {})
     inputs = {"input_ids": torch.zeros(rows, LENGTH, dtype=torch.long)}
     if kind == "packed":
@@ -53,7 +54,12 @@ def whole(heads, kind):
     mask = inputs.pop("attention_mask", None)
     out, _ = attention(module, *tensors, mask, **settings, **inputs)
     (out.square().sum() * 0.5).backward()
-    return out.detach(), [tensor.grad for tensor in tensors]
+    return out.detach(), [tensor.grad for tensor in (*tensors, *of_heads(settings))]
+
+
+def of_heads(settings):
+    """The settings that are trained."""
+    return [value for name, value in settings.items() if name == "s_aux"]
 
 
 def shared(heads, kind):
@@ -65,7 +71,7 @@ def shared(heads, kind):
     out, _ = attention(module, *cut, None, **settings, **named)
     real = shard.shard(torch.ones(len(out), LENGTH, 1, 1))  # a loss looks at no padding
     (out * real).square().sum().mul(0.5).backward()
-    grads = [tensor.grad for tensor in tensors]
+    grads = [tensor.grad for tensor in (*tensors, *of_heads(settings))]
     for grad in grads:
         dist.all_reduce(grad)
     parts = [torch.empty_like(out) for _ in range(shard.size)]

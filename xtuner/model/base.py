@@ -28,7 +28,7 @@ from xtuner.model.loading import (
 from xtuner.model.lora import experts
 from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
 from xtuner.model.modules import attention
-from xtuner.model.modules.chunks import require_within_chunks
+from xtuner.model.modules.chunks import require_own_temperatures, require_within_chunks
 from xtuner.model.modules.loss import LogitTransform, shift_labels, supervised_positions
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
 from xtuner.model.modules.unpadding import unpadded
@@ -230,6 +230,8 @@ class FinetuneModel(BaseModel):
         rows = data["input_ids"] if "input_ids" in data else data["inputs_embeds"]
         packed = packed_cu_seqlens(data) is not None
         require_within_chunks(self.causal_lm, int(data["max_seqlen"]) if packed else rows.shape[1])
+        if packed or get_sequence_parallel_world_size() > 1:
+            require_own_temperatures(self.causal_lm, rows.shape[1])
         counts_padding = getattr(self.llm.config, "output_router_logits", False)
         waits = environment.waits_for(rows.device)
         bucketed = not waits and packed and not counts_padding and not data.get("images")

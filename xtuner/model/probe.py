@@ -29,7 +29,7 @@ from xtuner.model.modules import attention
 from xtuner.model.modules.packed_mixers import find_mixers, split_body, split_mixers
 from xtuner.model.modules.packed_rotary import split_rotary
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError, Where, first_sentence
 from xtuner.utils.lang import N_, tr, translate
 from xtuner.utils.types import Batch
 
@@ -404,13 +404,13 @@ def _explained(forward: Forward) -> Forward:
 
 
 def _failed(batch: Batch, error: Exception) -> UserError:
-    first_line = str(error).partition("\n")[0]
+    reason = first_sentence(error)
     if "cumulative_len" in batch:
-        message = tr("the model cannot compute packed rows: {error}", error=first_line)
+        message = tr("the model cannot compute packed rows: {error}", error=reason)
         hint = tr("set pack_to_max_length = False and use_varlen_attn = False.")
         return UserError(message, hint=hint, where=Where(key=PACKED))
     return UserError(
-        tr("the model cannot compute rows with this attention: {error}", error=first_line),
+        tr("the model cannot compute rows with this attention: {error}", error=reason),
         hint=tr('set model.llm.attn_implementation = "eager" and use_varlen_attn = False.'),
         where=Where(key="model.llm"),
     )

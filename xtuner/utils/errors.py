@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -122,3 +123,9 @@ def require(module: str, *, extra: str, purpose: str) -> None:
             ),
             hint=f"pip install {_NAMES.get(module, module)}",
         )
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error of a library, for a message of one line; its class if none."""
+    first_line = str(error).strip().partition("\n")[0]
+    return re.split(r"(?<=[\w)\]'\"]{2})\. (?=[A-Z])", first_line)[0] or type(error).__name__

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 
+from tests.helpers.architectures import make_architecture
 from tests.helpers.tiny import make_model
 from tests.model import test_llava
 from tests.parallel.test_sequence import DYNAMIC, LONGROPE
@@ -44,6 +45,9 @@ MODELS = {
         },
     ),
 }
+WHOLE = ["gpt_oss", "llama4_text"]
+"""With attention sinks, and with a body that cannot be called without its head."""
+UNCHUNKED = {"attention_chunk_size": 64}
 BATCHES = ["padded", "left", "packed", "embedded", "short"]
 
 
@@ -76,6 +80,11 @@ def losses_and_gradients(size):
         model = SupervisedFinetune(llm=llm, use_activation_checkpointing=name == "llama")
         for kind in BATCHES:
             found[f"{name}, {kind}"] = added(model, batch(kind, llm))
+    for architecture in WHOLE:
+        llm = make_architecture(architecture, attention=attention.register(), **UNCHUNKED)
+        model = SupervisedFinetune(llm=llm, use_activation_checkpointing=False)
+        for kind in ("padded", "packed"):
+            found[f"{architecture}, {kind}"] = added(model, batch(kind, llm))
     for packed in (False, True):
         seeing = test_llava.make(use_activation_checkpointing=False)
         seeing.llm.set_attn_implementation(attention.register())
@@ -99,7 +108,7 @@ def added(model, data):
 
 def test_shared_rows_give_the_same():
     alone, shared = losses_and_gradients(1), together(losses_and_gradients, 2, 2)[0]
-    assert len(alone) == len(MODELS) * len(BATCHES) + 2
+    assert len(alone) == len(MODELS) * len(BATCHES) + 2 * len(WHOLE) + 2
     for case, (loss, gradient) in alone.items():
         torch.testing.assert_close(shared[case][0], loss, rtol=1e-5, atol=1e-5, msg=case)
         off = (shared[case][1] - gradient).norm() / gradient.norm().clamp(min=1e-6)

@@ -50,7 +50,7 @@ from xtuner.model.backends.interfaces import (
 from xtuner.model.backends.registry import Backend, Choice, choose
 from xtuner.model.backends.sdpa import BLOCKS, SDPA, attend_masked
 from xtuner.model.modules.index_mask import IndexMask, MaskFunction, lets_see_later_tokens
-from xtuner.parallel.sequence.heads import no_heads, to_heads, to_tokens
+from xtuner.parallel.sequence.heads import no_heads, of_own_heads, to_heads, to_tokens
 from xtuner.utils.lang import tr
 
 NAME = "xtuner"
@@ -144,8 +144,8 @@ def attention(
         (B, S, H, V), contiguous, and None in place of the weights.
 
     Raises:
-        NotImplementedError: for attention sinks and an ``IndexMask`` with a ``sequence_group``, and
-            for a mask of another shape, which some classes make themselves.
+        NotImplementedError: for an ``IndexMask`` with a ``sequence_group``, and for a mask of
+            another shape, which some classes make themselves.
     """
     if isinstance(attention_mask, Tensor) and attention_mask.ndim != 2:
         shape = tuple(attention_mask.shape)
@@ -155,19 +155,19 @@ def attention(
     options = AttentionOptions(causal, scaling, dropout, sliding_window, softcap, s_aux)
     if isinstance(attention_mask, IndexMask):
         if sequence_group is not None:
-            raise NotImplementedError("ranks that share rows cannot have blocks of tokens")
+            raise NotImplementedError("its mask lets tokens see later ones")
         return _attend_masked(query, key, value, attention_mask, cu_seq_lens_q, options), None
     if sequence_group is None:
         out = _attend(query, key, value, attention_mask, cu_seq_lens_q, max_length_q, options)
         return out, None
-    if s_aux is not None:
-        raise NotImplementedError("attention sinks cannot be computed by ranks that share rows")
     heads = query.shape[1]
+    if s_aux is not None:
+        options = options._replace(sinks=of_own_heads(s_aux, key.shape[1], sequence_group))
     query, key, value = to_heads(query, key, value, sequence_group)
     if query.shape[1]:
         out = _attend(query, key, value, sequence_mask, cu_seq_lens_q, max_length_q, options)
     else:
-        out = no_heads(query, key, value)
+        out = no_heads(query, key, value, options.sinks)
     return to_tokens(out, heads, sequence_group), None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from xtuner.model.modules.packed_rotary import depends_on_length
 from xtuner.parallel.sequence.padding import padded
 from xtuner.parallel.sequence.shard import SequenceShard
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import UserError, Where, first_sentence
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -36,23 +36,39 @@ def require_agreement(llm: PreTrainedModel, body: nn.Module, rows: Tensor) -> No
         rows: (B, S) ids or (B, S, H) embeddings; the first tokens of the first row are taken.
 
     Raises:
-        UserError: on all ranks, when it does not.
+        UserError: on all ranks, when it does not, or when the model fails.
     """
+    try:
+        relative = _difference_by_sharing(body, rows)
+    except UserError:
+        raise
+    except Exception as error:  # classes of transformers fail in many ways, on all ranks alike
+        raise not_shareable(llm, first_sentence(error)) from error
+    plain = all(weight.dtype == torch.float32 for weight in body.parameters())
+    exact = plain and rows.is_cpu and not torch.is_autocast_enabled("cpu")
+    if not relative < (BOUND if exact else ROUNDED_BOUND):
+        raise not_shareable(llm, tr("off by {relative:.1%}", relative=relative))
+
+
+def _difference_by_sharing(body: nn.Module, rows: Tensor) -> float:
+    """The relative difference of the outputs of shared rows, the same on all ranks."""
     shard = SequenceShard(rows.shape[1])
     probe = rows[:1, : PROBE_TOKENS * shard.size]
     shard = SequenceShard(probe.shape[1])
     name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
-    whole = body(**{name: probe}, use_cache=False).last_hidden_state
-    part = forward_sequence_parallel(body, {name: probe}, shard).last_hidden_state
+    whole = _tokens_of(body(**{name: probe}, use_cache=False))
+    part = _tokens_of(forward_sequence_parallel(body, {name: probe}, shard))
     real = shard.shard(torch.ones_like(whole[..., 0], dtype=torch.bool), False)
     wanted = shard.shard(whole)[real].float()
     difference = (part[real].float() - wanted).square().sum()
     sums = shard.add(torch.stack([difference, wanted.square().sum()]))
-    relative = float((sums[0] / sums[1]).sqrt())
-    plain = all(weight.dtype == torch.float32 for weight in body.parameters())
-    exact = plain and whole.is_cpu and not torch.is_autocast_enabled("cpu")
-    if not relative < (BOUND if exact else ROUNDED_BOUND):
-        raise not_shareable(llm, tr("off by {relative:.1%}", relative=relative))
+    return float((sums[0] / sums[1]).sqrt())
+
+
+def _tokens_of(outputs: Any) -> Tensor:
+    """Hidden states (B, S, H); logits (B, S, V) of a class whose body cannot be called alone."""
+    hidden: Tensor | None = getattr(outputs, "last_hidden_state", None)
+    return outputs.logits if hidden is None else hidden
 
 
 def forward_sequence_parallel(

@@ -105,6 +105,21 @@ def to_heads(
     return queries, keys_and_values[0], keys_and_values[1]
 
 
+def of_own_heads(by_head: Tensor, key_heads: int, group: ProcessGroup) -> Tensor:
+    """The values of this rank's query heads, in the order of ``to_heads``.
+
+    Args:
+        by_head: (H,), for example attention sinks.
+        key_heads: K.
+        group: the sequence-parallel group.
+
+    Returns:
+        (h,), a view: the gradient of the other heads' values is 0.
+    """
+    share = share_heads(len(by_head), key_heads, dist.get_world_size(group))[dist.get_rank(group)]
+    return by_head[share.queries.start : share.queries.stop]
+
+
 def _of_three(share: HeadShare) -> tuple[range, range, range]:
     return share.queries, share.keys, share.keys
 
@@ -137,9 +152,13 @@ def to_tokens(out: Tensor, heads: int, group: ProcessGroup) -> Tensor:
     )
 
 
-def no_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def no_heads(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
     """The output of attention on a rank without heads: (B, S, 0, D').
 
-    It depends on all three, so that backward reaches the collective as it does on other ranks.
+    It depends on all of them, so that backward reaches the collective as it does on other ranks,
+    and sinks have a gradient on each rank.
     """
-    return value.transpose(1, 2) + (query.sum() + key.sum()) * 0
+    zero = (query.sum() + key.sum()) * 0
+    if sinks is not None:
+        zero = zero + sinks.sum() * 0
+    return value.transpose(1, 2) + zero
