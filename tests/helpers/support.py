@@ -162,9 +162,8 @@ class Architecture:
 
     def model(self, *, packed: bool = False, lora: dict | None = None, **settings: Any) -> Any:
         """The product's model, as a config builds it."""
-        of_images = self.images and self.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         llm = {
-            "type": (AutoModelForImageTextToText if of_images else Loader).from_pretrained,
+            "type": self.loader.from_pretrained,
             "pretrained_model_name_or_path": str(self.base),
             "dtype": torch.float32,
             **settings.pop("llm", {}),
@@ -172,6 +171,12 @@ class Architecture:
         defaults = {"use_activation_checkpointing": False, **settings}
         self.built = SupervisedFinetune(llm, lora=lora, use_varlen_attn=packed, **defaults).eval()
         return self.built
+
+    @property
+    def loader(self) -> Any:
+        """The Auto class that a config names."""
+        of_images = self.images and self.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        return AutoModelForImageTextToText if of_images else Loader
 
     @cached_property
     def packed_rows(self) -> Cell:
@@ -369,14 +374,14 @@ def _share(architecture: Architecture) -> dict[str, Any]:
 
 CONFIG = """
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
 from xtuner.model import SupervisedFinetune
 
 model = dict(
     type=SupervisedFinetune,
     llm=dict(
-        type=AutoModelForCausalLM.from_pretrained,
+        type={auto}.from_pretrained,
         pretrained_model_name_or_path={base!r},
         dtype="float32",
     ),{lora}
@@ -431,7 +436,9 @@ def move_weights(model: nn.Module) -> None:
 def converted(architecture: Architecture, model: Any, name: str, lora: str) -> Path:
     """Save a model as training does, and convert it."""
     config = architecture.folder / f"{name}.py"
-    config.write_text(CONFIG.format(base=str(architecture.base), lora=lora), "utf-8")
+    auto = architecture.loader.__name__
+    settings = CONFIG.format(auto=auto, base=str(architecture.base), lora=lora)
+    config.write_text(settings, "utf-8")
     checkpoint = architecture.folder / f"{name}.pth"
     torch.save({"state_dict": model.state_dict()}, checkpoint)
     out = architecture.folder / name

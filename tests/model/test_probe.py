@@ -10,7 +10,7 @@ import torch
 from tests.helpers.architectures import VOCABULARY, make_architecture
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model.modules import attention
-from xtuner.model.modules.chunks import require_within_chunks
+from xtuner.model.modules.chunks import require_own_temperatures, require_within_chunks
 from xtuner.model.probe import (
     RowProbe,
     ensure_exact_rows,
@@ -134,6 +134,29 @@ def test_samples_longer_than_a_chunk_are_refused_where_they_would_be_wrong(imple
     with pytest.raises(UserError, match="chunks of 4 tokens, and a sample has 5") as refused:
         require_within_chunks(llm, 5)
     assert "max_length to 4" in refused.value.hint
+
+
+def test_long_packed_rows_are_refused_where_positions_are_those_of_the_row():
+    changes = {"floor_scale": 8, "no_rope_layers": [1, 0]}
+    llm = make_architecture("llama4_text", attention="eager", **changes).eval()
+    ids = torch.arange(100, 108)[None]
+    own = {"position_ids": torch.arange(8)[None]}
+    with torch.no_grad():  # of the last token alone the temperature is another one
+        short = llm(input_ids=ids, **own).logits[:, :7]
+        llm.config.attn_temperature_tuning = False
+        for layer in llm.model.layers:
+            layer.self_attn.attn_temperature_tuning = False
+        assert torch.equal(llm(input_ids=ids, **own).logits[:, :7], short)
+        require_own_temperatures(llm, 9)
+    llm.config.attn_temperature_tuning = True
+    require_own_temperatures(llm, 8)
+    with pytest.raises(UserError, match="from 8 tokens on, and a packed or shared row has 9"):
+        require_own_temperatures(llm, 9)
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False, use_varlen_attn=True)
+    rows = [{"input_ids": row, "labels": row} for row in (ids[0, :5], ids[0, 4:])]
+    batch = default_collate_fn(rows, use_varlen_attn=True)["data"]
+    with pytest.raises(UserError, match="positions in the row"):
+        model.eval()(batch, mode="loss")
 
 
 def test_training_refuses_a_sample_longer_than_a_chunk():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tests.helpers.architectures import make_architecture
+from tests.helpers.architectures import make_architecture, make_config
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import SupervisedFinetune
 from xtuner.model.backends import cross_entropy as head_loss
@@ -355,7 +355,7 @@ def test_a_longer_context_without_a_rotary_embedding_is_refused(tmp_path):
         SupervisedFinetune(config_of(tmp_path), max_position_embeddings=1300)
 
 
-@pytest.mark.parametrize("kind", ["recurrent_gemma", "xlstm"])
+@pytest.mark.parametrize("kind", ["recurrent_gemma", "xlstm", "gemma2"])
 def test_a_bound_of_the_logits_is_known_by_each_name_or_its_effect(kind, monkeypatch):
     llm = make_architecture(kind, attention="eager").eval()
     ids = torch.arange(5, 14)[None]
@@ -367,3 +367,15 @@ def test_a_bound_of_the_logits_is_known_by_each_name_or_its_effect(kind, monkeyp
         loss = model(batch, mode="loss")["loss"]
         torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
         assert model.can_skip_logits(batch) == bool(names)
+
+
+def test_a_bound_of_the_logits_in_the_config_of_the_language_model_is_known():
+    config = make_config("mistral_large4", final_logit_softcapping=0.5)
+    llm = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    ids = torch.arange(5, 14)[None]
+    batch = {"input_ids": ids, "labels": ids}
+    model = SupervisedFinetune(llm, use_activation_checkpointing=False).eval()
+    loss = model(batch, mode="loss")["loss"]
+    wanted = llm(input_ids=ids, labels=ids, use_cache=False).loss
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    assert model.can_skip_logits(batch) and model.logit_transform.softcap == 0.5

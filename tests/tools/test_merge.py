@@ -18,6 +18,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
@@ -110,6 +111,20 @@ def test_bias_of_the_base_and_of_the_adapter(tmp_path):
     assert main(["convert", "merge", str(base), str(adapter), str(tmp_path / "out")]) == 0
     torch.testing.assert_close(
         merged_logits(tmp_path / "out"), base_plus_adapter(base, adapter), atol=2e-5, rtol=1e-4
+    )
+
+
+def test_weights_drawn_by_functions_without_a_device_are_the_bases(tmp_path):
+    """DiffLlama draws by ``torch.normal``, which gives numbers on the meta device, too."""
+    base = save_tiny(tmp_path / "base", "diffllama")
+    adapter = adapter_on(base, tmp_path / "adapter", CONFIGS["lora"])
+    out = tmp_path / "out"
+    assert main(["convert", "merge", str(base), str(adapter), str(out), "--no-verify"]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, out))
+    drawn = [name for name in before if ".lambda_" in name]
+    assert drawn and all(torch.equal(before[name], after[name]) for name in drawn)
+    torch.testing.assert_close(
+        merged_logits(out), base_plus_adapter(base, adapter), atol=2e-5, rtol=1e-4
     )
 
 

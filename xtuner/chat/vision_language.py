@@ -137,9 +137,9 @@ def build_vision_language_model(
         )
     encoder = _visual_encoder(place, llm.dtype, trust_remote_code)
     if (llava / "visual_encoder_adapter").is_dir():
-        from peft import PeftModel
+        from xtuner.model.lora.adapter_files import load_adapter
 
-        encoder = PeftModel.from_pretrained(encoder, str(llava / "visual_encoder_adapter"))
+        encoder = load_adapter(encoder, llava / "visual_encoder_adapter")
     model = LLaVAModel(
         llm=llm,
         visual_encoder=encoder,

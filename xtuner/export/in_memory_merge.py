@@ -44,8 +44,6 @@ def merge_in_memory(
         is_clip: whether base and adapter are a CLIP vision model's.
         trust_remote_code: whether code of the base's folder may run.
     """
-    from peft import PeftModel
-
     from xtuner.export.streaming_merge import (
         hub_reward_settings,
         is_classifier,
@@ -53,6 +51,7 @@ def merge_in_memory(
         read_adapter,
         resize_embeddings,
     )
+    from xtuner.model.lora.adapter_files import load_adapter
 
     task = read_adapter_config(adapter).task_type
     labels = labels_of(adapter) if is_classifier(task) else None
@@ -67,7 +66,7 @@ def merge_in_memory(
     )
     try:
         resize_embeddings(model, read_adapter(adapter))
-        wrapped = PeftModel.from_pretrained(model, str(adapter))
+        wrapped = load_adapter(model, adapter)
         _check_tied(wrapped, adapter)
         merged = wrapped.merge_and_unload()
     except (ValueError, RuntimeError, AttributeError) as error:

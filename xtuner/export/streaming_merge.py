@@ -193,6 +193,7 @@ def _build_meta_base(
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
+    from xtuner.model.meta_model import keep_on_meta
     from xtuner.model.remote_code import IN_COMMAND, resolve_trust
     from xtuner.model.transformers_models.auto import AutoConfig
 
@@ -206,6 +207,7 @@ def _build_meta_base(
         config.num_labels = labels_of(adapter)
     with torch.device("meta"):
         model = kind.from_config(config, trust_remote_code=remote)
+    keep_on_meta(model)
     conversions = get_model_conversion_mapping(model, add_legacy=False)
     if [entry for entry in conversions if not isinstance(entry, PrefixChange)]:
         raise CannotStream(tr("models whose weights transformers converts on loading"))

@@ -354,10 +354,9 @@ def load_with_peft(llm: Mapping[str, Any], folder: Path, *, classifier: bool = F
         folder: the adapter.
         classifier: the base gets a head with one label (a reward), whose weights the adapter has.
     """
-    from peft import PeftModel
-
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
     from xtuner.model.loading import build_llm
+    from xtuner.model.lora.adapter_files import load_adapter
     from xtuner.model.transformers_models.auto import AutoModelForSequenceClassification
 
     settings = dict(llm)
@@ -367,7 +366,7 @@ def load_with_peft(llm: Mapping[str, Any], folder: Path, *, classifier: bool = F
     # fp32 before the adapter is loaded: a base in bf16 would round its head
     base: Any = to_fp32(build_llm(settings, full=False))
     resize_embeddings(base, read_adapter(folder))
-    return PeftModel.from_pretrained(base, str(folder))
+    return load_adapter(base, folder)
 
 
 def to_fp32(model: nn.Module) -> nn.Module:

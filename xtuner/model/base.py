@@ -26,6 +26,7 @@ from xtuner.model.loading import (
     resize_token_embeddings,
 )
 from xtuner.model.lora import experts
+from xtuner.model.lora.adapter_files import load_adapter
 from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
 from xtuner.model.modules import attention
 from xtuner.model.modules.chunks import require_own_temperatures, require_within_chunks
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from transformers.utils.generic import ModelOutput
 
 PROBE_TOKENS = 8
+AMPLIFIED = 100.0
+"""The largest product of the head when its logits are compared: beyond any bound of them."""
 logger = logging.getLogger(__name__)
 
 
@@ -344,10 +347,10 @@ def _add_adapter(
     peft_model: str | None,
     resized: bool,
 ) -> None:
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
 
     if peft_model is not None:
-        model.llm = PeftModel.from_pretrained(model.llm, peft_model, is_trainable=True)
+        model.llm = load_adapter(model.llm, peft_model, is_trainable=True)
         return
     config: Any = BUILDER.build(lora) if isinstance(lora, Mapping) else lora
     model._set_targets(config)
@@ -408,9 +411,24 @@ def _probe_first_batch(model: FinetuneModel, data: Batch) -> None:
         model.train(training)
 
 
+class _Amplify:
+    """A hook that scales a head's outputs by one factor, so that a bound of the logits shows."""
+
+    factor: float | None = None
+
+    def __call__(self, head: nn.Module, args: object, output: Tensor) -> Tensor:
+        if self.factor is None:
+            self.factor = AMPLIFIED / max(float(output.abs().max()), 1e-12)
+        return output * self.factor
+
+
 @torch.no_grad()
 def _head_agrees(model: FinetuneModel, data: Batch) -> bool:
-    """Whether the head, called apart, gives the logits that the model gives for a few tokens."""
+    """Whether the head, called apart, gives the logits that the model gives for a few tokens.
+
+    What the class does to its logits is chosen here: what its config says, what the config of its
+    language model says, or nothing.
+    """
     if model.head is None or model.causal_lm.base_model is model.causal_lm:
         return False
     name: Literal["inputs_embeds", "input_ids"]
@@ -418,15 +436,26 @@ def _head_agrees(model: FinetuneModel, data: Batch) -> bool:
     probe = {name: data[name][:1, :PROBE_TOKENS]}
     training = model.training
     model.eval()  # dropout would make two calls differ
+    amplify = _Amplify()
+    hook = model.head.register_forward_hook(amplify)
     try:
         theirs = model.llm(**probe, use_cache=False).logits.float()
+        if amplify.factor is None:  # the class multiplies by the head's weight itself
+            hook.remove()
         hidden = model.causal_lm.base_model(**probe, use_cache=False).last_hidden_state
-        ours = model.logit_transform(model.head(hidden).float())
+        products = model.head(hidden).float()
     finally:
+        hook.remove()
         model.train(training)
     exact = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
     bound = 1e-4 if exact else 1e-2
-    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=bound, atol=bound)
+    of_text = LogitTransform.of(model.llm.config.get_text_config())
+    for transform in (model.logit_transform, of_text, LogitTransform()):
+        ours = transform(products)
+        if ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=bound, atol=bound):
+            model.logit_transform = transform
+            return True
+    return False
 
 
 def _packs_as_well(model: FinetuneModel, data: Batch) -> bool:

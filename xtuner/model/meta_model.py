@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import nn
 
 from xtuner.model.remote_code import resolve_trust
 
@@ -60,6 +61,18 @@ def build_meta_model(model: Mapping[str, Any], make: Make | None = None) -> Any:
         warnings.simplefilter("ignore")
         with torch.device("meta"):
             return BUILDER.build(without_pretrained_weights(model, make or _without_settings))
+
+
+def keep_on_meta(model: nn.Module) -> None:
+    """Put parameters of a model without weights on the meta device, too, that have random values.
+
+    Some are made by functions that a device as a context does not reach (``torch.normal``).
+    """
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if not weight.is_meta:
+                empty = torch.empty_like(weight, device="meta")
+                setattr(module, name, nn.Parameter(empty, weight.requires_grad))
 
 
 def without_pretrained_weights(node: object, make: Make) -> Any:

@@ -212,19 +212,18 @@ def _quantisation(bits: int) -> Any:
 
 
 def _with_adapter(model: PreTrainedModel, base: Path, adapter: Path) -> Any:
-    from peft import PeftModel
-
     from xtuner.export.fingerprint import FILE_NAME, check_fingerprint
     from xtuner.export.model_folder import read_adapter_config
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
     from xtuner.export.weights import Weights
+    from xtuner.model.lora.adapter_files import load_adapter
 
     if (adapter / FILE_NAME).is_file():
         check_fingerprint(adapter, Weights(base))
     read_adapter_config(adapter)
     resize_embeddings(model, read_adapter(adapter))
     try:
-        return PeftModel.from_pretrained(model, str(adapter))
+        return load_adapter(model, adapter)
     except (ValueError, RuntimeError, OSError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()
         raise UserError(

@@ -108,12 +108,11 @@ def _load(folder: Path, adapter: Path | None, dtype: str, trusted: bool) -> tupl
                 device_map="auto" if torch.cuda.is_available() else "cpu",
             )
             if adapter is not None:
-                from peft import PeftModel
-
                 from xtuner.export.streaming_merge import read_adapter, resize_embeddings
+                from xtuner.model.lora.adapter_files import load_adapter
 
                 resize_embeddings(model, read_adapter(adapter))
-                model = PeftModel.from_pretrained(model, str(adapter))
+                model = load_adapter(model, adapter)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             tr("the model cannot be loaded: {error}", error=error),

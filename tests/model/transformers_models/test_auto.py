@@ -122,6 +122,14 @@ def test_registration_imports_no_models():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_class_of_text_whose_own_folder_no_auto_class_reads_is_not_taken():
+    def classes(kind):
+        return list(auto.model_classes(auto.AutoModelForCausalLM, kind))
+
+    assert classes("mllama") == ["MllamaForConditionalGeneration"]
+    assert classes("llama4") == ["Llama4ForCausalLM"]  # which llama4_text names
+
+
 @pytest.mark.parametrize("kind", ["mistral3", "llava", "qwen2_5_vl"])
 def test_folders_for_images_and_text_are_loaded_with_the_class_that_they_name(kind, tmp_path):
     named = transformers.AutoModelForImageTextToText.from_config(make_config(kind))

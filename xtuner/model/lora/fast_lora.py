@@ -145,13 +145,15 @@ class _Forward:
             if found is not None:
                 return found
             group = self.siblings.parts(self, part, x)
-        narrow = x.to(part.dtype)
+        narrow = x.to(part.dtype).reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             dropped = dropout(x, part.rate).to(part.dtype) if part.rate else None
+            dropped = None if dropped is None else dropped.reshape(narrow.shape)
             tensors = [(p.weight, p.bias, p.lora_a, p.lora_b) for _, p in group]
             rules = [(p.state, p.scaling) for _, p in group]
             outs = _LowRank.apply(narrow, dropped, rules, *itertools.chain(*tensors))
         # bitsandbytes returns the dtype of the input, other layers that of the product
+        outs = [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
         made = {
             id(each): out if p.state is None else out.to(x.dtype)
             for (each, p), out in zip(group, outs, strict=True)

@@ -186,6 +186,8 @@ def register() -> None:
 
     ``AutoModelForCausalLM`` also loads folders of models for images and text, to be trained on
     text: transformers itself knows some of them there (Gemma 3), and refuses others (Mistral 3).
+    For a few it has a class of the language model alone whose own folder no Auto class reads
+    (Mllama, Emu3): there the whole model is loaded.
     """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -194,7 +196,9 @@ def register() -> None:
     from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
     for model_type, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(model_type, name)
+        of_text = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(model_type, name)
+        if list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()).count(of_text) == 1:
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = name
     for model_type, family in FAMILIES.items():
         AutoConfig.register(model_type, family.config_class(), exist_ok=True)
     for name, place in TOKENIZERS.items():

@@ -188,7 +188,6 @@ def _write_in_memory(
 def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     """Compare stock peft's base + adapter with the merged folder in stock transformers."""
     import torch
-    from peft import PeftModel
 
     from xtuner.export import verify
     from xtuner.export.adapted_class import auto_class_of
@@ -196,6 +195,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     from xtuner.export.model_folder import read_adapter_config, read_json
     from xtuner.export.streaming_merge import read_adapter, resize_embeddings
     from xtuner.export.weights import Weights
+    from xtuner.model.lora.adapter_files import load_adapter
 
     classifier = str(read_adapter_config(adapter).task_type).endswith("SEQ_CLS")
     measure = verify.compute_rewards if classifier else verify.compute_logits
@@ -222,7 +222,7 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
             verify.untie(model)
         experts = verify.has_experts(model)
         before = verify.own_weights(model) if experts or quantised else None
-        wrapped = PeftModel.from_pretrained(model, str(adapter))
+        wrapped = load_adapter(model, adapter)
         expected = measure(wrapped, ids)
         exact = wrapped.merge_and_unload().state_dict()
         if experts:

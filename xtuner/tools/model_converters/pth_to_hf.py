@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -335,9 +336,10 @@ def _fit_reader(meta_model: FinetuneModel, aside: Path, reader: str) -> None:
     from xtuner.export import readers, write_model
     from xtuner.export.model_folder import find_model
 
-    if reader == readers.TRANSFORMERS:
-        return
     llm: Any = getattr(meta_model, "llm", None)
+    if reader == readers.TRANSFORMERS:
+        _warn_of_lost_layers(llm)
+        return
     if llm is None or hasattr(meta_model, "visual_encoder"):
         raise UserError(
             tr("--for is for language models."),
@@ -353,6 +355,26 @@ def _fit_reader(meta_model: FinetuneModel, aside: Path, reader: str) -> None:
                 "the adapter's tensors are named as in the class of the base's config.json; "
                 "'convert merge' takes an adapter that was written without --for."
             )
+        )
+
+
+def _warn_of_lost_layers(llm: Any) -> None:
+    """Say which layers of a LoRA adapter peft, without XTuner, would leave out."""
+    from xtuner.model.lora.adapter_files import layers_lost_by_peft
+
+    config = getattr(llm, "peft_config", {}).get("default")
+    if config is None or config.peft_type != "LORA":
+        return
+    lost = layers_lost_by_peft(llm)
+    if lost:
+        print(
+            tr(
+                "warning: peft alone renames {count} layers of this adapter when it reads them, and "
+                "leaves them out ({names}): merge it with 'xtuner convert merge'.",
+                count=len(lost),
+                names=", ".join(lost[:3]),
+            ),
+            file=sys.stderr,
         )
 
 
