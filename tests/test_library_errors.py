@@ -12,7 +12,7 @@ import pytest
 
 from xtuner import entry_point
 from xtuner.library_errors import translate
-from xtuner.utils.errors import UserError, Where, activity
+from xtuner.utils.errors import UserError, Where, activity, first_sentence
 
 
 def damaged(name: str, content: bytes = b"{") -> Path:
@@ -320,3 +320,21 @@ def test_a_package_that_a_class_of_transformers_needs_is_named(monkeypatch):
     assert found.message == "TowerModel needs the package 'timm', which is not installed."
     assert found.hint == "pip install timm"
     assert translate(ImportError("cannot import name 'x'")) is None
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (
+            "Output 0 of _LowRank is a view. This view was created inside.",
+            "Output 0 of _LowRank is a view",
+        ),
+        (
+            "expected [1, 8] vs. [1, 1], e.g. rows.\nTraceback",
+            "expected [1, 8] vs. [1, 1], e.g. rows.",
+        ),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_first_sentence_of_an_error(text, shown):
+    assert first_sentence(RuntimeError(text)) == shown

@@ -155,7 +155,7 @@ def attention(
     options = AttentionOptions(causal, scaling, dropout, sliding_window, softcap, s_aux)
     if isinstance(attention_mask, IndexMask):
         if sequence_group is not None:
-            raise NotImplementedError("its mask lets tokens see later ones")
+            raise NotImplementedError(tr("its mask lets tokens see later ones"))
         return _attend_masked(query, key, value, attention_mask, cu_seq_lens_q, options), None
     if sequence_group is None:
         out = _attend(query, key, value, attention_mask, cu_seq_lens_q, max_length_q, options)
