@@ -369,8 +369,8 @@ def _warn_of_lost_layers(llm: Any) -> None:
     if lost:
         print(
             tr(
-                "warning: peft alone renames {count} layers of this adapter when it reads them, and "
-                "leaves them out ({names}): merge it with 'xtuner convert merge'.",
+                "warning: peft alone renames {count} layers of this adapter when it reads them, "
+                "and leaves them out ({names}): merge it with 'xtuner convert merge'.",
                 count=len(lost),
                 names=", ".join(lost[:3]),
             ),
