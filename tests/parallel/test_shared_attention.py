@@ -16,7 +16,6 @@ from xtuner.parallel.sequence import (
     pre_process_for_sequence_parallel_attn,
     sequence_parallel_wrapper,
 )
-from xtuner.parallel.sequence.heads import share_heads
 from xtuner.parallel.sequence.shard import SequenceShard
 
 HEADS = [(4, 2), (6, 3), (3, 1), (6, 2), (1, 1)]
@@ -121,14 +120,3 @@ def test_shared_rows_equal_whole_rows(size):
                 torch.testing.assert_close(ours, theirs, msg=f"{heads} {kind}")
     for found in by_rank:
         assert all(float(off.abs().max()) < 1e-6 for off in found["wrapped"])
-
-
-def test_heads_are_dealt_out_once_with_the_keys_they_need():
-    for (heads, keys), size in itertools.product([*HEADS, (12, 4), (8, 8)], [2, 3, 4, 8]):
-        shares = share_heads(heads, keys, size)
-        assert [head for share in shares for head in share.queries] == list(range(heads))
-        for share in shares:
-            wanted = [head * keys // heads for head in share.queries]
-            assert [share.keys[place] for place in share.key_of_query] == wanted
-            assert len(set(wanted)) == len(share.keys)
-    assert not share_heads(6, 2, 4)[1].regular or share_heads(3, 1, 2)[1].regular
