@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 
 from tests.helpers.tiny import make_tokenizer, save_tiny
 from tests.tools.test_merge import CONFIGS, adapter_on, classifier_on, logits, merged_logits
 from xtuner.entry_point import main
+
+LORA = LoraConfig(r=2, target_modules=["q_proj"])
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,24 @@ def test_a_quantised_base_is_dequantised_and_said(tiny_llama, four_bits, tmp_pat
     assert "dequantised" in said and "verified" in said
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     assert merged_logits(out).isfinite().all()
+
+
+def test_a_clip_encoder_and_nothing_else_is_merged_as_one(tiny_llama, tmp_path, capsys):
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, image_size=28)
+    config = CLIPVisionConfig(**sizes, num_attention_heads=2, patch_size=14)
+    CLIPVisionModel(config).save_pretrained(tmp_path / "base")
+    model = get_peft_model(CLIPVisionModel.from_pretrained(tmp_path / "base"), LORA)
+    for weight in model.parameters():
+        weight.data += 0.1 * weight.requires_grad
+    model.save_pretrained(tmp_path / "adapter")
+    words = [str(tmp_path / "adapter"), str(tmp_path / "out"), "--is-clip"]
+    assert main(["convert", "merge", str(tiny_llama), *words]) == 1
+    assert "this is a llama model, not CLIP" in capsys.readouterr().err
+    assert main(["convert", "merge", str(tmp_path / "base"), *words]) == 0
+    pixels = torch.randn(1, 3, 28, 28)
+    merged = CLIPVisionModel.from_pretrained(tmp_path / "out").eval()
+    found, wanted = merged(pixels).pooler_output, model.eval()(pixels).pooler_output
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["4 bits", "mixtral"])

@@ -27,6 +27,7 @@ def test_the_class_that_was_trained_is_loaded(kind, wanted, tmp_path):
         "question": "What is this?",
         "class": wanted,
         "own_classes": False,
+        "trusted": False,
     }
     found = answer(request)
     assert "error" not in found, found

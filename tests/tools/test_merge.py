@@ -23,7 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.entry_point import main
+from xtuner.export import verify
 from xtuner.export.fingerprint import write_fingerprint
+from xtuner.export.shards import ShardWriter
+from xtuner.export.streaming_merge import prepare_streaming_merge
+from xtuner.export.verify_streamed import check_merged
 from xtuner.export.weights import Weights
 
 PROBE = torch.arange(40).reshape(2, 20) * 7 % 500
@@ -102,6 +106,7 @@ def test_merged_layer_by_layer_equals_base_plus_adapter(kind, tiny_llama, tmp_pa
     said = capsys.readouterr().out
     assert "full model in memory" not in said
     assert "verified" in said and f"vllm serve {out}" in said
+    check_merged(prepare_streaming_merge(Weights(tiny_llama), adapter, None, "cpu"), out)
 
 
 def test_bias_of_the_base_and_of_the_adapter(tmp_path):
@@ -366,6 +371,36 @@ def test_an_adapter_on_one_of_two_tied_weights_unties_them(kind, tmp_path, capsy
     torch.testing.assert_close(
         merged_logits(out), base_plus_adapter(base, adapter), rtol=1e-4, atol=1e-4
     )
+
+
+def changing(monkeypatch: Any, change: str) -> None:
+    """Let each tensor of this name be written with another number in it."""
+    write = ShardWriter.write
+
+    def wrong(self: ShardWriter, name: str, tensor: torch.Tensor) -> None:
+        tensor = tensor.clone()
+        if change in name:
+            tensor.view(-1)[-1] += 0.5
+        write(self, name, tensor)
+
+    monkeypatch.setattr(ShardWriter, "write", wrong)
+
+
+@pytest.mark.parametrize("change", ["", "norm.weight", "q_proj.weight", "lm_head.weight"])
+def test_a_large_model_is_verified_by_its_files(change, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "AUTO_VERIFY_BYTES", 0)
+    base = save_tiny(tmp_path / "base", "qwen3", tie_word_embeddings=True)
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    adapter, out = adapter_on(base, tmp_path / "adapter", config), tmp_path / "merged"
+    if change:
+        changing(monkeypatch, change)
+    status = main(["convert", "merge", str(base), str(adapter), str(out), "--dtype", "bf16"])
+    assert status == bool(change) and out.exists() == (not change)
+    said = capsys.readouterr()
+    if change:
+        assert change in said.err and "are not those of the expected model" in said.err
+    else:
+        assert "tensors were read again" in said.out
 
 
 def test_an_adapter_elsewhere_leaves_weights_tied(tmp_path):

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.config import load_config
 from xtuner.entry_point import main
+from xtuner.export import verify, verify_streamed
 from xtuner.export.weights import Weights
 from xtuner.registry import BUILDER
 
@@ -92,6 +93,29 @@ def test_full_model(work, tiny_llama, tmp_path, capsys):
     text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert main(["check-template", str(out)]) == 0
+
+
+@pytest.mark.parametrize("lora", ["", LORA.format(save=["embed_tokens", "lm_head"])])
+def test_a_large_model_is_verified_by_its_files(
+    lora, work, tiny_llama, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(verify, "AUTO_VERIFY_BYTES", 0)
+    trained(work, tiny_llama, lora)
+    assert convert(work, tmp_path / "hf", "--dtype", "bf16") == 0
+    assert "tensors were read again" in capsys.readouterr().out
+    write = verify_streamed.check_trained
+
+    def damaged(trained: Any, folder: Path, *rest: Any) -> None:
+        (file,) = folder.glob("*.safetensors")
+        tensors = load_file(file)
+        next(iter(tensors.values())).view(-1)[0] += 1
+        save_file(tensors, file, metadata={"format": "pt"})
+        write(trained, folder, *rest)
+
+    monkeypatch.setattr(verify_streamed, "check_trained", damaged)
+    assert convert(work, tmp_path / "wrong") == 1
+    assert "are not those of the expected model" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_what_training_does_not_build_is_copied_from_the_base(work, tmp_path, capsys):

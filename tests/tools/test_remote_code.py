@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
 import shutil
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from xtuner.entry_point import main
 from xtuner.model.remote_code import _announce, has_code
 from xtuner.utils.errors import UserError
 
+PACKAGE = Path(apis.__file__).parents[1]
 RAN = "raise SystemExit('the code ran')\n"
 ROW = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 LLAMA = {"AutoConfig": "configuration_own.LlamaConfig"}
@@ -137,6 +141,31 @@ def test_known_classes_are_preferred(name, flag, words, known, capsys):
     # a template that does not fit this tokenizer is what check-template is there to report
     assert run([*words[name](known), *flag]) == 0 or name == "check-template"
     assert "code of the model folder" not in capsys.readouterr().err
+
+
+def test_copy_cfg_runs_no_code(unknown, known, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # what transformers would ask for
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": ROW}) + "\n", "utf-8")
+    words = ["--method", "lora", "--data", tmp_path / "a.jsonl", tmp_path / "my.py"]
+    assert run(["copy-cfg", "--model", unknown, *words]) == 1
+    shown = capsys.readouterr().err
+    assert "only code that comes with the model knows its class" in shown
+    assert "set trust_remote_code=True in it" in shown
+    assert run(["copy-cfg", "--model", known, *words]) == 0
+    assert "trust_remote_code=True" not in (tmp_path / "my.py").read_text("utf-8")
+
+
+def test_auto_classes_are_told_whether_code_may_run():
+    """Otherwise transformers asks, and takes the next line of standard input as the answer."""
+    untold = [
+        f"{file}:{node.lineno}"
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and re.match(r"_?auto\w*(\(.*\))?\.from_pretrained", ast.unparse(node.func), re.I)
+        and not {"trust_remote_code", None} & {keyword.arg for keyword in node.keywords}
+    ]
+    assert not untold
 
 
 def test_split_copies_code_and_does_not_run_it(unknown, tmp_path):

@@ -94,7 +94,7 @@ def _check_tied(model: PeftModel, adapter: Path) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base: Any = model.get_base_model()
-    if not base.config.get_text_config().tie_word_embeddings:
+    if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
         return
     shared = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
     changed = [
@@ -145,6 +145,7 @@ def load_base(
 
     quantised = "quantization_config" in read_json(base / "config.json")
     if is_clip:
+        _require_clip(base)
         clip: Any = CLIPVisionModel.from_pretrained(base, dtype=dtype or "auto")
         on_device: PreTrainedModel = clip.to(device)
         return on_device
@@ -170,6 +171,21 @@ def load_base(
         model = model.to(dtype or torch.bfloat16)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _require_clip(base: Path) -> None:
+    """Refuse other models: transformers would fill the encoder with random weights.
+
+    Raises:
+        UserError: naming what the folder has.
+    """
+    kind = read_json(base / "config.json").get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise UserError(
+            tr("this is a {kind} model, not CLIP.", kind=kind),
+            hint=tr("leave out --is-clip."),
+            where=Where(str(base / "config.json")),
+        )
 
 
 def reshard(folder: Path, out: Path, max_shard_size: int, safe: bool) -> None:

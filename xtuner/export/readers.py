@@ -123,7 +123,7 @@ def build_named_class(base: Path) -> PreTrainedModel:
     owner: Any = getattr(transformers, name, None)
     config: Any = None
     if owner is not None or "auto_map" not in read_json(base / "config.json"):
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config  # names are those of the class before quantisation
     with torch.device("meta"):

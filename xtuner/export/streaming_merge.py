@@ -80,15 +80,16 @@ class StreamingMerge:
             progress: called with the bytes of each tensor once it was taken.
         """
         for info in self.plan:
-            module, _, kind = info.name.rpartition(".")
-            if module in self.layers and kind in ("weight", "bias"):
-                tensor = self._merged(module, kind)
-            elif info.name in self.replaced:
-                tensor = self.replaced[info.name]
-            else:
-                tensor = self._read_base(info.name)
-            yield info.name, tensor.to(info.dtype)
+            yield info.name, self.compute(info.name).to(info.dtype)
             progress(info.nbytes)
+
+    def compute(self, name: str) -> torch.Tensor:
+        """A tensor of the merged model, before it is rounded."""
+        module, _, kind = name.rpartition(".")
+        if module in self.layers and kind in ("weight", "bias"):
+            return self._merged(module, kind)
+        own = self.replaced.get(name)
+        return self._read_base(name) if own is None else own
 
     def changes(self, name: str) -> bool:
         """Whether the adapter changes a tensor."""

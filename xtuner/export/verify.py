@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from xtuner.export.trained_weights import TrainedWeights
+
 AUTO_VERIFY_BYTES = 2 * 10**9
 """Models up to this many bytes are verified by default."""
 
@@ -157,11 +159,11 @@ class StoredWeights(Mapping[str, torch.Tensor]):
     """Weights of a folder or file, each read when it is asked for.
 
     Args:
-        weights: the files.
+        weights: the files, or a checkpoint.
         names: the names asked for -> those in the files.
     """
 
-    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
+    def __init__(self, weights: Weights | TrainedWeights, names: Mapping[str, str]) -> None:
         self.weights, self.names = weights, names
 
     def __getitem__(self, name: str) -> torch.Tensor:

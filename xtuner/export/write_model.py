@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -12,6 +12,7 @@ from xtuner.export.model_folder import find_model
 from xtuner.export.shards import ShardWriter
 from xtuner.export.sidecar_files import write_base_fingerprint
 from xtuner.export.trained_weights import TrainedWeights
+from xtuner.export.verify import StoredWeights
 from xtuner.export.weights import TensorInfo, Weights, shown
 from xtuner.utils.files import copy_side_files
 from xtuner.utils.lang import tr
@@ -100,6 +101,21 @@ def write_full_model(
         llm.generation_config.save_pretrained(out)
 
 
+def trained_tensors(llm: PreTrainedModel, weights: TrainedWeights) -> Mapping[str, torch.Tensor]:
+    """The trained weights under the names that they have in the files of a model or an adapter."""
+    if is_adapter(llm):
+        from peft import get_peft_model_state_dict
+
+        own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.tensors.items()}
+        named: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            llm, state_dict=own, save_embedding_layers=False
+        )
+        return named
+    tied = set(getattr(llm, "all_tied_weights_keys", None) or {})
+    names = {name.removeprefix(PREFIX): name for name in weights.infos}
+    return StoredWeights(weights, {own: name for own, name in names.items() if own not in tied})
+
+
 def _untrained(folder: Path, trained: set[str]) -> tuple[Weights, list[TensorInfo]]:
     """The base's tensors that training does not build, such as those of multi-token prediction.
 
@@ -128,14 +144,11 @@ def write_adapter(
         dtype: of the floating-point tensors; as trained when None.
         safe: safetensors, or else ``.bin``.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.tensors.items()}
-    tensors = get_peft_model_state_dict(llm, state_dict=own, save_embedding_layers=False)
     tensors = {
         name: tensor.to(_dtype(tensor.dtype, dtype)).clone().contiguous()
-        for name, tensor in tensors.items()
+        for name, tensor in trained_tensors(llm, weights).items()
     }
     if safe:
         save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -24,6 +24,7 @@ from xtuner.export.verify import (
     to_fp32,
 )
 from xtuner.proving.proof import Measured, Proof, Skipped, prove
+from xtuner.proving.reduce import trusts_code
 from xtuner.proving.subject import INITIAL, Subject, iter_ids
 from xtuner.proving.templates import PROBES, Mismatch
 from xtuner.proving.templates import compare as compare_templates
@@ -94,7 +95,9 @@ class ExportProofs:
             raise Skipped(tr("nothing was exported."))
         from xtuner.model.transformers_models.auto import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(self.written)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            self.written, trust_remote_code=trusts_code(self.subject.cfg)
+        )
         if not tokenizer.chat_template:
             raise Skipped(tr("the tokenizer has no chat template, and the data need none."))
         template = template_of(self.subject.cfg)

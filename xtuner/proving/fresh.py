@@ -40,7 +40,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         request: ``base``, ``adapter``, ``merged`` and ``tokenizer`` (folders), ``expected`` (a file
             of logits), ``ids``, ``stops``, ``question``, ``new_tokens``, ``class`` (the name of
-            the one that was trained) and ``own_classes``.
+            the one that was trained), ``own_classes`` and ``trusted`` (whether the folders' code
+            may run).
 
     Returns:
         ``differences``, ``tokens`` and ``missed``; or ``step`` (``load`` or ``generate``) and
@@ -67,7 +68,9 @@ def _load(request: Mapping[str, Any]) -> Any:
     import torch
 
     settings = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model: Any = _auto_class(request).from_pretrained(request["base"], **settings)
+    model: Any = _auto_class(request).from_pretrained(
+        request["base"], trust_remote_code=request["trusted"], **settings
+    )
     if request["adapter"]:
         from peft import PeftModel
 
@@ -98,7 +101,10 @@ def _differences(request: Mapping[str, Any], model: Any) -> dict[str, float]:
             found["trained"] = _relative(logits, expected)
         if request["merged"]:
             merged: Any = _auto_class(request).from_pretrained(
-                request["merged"], dtype=torch.float32, attn_implementation="eager"
+                request["merged"],
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=request["trusted"],
             )
             found["merged"] = _relative(
                 merged.eval()(input_ids=ids, use_cache=False).logits, logits
@@ -117,7 +123,9 @@ def _generated(request: Mapping[str, Any], model: Any) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer, GenerationConfig
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(request["tokenizer"])
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        request["tokenizer"], trust_remote_code=request["trusted"]
+    )
     question = request["question"]
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": question}]

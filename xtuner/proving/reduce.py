@@ -295,6 +295,12 @@ def _name(part: object) -> str:
     return last_name(kind) if kind is not None else ""
 
 
+def trusts_code(values: Mapping[str, Any]) -> bool:
+    """Whether a config lets code of a model's folder run."""
+    parts = (part for _, part in iter_dicts(ConfigDict(values)))
+    return any(dict.get(part, "trust_remote_code") for part in parts)
+
+
 def tokenizer_of(values: Mapping[str, Any]) -> Any:
     """The config's tokenizer, built; None where it names none."""
     section = values.get("tokenizer")

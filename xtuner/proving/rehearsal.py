@@ -433,6 +433,7 @@ def ask_fresh(rehearsal: Rehearsal) -> dict[str, Any]:
         "new_tokens": rehearsal.limits.new_tokens,
         "question": "What is this?",
         "class": rehearsal.built["class"],
+        "trusted": rehearsal.built["trusted"],
         "own_classes": is_own_family(read_json(base / "config.json").get("model_type")),
     }
     return {**ask(rehearsal, request), "stops": stops}

@@ -144,6 +144,7 @@ def build(document: ConfigDocument, folder: Path, limits: Limits) -> Told:
         "supervised": hasattr(built, "causal_lm") and not hasattr(built, "v_head"),
         "has_adapter": bool(getattr(built, "has_adapter", False)),
         "class": type(getattr(built, "causal_lm", built)).__name__,
+        "trusted": reduce.trusts_code(document.values),
     }
 
 

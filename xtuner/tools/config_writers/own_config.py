@@ -75,8 +75,9 @@ def _card(model: str) -> Any:
     known = card_of(model)
     if known is not None:
         return replace(known, path=path)
+    _require_known_class(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             tr("its config.json cannot be used: {error}", error=str(error).splitlines()[0]),
@@ -110,6 +111,22 @@ def _card(model: str) -> Any:
     )
 
 
+def _require_known_class(path: str) -> None:
+    """Refuse a model whose class only code of its folder knows; that code is not run."""
+    from xtuner.model.remote_code import resolve_trust
+    from xtuner.model.transformers_models.auto import AutoModelForCausalLM, AutoTokenizer
+
+    for loader in (AutoModelForCausalLM, AutoTokenizer):
+        try:
+            resolve_trust(loader, path, trusted=False)
+        except UserError as error:
+            error.hint = tr(
+                "this command runs no code of a model. Copy a config of a similar one ('xtuner "
+                "list-cfg') and, if you trust the code, set trust_remote_code=True in it."
+            )
+            raise
+
+
 def _has_processor(path: str) -> bool:
     """Whether a model has a processor of images with a chat template."""
     from xtuner.tokenization.processor import load_processor
@@ -124,7 +141,7 @@ def _has_chat_template(path: str, model: str) -> bool:
     from xtuner.model.transformers_models.auto import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             tr("its tokenizer cannot be loaded: {error}", error=str(error).splitlines()[0]),

@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help=tr("compare the logits with base + adapter (default: for small models)"),
+        help=tr(
+            "compare the logits with base + adapter (default: for small models; of large ones "
+            "the files are compared)"
+        ),
     )
     parser.add_argument(
         "--force",
@@ -61,11 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Merge; see ``layer_merge`` for how."""
 
-    from xtuner.export import model_folder
+    from xtuner.export import model_folder, verify
     from xtuner.export.fingerprint import check_fingerprint
     from xtuner.export.readers import check_model
     from xtuner.export.serving import serving_commands
     from xtuner.export.shards import check_space, parse_size
+    from xtuner.export.verify_streamed import check_merged
     from xtuner.export.weights import Weights
     from xtuner.tools.chat_reward import is_reward_model
     from xtuner.utils.constants import REWARD_FILE
@@ -86,14 +90,19 @@ def run(args: argparse.Namespace) -> int:
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        _write(weights, adapter, aside, dtype, args)
+        streamed = _write(weights, adapter, aside, dtype, args)
         check_model(aside, base, args.reader)
         if (adapter / REWARD_FILE).is_file():
             shutil.copy(adapter / REWARD_FILE, aside / REWARD_FILE)
         if model_folder.copy_tokenizer(adapter, aside):
             print(tr("tokenizer and chat template: the adapter's"))
-        if not args.is_clip and _should_verify(args.verify, weights.nbytes):
-            _verify(base, adapter, aside, args.trust_remote_code)
+        if args.verify is not False and not args.is_clip:
+            if args.verify or weights.nbytes <= verify.AUTO_VERIFY_BYTES:
+                _verify(base, adapter, aside, args.trust_remote_code)
+            elif streamed is not None:
+                check_merged(streamed, aside)
+            else:
+                print(tr("not verified, as it is large: '--verify' does so."))
     print(tr("wrote {out}", out=out))
     if is_reward_model(base, adapter):
         print(tr("Score answers with it:") + f"\n  xtuner chat {shlex.quote(str(out))}")
@@ -115,20 +124,14 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _should_verify(asked: bool | None, nbytes: int) -> bool:
-    from xtuner.export.verify import AUTO_VERIFY_BYTES
-
-    return nbytes <= AUTO_VERIFY_BYTES if asked is None else asked
-
-
 def _write(
     weights: Weights,
     adapter: Path,
     aside: Path,
     dtype: torch.dtype | None,
     args: argparse.Namespace,
-) -> None:
-    """Write the merged model, layer by layer where possible."""
+) -> StreamingMerge | None:
+    """Write the merged model, layer by layer where possible; else give None."""
     from xtuner.export.shards import parse_size
     from xtuner.export.streaming_merge import CannotStream, prepare_streaming_merge
 
@@ -142,8 +145,9 @@ def _write(
     except CannotStream as reason:
         print(tr("{reason} are merged with the full model in memory", reason=reason))
         _write_in_memory(weights.path, adapter, aside, dtype, args)
-        return
+        return None
     _write_streaming(merge, aside, size, safe)
+    return merge
 
 
 def _write_streaming(merge: StreamingMerge, aside: Path, shard_size: int, safe: bool) -> None:

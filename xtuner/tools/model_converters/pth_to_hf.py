@@ -58,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help=tr("compare the logits with the trained model's (default: for small models)"),
+        help=tr(
+            "compare the logits with the trained model's (default: for small models; of large "
+            "ones the files are compared)"
+        ),
     )
     parser.add_argument(
         "--force",
@@ -110,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
         if reward_token is not None:
             write_reward_token(aside, reward_token)
         write_config(cfg, aside / "xtuner_config.py")
-        if _should_verify(meta_model, args.verify):
-            _verify(cfg, weights, aside, meta_model, dtype)
+        if args.verify is not False:
+            _verify_result(cfg, weights, aside, meta_model, dtype, args.verify)
         _fit_reader(meta_model, aside, args.reader)
     print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
@@ -266,13 +269,30 @@ def _write_tokenizer(cfg: Config, aside: Path, force: bool) -> Any:
     return tokenizer
 
 
-def _should_verify(meta_model: FinetuneModel, asked: bool | None) -> bool:
-    from xtuner.export.verify import AUTO_VERIFY_BYTES
+def _verify_result(
+    cfg: Config,
+    weights: TrainedWeights,
+    aside: Path,
+    meta_model: FinetuneModel,
+    dtype: torch.dtype | None,
+    asked: bool | None,
+) -> None:
+    """Verify what was written; of large models the files alone, unless it is asked for."""
+    from xtuner.export import verify, write_model
+    from xtuner.export.model_folder import find_model
+    from xtuner.export.verify_streamed import check_trained
 
     if not hasattr(meta_model, "llm") or hasattr(meta_model, "visual_encoder"):
-        return False
-    size = 2 * sum(parameter.numel() for parameter in meta_model.llm.parameters())
-    return size <= AUTO_VERIFY_BYTES if asked is None else asked
+        return
+    llm: Any = meta_model.llm
+    size = 2 * sum(parameter.numel() for parameter in llm.parameters())
+    if asked or size <= verify.AUTO_VERIFY_BYTES:
+        _verify(cfg, weights, aside, meta_model, dtype)
+    elif write_model.can_stream(meta_model, weights):
+        base = None if write_model.is_adapter(llm) else find_model(str(llm.name_or_path))
+        check_trained(write_model.trained_tensors(llm, weights), aside, base)
+    else:
+        print(tr("not verified, as it is large: '--verify' does so."))
 
 
 def _verify(
