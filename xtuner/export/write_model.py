@@ -101,7 +101,9 @@ def write_full_model(
         llm.generation_config.save_pretrained(out)
 
 
-def trained_tensors(llm: PreTrainedModel, weights: TrainedWeights) -> Mapping[str, torch.Tensor]:
+def trained_tensors(
+    llm: PreTrainedModel | PeftModel, weights: TrainedWeights
+) -> Mapping[str, torch.Tensor]:
     """The trained weights under the names that they have in the files of a model or an adapter."""
     if is_adapter(llm):
         from peft import get_peft_model_state_dict
