@@ -45,6 +45,22 @@ def test_base_classes_are_joined():
     assert {"eta_min", "T_max", "begin", "end", "by_epoch"} <= set(read.names)
 
 
+def test_a_base_that_several_classes_share_comes_last():
+    """``**kwargs`` of VisionLanguageModel go to DPO, not to FinetuneModel at once."""
+    from xtuner import model
+
+    for name in ("VisionLanguageDPO", "VisionLanguageFinetune", "DPO"):
+        read = parameters_of(LazyObject("xtuner.model", name))
+        assert read is not None and not read.any_keyword
+        parameters = [
+            set(inspect.signature(base.__init__).parameters)
+            for base in getattr(model, name).__mro__
+            if base.__module__.startswith("xtuner") and "__init__" in vars(base)
+        ]
+        expected = set().union(*parameters) - {"self", "args", "kwargs"}
+        assert set(read.names) == expected, name
+
+
 def test_methods():
     read = parameters_of(LazyAttr("from_pretrained", LazyObject("transformers", "AutoTokenizer")))
     assert read is not None and read.required == ("pretrained_model_name_or_path",)

@@ -215,9 +215,19 @@ def _of_dataclass(found: Found) -> Parameters | None:
     return Parameters(tuple(n for n in required if n not in optional), tuple(optional))
 
 
-def _ancestry(found: Found, depth: int = 8) -> Iterator[Found | None]:
-    """The class and its bases, nearest first; None for a base that cannot be read."""
-    yield found
+def _ancestry(found: Found) -> list[Found | None]:
+    """The class and its bases in the order of method resolution; None for one that is unreadable.
+
+    A base that several classes share comes after all of them.
+    """
+    bases = list(_bases(found))
+    last = {key: place for place, (key, _) in enumerate(bases)}
+    return [base for place, (key, base) in enumerate(bases) if last[key] == place]
+
+
+def _bases(found: Found, depth: int = 8) -> Iterator[tuple[tuple[str, str], Found | None]]:
+    """The class and its bases, depth first, each with its module and name."""
+    yield (found.module, found.node.name), found  # type: ignore[attr-defined]
     for base in getattr(found.node, "bases", []):
         name = ast.unparse(base).partition("[")[0]
         if name in ("object", "ABC", "Generic", "Protocol", "abc.ABC"):
@@ -227,9 +237,9 @@ def _ancestry(found: Found, depth: int = 8) -> Iterator[Found | None]:
         except NotThere:
             inner = None
         if inner is None or not isinstance(inner.node, ast.ClassDef) or depth == 0:
-            yield None
+            yield (found.module, name), None
         else:
-            yield from _ancestry(inner, depth - 1)
+            yield from _bases(inner, depth - 1)
 
 
 def _of_callable(target: Callable[..., object]) -> Parameters | None:

@@ -19,6 +19,8 @@ MIN_PACKS = 200
 ENOUGH_STEPS = 200
 MAX_EPOCHS = 10
 MAX_ACCUMULATION = 16
+PAIRS_LR = {"full": 5e-7, "lora": 5e-6, "qlora": 5e-6}
+"""Of DPO by ``Method.weights``; adapters, which begin at zero, take ten times that of weights."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Rows:
         images: those of ``questions``.
         loader: the ``path`` of ``load_dataset`` that reads the files.
         load: its further keyword argument, as it is written.
+        pairs: whether a row is a pair of answers, for DPO.
     """
 
     files: tuple[str, ...]
@@ -49,6 +52,7 @@ class Rows:
     images: tuple[str, ...] = ()
     loader: str = "json"
     load: str = ""
+    pairs: bool = False
 
 
 def card_of(path: str) -> ModelCard | None:
@@ -62,7 +66,7 @@ def render_for(card: ModelCard, method: str, dataset: DatasetCard, name: str) ->
 
     Args:
         card: the model; ``path`` is what is loaded.
-        method: full, lora or qlora.
+        method: of ``METHODS``.
         dataset: of the catalogue, or ``own_dataset``.
         name: of the config, for its headline.
     """
@@ -72,18 +76,29 @@ def render_for(card: ModelCard, method: str, dataset: DatasetCard, name: str) ->
 
 
 def render_own(card: ModelCard, method: str, rows: Rows, name: str) -> str:
-    """The text of a config that trains on the user's rows; arguments as of ``render_for``."""
+    """The text of a config that trains on the user's rows, pairs of answers by DPO.
+
+    Args:
+        card: the model; ``path`` is what is loaded.
+        method: full, lora or qlora.
+        rows: what is known of them.
+        name: of the config, for its headline.
+    """
     usual = 2048 if rows.image_folder is None else 4096
     length = int(card.settings.get("max_length", usual))
     card = replace(card, settings={**card.settings, "max_length": length})
-    text = render_for(card, method, own_dataset(rows, length), name)
+    dataset = own_dataset(rows, length)
+    if rows.pairs:
+        dataset = replace(dataset, settings={**dataset.settings, "lr": PAIRS_LR[method]})
+        return render_for(card, f"dpo_{method}", dataset, name)
+    text = render_for(card, method, dataset, name)
     if rows.fields is None:
         return text
     question, answer = rows.fields
     turn = f'{{"input": row["{question}"], "output": row["{answer}"]}}'
     function = (
+        "# A row of the data as a conversation.\n"
         "def my_map_fn(row):\n"
-        '    """A row of the data as a conversation."""\n'
         f'    return {{"conversation": [{turn}]}}\n\n\n'
     )
     text = re.sub(r"\bauto_map_fn, |, auto_map_fn\b", "", text)
@@ -95,11 +110,12 @@ def render_own(card: ModelCard, method: str, rows: Rows, name: str) -> str:
 def own_dataset(rows: Rows, max_length: int) -> DatasetCard:
     """The card of the user's rows, with epochs and accumulation that fit their number."""
     packs = rows.characters // 3 // max_length  # three characters to a token, about
-    packed = packs >= MIN_PACKS
+    packed = packs >= MIN_PACKS and not rows.pairs
     batches = packs if packed else rows.count
     accumulate = min(MAX_ACCUMULATION, max(1, batches // 20))
     steps = max(1, batches // accumulate)
-    epochs = min(MAX_EPOCHS, max(3, -(-ENOUGH_STEPS // steps)))
+    fewest, most = (1, 3) if rows.pairs else (3, MAX_EPOCHS)
+    epochs = min(most, max(fewest, -(-ENOUGH_STEPS // steps)))
     is_text = rows.map_fn == "pretrain_map_fn"
     settings: dict[str, Any] = {
         "SYSTEM": "",
@@ -113,16 +129,18 @@ def own_dataset(rows: Rows, max_length: int) -> DatasetCard:
         return _own_images(rows, settings)
     source = Source(
         "train_dataset",
-        "data_files",
+        "preference_files" if rows.pairs else "data_files",
         ("data_files", list(rows.files)),
         rows.map_fn,
         rows.load,
         rows.loader,
     )
-    kind = "pretrain" if is_text else "sft"
-    return DatasetCard(
-        "own", f"{rows.count} rows of your own", (source,), kind=kind, settings=settings
-    )
+    kind = "preference" if rows.pairs else "pretrain" if is_text else "sft"
+    return DatasetCard("own", _title(rows), (source,), kind=kind, settings=settings)
+
+
+def _title(rows: Rows) -> str:
+    return f"{rows.count} {'pairs' if rows.pairs else 'rows'} of your own"
 
 
 def _own_images(rows: Rows, settings: dict[str, Any]) -> DatasetCard:
@@ -130,13 +148,14 @@ def _own_images(rows: Rows, settings: dict[str, Any]) -> DatasetCard:
     known = DATASETS["custom_vision"]
     (source,) = known.sources
     path = ("data_files", list(rows.files))
-    source = replace(source, path=path, load=rows.load, loader=rows.loader)
+    part = "preference_vision" if rows.pairs else source.part
+    source = replace(source, part=part, path=path, load=rows.load, loader=rows.loader)
     settings |= {"image_folder": rows.image_folder}
     if rows.images:
         settings["evaluation_images"] = list(rows.images)
     return replace(
         known,
-        title=f"{rows.count} rows of your own",
+        title=_title(rows),
         sources=(source,),
         settings={**known.settings, **settings},
         note="",

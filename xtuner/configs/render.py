@@ -177,9 +177,15 @@ def _model(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
         "LORA": adapters,
         **(own if method.kind == "sft" and not _takes_images(parsed) else {}),
     }
-    kind = "vision" if _takes_images(parsed) else method.kind
-    model = filled(part(f"model_{kind}"), placeholders)
+    model = filled(part(f"model_{_model_kind(parsed)}"), placeholders)
     return Fragment(model.text, {**model.modules, **llm.modules, **lora.modules})
+
+
+def _model_kind(parsed: ConfigName) -> str:
+    """Which ``parts/model_<kind>.py`` it uses."""
+    if not _takes_images(parsed):
+        return parsed.method.kind
+    return "vision" if parsed.method.kind == "sft" else f"vision_{parsed.method.kind}"
 
 
 def language_model(model: ModelCard, weights: str, path: str) -> Fragment:

@@ -172,7 +172,7 @@ def _prepare(
     for number, row in enumerate(rows):
         try:
             mapped = map_row(row) if map_row is not None else row
-            messages = _messages(mapped or {})
+            messages = messages_of_pair(mapped or {})
             sides = [_encode(messages[0], answer, tokenizer) for answer in messages[1:]]
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise _unreadable(number, row, error) from error
@@ -194,8 +194,14 @@ def _prepare(
     return made
 
 
-def _messages(row: Mapping[str, Any]) -> tuple[list[Message], list[Message], list[Message]]:
-    """Prompt, chosen and rejected of a row as message lists, whichever way they are written."""
+def messages_of_pair(
+    row: Mapping[str, Any],
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Prompt, chosen and rejected of a row as message lists, whichever way they are written.
+
+    Raises:
+        KeyError, TypeError, ValueError: when the row is no pair of answers.
+    """
     chosen, rejected = (_as_messages(row[side], "assistant") for side in PREFERENCE_SIDES)
     if row.get("prompt") is not None:
         prompt = _as_messages(row["prompt"], "user")

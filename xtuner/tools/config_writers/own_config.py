@@ -54,14 +54,23 @@ def write_own_config(
         name = f"{title}_{method}_{dataset}"
         return name, render_for(card, method, known, name)
     rows = read_own_rows(data)
-    if rows.images and card.kind != "vision":
+    if rows.image_folder is not None and card.kind != "vision":
         raise UserError(
             tr("the rows have images, and this model takes none."),
             hint=tr("'xtuner list-cfg --dataset custom_vision' shows models that do."),
             where=Where(rows.files[0]),
         )
+    if rows.pairs and not card.chat:
+        raise UserError(
+            tr("the tokenizer has no chat template"),
+            hint=tr(
+                "preferences are written with it: start from a chat model, or from one that "
+                "'xtuner convert' wrote."
+            ),
+            where=Where(model),
+        )
     stem = re.sub(r"\W+", "_", Path(rows.files[0]).name.partition(".")[0]).strip("_") or "data"
-    name = f"{title}_{method}_{stem}"
+    name = f"{title}_dpo_{method}_{stem}" if rows.pairs else f"{title}_{method}_{stem}"
     return name, render_own(card, method, rows, name)
 
 
@@ -170,16 +179,11 @@ def read_own_rows(data: list[str]) -> Rows:
             raise UserError(tr("a row is a JSON object"), where=Where(row.file, row.line))
     values = [row.value for row in rows]
     loader, load = _loader(files)
-    with_images = any(map(has_images, values))
-    if any(value.get(name) is not None for value in values for name in REJECTED):
-        dpo_page = tr("docs/en/vision_language.md shows a config for pairs about images.")
-        raise UserError(
-            tr("these are preferences, for DPO, ORPO or reward models"),
-            hint=dpo_page if with_images else "xtuner list-cfg --method dpo",
-            where=Where(files[0]),
-        )
-    if with_images:
-        return replace(image_rows(files, rows), loader=loader, load=load)
+    pairs = any(value.get(name) is not None for value in values for name in REJECTED)
+    if any(has_images(value, "chosen" if pairs else "") for value in values):
+        return replace(image_rows(files, rows, pairs), loader=loader, load=load)
+    if pairs:
+        return _pairs(files, rows, loader)
     map_fn, fields = _reader(values)
     if map_fn == "auto_map_fn" and fields is None:
         _require_readable(rows)
@@ -189,6 +193,32 @@ def read_own_rows(data: list[str]) -> Rows:
     return Rows(
         absolute, len(rows), characters, map_fn, fields, questions, loader=loader, load=load
     )
+
+
+def _pairs(files: Sequence[str], rows: Sequence[Any], loader: str) -> Rows:
+    """What is known of pairs of answers without images."""
+    from xtuner.dataset.preference_dataset import messages_of_pair
+
+    if loader != "json":
+        raise UserError(
+            tr("pairs of answers are read from JSON lines"),
+            hint=tr("convert them to one format, for example JSON lines."),
+            where=Where(files[0]),
+        )
+    prompts = []
+    for row in rows:
+        try:
+            prompts.append(messages_of_pair(row.value)[0])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                tr("this row is no pair of answers ({error})", error=error),
+                hint=tr('a row: {"prompt": ..., "chosen": ..., "rejected": ...}'),
+                where=Where(row.file, row.line),
+            ) from error
+    asked = [str(message["content"]) for prompt in prompts[:2] for message in prompt[-1:]]
+    absolute = tuple(str(Path(file).resolve()) for file in files)
+    characters = sum(len(str(row.value)) for row in rows)
+    return Rows(absolute, len(rows), characters, None, questions=tuple(asked), pairs=True)
 
 
 def _loader(files: Sequence[str]) -> tuple[str, str]:

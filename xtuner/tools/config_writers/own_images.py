@@ -8,6 +8,8 @@ from typing import Any
 
 from xtuner.configs.custom import Rows
 from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
+from xtuner.dataset.vision_language.preference import PairSide
+from xtuner.utils.constants import PREFERENCE_SIDES
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -15,33 +17,41 @@ QUESTIONS = 2
 TOKENS_AN_IMAGE = 300
 """About; of a photograph scaled down to a million pixels."""
 CHARACTERS_A_TOKEN = 3
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
-def has_images(row: object) -> bool:
-    """Whether a row is a conversation about images."""
+def has_images(row: object, side: str = "") -> bool:
+    """Whether a row is a conversation about images.
+
+    Args:
+        row: of the data.
+        side: of a pair of answers the one that ends the conversation, ``chosen`` or ``rejected``.
+    """
     if not isinstance(row, Mapping):
         return False
     try:
-        return bool(conversation_of(row).images)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return bool(conversation_of(row, PairSide(side) if side else None).images)
+    except UNREADABLE:
         return False
 
 
-def image_rows(files: Sequence[str], rows: Sequence[Any]) -> Rows:
+def image_rows(files: Sequence[str], rows: Sequence[Any], pairs: bool = False) -> Rows:
     """What is known of rows with images.
 
     Args:
         files: that they are from.
         rows: with ``value``, ``file`` and ``line``.
+        pairs: whether a row is a pair of answers.
 
     Raises:
         UserError: for a row that cannot be read, with its place.
     """
     talks = []
+    ends = [PairSide(side) for side in PREFERENCE_SIDES] if pairs else [None]
     for row in rows:
         try:
-            talks.append(conversation_of(row.value))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            talks.append([conversation_of(row.value, end) for end in ends][0])
+        except UNREADABLE as error:
             raise UserError(
                 tr("no known layout fits this row: {error}", error=error),
                 hint=tr("docs/en/vision_language.md shows the layouts of rows with images."),
@@ -62,6 +72,7 @@ def image_rows(files: Sequence[str], rows: Sequence[Any]) -> Rows:
             place if "://" in place else str(folder / place)
             for place in (talk.images[0].place for talk in asked)
         ),
+        pairs=pairs,
     )
 
 
