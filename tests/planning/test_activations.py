@@ -3,13 +3,17 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText
 
 from tests.helpers.architectures import make_architecture, make_config
 from tests.helpers.hub_models import MODELS
-from xtuner.model import SupervisedFinetune
+from tests.helpers.image_text import image_text_folder, make_image, processed
+from xtuner.model import SupervisedFinetune, VisionLanguageFinetune
+from xtuner.model.modules import image_rows
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 from xtuner.planning import stand_ins
-from xtuner.planning.activations import trace_activations
+from xtuner.planning.activations import trace_activations, trace_image
+from xtuner.tokenization.processor import load_processor
 from xtuner.utils.errors import UserError
 
 KINDS = ("llama", "qwen3", "gemma2", "phi3", "glm4", "mixtral")
@@ -19,7 +23,7 @@ def adapter():
     return LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM")
 
 
-def real_bytes(llm, ids):
+def real_bytes(llm, **inputs):
     """By the storages that autograd keeps, weights left out; the recomputed layers' inputs too."""
     own = {t.untyped_storage().data_ptr() for t in (*llm.parameters(), *llm.buffers())}
     kept = {}
@@ -32,9 +36,8 @@ def real_bytes(llm, ids):
 
     llm.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = llm.base_model(
-            input_ids=ids, attention_mask=torch.zeros(1, 1, 1, 1), use_cache=False
-        )
+        inputs = {"attention_mask": torch.zeros(1, 1, 1, 1), **inputs}
+        outputs = llm.base_model(**inputs, use_cache=False)
     assert outputs.last_hidden_state.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -59,7 +62,7 @@ def test_kept_as_by_a_real_model(kind, lora):
         llm, lora=adapter() if lora else None, use_activation_checkpointing=False
     )
     for length in (16, 64, 160):
-        real = real_bytes(model.causal_lm, torch.zeros(2, length, dtype=torch.long))
+        real = real_bytes(model.causal_lm, input_ids=torch.zeros(2, length, dtype=torch.long))
         expected = planned(kind, length, lora=lora).kept(checkpointing=False)
         assert expected == pytest.approx(real, rel=0.1), (length, expected, real)
 
@@ -126,6 +129,47 @@ def test_experts_in_a_list():
         found = trace_activations(llm, llm, batch_size=1, length=16, autocast=torch.float32)
         kept[chosen] = found.layers
     assert kept[2] > kept[1] > 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "smolvlm"])
+def test_a_trained_visual_encoder_keeps_as_a_real_one(kind, lora):
+    """Rows full of images, of the whole model beside the sum of both counts."""
+    stand_ins.register()
+
+    def build(device):
+        folder = str(image_text_folder(kind))
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device(device):
+            return VisionLanguageFinetune(
+                AutoModelForImageTextToText.from_config(config, attn_implementation=stand_ins.NAME),
+                processor=load_processor(folder),
+                lora=adapter() if lora else None,
+                freeze_visual_encoder=False,
+                freeze_projector=False,
+                use_activation_checkpointing=False,
+            )
+
+    model = build("cpu")
+    for count in (2, 6):
+        images = [make_image(56, 56, seed) for seed in range(count)]
+        text = "a".join([model.processor.image_token] * count)
+        batch = processed(model.processor, [(text, images)])
+        names = image_rows.arguments(model.causal_lm.base_model.forward)
+        inputs = {name: value for name, value in batch.items() if name in names}
+        inputs["attention_mask"] = batch["attention_mask"]
+        real = real_bytes(model.causal_lm, **inputs)
+        found = build("meta")
+        arguments, _ = found.blank_image(56)
+        length = batch["input_ids"].shape[1]
+        of_image = trace_image(found, found.causal_lm, arguments, autocast=torch.float32)
+        assert of_image is not None
+        expected = trace_activations(
+            found, found.causal_lm, batch_size=1, length=length, autocast=torch.float32
+        ).with_images(of_image.of_batches(count))
+        planned_bytes = expected.kept(checkpointing=False)
+        assert planned_bytes == pytest.approx(real, rel=0.1), (length, planned_bytes, real)
+        assert of_image.kept(checkpointing=True) < of_image.kept(checkpointing=False)
 
 
 def test_a_forward_that_depends_on_values(monkeypatch):

@@ -90,13 +90,26 @@ def test_a_model_that_is_not_here(capsys):
     assert status == 1 and "nowhere" in said.err and "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_images_are_said_not_to_be_counted(capsys, frozen):
+def test_images_are_counted_where_their_layers_are_trained(capsys):
     """A frozen visual encoder keeps nothing of them."""
-    words = [f"base={str(image_text_folder('gemma3'))!r}", "adapter=True",
-             f"model.freeze_projector={frozen}"]  # fmt: skip
+    activations = []
+    for settings in ("True True", "True False", "False False"):
+        encoder, projector = settings.split()
+        words = [f"base={str(image_text_folder('gemma3'))!r}", "adapter=True",
+                 f"model.freeze_visual_encoder={encoder}",
+                 f"model.freeze_projector={projector}"]  # fmt: skip
+        assert main(["plan", IMAGE_CONFIG, "--no-data", "--json", "--cfg-options", *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["images"] == ("" if projector == "True" else "counted")
+        activations.append(found["memory"]["activations"])
+    assert activations[0] < activations[1] < activations[2]
+
+
+def test_images_that_cannot_be_counted_are_said(capsys):
+    """Gemma 4 takes patches out by a mask that depends on weights."""
+    words = [f"base={str(image_text_folder('gemma4'))!r}", "frozen=False"]
     assert main(["plan", IMAGE_CONFIG, "--no-data", "--cfg-options", *words]) == 0
-    assert ("of images is not counted" in capsys.readouterr().out) is not frozen
+    assert "what it keeps of images is not counted" in capsys.readouterr().out
 
 
 def test_calibration_takes_real_steps(capsys, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def one_of_each() -> list[str]:
     found = {}
     for name in names():
         kind = re.findall("dpo|orpo|reward|full|lora|llava|internvl|quickstart|_hf|mmlu|_sp", name)
-        found[tuple(kind), *(data for data in DATASETS if data in name)] = name
+        found[tuple(kind), tuple(data for data in DATASETS if data in name)] = name
     return list(found.values())
 
 

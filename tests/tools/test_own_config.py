@@ -128,9 +128,9 @@ def test_files_of_two_formats_are_refused(tmp_path):
 def test_rows_that_cannot_be_read_are_named(tmp_path):
     for rows, message in (
         ([{"text": "a"}, {"foo": "a"}], r"rows.jsonl:2: no known layout"),
-        ([{"chosen": [], "rejected": []}], "preferences"),
-        ([{"question": "q", "answer": "a", "rejected_response": "b"}], "preferences"),
-        ([{"question": "q", "answer": "a", "image": "a.png", "rejected": "b"}], "about images"),
+        ([{"chosen": [], "rejected": []}], r"rows.jsonl:1: .* no pair of answers"),
+        ([{"question": "q", "answer": "a", "rejected_response": "b"}], "no pair of answers"),
+        ([{"question": "q", "image": "a.png", "rejected": "b"}], r"rows.jsonl:1: no known layout"),
         ([["a"]], "rows.jsonl:1: a row is a JSON object"),
     ):
         file = write_rows(tmp_path / "rows.jsonl", rows)
@@ -138,6 +138,52 @@ def test_rows_that_cannot_be_read_are_named(tmp_path):
             read_own_rows([str(file)])
     with pytest.raises(UserError, match="no data file"):
         read_own_rows([str(tmp_path / "nothing.jsonl")])
+
+
+ASKED = [{"role": "user", "content": "a?"}]
+CHOSEN, REJECTED = ([{"role": "assistant", "content": text}] for text in "bc")
+PAIRS = {
+    "texts": {"prompt": "a?", "chosen": "b", "rejected": "c"},
+    "messages": {"prompt": ASKED, "chosen": CHOSEN, "rejected": REJECTED},
+    "conversations": {"chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED},
+    "texts about an image": {"images": ["a.png"], "prompt": "a?", "chosen": "b", "rejected": "c"},
+    "messages about an image": {
+        "image": "a.png", "prompt": ASKED, "chosen": CHOSEN, "rejected": REJECTED,
+    },
+    "of ms-swift": {"images": ["a.png"], "messages": ASKED + CHOSEN, "rejected_response": "c"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", PAIRS)
+def test_pairs_of_answers_give_a_config_for_dpo(tmp_path, tiny_llama, capsys, layout):
+    row = PAIRS[layout]
+    file = write_rows(tmp_path / "pairs.jsonl", [row] * 30)
+    images = bool({"image", "images"} & set(row))
+    make_image(28, 28, 0).save(tmp_path / "a.png")
+    model = image_text_folder("qwen2_5_vl") if images else tiny_llama
+    say(capsys, "copy-cfg", "--model", model, "--data", file, tmp_path / "dpo.py")
+    assert [problem for problem in check(tmp_path / "dpo.py") if problem.severity == "error"] == []
+    cfg = load_config(tmp_path / "dpo.py")
+    assert cfg.model.type.__name__ == ("VisionLanguageDPO" if images else "DPO")
+    assert (cfg.max_epochs, cfg.lr, cfg.evaluation_inputs) == (3, 5e-6, ["a?", "a?"])
+    assert "DPO, LoRA, on 30 pairs of your own" in (tmp_path / "dpo.py").read_text()
+
+
+def test_pairs_of_answers_that_no_config_trains_on(tmp_path, tiny_llama, capsys):
+    text, pictured = (write_rows(tmp_path / f"{name}.jsonl", [PAIRS[layout]])
+                      for name, layout in (("t", "texts"), ("i", "of ms-swift")))  # fmt: skip
+    (tmp_path / "t.csv").write_text("prompt,chosen,rejected\na?,b,c\n")
+    plain = shutil.copytree(tiny_llama, tmp_path / "no template")
+    settings = json.loads((plain / "tokenizer_config.json").read_text())
+    (plain / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": None}))
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    for model, file, message in (
+        (tiny_llama, pictured, "have images, and this model takes none"),
+        (tiny_llama, tmp_path / "t.csv", "read from JSON lines"),
+        (plain, text, "no chat template"),
+    ):
+        assert main(["copy-cfg", "--model", str(model), "--data", str(file), str(tmp_path)]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_no_language_model_is_refused(tmp_path, capsys):

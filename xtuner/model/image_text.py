@@ -75,7 +75,7 @@ class VisionLanguageModel(FinetuneModel):
     """
 
     _blank: Any = None
-    """What the image processor makes of a blank image."""
+    """A blank image as ``get_image_features`` takes it."""
     _computes_blanks: bool | None = None
     """Whether a batch without images has a blank one; None until the first such batch."""
     _unreached: Collection[str] = ()
@@ -331,22 +331,31 @@ class VisionLanguageModel(FinetuneModel):
         finally:
             handle.remove()
 
-    def _features_of_blank(self, device: torch.device, llm: PreTrainedModel) -> Tensor:
-        """The sum of all that the language model is given of a blank image."""
+    def blank_image(self, side: int) -> tuple[dict[str, Any], int]:
+        """A blank image as ``get_image_features`` takes it, and how many tokens of a row it needs.
+
+        Args:
+            side: width and height in pixels.
+        """
         from PIL import Image
 
+        image, token = Image.new("RGB", (side, side)), self.processor.image_token
+        made = self.processor(images=[[image]], text=[token], return_tensors="pt")
+        body: Any = self.causal_lm.base_model
+        names = image_rows.arguments(body.get_image_features)
+        arguments = {name: value for name, value in made.items() if name in names}
+        return arguments, made["input_ids"].shape[1]
+
+    def _features_of_blank(self, device: torch.device, llm: PreTrainedModel) -> Tensor:
+        """The sum of all that the language model is given of a blank image."""
         if self._blank is None:
-            image, token = Image.new("RGB", (BLANK, BLANK)), self.processor.image_token
-            self._blank = self.processor(images=[[image]], text=[token], return_tensors="pt")
-        body: Any = llm.base_model
-        function = body.get_image_features
-        names = image_rows.arguments(function)
+            self._blank, _ = self.blank_image(BLANK)
         images = {
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in self._blank.items()
-            if name in names
         }
-        found = function(**images, return_dict=True)
+        body: Any = llm.base_model
+        found = body.get_image_features(**images, return_dict=True)
         nothing = torch.zeros((), device=device)
         used = {name: value for name, value in found.items() if name not in NOT_USED}
         parts = [value for value in image_rows.float_tensors(used) if value.requires_grad]

@@ -7,13 +7,13 @@ without memory. Of layers that are alike one runs, and counts for all.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from xtuner.planning import stand_ins
@@ -55,6 +55,36 @@ class Activations:
             int(self.largest_layer * count),
             int(self.largest_tensor * count),
         )
+
+    def with_images(self, images: Activations) -> Activations:
+        """Those of a batch whose images keep this much on top."""
+        return Activations(
+            self.outside + images.outside,
+            self.layers + images.layers,
+            self.inputs + images.inputs,
+            max(self.largest_layer, images.largest_layer),
+            max(self.largest_tensor, images.largest_tensor),
+        )
+
+
+class _FakeMode(FakeTensorMode):
+    """Fake tensors; with ``computes_others``, what has none among its inputs is computed.
+
+    Layers for images look at the values of sizes and positions, which depend on no weight.
+    """
+
+    computes_others = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if self.computes_others and not any(issubclass(kind, FakeTensor) for kind in types):
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @dataclass
@@ -112,15 +142,12 @@ def trace_activations(
     """
     counts = _keep_one_of_each(language_model)
     stand_ins.use_planned_experts(language_model)
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        _fill(model)
-        weights = (*model.parameters(), *model.buffers())
-        own = {StorageWeakRef(weight.untyped_storage()) for weight in weights}
-        recorder = _Recorder(own)
-        layers = _checkpointed_layers(language_model)
-        saved = torch.autograd.graph.saved_tensors_hooks(recorder.keep, _same)
-        with _hooks(layers, recorder), _autocast(autocast), saved:
-            _forward(language_model, batch_size, length)
+    layers = _checkpointed_layers(language_model)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=False),
+        _recorded(model, layers, autocast) as recorder,
+    ):
+        _forward(language_model, batch_size, length)
     # layers of a vision tower are not called for text
     inside = [recorder.by_layer.get(index, 0) for index in range(len(layers))]
     inputs = [recorder.input_of.get(index, 0) for index in range(len(layers))]
@@ -131,6 +158,56 @@ def trace_activations(
         largest_layer=max(inside, default=0),
         largest_tensor=max(recorder.seen.values(), default=0),
     )
+
+
+def trace_image(
+    model: nn.Module,
+    language_model: Any,
+    arguments: Mapping[str, Any],
+    *,
+    autocast: torch.dtype,
+) -> Activations | None:
+    """Count what the layers for images keep of one image for the backward pass.
+
+    Args:
+        model: the whole model, on the meta device; its weights are replaced by fake tensors.
+        language_model: the transformers model in it.
+        arguments: of its ``get_image_features``.
+        autocast: what matrix products are computed in; float32 for no autocast.
+
+    Returns:
+        None for a class that looks at values that depend on weights.
+    """
+    mode = _FakeMode(allow_non_fake_inputs=True)
+    layers = _checkpointed_layers(language_model)
+    language_model.train()
+    try:
+        with mode, _recorded(model, layers, autocast) as recorder:
+            mode.computes_others = True
+            language_model.base_model.get_image_features(**arguments, return_dict=True)
+    except Exception:  # whatever a model's own code fails with
+        return None
+    inside, inputs = recorder.by_layer, recorder.input_of
+    return Activations(
+        outside=recorder.outside,
+        layers=sum(inside.values()) + sum(inputs.values()),
+        inputs=sum(inputs.values()),
+        largest_layer=max(inside.values(), default=0),
+        largest_tensor=max(recorder.seen.values(), default=0),
+    )
+
+
+@contextlib.contextmanager
+def _recorded(
+    model: nn.Module, layers: list[nn.Module], autocast: torch.dtype
+) -> Iterator[_Recorder]:
+    """Record what is kept, with fake tensors in place of a model's weights."""
+    _fill(model)
+    weights = (*model.parameters(), *model.buffers())
+    recorder = _Recorder({StorageWeakRef(weight.untyped_storage()) for weight in weights})
+    saved = torch.autograd.graph.saved_tensors_hooks(recorder.keep, _same)
+    with _hooks(layers, recorder), _autocast(autocast), saved:
+        yield recorder
 
 
 def _forward(language_model: Any, batch_size: int, length: int) -> None:

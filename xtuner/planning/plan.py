@@ -15,7 +15,8 @@ from xtuner.config.adapt.strategy import adapt_strategy
 from xtuner.config.compat import adapt_published
 from xtuner.config.document import ConfigDocument
 from xtuner.config.values import name_of, own_values
-from xtuner.planning.activations import Activations, trace_activations
+from xtuner.model.image_text import VisionLanguageModel
+from xtuner.planning.activations import Activations, trace_activations, trace_image
 from xtuner.planning.cards import Card
 from xtuner.planning.memory import Head, Memory, StateSizes, memory_of, state_sizes
 from xtuner.planning.planned_model import PlannedModel, build_planned_model
@@ -27,6 +28,10 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+SIDE = 448
+"""Pixels of a side of the image that is counted; large ones keep as much for each token."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,9 @@ class Plan:
         sizes: of its weights.
         memory: of one GPU.
         schedule: how long it is.
-        trains_vision: whether weights are trained through which only images go; the activations
-            that these keep are not counted.
+        images: whether weights are trained through which only images go: ``counted``, where the
+            activations that these keep of a row full of images are counted, ``unknown``, where a
+            class does not let them be counted; empty where none is trained.
         measured: real steps, by which activations and time are corrected.
     """
 
@@ -91,7 +97,7 @@ class Plan:
     sizes: StateSizes
     memory: Memory
     schedule: Schedule
-    trains_vision: bool = False
+    images: str = ""
     measured: Measured | None = None
 
     @property
@@ -106,11 +112,17 @@ class Plan:
 
 
 class _Sized(NamedTuple):
-    """What is known of a model from its weights: see ``memory_of`` and ``Plan``."""
+    """What is known of a model from its weights: see ``memory_of``."""
 
     sizes: StateSizes
     head: Head
-    trains_vision: bool
+
+
+class _Traced(NamedTuple):
+    """What a forward pass of one row keeps; ``images`` as in ``Plan``."""
+
+    activations: Activations
+    images: str
 
 
 @dataclass
@@ -126,7 +138,7 @@ class Planner:
     measured: Measured | None = None
     _scale: float = 1.0
     _seconds_per_token: float = 0.0
-    _traced: dict[tuple[str, int, str], Activations] = field(default_factory=dict)
+    _traced: dict[tuple[str, int, str], _Traced] = field(default_factory=dict)
     _sized: dict[tuple[str, str], _Sized] = field(default_factory=dict)
 
     def calibrate(self, measured: Measured, alone: Plan) -> None:
@@ -178,8 +190,9 @@ class Planner:
         if not isinstance(model, dict):
             where = Where(config.filename, key="model")
             raise UserError(tr("the config has no model."), where=where)
-        (sizes, head, trains_vision), activations = self._model(model, settings)
-        memory = memory_of(sizes, activations, settings, head=head)
+        (sizes, head), (activations, images) = self._model(model, settings)
+        share = settings.batch_size * settings.sequences / settings.sequence_parallel
+        memory = memory_of(sizes, activations.of_batches(share), settings, head=head)
         memory = replace(memory, activations=int(memory.activations * self._scale))
         operations = operations_per_token(
             sizes.computed, sizes.trained_count, checkpointing=settings.checkpointing
@@ -194,9 +207,9 @@ class Planner:
         if self.measured is not None and schedule.tokens is not None:
             seconds = schedule.tokens * self._seconds_per_token / settings.sharding.ranks
             schedule = replace(schedule, seconds=seconds)
-        return Plan(settings, machine, sizes, memory, schedule, trains_vision, self.measured)
+        return Plan(settings, machine, sizes, memory, schedule, images, self.measured)
 
-    def _model(self, model: Mapping[str, Any], settings: RunSettings) -> tuple[_Sized, Activations]:
+    def _model(self, model: Mapping[str, Any], settings: RunSettings) -> tuple[_Sized, _Traced]:
         """The model's sizes and activations, measured together where neither is known."""
         name = _key(model)
         sized, traced = (name, settings.optimizer), (name, settings.length, settings.dtype)
@@ -204,15 +217,28 @@ class Planner:
             built = build_planned_model(model)
             language_model = language_model_of(built)
             self._sized[sized] = _sizes(built, language_model, settings.optimizer)
-            self._traced[traced] = trace_activations(
-                built.model,
-                language_model,
-                batch_size=1,
-                length=settings.length,
-                autocast=torch_dtype(settings.dtype),
-            )
-        share = settings.batch_size * settings.sequences / settings.sequence_parallel
-        return self._sized[sized], self._traced[traced].of_batches(share)
+            self._traced[traced] = _trace(built.model, language_model, settings)
+        return self._sized[sized], self._traced[traced]
+
+
+def _trace(model: nn.Module, language_model: Any, settings: RunSettings) -> _Traced:
+    """Count what one row keeps, full of text or, where weights for images are trained, of images.
+
+    The model is of no other use afterwards.
+    """
+    trains_images = _trains_vision(model, language_model)
+    dtype = torch_dtype(settings.dtype)
+    of_images = None
+    if trains_images and isinstance(model, VisionLanguageModel):
+        arguments, tokens = model.blank_image(SIDE)
+        of_image = trace_image(model, language_model, arguments, autocast=dtype)
+        of_images = of_image.of_batches(settings.length / tokens) if of_image else None
+    found = trace_activations(
+        model, language_model, batch_size=1, length=settings.length, autocast=dtype
+    )
+    if of_images is not None:
+        return _Traced(found.with_images(of_images), "counted")
+    return _Traced(found, "unknown" if trains_images else "")
 
 
 def _sizes(built: PlannedModel, language_model: Any, optimizer: str) -> _Sized:
@@ -221,7 +247,7 @@ def _sizes(built: PlannedModel, language_model: Any, optimizer: str) -> _Sized:
     trained = [w.numel() for w in head.parameters() if w.requires_grad] if head else []
     sizes = state_sizes(built, optimizer, _chosen_experts(config))
     head_sizes = Head(config.hidden_size, config.vocab_size, sum(trained))
-    return _Sized(sizes, head_sizes, _trains_vision(built.model, language_model))
+    return _Sized(sizes, head_sizes)
 
 
 def _trains_vision(model: nn.Module, language_model: Any) -> bool:

@@ -14,6 +14,8 @@ def quiet_libraries() -> None:
     Libraries' progress bars are for a terminal: in a file or a pipe each step would be a line.
     """
     ignore_future_warnings()
+    # fewer processes than asked for would be another run
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # said by what raises
     logging.getLogger("DeepSpeed").addFilter(_not_about_its_device)

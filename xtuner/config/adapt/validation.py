@@ -14,7 +14,12 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 # The builders that can keep rows from training.
-SPLIT_BY = ("process_hf_dataset", "process_ms_dataset", "VisionLanguageDataset")
+SPLIT_BY = (
+    "process_hf_dataset",
+    "process_ms_dataset",
+    "VisionLanguageDataset",
+    "VisionLanguagePreferenceDataset",
+)
 
 
 def adapt_validation_split(config: Config) -> list[str]:
@@ -44,7 +49,7 @@ def adapt_validation_split(config: Config) -> list[str]:
         raise _refused(
             tr(
                 "it splits data of {kinds}, not of {others}.",
-                kinds=tr(" and ").join(SPLIT_BY),
+                kinds=", ".join(SPLIT_BY),
                 others=", ".join(others) or "-",
             ),
             tr("give a val_dataloader instead."),
@@ -70,4 +75,4 @@ def _leaves(dataset: object) -> Iterator[dict[str, Any]]:
 
 
 def _refused(text: str, hint: str) -> UserError:
-    return UserError(f"val_size: {text}", hint=hint, where=Where(key="val_size"))
+    return UserError(text, hint=hint, where=Where(key="val_size"))

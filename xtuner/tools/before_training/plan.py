@@ -202,7 +202,9 @@ def _table(plan: Plan) -> Iterator[str]:
         yield f"  {what}{' ' * (widest - width(what))}  {_size(size):>10}"
     if plan.memory.offloaded:
         yield tr("Main memory: {size} for each GPU.", size=_size(plan.memory.offloaded))
-    if plan.trains_vision:
+    if plan.images == "counted":
+        yield tr("The visual encoder is trained: activations are those of rows full of images.")
+    elif plan.images:
         yield tr("The visual encoder is trained: what it keeps of images is not counted.")
 
 

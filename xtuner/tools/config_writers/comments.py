@@ -137,9 +137,9 @@ def in_users_language(text: str) -> str:
         if token.type == tokenize.COMMENT and comment in TEXTS:
             row, column = token.start[0] - 1, token.start[1]
             lines[row] = f"{lines[row][:column]}{code}{mark}{translate(comment)}\n"
-    first = 1  # after "# ruff: noqa"
-    last = next(row for row, line in enumerate(lines) if row and not re.match("# [^ ]", line))
-    return "".join([*lines[:first], *_top(lines[first:last]), *lines[last:]])
+    # the first line is for ruff
+    end = next(row for row, line in enumerate(lines) if row and not re.match("# [^ ]", line))
+    return "".join([lines[0], *_top(lines[1:end]), *lines[end:]])
 
 
 def _top(lines: Sequence[str]) -> list[str]:

@@ -50,7 +50,8 @@ def image_rows(files: Sequence[str], rows: Sequence[Any], pairs: bool = False) -
     ends = [PairSide(side) for side in PREFERENCE_SIDES] if pairs else [None]
     for row in rows:
         try:
-            talks.append([conversation_of(row.value, end) for end in ends][0])
+            talk, *_ = [conversation_of(row.value, end) for end in ends]
+            talks.append(talk)
         except UNREADABLE as error:
             raise UserError(
                 tr("no known layout fits this row: {error}", error=error),
