@@ -82,8 +82,9 @@ class _FakeMode(FakeTensorMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         if self.computes_others and not any(issubclass(kind, FakeTensor) for kind in types):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
