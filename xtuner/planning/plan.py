@@ -15,7 +15,6 @@ from xtuner.config.adapt.strategy import adapt_strategy
 from xtuner.config.compat import adapt_published
 from xtuner.config.document import ConfigDocument
 from xtuner.config.values import name_of, own_values
-from xtuner.model.image_text import VisionLanguageModel
 from xtuner.planning.activations import Activations, trace_activations, trace_image
 from xtuner.planning.cards import Card
 from xtuner.planning.memory import Head, Memory, StateSizes, memory_of, state_sizes
@@ -226,6 +225,8 @@ def _trace(model: nn.Module, language_model: Any, settings: RunSettings) -> _Tra
 
     The model is of no other use afterwards.
     """
+    from xtuner.model.image_text import VisionLanguageModel
+
     trains_images = _trains_vision(model, language_model)
     dtype = torch_dtype(settings.dtype)
     of_images = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from xtuner.configs.custom import Rows
 from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
-from xtuner.dataset.vision_language.preference import PairSide
+from xtuner.dataset.vision_language.pairs import PairSide
 from xtuner.utils.constants import PREFERENCE_SIDES
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
