@@ -338,3 +338,8 @@ def test_a_package_that_a_class_of_transformers_needs_is_named(monkeypatch):
 )
 def test_the_first_sentence_of_an_error(text, shown):
     assert first_sentence(RuntimeError(text)) == shown
+
+
+def test_a_name_that_a_module_does_not_have_is_named():
+    found = translate(ImportError("Failed to import json.dump_s in None"))
+    assert (found.message, found.hint) == ("'dump_s' is not in 'json'", "did you mean 'dumps'?")

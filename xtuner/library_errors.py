@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ _NEEDS = re.compile(
     r"(?P<purpose>\w+) requires the (?P<module>\w+) library but .*?`pip install (?P<name>[\w-]+)`",
     re.S,
 )
+_NO_NAME = re.compile(r"Failed to import (?P<module>[\w.]+)\.(?P<name>\w+) in ")
+"""How mmengine says that an attribute of a module is not there."""
 _WORKER = re.compile(r"Caught \w+ in .*?\.\nOriginal Traceback", re.S)
 
 
@@ -94,7 +97,7 @@ def _system(error: BaseException) -> UserError | None:
     if isinstance(error, KeyError):
         return _unregistered(error)
     if isinstance(error, ImportError):
-        return _missing_package(error)
+        return _missing_name(error) or _missing_package(error)
     if type(error) is Exception:
         return _tokenizers(error)
     if isinstance(error, EOFError):
@@ -135,6 +138,19 @@ def _stream_in(error: BaseException) -> str | None:
             if isinstance(name, str):
                 return name
     return None
+
+
+def _missing_name(error: ImportError) -> UserError | None:
+    """A name that a config takes from a module that has no such name."""
+    found = _NO_NAME.match(str(error))
+    module = sys.modules.get(found["module"]) if found else None
+    if found is None or module is None:
+        return None
+    near = difflib.get_close_matches(found["name"], dir(module), n=1)
+    return UserError(
+        tr("'{name}' is not in '{module}'", name=found["name"], module=found["module"]),
+        hint=tr("did you mean '{near}'?", near=near[0]) if near else None,
+    )
 
 
 def _missing_package(error: ImportError) -> UserError | None:

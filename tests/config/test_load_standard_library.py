@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.machinery import ModuleSpec
 
 import mmengine.config.utils
@@ -9,7 +10,7 @@ import pytest
 
 from xtuner.config.dump import dump
 from xtuner.config.load import load
-from xtuner.config.values import own_values
+from xtuner.config.values import copyable, own_values
 from xtuner.utils.errors import UserError
 
 CALLS = """
@@ -46,6 +47,36 @@ def test_the_standard_library_runs_and_other_imports_stay_lazy(tmp_path, monkeyp
     again = tmp_path / "again.py"
     again.write_text(dump(document))
     assert own_values(load(again).config)["file"] == "a/b"
+
+
+def test_what_cannot_be_copied_is_left_out_where_the_config_is_copied(tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text(f"{CALLS}\nlog = open(os.devnull)\nlock = dict(type=AdamW)\n")
+    loaded = load(config).config
+    with pytest.raises(TypeError, match="cannot pickle"):
+        copy.deepcopy(loaded)
+    copied = copy.deepcopy(copyable(loaded))
+    kept = own_values(loaded).keys() - {"log"}
+    assert own_values(copied).keys() == kept and {"file", "optimizer", "lock"} <= kept
+
+
+def test_several_modules_in_one_import(tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text(
+        "word = '你'; import os.path as osp, json\nif True:\n    import math, re\n"
+        "x = osp.join('a', 'b') + json.dumps(math.floor(2.5)) + re.escape('c')\n"
+    )
+    values = own_values(load(config).config)
+    assert values["x"] == "a/b2c" and values["word"] == "你"
+
+
+def test_yaml_of_a_base_file_runs_nothing(tmp_path):
+    (tmp_path / "base.yaml").write_text(f"x: !!python/object/apply:os.mkdir [{tmp_path}/made]\n")
+    config = tmp_path / "c.py"
+    config.write_text("_base_ = ['base.yaml']\n")
+    with pytest.raises(UserError, match="python/object"):
+        load(config)
+    assert not (tmp_path / "made").exists()
 
 
 IMPORT = "from mmengine.config import read_base\n"
@@ -87,6 +118,10 @@ def test_wherever_python_lies_its_library_runs(layout, tmp_path, monkeypatch):
         ("a = “b”\n", 1, '“ is a full-width character; write "'),
         ('a = "C:\\Users\\me"\n', 1, "backslashes of a Windows path"),
         ('a = "b\n', 1, "a quotation mark is missing"),
+        ("a = 'C:\\\\data\\\\'\nb = 'D:\\\\x\\'\n", 2, "backslashes of a Windows path"),
+        ("a = １２\n", 1, "１ is a full-width character; write 1"),
+        ("<<<<<<< HEAD\na = 1\n", 1, "a conflict of git"),
+        ("raise RuntimeError\n", 1, None),
         ("a = dict(b=1\nc = 2\n", 1, "missing comma or bracket"),
         ("import os\na = os.environ['NOT_SET']\n", 2, "export NOT_SET="),
         (f"{IMPORT}with read_base():\n    from .c import *\n", 3, "a base of; delete"),
@@ -112,6 +147,9 @@ def test_the_file_beside_is_suggested(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         load("quickstar")
     assert caught.value.hint == "did you mean quickstar.py?"
+    with pytest.raises(UserError) as caught:
+        load("quickstar.pyy")
+    assert caught.value.hint.startswith("did you mean quickstar.py")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "c.py").write_text("a = 1\n")
     with pytest.raises(UserError, match="a folder, not a config") as caught:

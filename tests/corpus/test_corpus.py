@@ -41,6 +41,7 @@ def test_data(case, tokenizer):
     assert found == case["doctor"]
     if isinstance(case["train"], int):
         assert made == case["train"]
+        assert not has_errors(found), "the doctor refuses what training takes"
     else:
         assert case["train"] in made.replace("\n", " ")
         assert has_errors(found), "the doctor passes what training refuses"

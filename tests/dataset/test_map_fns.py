@@ -202,6 +202,26 @@ def test_auto_maps_calls_of_tools_and_a_column_with_the_system_text(call, result
     assert (second["input"], second["output"]) == ("2", "It is 2.")
 
 
+def test_auto_maps_tool_roles_under_messages_and_joins_the_calls_of_one_answer():
+    call, other = json.dumps(CALL), {"name": "now"}
+    rows = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "Let me see.", "loss": False},
+        {"role": "tool_call", "content": call},
+        {"role": "tool_call", "content": json.dumps([other, CALL])},
+        {"role": "tool_response", "content": "2", "name": "add"},
+        {"role": "assistant", "content": "It is 2."},
+    ]
+    calls = [{"function": one} for one in (CALL, other, CALL)]
+    assert auto_map_fn({"messages": rows})["messages"] == [
+        rows[0],
+        {**rows[1], "tool_calls": calls},
+        {"role": "tool", "content": "2", "name": "add"},
+        rows[5],
+    ]
+    assert "messages" not in auto_map_fn({"messages": [rows[0], rows[5]]})  # as they are
+
+
 def test_auto_reads_history_and_system_beside_alpaca():
     row = {"instruction": "c", "input": None, "output": "C", "system": "S"}
     row["history"] = [["a", "A"], ["b", "B"]]

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset.preference_dataset import (
@@ -112,6 +112,16 @@ def test_a_row_that_is_no_pair_is_named(tokenizer):
         build(tokenizer, [*pairs(1), {"prompt": "hi", "chosen": "a", "rejected": None}])
     with pytest.raises(UserError, match="same messages"):
         build(tokenizer, [{"chosen": [USER, GOOD], "rejected": [BAD, BAD]}])
+
+
+def test_a_row_of_a_file_that_is_no_pair_is_named_by_its_line(tokenizer, tmp_path):
+    file = tmp_path / "a.jsonl"
+    null = {"prompt": "hi", "chosen": [{**GOOD, "content": None}], "rejected": [BAD]}
+    rows = [{"prompt": "hi", "chosen": [GOOD], "rejected": [BAD]}, null]
+    file.write_text("\n\n".join(map(json.dumps, rows)))
+    source = dict(type=load_dataset, path="json", data_files=str(file))
+    with pytest.raises(UserError, match=r"a\.jsonl:3 is no pair .*content .* is null"):
+        build_preference_dataset(source, tokenizer, max_length=128)
 
 
 @pytest.mark.parametrize(

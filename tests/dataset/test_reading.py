@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+from pathlib import Path
 
 import pytest
 from datasets import load_dataset
@@ -200,6 +201,28 @@ def test_folders_and_names_like_patterns_are_read(tmp_path, monkeypatch):
     (tmp_path / "a[1].jsonl").write_text('{"a": 2}\n')
     assert load_rows(hub_of("d"), "train")[:] == {"a": [1]}
     assert load_rows(hub_of("a[1].jsonl"), "train")[:] == {"a": [2]}
+
+
+def test_folders_without_hidden_files_and_linked_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("d/a.jsonl", "d/._a.jsonl", "d/.ipynb_checkpoints/a.jsonl", "e/b.jsonl"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text('{"a": 1}\n')
+    Path("d/loop").symlink_to(".")
+    Path("f").symlink_to("e")
+    assert find_files(["d"]) == ["d/a.jsonl"] == find_files(["d/**/*.jsonl"])
+    assert find_files(["f/**/*.jsonl"]) == ["f/b.jsonl"] == find_files(["f/*.jsonl"])
+    assert len(load_rows(hub_of("d/**/*.jsonl"), "train")) == 1
+
+
+def test_a_folder_with_a_file_of_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    Path("d/a.jsonl").write_text('{"a": 1}\n')
+    Path("d/b.csv").write_text("a\n1\n")
+    for value in ("d", "d/*"):
+        with pytest.raises(UserError, match=r"d/b\.csv: .*cannot read a \.csv file"):
+            load_rows(hub_of(value), "train")
 
 
 def test_what_is_no_file_is_named_and_not_read(tmp_path, monkeypatch):

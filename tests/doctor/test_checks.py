@@ -26,7 +26,8 @@ def test_a_missing_field_suggests_the_nearest_name():
     assert list(checks.missing_fields(row, ALPACA)) == [
         ("missing-field", "'output' (there is 'ouput')")
     ]
-    assert codes(checks.wrong_types, {**row, "input": 5}, ALPACA) == ["wrong-type"]
+    assert codes(checks.wrong_types, {**row, "input": 5}, ALPACA) == ["not-text"]
+    assert codes(checks.wrong_types, {**row, "input": [5]}, ALPACA) == ["wrong-type"]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,8 @@ def test_a_missing_field_suggests_the_nearest_name():
         ({}, ["missing-field"]),
         ({"tool_calls": [{}]}, []),
         ({"content": [{"type": "text", "text": "a"}]}, []),
-        ({"content": 5}, ["wrong-type"]),
+        ({"content": 5}, ["not-text"]),
+        ({"content": float("nan")}, ["wrong-type"]),
         ({"content": "a", "loss": None}, []),
         ({"content": "a", "loss": "False"}, []),
         ({"content": "a", "loss": "no"}, ["wrong-type"]),
@@ -53,7 +55,8 @@ def test_messages(message, expected):
         ({"sep": None, "system": None, "need_eos_token": None, "output_with_loss": None}, []),
         ({"output": None}, ["wrong-type"]),
         ({"need_eos_token": "yes"}, ["wrong-type"]),
-        ({"sep": 5}, ["wrong-type"]),
+        ({"sep": 5}, ["not-text"]),
+        ({"sep": []}, ["wrong-type"]),
     ],
 )
 def test_turns(turn, expected):

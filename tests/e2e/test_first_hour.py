@@ -39,7 +39,11 @@ def test_layouts_are_found_by_shape_and_field(capsys, pattern):
     ("words", "answer"),
     [
         (["--work_dir", "out"], "did you mean '--work-dir'?"),
-        (["--lr", "1e-5"], "--cfg-options lr=VALUE"),
+        (["--lr", "1e-5"], "--cfg-options lr=1e-5"),
+        (["--learning-rate", "1e-5"], "--cfg-options lr=1e-5"),
+        (["--epochs"], "--cfg-options max_epochs=VALUE"),
+        (["--output_dir", "out"], "did you mean '--work-dir'?"),
+        (["--config", "c.py"], "xtuner train my.py"),
         (["--lr=1e-5"], "--cfg-options lr=1e-5"),
     ],
 )

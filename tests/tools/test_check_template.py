@@ -106,6 +106,9 @@ def test_the_command(tokenizers, tmp_path, capsys):
     assert "'<|im_end|>'" in capsys.readouterr().err
     assert main(["check-template", str(tmp_path / "good")]) == 0  # known by its text
     assert "named template has no tools" in capsys.readouterr().out
+    assert main(["check-template", "no-such-owner/no-such-model"]) == 1  # a name of the hub
+    assert "no-such-owner/no-such-model" in (said := capsys.readouterr().err)
+    assert "no such config file" not in said
     (tmp_path / "good" / "chat_template.jinja").unlink()
     assert main(["check-template", str(tmp_path / "good")]) == 1
     assert "--prompt-template" in capsys.readouterr().err

@@ -96,7 +96,18 @@ def with_lazy_definitions(text: str, tree: ast.Module, file: str) -> str:
             lines[start] = f"from {_module_name(file)} import {node.name}"
         elif isinstance(node, ast.With) and (node.end_lineno or 0) > node.lineno:
             _move_out(node, lines, Path(file).resolve().parent, called)
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Import) and len(each.names) > 1 and each.end_lineno == each.lineno:
+            _put_one_by_one(each, lines)
     return text if lines == before else "\n".join(lines)
+
+
+def _put_one_by_one(node: ast.Import, lines: list[str]) -> None:
+    """``import a, b`` as ``import a; import b``: mmengine takes one module in each."""
+    line = lines[node.lineno - 1].encode()
+    statements = "; ".join(f"import {ast.unparse(name)}" for name in node.names).encode()
+    whole = line[: node.col_offset] + statements + line[node.end_col_offset :]
+    lines[node.lineno - 1] = whole.decode()
 
 
 def has_definitions(tree: ast.Module) -> bool:

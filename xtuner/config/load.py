@@ -107,13 +107,15 @@ def read_source(name_or_path: str | os.PathLike[str]) -> ConfigSource:
     except configs.UnknownConfig as error:
         if path.is_dir():
             raise _no_file(path) from error
+        there = [file.name for file in path.absolute().parent.glob("*.py")]
+        near = difflib.get_close_matches(name, there, n=3)
         raise UserError(
             tr(
                 "there is no config {name!r}: {reason}",
                 name=name,
                 reason=translate(error.message, **error.values),
             ),
-            hint=_did_you_mean(list(error.suggestions)),
+            hint=_did_you_mean([*near, *error.suggestions]),
         ) from error
 
 
@@ -128,7 +130,7 @@ def load_source(source: ConfigSource) -> Config:
     lazily = (has_definitions(source.tree) and not source.assignments("_base_")) or None
     with _as_file(source, text) as path:
         try:
-            with _standard_library_runs():
+            with _standard_library_runs(), _yaml_is_data():
                 config = Config.fromfile(path, lazy_import=lazily, format_python_code=False)
         except (Exception, SystemExit) as error:
             raise _failed(error, source, path) from error
@@ -259,7 +261,8 @@ def _base_problem(error: BaseException, source: ConfigSource, path: str) -> User
 
 def _meant(error: BaseException, source: ConfigSource) -> str | None:
     """The name that was probably meant where one is not defined; why an import cannot be called."""
-    if isinstance(error, RuntimeError) and not str(error):  # mmengine: a lazy object is called
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if isinstance(error, RuntimeError) and raised_in.name == "lazy.py":  # mmengine's: it is called
         return tr(
             "what a config imports is not loaded while the config is read: import it inside the "
             "function that uses it, or put what calls it into a module beside the config."
@@ -283,6 +286,17 @@ class _SafeYaml(YamlHandler):
         return yaml.safe_load(file)
 
 
+@contextlib.contextmanager
+def _yaml_is_data() -> Iterator[None]:
+    """Let mmengine read YAML as data, that of base files too: its own loader builds any object."""
+    given = {name: file_handlers[name] for name in ("yaml", "yml")}
+    file_handlers.update(dict.fromkeys(given, _SafeYaml()))
+    try:
+        yield
+    finally:
+        file_handlers.update(given)
+
+
 def _load_data(path: Path) -> Config:
     """Load a config in YAML or JSON, and the base files that it names.
 
@@ -291,15 +305,15 @@ def _load_data(path: Path) -> Config:
     """
     if not path.is_file():
         raise _no_file(path)
-    given = {name: file_handlers[name] for name in ("yaml", "yml")}
-    file_handlers.update(dict.fromkeys(given, _SafeYaml()))  # mmengine's would build any object
     try:
-        kind = type(load_data(str(path))).__name__
-        if kind != "dict":
-            raise UserError(
-                tr("this holds {kind}; an object is expected.", kind=kind), where=Where(str(path))
-            )
-        config = Config.fromfile(str(path))
+        with _yaml_is_data():
+            kind = type(load_data(str(path))).__name__
+            if kind != "dict":
+                raise UserError(
+                    tr("this holds {kind}; an object is expected.", kind=kind),
+                    where=Where(str(path)),
+                )
+            config = Config.fromfile(str(path))
         _expand_home(raw_dict(config))
         return config
     except UserError:
@@ -312,8 +326,6 @@ def _load_data(path: Path) -> Config:
             else None,
             where=Where(str(path), _line_of(error)),
         ) from error
-    finally:
-        file_handlers.update(given)
 
 
 def _line_of(error: Exception) -> int | None:

@@ -12,25 +12,10 @@ from xtuner.config.document import ConfigDocument
 from xtuner.config.sections import SECTIONS, known_keys
 from xtuner.config.signatures import parameters_of
 from xtuner.config.values import has_key, is_number, item_of, iter_keys, value_at
+from xtuner.utils.argument_parser import OTHER_NAMES
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
-# Names of other tools for the same settings: only suggested, never accepted.
-OTHER_NAMES = {
-    "learning_rate": "lr",
-    "num_train_epochs": "max_epochs",
-    "num_epochs": "max_epochs",
-    "epochs": "max_epochs",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "accumulative_counts",
-    "max_seq_length": "max_length",
-    "max_seq_len": "max_length",
-    "cutoff_len": "max_length",
-    "model_name_or_path": "pretrained_model_name_or_path",
-    "output_dir": "work_dir",
-    "max_grad_norm": "max_norm",
-    "seed": "randomness.seed",
-}
 BASE_MODEL_NAMES = ("pretrained_model_name_or_path", "llm_name_or_path", "path")
 BASE_MODEL_KEYS = (
     "model.llm.pretrained_model_name_or_path",

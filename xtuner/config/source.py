@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -264,15 +265,27 @@ FULL_WIDTH = str.maketrans(
 """Punctuation of Chinese input methods, and what Python wants instead."""
 
 
+_WINDOWS_PATH = re.compile(r"""['"][A-Za-z]:\\""")
+
+
+def _half_width(char: str) -> str:
+    """What Python wants in place of a character of a Chinese input method; else itself."""
+    plain = char.translate(FULL_WIDTH)
+    narrow = unicodedata.normalize("NFKC", plain)
+    return narrow if unicodedata.east_asian_width(plain) == "F" and narrow.isascii() else plain
+
+
 def _hint_for(what: str, shown: str) -> str:
     """What to do about a line that is not Python, by what Python says."""
     if "non-printable" in what or "null bytes" in what:
         return tr("delete this invisible character; it often comes from copied text.")
-    found = [char for char in shown if ord(char) in FULL_WIDTH]
+    found = [char for char in shown if _half_width(char) != char]
     if found and "invalid character" in what:
-        right = found[0].translate(FULL_WIDTH)
+        right = _half_width(found[0])
         return tr("{found} is a full-width character; write {right}", found=found[0], right=right)
-    if "unicodeescape" in what:
+    if shown.lstrip().startswith(("<<<<<<<", "=======", ">>>>>>>")):
+        return tr("this is the mark of a conflict of git: keep one of the two versions.")
+    if "unicodeescape" in what or ("unterminated" in what and _WINDOWS_PATH.search(shown)):
         return tr("backslashes of a Windows path: write r'C:\\data' or 'C:/data'.")
     if "unterminated" in what and "string" in what:
         return tr("a quotation mark is missing at the end of this text.")

@@ -45,6 +45,29 @@ def copy_config(config: Config) -> Config:
     return copied
 
 
+def copyable(config: Config) -> Config:
+    """The config without the names of its file that are no settings and cannot be copied.
+
+    Modules of the standard library, open files and locks are among them; mmengine copies configs.
+    """
+    copied = copy_config(config)
+    values = raw_dict(copied)
+    for name, value in list(dict.items(values)):
+        if not isinstance(value, dict | list | tuple | LazyObject | LazyAttr) and not _copies(
+            value
+        ):
+            dict.__delitem__(values, name)
+    return copied
+
+
+def _copies(value: object) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # whatever a class of the user's raises
+        return False
+    return True
+
+
 def _copy(value: object) -> Any:
     if isinstance(value, dict):
         copied = type(value)()

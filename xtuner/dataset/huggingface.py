@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xtuner.dataset import map_fns
 from xtuner.dataset.prepare import arrow_writer, cache, samples
 from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import (
@@ -143,13 +144,16 @@ def process_hf_dataset(
         require_choice(name, value, choices)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
-    rows, place, unreadable = load_usable_rows(dataset, split, bad_rows)
+    map_row = row_function(dataset_map_fn)
+    # The published functions read texts; the user's own may read numbers.
+    as_text = map_row is None or str(map_row.__module__).startswith(map_fns.__name__)
+    rows, place, unreadable = load_usable_rows(dataset, split, bad_rows, as_text=as_text)
     numbers = drawn_indices(len(rows), max_dataset_length, seed)
     numbers = split_indices(numbers, part, val_size, seed)
     if len(numbers) < len(rows):
         rows = rows.select(numbers)
     steps = Steps(
-        map_row=row_function(dataset_map_fn),
+        map_row=map_row,
         add_template=row_function(template_map_fn),
         renames=_renames(rename_maps),
         tokenizer=tokenizer,

@@ -35,6 +35,8 @@ _COMMON = frozenset(
 )
 """Frequent characters of Chinese: in both scripts, simplified ones, traditional ones."""
 _DECODER = json.JSONDecoder()
+_OF_LONG_NUMBERS = json.JSONDecoder(parse_int=float)
+"""Reads integers of any number of digits, which ``int`` refuses."""
 
 
 class Found(NamedTuple):
@@ -71,7 +73,7 @@ def has_lines(stream: TextIO, is_jsonl: bool) -> bool:
     stream.seek(0)
     first, _, rest = text.partition("\n")
     try:
-        _, end = _DECODER.raw_decode(text)
+        _, end = _raw_decode(text, 0)
     except (ValueError, RecursionError):
         if not text.startswith("{"):
             return not text.startswith("[")
@@ -88,7 +90,7 @@ def _read_lines(stream: TextIO) -> Iterator[Found]:
     while line := stream.readline(LONGEST):
         number += 1
         if len(line) == LONGEST and not line.endswith("\n"):
-            yield Found(number, None, _too_long())
+            yield Found(number, None, too_long())
             while (rest := stream.readline(CHUNK)) and not rest.endswith("\n"):
                 pass
         elif not line.isspace():
@@ -104,12 +106,22 @@ def _values_of_line(number: int, line: str) -> Iterator[Found]:
     end = 0
     while end < len(line):
         try:
-            value, end = _DECODER.raw_decode(line, _skipped(line, end))
-        except (ValueError, RecursionError) as error:
+            value, end = _raw_decode(line, _skipped(line, end))
+        except (json.JSONDecodeError, RecursionError) as error:
             yield Found(number, None, _reason(error))
             return
         end = _skipped(line, end)
         yield Found(number, value, _surrogate_problem(line, value))
+
+
+def _raw_decode(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at a place of a text, and its end."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return _OF_LONG_NUMBERS.raw_decode(text, start)
 
 
 def _skipped(text: str, start: int) -> int:
@@ -166,15 +178,17 @@ def _surrogate_problem(text: str, value: object) -> str:
     return ""
 
 
-def _reason(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        if error.doc.startswith("\ufeff", error.pos):
-            return tr("a byte order mark (U+FEFF) inside the file; delete it")
-        said = tr("{message} (column {column})", message=error.msg, column=error.colno)
-        return f"{said}{_hint_at(error.doc, error.pos)}"
+def _reason(error: json.JSONDecodeError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return tr("lists or objects are nested too deeply")
-    return tr("a number of too many digits")
+    if error.doc.startswith("\ufeff", error.pos):
+        return tr("a byte order mark (U+FEFF) inside the file; delete it")
+    said = tr("{message} (column {column})", message=error.msg, column=error.colno)
+    if error.msg.startswith("Invalid control character"):
+        return said + tr(
+            "; a quotation mark is missing, or a line break inside a text is not written as \\n"
+        )
+    return f"{said}{_hint_at(error.doc, error.pos)}"
 
 
 def _hint_at(text: str, place: int) -> str:
@@ -192,10 +206,17 @@ def _hint_at(text: str, place: int) -> str:
         return tr("; JSON has no comments")
     if here.strip() == ",":
         return tr("; delete the comma at the end of the line")
+    if here.startswith(("]", "}")) and text[:place].rstrip().endswith(","):
+        return tr("; delete the comma before it")
+    if here.startswith(("true", "false", "none")):
+        return tr("; JSON has true, false and null")
+    if here.startswith("\\"):
+        return tr("; a backslash inside a text is written twice")
     return ""
 
 
-def _too_long() -> str:
+def too_long() -> str:
+    """Why a row of more than ``LONGEST`` characters is not read."""
     return tr("this row is longer than {count:,} characters", count=LONGEST)
 
 
@@ -245,17 +266,17 @@ class _Window:
         self.is_stuck = True
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.text, self.start)
+                value, end = _raw_decode(self.text, self.start)
             except json.JSONDecodeError as error:
                 near_end = error.pos > len(self.text) - _MARGIN
                 if (near_end or error.msg.startswith("Unterminated")) and not self.ended:
                     if len(self.text) - self.start >= LONGEST:
-                        return Found(line, None, _too_long())
+                        return Found(line, None, too_long())
                     self.more()
                     continue
                 wrong = line + self.text.count("\n", self.start, error.pos)
                 return Found(wrong, None, _reason(error))
-            except (ValueError, RecursionError) as error:
+            except RecursionError as error:
                 return Found(line, None, _reason(error))
             if end == len(self.text) and self.more():
                 continue  # a number may be longer

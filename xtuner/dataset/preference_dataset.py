@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.prepare import cache, packing
-from xtuner.dataset.prepare.rows import load_rows, row_function
+from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.registry import BUILDER
+from xtuner.tokenization.content import content_of, text_of
 from xtuner.tokenization.offsets import encode_with_offsets
 from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES
 from xtuner.utils.errors import UserError, Where
@@ -94,7 +95,7 @@ def build_preference_dataset(
     key = cache.content_key(rows, built, [map_row], settings, [this, packing])
 
     def write(folder: Path) -> None:
-        _prepare(rows, built, map_row, settings).save_to_disk(str(folder))
+        _prepare(rows, built, map_row, settings, RowPlaces(dataset)).save_to_disk(str(folder))
 
     return cache.prepared_once(key, write)
 
@@ -163,10 +164,16 @@ def _check(
 
 
 def _prepare(
-    rows: Dataset, tokenizer: Tokenizer, map_row: MapFunction | None, settings: Mapping[str, Any]
+    rows: Dataset,
+    tokenizer: Tokenizer,
+    map_row: MapFunction | None,
+    settings: Mapping[str, Any],
+    place: RowPlaces,
 ) -> Dataset:
     from datasets import Dataset
+    from jinja2 import TemplateError
 
+    refusals = (KeyError, TypeError, IndexError, AttributeError, ValueError, TemplateError)
     stats = TokenStats(rows_in=len(rows), dropped={"no_label": []})
     pairs = []
     for number, row in enumerate(rows):
@@ -174,8 +181,10 @@ def _prepare(
             mapped = map_row(row) if map_row is not None else row
             messages = messages_of_pair(mapped or {})
             sides = [_encode(messages[0], answer, tokenizer) for answer in messages[1:]]
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-            raise _unreadable(number, row, error) from error
+        except refusals as error:
+            where = place(number)
+            name = tr("row {number}", number=number) if where is None else f"{where}"
+            raise _unreadable(name, row, error) from error
         pair = _fitted(number, sides, settings, stats)
         pairs += [pair] if pair else []
     if not pairs:
@@ -217,7 +226,7 @@ def messages_of_pair(
 def _as_messages(value: str | Sequence[Message], role: str) -> list[Message]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    return [{"role": message["role"], "content": text_of(content_of(message))} for message in value]
 
 
 def _encode(
@@ -285,13 +294,13 @@ def _packed(pairs: list[dict[str, Any]], settings: Mapping[str, Any]) -> list[di
     return made
 
 
-def _unreadable(number: int, row: Mapping[str, Any], error: Exception) -> UserError:
+def _unreadable(name: str, row: Mapping[str, Any], error: Exception) -> UserError:
     why = f"{type(error).__name__}: {error}"
     fields = ", ".join(row)
     return UserError(
         tr(
-            "row {number} is no pair of answers ({why}); its fields are: {fields}",
-            number=number,
+            "{name} is no pair of answers ({why}); its fields are: {fields}",
+            name=name,
             why=why,
             fields=fields,
         ),

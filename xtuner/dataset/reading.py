@@ -15,10 +15,18 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
-from xtuner.dataset.json_stream import Found, encoding_problem, has_lines, read_values
+from xtuner.dataset.json_stream import (
+    LONGEST,
+    Found,
+    encoding_problem,
+    has_lines,
+    read_values,
+    too_long,
+)
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -38,8 +46,6 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _WORKBOOK = b"\xd0\xcf\x11\xe0"
 """The first bytes of an ``.xls`` file."""
 _SEPARATORS = ("\t", ",", ";")
-LONGEST_CELL = 64 << 20
-"""Characters of a cell of a table in text form, at most."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +81,15 @@ def find_files(paths: Iterable[str]) -> list[str]:
     for each in paths:
         path = str(Path(each).expanduser()) if each.startswith("~") else each
         if Path(path).is_dir():
-            files = [str(file) for file in sorted(Path(path).rglob("*")) if _is_data(file)]
+            there = sorted(Path(path).rglob("*"))
+            files = [str(file) for file in there if _is_data(file) and not _is_hidden(file, path)]
         elif Path(path).is_file():
             files = [path]
         else:
             files = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute globs)
             # No pipes or devices: reading them might never end.
             files = [file for file in files if Path(file).is_file() or Path(file).is_symlink()]
+            files = [file for file in files if not _is_behind_link(file, path)]
         if not files:
             raise UserError(
                 tr("there is no data file {path!r}", path=path),
@@ -93,6 +101,19 @@ def find_files(paths: Iterable[str]) -> list[str]:
             )
         found += files
     return found
+
+
+def _is_hidden(file: Path, folder: str) -> bool:
+    """Whether a file or a folder above it is hidden, as those of editors, notebooks and macOS."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _is_behind_link(file: str, pattern: str) -> bool:
+    """Whether a file was found in a linked folder at ``**``, where ``datasets`` does not look."""
+    before, stars, _ = pattern.partition("**")
+    parts, fixed = Path(file).parts, len(Path(before).parts)
+    ends = range(fixed + 1, len(parts)) if stars else ()
+    return any(Path(*parts[:end]).is_symlink() for end in ends)
 
 
 def _is_data(file: Path) -> bool:
@@ -227,6 +248,8 @@ def open_file(file: str) -> io.BufferedReader:
     for mark, name in _ARCHIVES.items():
         if start.startswith(mark):
             raise OSError(tr("the file is compressed ({name}); unpack it", name=name))
+    if start and Path(file).suffix.lower() in COMPRESSIONS:
+        raise OSError(tr("its name says that it is compressed, but it is not; rename it"))
     return Path(file).open("rb")
 
 
@@ -260,7 +283,11 @@ def _wide_encoding(raw: io.BufferedReader) -> str:
 
 
 def _read_text(file: str, raw: BinaryIO) -> Iterator[Row | Unreadable]:
-    for number, line in enumerate(decoded(raw, newline=None), 1):
+    stream = decoded(raw, newline=None)
+    for number, line in enumerate(iter(partial(stream.readline, LONGEST), ""), 1):
+        if len(line) == LONGEST:
+            yield Unreadable(file, number, too_long(), ends_file=True)
+            return
         why = encoding_problem(line)
         yield (
             Unreadable(file, number, why) if why else Row(file, number, {"text": line.rstrip("\n")})
@@ -268,7 +295,7 @@ def _read_text(file: str, raw: BinaryIO) -> Iterator[Row | Unreadable]:
 
 
 def _read_csv(file: str, raw: BinaryIO, delimiter: str) -> Iterator[Row | Unreadable]:
-    csv.field_size_limit(LONGEST_CELL)
+    csv.field_size_limit(LONGEST)
     reader = csv.reader(decoded(raw, newline=""), delimiter=delimiter)
     header: list[str] | None = None
     before = 0
@@ -303,12 +330,23 @@ def _read_table(file: str, kind: str) -> Iterator[Row | Unreadable]:
     try:
         batches = pq.ParquetFile(file).iter_batches(1024) if kind == ".parquet" else _arrow(file)
         for batch in batches:
-            for value in batch.to_pylist():
+            for value in _with_json(batch.to_pylist(), batch.schema):
                 number += 1
                 yield Row(file, number, value)
     except (pa.ArrowInvalid, OSError) as error:
         why = str(error).split("\n", 1)[0]
         yield Unreadable(file, number + 1, why, ends_file=True)
+
+
+def _with_json(values: list[dict[str, Any]], schema: pa.Schema) -> list[dict[str, Any]]:
+    """Rows with the columns decoded that ``datasets`` has written as JSON text."""
+    if b'"Json"' not in (schema.metadata or {}).get(b"huggingface", b""):
+        return values
+    from datasets import Features
+
+    features = Features.from_arrow_schema(schema)
+    columns = Features({name: kind for name, kind in features.items() if "Json(" in str(kind)})
+    return [row | columns.decode_example({name: row[name] for name in columns}) for row in values]
 
 
 def _arrow(file: str) -> Iterator[pa.RecordBatch]:

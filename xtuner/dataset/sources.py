@@ -104,6 +104,32 @@ def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
     return LocalFiles(paths, source.get("field"), delimiter if path == "csv" else None)
 
 
+_TALKS = frozenset({"messages", "conversation", "conversations", "history", "tools"})
+_FIELDS_OF_ROWS = frozenset(
+    {"messages", "conversation", "conversations", "instruction", "input", "output", "text"}
+    | {"prompt", "question", "query", "chosen"}
+)
+
+
+def loader_hint(row: Mapping[str, Any]) -> str:
+    """The argument of ``load_dataset`` without which a file was read as this row; or nothing."""
+    if len(row) == 1 and (sign := next((s for s in "\t;|" if s in next(iter(row))), "")):
+        return tr(
+            "the columns are separated by {sign!r}: load_dataset(..., sep={sign!r})", sign=sign
+        )
+    holders = {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    }
+    if len(holders) != 1 or not _TALKS.isdisjoint(row):
+        return ""
+    ((name, rows),) = holders.items()
+    if len(row) > 1 and _FIELDS_OF_ROWS.isdisjoint(rows[0]):
+        return ""
+    return tr("the rows are inside: load_dataset(..., field={name!r})", name=name)
+
+
 def is_odd(path: str) -> bool:
     """Whether ``datasets`` does not find a path: a folder, or a file named like a pattern."""
     return Path(path).is_dir() or (Path(path).is_file() and glob.escape(path) != path)
@@ -123,6 +149,14 @@ def _as_files(path: str) -> list[str]:
     return [glob.escape(path) if Path(path).is_file() else path]
 
 
+def _named_by(path: str) -> list[str]:
+    """The files that a path stands for; itself where there are none."""
+    try:
+        return find_files([path])
+    except UserError:
+        return [path]
+
+
 def loader_of(file: str) -> str | None:
     """The ``path`` of ``load_dataset`` for a file, by its suffix; None for an unknown one."""
     kind = kind_of(file)
@@ -131,7 +165,7 @@ def loader_of(file: str) -> str | None:
 
 def _check_format(path: str, files: list[str]) -> None:
     """Refuse files whose suffix belongs to another loader: it would fail with a traceback."""
-    for file in files:
+    for file in (found for each in files for found in _named_by(each)):
         right = loader_of(file) or path
         if right != path:
             raise UserError(

@@ -13,8 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, kind_problem, named
+from xtuner.dataset.sources import loader_hint
+from xtuner.doctor.layouts import (
+    MESSAGES,
+    SHAREGPT,
+    TEXT,
+    TURNS,
+    Layout,
+    is_plain,
+    kind_problem,
+    named,
+)
 from xtuner.doctor.turns import Message
+from xtuner.tokenization.content import is_on, question_of
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.lang import tr
 
@@ -27,27 +38,28 @@ def missing_fields(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
     for name in layout.fields:
         if name in row:
             continue
+        code = "not-given" if name in layout.optional else "missing-field"
         near = difflib.get_close_matches(name, map(str, row), n=1, cutoff=0.6)
-        hint = tr(" (there is {near!r})", near=near[0]) if near else _fields_there(row)
-        yield "missing-field", f"{name!r}{hint}"
+        is_near = near and not loader_hint(row)
+        hint = tr(" (there is {near!r})", near=near[0]) if is_near else fields_there(row)
+        yield code, f"{name!r}{hint}"
 
 
-def _fields_there(row: Mapping[str, Any]) -> str:
+def fields_there(row: Mapping[str, Any]) -> str:
     """The fields of a row, or the key that holds the rows where a file is one object."""
-    holders = [
-        name
-        for name, value in row.items()
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
-    ]
-    if len(row) == len(holders) == 1 and holders[0] not in ("messages", "conversations"):
-        return tr(" (the rows are inside: load_dataset(..., field={key!r}))", key=holders[0])
+    if hint := loader_hint(row):
+        return f" ({hint})"
     return tr(" (there are: {names})", names=", ".join(map(str, row))[:80])
 
 
 def wrong_types(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
     """Fields whose value is of another kind than the map function reads."""
     for name, kind in layout.fields.items():
-        problem = kind_problem(row[name], kind) if name in row else None
+        if name not in row:
+            continue
+        problem = layout.field_problem(row, name, kind)
+        if kind == TEXT and not problem and is_plain(row[name]):
+            yield "not-text", f"{name!r}: {named(row[name])}"
         if problem:
             found, expected = problem
             yield (
@@ -76,17 +88,28 @@ def broken_items(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
 
 
 def _turn(turn: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, str]]:
-    for key in ("input", "output"):
-        if key not in turn:
-            yield "missing-field", key, ""
+    if "output" not in turn:
+        yield "missing-field", "output", ""
+    try:
+        question_of(turn)
+    except ValueError:
+        if turn.get("input") is None:
+            yield "missing-field", "input", ""
     for key in ("input", "output", "system", "sep"):
-        if key in turn and not isinstance(turn[key], str) and turn[key] is not None:
-            yield "wrong-type", key, named(turn[key])
+        value = turn.get(key)
+        if value is not None and not isinstance(value, str):
+            yield "not-text" if is_plain(value) else "wrong-type", key, named(value)
     if "output" in turn and turn["output"] is None:
         yield "wrong-type", "output", "null"
     for key in ("output_with_loss", "need_eos_token"):
-        if turn.get(key) is not None and not isinstance(turn[key], bool):
-            yield "wrong-type", key, named(turn[key])
+        yield from _switch(turn, key)
+
+
+def _switch(item: Mapping[str, Any], key: str) -> Iterator[tuple[str, str, str]]:
+    try:
+        is_on(item, key)
+    except ValueError:
+        yield "wrong-type", key, named(item[key])
 
 
 def _message(message: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, str]]:
@@ -96,10 +119,11 @@ def _message(message: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, 
         if not (message.get("tool_calls") or message.get("function_call")):
             code = "wrong-type" if key in message else "missing-field"
             yield code, key, "null"
+    elif is_plain(content):
+        yield "not-text", key, named(content)
     elif not isinstance(content, str | list) or (kind == SHAREGPT and isinstance(content, list)):
         yield "wrong-type", key, named(content)
-    if str(message.get("loss")).lower() not in ("true", "false", "none"):
-        yield "wrong-type", "loss", named(message["loss"])
+    yield from _switch(message, "loss")
 
 
 FIELD_CHECKS: Sequence[Callable[[Mapping[str, Any], Layout], Iterator[Problem]]] = (
@@ -123,7 +147,7 @@ def roles(messages: Sequence[Message], layout: Layout) -> Iterator[Problem]:
         "tool": ("assistant", "tool"),
     }
     for message in messages:
-        if message.role == "system":
+        if message.role == "system" or (message.calls_tools and before == "assistant"):
             continue
         if before not in follows[message.role] and layout.name != "pretrain":
             yield (

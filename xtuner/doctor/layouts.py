@@ -6,6 +6,7 @@ Standard library only, so that ``xtuner list-dataset-format`` answers at once.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,7 @@ class Layout:
         roles: for lists of messages, the roles understood: role -> ``system``, ``user``,
             ``assistant`` or ``tool``.
         preference: whether it is for DPO, ORPO and reward models.
+        optional: fields that rows may leave empty, or out where others have them.
     """
 
     name: str
@@ -34,31 +36,55 @@ class Layout:
     map_fn: str = ""
     roles: Mapping[str, str] | None = None
     preference: bool = False
+    optional: frozenset[str] = frozenset()
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has every field, each of the right kind."""
         for name, kind in self.fields.items():  # a row is asked for many layouts
-            if name not in row or kind_problem(row[name], kind):
+            if name not in row:
+                return False
+            if self.field_problem(row, name, kind):
                 return False
         return True
+
+    def field_problem(self, row: Mapping[str, Any], name: str, kind: str) -> tuple[str, str] | None:
+        """``kind_problem`` of a field that is there; null is none where it is optional."""
+        if row[name] is None and name in self.optional:
+            return None
+        return kind_problem(row[name], kind)
 
 
 def _texts(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, TEXT)
 
 
+_INPUT = frozenset({"input", "input_zh"})
+_SYSTEM = frozenset({"system_prompt"})
+
 # Of layouts with the same fields the first is the one to recommend.
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
     for layout in (
         Layout("xtuner", {"conversation": TURNS}),
-        Layout("alpaca", _texts("instruction", "input", "output"), "alpaca_map_fn"),
-        Layout("alpaca_zh", _texts("instruction_zh", "input_zh", "output_zh"), "alpaca_zh_map_fn"),
+        Layout(
+            "alpaca", _texts("instruction", "input", "output"), "alpaca_map_fn", optional=_INPUT
+        ),
+        Layout(
+            "alpaca_zh",
+            _texts("instruction_zh", "input_zh", "output_zh"),
+            "alpaca_zh_map_fn",
+            optional=_INPUT,
+        ),
         Layout("arxiv", _texts("abstract", "title"), "arxiv_map_fn"),
         Layout("code_alpaca", _texts("prompt", "completion"), "code_alpaca_map_fn"),
         Layout("colors", _texts("description", "color"), "colors_map_fn"),
-        Layout("default", _texts("input", "output"), "default_map_fn"),
-        Layout("crime_kg_assitan", _texts("input", "output"), "crime_kg_assitant_map_fn"),
+        Layout("default", _texts("input", "output"), "default_map_fn", optional=_INPUT),
+        Layout(
+            "crime_kg_assitan",
+            _texts("input", "output"),
+            "crime_kg_assitant_map_fn",
+            optional=_INPUT,
+        ),
         Layout("law_reference", _texts("question", "answer"), "law_reference_map_fn"),
         Layout("wizardlm", {"conversations": SHAREGPT}, "wizardlm_map_fn", roles.SHAREGPT),
         Layout("llava", {"conversations": SHAREGPT}, "llava_map_fn", roles.SHAREGPT),
@@ -68,7 +94,9 @@ LAYOUTS: Mapping[str, Layout] = {
             "llava_image_only_map_fn",
             roles.SHAREGPT,
         ),
-        Layout("medical", _texts("instruction", "input", "output"), "medical_map_fn"),
+        Layout(
+            "medical", _texts("instruction", "input", "output"), "medical_map_fn", optional=_INPUT
+        ),
         Layout(
             "msagent_react",
             {"conversations": SHAREGPT},
@@ -77,7 +105,12 @@ LAYOUTS: Mapping[str, Layout] = {
         ),
         Layout("oasst1", _texts("text"), "oasst1_map_fn"),
         Layout("openai", {"messages": MESSAGES}, "openai_map_fn", roles.OPENAI),
-        Layout("openorca", _texts("system_prompt", "question", "response"), "openorca_map_fn"),
+        Layout(
+            "openorca",
+            _texts("system_prompt", "question", "response"),
+            "openorca_map_fn",
+            optional=frozenset({"system_prompt"}),
+        ),
         Layout("pretrain", _texts("text"), "pretrain_map_fn"),
         Layout("sql", _texts("context", "question", "answer"), "sql_map_fn"),
         Layout("stack_exchange", _texts("question", "response"), "stack_exchange_map_fn"),
@@ -156,7 +189,7 @@ _ITEM_KEYS = {MESSAGES: ("role",), SHAREGPT: ("from",), TURNS: ("input", "output
 def kind_problem(value: object, kind: str) -> tuple[str, str] | None:
     """What a field's value is and what it should be, in words; None when it is of its kind."""
     if kind == TEXT:
-        return None if isinstance(value, str) else (named(value), named(""))
+        return None if isinstance(value, str) or is_plain(value) else (named(value), named(""))
     if not isinstance(value, list):
         return named(value), named([])
     keys = _ITEM_KEYS[kind]
@@ -166,6 +199,11 @@ def kind_problem(value: object, kind: str) -> tuple[str, str] | None:
         if item.keys().isdisjoint(keys):
             return f"[{index}]: {', '.join(map(str, item))[:60] or '{}'}", repr(keys[0])
     return None
+
+
+def is_plain(value: object) -> bool:
+    """Whether training takes a value for its text: a number or a switch."""
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def named(value: object) -> str:
@@ -207,7 +245,7 @@ def preference_layout(row: Mapping[str, Any]) -> Layout:
     fields = {
         name: TEXT if isinstance(row.get(name), str) else MESSAGES
         for name in ("prompt", "chosen", "rejected")
-        if name in row or name != "prompt"
+        if name in row or name != "prompt" or isinstance(row.get("chosen"), str)
     }
     return replace(LAYOUTS["preference"], fields=fields)
 

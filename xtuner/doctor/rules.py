@@ -49,6 +49,10 @@ RULES: Mapping[str, Rule] = {
         ERROR, N_("a field has the wrong type"),
         N_("turn the value into the type that the map function reads."),
     ),
+    "not-text": Rule(
+        WARNING, N_("a number or switch instead of a text"),
+        N_("it is trained as Python writes it, such as 1.5 or True; write it as a text."),
+    ),
     "wrong-map-fn": Rule(
         ERROR, N_("the map function does not fit the rows"),
         N_("put these lines into the config:"),

@@ -14,6 +14,7 @@ from xtuner.dataset.reading import Row, Unreadable, problem_of
 from xtuner.doctor.checks import (
     FIELD_CHECKS,
     MESSAGE_CHECKS,
+    fields_there,
     images,
     images_in_text,
     roles,
@@ -22,6 +23,7 @@ from xtuner.doctor.checks import (
 from xtuner.doctor.findings import PLACES, Findings, Place
 from xtuner.doctor.layouts import (
     AUTO,
+    BY_AUTO,
     LAYOUTS,
     READ_BY_AUTO,
     Layout,
@@ -30,6 +32,7 @@ from xtuner.doctor.layouts import (
     preference_layout,
     recognise,
 )
+from xtuner.doctor.rules import ERROR, RULES
 from xtuner.doctor.turns import Message, messages_of_row, messages_with_images
 from xtuner.utils.lang import tr
 
@@ -129,6 +132,9 @@ class _PartScan:
         self.other_layouts: dict[str, tuple[int, list[Place]]] = {}
         self.types: dict[str, dict[str, tuple[int, Place]]] = {}
         self.layouts: dict[str, tuple[int, Place]] = {}
+        self.not_given: tuple[int, list[Place]] = (0, [])
+        """Rows without a field that may be left out where other rows have it: ``is_given``."""
+        self.is_given = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the part: the user's functions need not be pickled."""
@@ -153,6 +159,9 @@ class _PartScan:
         """Add the scan of rows that come after these."""
         self.findings.extend(later.findings)
         self.copies.extend(later.copies)
+        self.is_given |= later.is_given
+        count, places = self.not_given
+        self.not_given = (count + later.not_given[0], (places + later.not_given[1])[:PLACES])
         self.good += later.good
         self.fitting += later.fitting
         for file, rows in later.files.items():
@@ -166,6 +175,7 @@ class _PartScan:
 
     def report(self, result: Scan) -> None:
         """Add what was found to the scan of the whole dataset, and what only all rows show."""
+        self._report_not_given()
         result.findings.extend(self.findings)
         result.rows_of_parts.append(sum(self.files.values()))
         result.rows += result.rows_of_parts[-1]
@@ -187,10 +197,7 @@ class _PartScan:
         value, layout = row.value, self._layout(row)
         if layout is None:
             return False
-        problems = [problem for check in FIELD_CHECKS for problem in check(value, layout)]
-        if problems:
-            for code, detail in problems:
-                self._add(code, row, detail)
+        if self._field_problems(row, value, layout):
             return False
         self.fitting += 1
         messages = self._messages(row, value, layout)
@@ -234,10 +241,14 @@ class _PartScan:
         if layout is not None and layout.name == "preference" and layout.preference:
             layout = preference_layout(row.value)
             found = layout if found is None or layout.fits(row.value) else found
+        if layout is not None and layout.preference and found is not None and not found.preference:
+            found = layout  # a map function for other training is of no use here
         if layout is None:
             self._note_types(row)
             return CUSTOM
         if layout.name == "auto":
+            if found is None and BY_AUTO["llama-factory"].fits(row.value):
+                found = BY_AUTO["llama-factory"]
             if found is None:
                 self._add("missing-field", row, _fields(row.value))
                 return None
@@ -268,10 +279,32 @@ class _PartScan:
             detail = tr("it must return {'conversation': [{'input', 'output'}]}")
             self._add("map-fn-failed", row, detail)
             return None
-        problems = [problem for check in FIELD_CHECKS for problem in check(mapped, XTUNER)]
-        for code, detail in problems:
-            self._add(code, row, detail)
-        return None if problems else messages_of_row(mapped, XTUNER)
+        if self._field_problems(row, mapped, XTUNER):
+            return None
+        return messages_of_row(mapped, XTUNER)
+
+    def _field_problems(self, row: Row, value: Mapping[str, Any], layout: Layout) -> bool:
+        """Note what is wrong with fields; gives whether training refuses the row for it."""
+        self.is_given |= not layout.optional.isdisjoint(value)
+        is_refused = False
+        for code, detail in (found for check in FIELD_CHECKS for found in check(value, layout)):
+            if code == "not-given":
+                count, places = self.not_given
+                self.not_given = (count + 1, [*places, Place(row.file, row.line, detail)][:PLACES])
+            else:
+                self._add(code, row, detail)
+                is_refused |= RULES[code].level == ERROR
+        return is_refused
+
+    def _report_not_given(self) -> None:
+        """A field is missing where no row has it: else Arrow gives None, which means nothing."""
+        count, places = self.not_given
+        if self.is_given or not count:
+            return
+        self.good -= count
+        for place in places[:-1]:
+            self.findings.add("missing-field", place)
+        self.findings.add("missing-field", places[-1], count - len(places) + 1)
 
     def _add_no_object(self, row: Row) -> None:
         if self.part.drops_bad_rows:
@@ -359,8 +392,7 @@ def lines_to_paste(layout: Layout) -> str:
 
 
 def _fields(row: Mapping[str, Any]) -> str:
-    names = ", ".join(map(str, row))
-    return tr("no known layout has the fields {names}", names=names)
+    return tr("no known layout fits it") + fields_there(row)
 
 
 def _extra(row: Mapping[str, Any]) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, messages_of
-from xtuner.tokenization.content import has_loss
-from xtuner.tokenization.encode import is_on
+from xtuner.tokenization.content import has_loss, is_on
+from xtuner.tokenization.roles import CALLS
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 
@@ -25,15 +25,15 @@ def messages_of_row(row: Mapping[str, Any], layout: Layout) -> list[Message]:
     if TURNS in layout.fields.values():
         return from_turns(row["conversation"])
     if layout.name == "pretrain":
-        return [Message("assistant", row["text"])]
+        return [Message("assistant", _text(row["text"]))]
     if layout.name == "oasst1":
-        return _from_oasst1(row["text"])
+        return _from_oasst1(_text(row["text"]))
     if layout.preference:
         return _from_preference(row, layout)
     for field, kind in layout.fields.items():
         if kind in (MESSAGES, SHAREGPT):
             return _from_messages(row[field], layout)
-    *asked, answer = (row[field] for field in layout.fields)
+    *asked, answer = (_text(row.get(field)) for field in layout.fields)
     if layout.name == "colors":
         asked = [asked[0].partition(":")[2]]
     return [Message("user", "\n".join(asked)), Message("assistant", answer)]
@@ -44,28 +44,29 @@ def from_turns(conversation: list[Mapping[str, Any]]) -> list[Message]:
     messages = []
     for turn in conversation:
         if turn.get("system"):
-            messages.append(Message("system", turn["system"]))
-        messages.append(Message("user", turn["input"] or ""))
-        messages.append(Message("assistant", turn["output"], is_on(turn, "output_with_loss")))
+            messages.append(Message("system", _text(turn["system"])))
+        messages.append(Message("user", _text(turn.get("input"))))
+        trained = is_on(turn, "output_with_loss")
+        messages.append(Message("assistant", _text(turn["output"]), trained))
     return messages
 
 
 def _from_messages(items: list[Any], layout: Layout) -> list[Message]:
     messages = []
     for message, (role, content) in zip(items, messages_of(items), strict=True):
-        role = (layout.roles or {}).get(role.lower(), repr(role))
-        trained = has_loss(message)
-        calls = bool(message.get("tool_calls") or message.get("function_call"))
-        messages.append(Message(role, _text(content), trained, calls))
+        name = role.lower()
+        role = (layout.roles or {}).get(name, repr(role))
+        calls = bool(message.get("tool_calls") or message.get("function_call") or name in CALLS)
+        messages.append(Message(role, _text(content), has_loss(message), calls))
     return messages
 
 
 def _text(content: object) -> str:
-    """The text of a message; of one in parts, the parts that are text."""
+    """The text of a value; of one in parts, the parts that are text."""
     if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
+        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
         return "\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+    return "" if content is None else str(content)
 
 
 def _from_oasst1(text: str) -> list[Message]:
@@ -81,7 +82,7 @@ def _from_oasst1(text: str) -> list[Message]:
 def _from_preference(row: Mapping[str, Any], layout: Layout) -> list[Message]:
     """Prompt and chosen answer; the rejected one is compared by its own check."""
     if layout.name == "intel_orca_dpo":
-        return [Message("user", row["question"]), Message("assistant", row["chosen"])]
+        return [Message("user", _text(row["question"])), Message("assistant", _text(row["chosen"]))]
     asked = row.get("prompt") or []
     asked = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     chosen = row["chosen"]
@@ -107,15 +108,14 @@ def messages_with_images(
     from xtuner.dataset.vision_language.content_parts import conversation_of
 
     try:
-        talk = conversation_of(row, function)
+        return [
+            Message(
+                message["role"],
+                "".join(part.get("text", DEFAULT_IMAGE_TOKEN) for part in message["content"]),
+                has_loss(message),
+                bool(message.get("tool_calls")),
+            )
+            for message in conversation_of(row, function).messages
+        ]
     except Exception:  # whatever the user's function may raise; encoding names the row
         return None
-    return [
-        Message(
-            message["role"],
-            "".join(part.get("text", DEFAULT_IMAGE_TOKEN) for part in message["content"]),
-            has_loss(message),
-            bool(message.get("tool_calls")),
-        )
-        for message in talk.messages
-    ]

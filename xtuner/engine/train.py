@@ -22,7 +22,7 @@ from xtuner.config.document import ConfigDocument
 from xtuner.config.dump import write_config
 from xtuner.config.load import load
 from xtuner.config.override import override
-from xtuner.config.values import iter_dicts
+from xtuner.config.values import copyable, iter_dicts
 from xtuner.engine.run_folder import run_folder
 from xtuner.engine.startup import import_runner, optimizer_name
 from xtuner.engine.work_dir_lock import GUARD, locked, require_free
@@ -215,14 +215,14 @@ def build_training_runner(cfg: Config) -> FinetuneRunner:
     warning = memory_warning(cfg) if is_first(cfg.get("launcher", "none")) else None
     if warning is not None:
         print(warning, flush=True)
-    return TrainingRunner.from_cfg(cfg)
+    return TrainingRunner.from_cfg(copyable(cfg))
 
 
 def build_runner(cfg: Config) -> FinetuneRunner:
     """Build the model and everything around it, as mmengine's runner does."""
     from xtuner.engine.runner.finetune_runner import FinetuneRunner
 
-    return FinetuneRunner.from_cfg(cfg)
+    return FinetuneRunner.from_cfg(copyable(cfg))
 
 
 def _shut_down() -> None:

@@ -6,13 +6,47 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+_SWITCHES = {"true": True, "1": True, "false": False, "0": False}
+
+
+def is_on(turn: Mapping[str, Any], name: str) -> bool:
+    """A switch of a turn or message, on by default: a bool, its text, 0 or 1.
+
+    Arrow gives None for a field that only other rows have, so None means that it is not given.
+
+    Raises:
+        ValueError: for any other value.
+    """
+    value = turn.get(name)
+    if value is None or isinstance(value, bool):
+        return value is not False
+    switch = _SWITCHES.get(str(value).strip().lower())
+    if switch is None:
+        raise ValueError(f"{name!r} is {value!r:.40}, expected true or false")
+    return switch
+
+
+_TURN = frozenset({"input", "output", "system", "sep", "output_with_loss", "need_eos_token"})
+
+
+def question_of(turn: Mapping[str, Any]) -> Any:
+    """The question of a turn; empty where it has none.
+
+    Raises:
+        ValueError: where it may have one under another name; for a value that is no text.
+    """
+    question = turn.get("input")
+    if question is not None:
+        return text_value(question)
+    others = [name for name, value in turn.items() if name not in _TURN and value is not None]
+    if others:
+        raise ValueError(f"a turn has no 'input', but {', '.join(map(repr, others))}")
+    return ""
+
 
 def has_loss(message: Mapping[str, Any]) -> bool:
-    """``loss`` as published data has it: absent, a bool, or its text."""
-    value = message.get("loss")
-    if isinstance(value, str):
-        return value.strip().lower() != "false"
-    return True if value is None else bool(value)
+    """Whether a message is trained on: its ``loss``, a switch."""
+    return is_on(message, "loss")
 
 
 def text_value(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xtuner.tokenization.content import is_on
 from xtuner.tokenization.segments import SegmentEncoder, Tokens, split_images
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Tokenizer
@@ -74,15 +75,6 @@ def encode_conversations(
     return ids, labels, np.diff(ends[offsets])
 
 
-def is_on(turn: Turn, name: str) -> bool:
-    """A switch of a turn, on by default.
-
-    Arrow gives None for a field that only other rows have, so None means that it is not given.
-    """
-    value = turn.get(name)
-    return True if value is None else bool(value)
-
-
 def _text(value: object) -> str:
     return "" if value is None else str(value)
 
@@ -96,7 +88,7 @@ def _segments(
     for turn in conversation:
         if needs_bos:
             segments.append((encoder.bos, False))
-        question = _text(turn["input"])
+        question = _text(turn.get("input"))
         parts = split_images(question) if encoder.with_image_token else [question]
         segments += [(part, False) for part in parts]
         ends_in_eos = is_on(turn, "need_eos_token")

@@ -189,12 +189,12 @@ def _training(name: str, template_name: str | None, trusted: bool) -> Training:
         UserError: when the template is not known.
     """
     folder = Path(name)
-    if folder.is_dir():  # whose config is read, not run
+    if folder.is_dir() or _is_hub_id(name):  # whose config is read, not run
         from xtuner.export.trained_template import trained_templates
         from xtuner.model.remote_code import load_pretrained
         from xtuner.model.transformers_models.auto import AutoTokenizer
 
-        tokenizer = load_pretrained(AutoTokenizer, folder, trusted=trusted)
+        tokenizer = load_pretrained(AutoTokenizer, name, trusted=trusted)
         template_name = template_name or _template_in(folder / "xtuner_config.py")
         if template_name is None and tokenizer.chat_template:
             template_name = next(iter(trained_templates(tokenizer)), "auto")
@@ -230,6 +230,12 @@ def _named(template_name: str | None, place: str) -> Mapping[str, Any] | None:
         )
     template = PROMPT_TEMPLATE[template_name]
     return None if template == AUTO_TEMPLATE else dict(template)
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name is ``OWNER/MODEL`` of the hub: neither a file nor in a folder that is here."""
+    is_two_words = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+    return is_two_words and Path(name).suffix != ".py" and not Path(name).parent.exists()
 
 
 def _template_in(config: Path) -> str | None:

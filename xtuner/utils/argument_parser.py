@@ -32,7 +32,23 @@ OF_ARGPARSE = (
     N_("invalid choice: %(value)r (choose from %(choices)s)"),
 )
 """What argparse says by gettext; marked here so that our catalogue has it."""
-_OPTION = re.compile(r"(?<![\w-])--[\w-]+(?:=\S*)?")
+_OPTION = re.compile(r"(?<![\w-])(--[\w-]+)(?:[= ](?!-)(\S+))?")
+# Names of other tools for the same settings: only suggested, never accepted.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "epochs": "max_epochs",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulative_counts",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "cutoff_len": "max_length",
+    "model_name_or_path": "pretrained_model_name_or_path",
+    "output_dir": "work_dir",
+    "max_grad_norm": "max_norm",
+    "seed": "randomness.seed",
+}
 
 
 @contextlib.contextmanager
@@ -93,17 +109,19 @@ class ArgumentParser(argparse.ArgumentParser):
     def _meant(self, message: str) -> str | None:
         """The argument that was probably meant by one that there is not."""
         found = _OPTION.search(message)
-        name, _, value = found[0].partition("=") if found else ("", "", "")
+        name, value = found.groups() if found else ("", None)
+        setting = name.lstrip("-").replace("-", "_")
+        setting = OTHER_NAMES.get(setting, setting)
         known = [key for key in self._option_string_actions if key.startswith("--")]
-        near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75)
-        if not name or name in known:
+        same = f"--{setting.replace('_', '-')}"
+        near = difflib.get_close_matches(same, known, n=1, cutoff=0.75)
+        if not name or name in known or setting in ("config", "config_file"):
             return None
         if near:
             return tr("did you mean '{near}'?", near=near[0])
         if "--cfg-options" in known:
-            setting = f"{name.lstrip('-')}={value or 'VALUE'}"
             return tr(
                 "a setting of the config is changed with '--cfg-options {setting}'.",
-                setting=setting,
+                setting=f"{setting}={value or 'VALUE'}",
             )
         return None

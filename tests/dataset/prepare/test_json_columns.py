@@ -9,6 +9,7 @@ from datasets import load_dataset
 
 from xtuner.dataset.prepare import json_columns
 from xtuner.dataset.prepare.rows import load_rows
+from xtuner.dataset.reading import read_rows
 
 TEXT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, TEXT[1]]
@@ -20,6 +21,11 @@ FILES = {
     "text, then only lists": [[TEXT], [PARTS] * 2],
     "another structure in the second file": [[TEXT], [CALLS, TEXT]],
     "a number, then a text and nothing": [[3], ["a", None]],
+    "texts that are JSON beside parts": [
+        [[{"role": "user", "content": "null"}, {"role": "assistant", "content": "1.50"}], PARTS],
+        [[{"role": "user", "content": "true"}, {"role": "assistant", "content": "{}"}]],
+    ],
+    "a number beside texts that are JSON": [[3, "true", "null", '{"a": 1}', '"q"', "1.50"]],
     "a text, then a list": [["a"], [["a", "b"], "c"]],
 }
 
@@ -39,6 +45,17 @@ def test_files_of_different_types_are_read_as_written(files, tmp_path):
     source = dict(type=load_dataset, path="json", data_files=[str(name) for name in names])
     rows = load_rows(source, "train")
     assert [plain(row["messages"]) for row in rows] == [v for values in files for v in values]
+
+
+def test_the_doctor_reads_parquet_files_with_json_as_training_does(tmp_path):
+    file, parquet = tmp_path / "a.jsonl", str(tmp_path / "a.parquet")
+    file.write_text("".join(json.dumps({"messages": value}) + "\n" for value in (TEXT, PARTS)))
+    source = dict(type=load_dataset, path="json", data_files=str(file))
+    load_rows(source, "train").to_parquet(parquet)
+    rows = [row.value for row in read_rows(parquet)]
+    assert [plain(row["messages"]) for row in rows] == [TEXT, PARTS]
+    trained = load_rows(dict(type=load_dataset, path="parquet", data_files=parquet), "train")
+    assert rows == list(trained)
 
 
 def test_later_blocks_of_one_file_are_read_as_written(tmp_path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
 
+from xtuner.dataset import json_stream, reading
+from xtuner.dataset.prepare import json_columns
 from xtuner.dataset.prepare.rows import RowPlaces, load_rows
 from xtuner.utils.errors import UserError
 
@@ -41,6 +44,32 @@ def test_a_csv_line_with_too_many_columns_is_refused_not_shifted():
     Path("a.csv").write_text("a,b\n1,2\n3,4,5\n")
     with pytest.raises(UserError, match=r"a\.csv:3: .*3 columns where the header has 2"):
         load_rows(source("a.csv", "csv"), "train")
+
+
+def test_cells_of_csv_files_are_read_as_texts_for_functions_that_read_texts():
+    Path("a.csv").write_text("n,word\n007,NA\n1.50,\n", "utf-8")
+    rows = load_rows(source("a.csv", "csv"), "train", as_text=True)
+    assert list(rows) == [{"n": "007", "word": "NA"}, {"n": "1.50", "word": ""}]
+    assert load_rows(source("a.csv", "csv"), "train")["n"][:] == [7.0, 1.5]
+
+
+def test_a_row_that_is_too_long_is_named_before_datasets_reads_it(monkeypatch):
+    monkeypatch.setattr(json_stream, "CHUNK", 1 << 10)
+    monkeypatch.setattr(json_stream, "LONGEST", 1 << 12)
+    monkeypatch.setattr(reading, "LONGEST", 1 << 12)
+    monkeypatch.setattr(json_columns, "LONGEST", 1 << 12)
+    monkeypatch.setattr(json_columns, "BLOCK", 1 << 10)
+    ok, long = json.dumps({"text": "a"}), json.dumps({"text": "a" * (1 << 13)})
+    for name, text, loader in (
+        ("a.jsonl", f"{ok}\n{long}\n", "json"),
+        ("a.json", f"[{ok},\n{long}]", "json"),
+        ("a.txt", f"a\n{long}\n", "text"),
+    ):
+        Path(name).write_text(text, "utf-8")
+        with pytest.raises(UserError, match=rf"{name}:2: .*longer than 4,096 characters"):
+            load_rows(source(name, loader), "train")
+    Path("a.json").write_text("[" + ",".join([ok] * 1000) + "]")  # rows on one line
+    assert len(load_rows(source("a.json"), "train")) == 1000
 
 
 def test_a_row_that_is_no_object_is_named():

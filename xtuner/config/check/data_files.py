@@ -121,12 +121,17 @@ def no_such_data_file(context: Context) -> Iterator[Finding]:
     made = {text for step in context.get("before_run") or [] for text in _values(step)}
     for named in dict.fromkeys(named_paths(context)):
         if named.is_missing and named.path not in made:
+            shown = repr(named.path)[1:-1]
+            hint = None
+            if shown != named.path:  # \n and \t of a Windows path are a line break and a tab
+                hint = tr("backslashes of a Windows path: write r'C:\\data' or 'C:/data'.")
             is_file = _is_file_name(named.path) or named.key.endswith("data_files")
             yield Finding(
                 named.key,
-                tr("there is no file '{path}'", path=named.path)
+                tr("there is no file '{path}'", path=shown)
                 if is_file
-                else tr("there is no file or folder '{path}'", path=named.path),
+                else tr("there is no file or folder '{path}'", path=shown),
+                hint,
             )
 
 

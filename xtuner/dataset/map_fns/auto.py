@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.dataset.map_fns.dataset_map_fns.dialogue import oasst1_map_fn, openai_map_fn
@@ -13,7 +13,7 @@ from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
     default_map_fn,
     pretrain_map_fn,
 )
-from xtuner.tokenization.roles import ANY, CALLS
+from xtuner.tokenization.roles import ANY, CALLS, OPENAI
 
 PAIRS = (
     ("query", "response"),
@@ -23,6 +23,8 @@ PAIRS = (
     ("prompt", "completion"),
 )
 """Names of a question and its answer, each in a field."""
+_KEPT = ("loss", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning")
+"""What of a message goes on besides its role and content."""
 
 
 def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         example: a row with ``conversation``, ``messages``, ``conversations`` (ShareGPT in any
-            common spelling, also with calls of tools and a column ``system``),
+            common spelling, under either key, also with calls of tools and a column ``system``),
             ``instruction``/``output`` (also with ``history`` and ``system``), their ``_zh``,
             ``input``/``output``, one of ``PAIRS`` (as in ms-swift also with ``history`` and
             ``system``), or ``text``.
@@ -45,10 +47,10 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
     example = {name: value for name, value in example.items() if value is not None}
     if "conversation" in example:
         return {"conversation": example["conversation"]}
-    if "messages" in example:
+    if "messages" in example and _has_openai_roles(example["messages"]):
         return openai_map_fn(example)
-    if "conversations" in example:
-        messages = [sharegpt_message(item) for item in example["conversations"]]
+    if "messages" in example or "conversations" in example:
+        messages = _openai_messages(example.get("messages") or example["conversations"])
         if example.get("system") and messages[:1] and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": example["system"]})
         return openai_map_fn({"messages": messages}) | {"messages": messages}
@@ -81,6 +83,23 @@ def _with_history(example: Mapping[str, Any], mapped: dict[str, Any]) -> dict[st
     return {"conversation": turns}
 
 
+def _has_openai_roles(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return all(message.get("role") in OPENAI for message in messages)
+
+
+def _openai_messages(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages in any spelling as OpenAI's; calls of tools belong to the answer before them."""
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        message = sharegpt_message(item)
+        calls = message.get("tool_calls")
+        if calls and not message["content"] and messages and messages[-1]["role"] == "assistant":
+            messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", ()), *calls]
+        else:
+            messages.append(message)
+    return messages
+
+
 def sharegpt_message(item: Mapping[str, Any]) -> dict[str, Any]:
     """A message of ShareGPT in any common spelling as OpenAI's.
 
@@ -91,17 +110,19 @@ def sharegpt_message(item: Mapping[str, Any]) -> dict[str, Any]:
     if who not in ANY:
         raise ValueError(f"'from' is {who!r}, expected one of {', '.join(ANY)}")
     content = item.get("value", item.get("content"))
-    call = _call(content) if who in CALLS else None
-    if call is not None:
-        return {"role": ANY[who], "content": "", "tool_calls": [{"function": call}]}
-    kept = {key: item[key] for key in ("loss", "tool_calls") if item.get(key) is not None}
+    calls = _calls(content) if who in CALLS else []
+    if calls:
+        functions = [{"function": call} for call in calls]
+        return {"role": ANY[who], "content": "", "tool_calls": functions}
+    kept = {key: item[key] for key in _KEPT if item.get(key) is not None}
     return {"role": ANY[who], "content": content, **kept}
 
 
-def _call(content: object) -> dict[str, Any] | None:
-    """A call of a tool from its JSON text; None when it is none."""
+def _calls(content: object) -> list[dict[str, Any]]:
+    """The calls of tools in a JSON text, an object or a list of them; empty when it is none."""
     try:
-        call = json.loads(content) if isinstance(content, str) else None
+        found = json.loads(content) if isinstance(content, str) else content
     except ValueError:
-        return None
-    return call if isinstance(call, dict) and "name" in call else None
+        return []
+    calls = found if isinstance(found, list) else [found]
+    return calls if all(isinstance(call, dict) and "name" in call for call in calls) else []

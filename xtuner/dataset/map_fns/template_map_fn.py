@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xtuner.tokenization.chat_template import render_question
-from xtuner.tokenization.encode import is_on
+from xtuner.tokenization.content import is_on
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE

@@ -2,16 +2,23 @@
 
 ``datasets`` infers one schema from the first block of the first file. Where a later block needs
 another one, loading fails; or, when text meets text and lists, the later block comes back as JSON
-text: ``hi`` as ``"hi"``. Both are noticed here, and the columns are loaded as ``datasets.Json``.
+text: ``hi`` as ``"hi"``. Where one block has both, they are kept as JSON, and the text ``true``
+comes back as a switch, ``1.50`` as 1.5. All of this is noticed here, and the rows are read by
+``reading``, into columns of ``datasets.Json`` that hold texts in quotes.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtuner.dataset.json_stream import LONGEST
 from xtuner.dataset.reading import (
     READ_ERRORS,
     Row,
@@ -19,6 +26,7 @@ from xtuner.dataset.reading import (
     find_files,
     kind_of,
     open_file,
+    problem_of,
     read_rows,
 )
 from xtuner.dataset.sources import LocalFiles, paths_in
@@ -33,6 +41,7 @@ CONTEXT = 64
 """Bytes before a value that are looked at."""
 ROWS_COMPARED = 3
 """Suspicious rows of a column that are compared with the file."""
+_ODD_NUMBER = re.compile(r"\d{19}|NaN|Infinity")
 
 
 def are_json(files: LocalFiles) -> bool:
@@ -40,9 +49,14 @@ def are_json(files: LocalFiles) -> bool:
     return all(kind_of(file) in (".json", ".jsonl") for file in find_files(files.paths))
 
 
-def has_null_rows(file: str) -> bool:
-    """Whether a JSON file may have a row that is null, or cannot be read at all."""
-    before = b"\n"
+def needs_reading(file: str) -> bool:
+    """Whether a JSON or text file may have a row that ``datasets`` must not be given.
+
+    Arrow's reader ends the process at a row that is null, and takes several times the memory of a
+    row, however long: lines of more than ``LONGEST`` bytes are read first, with a limit. So is what
+    cannot be read at all.
+    """
+    before, length = b"\n", 0
     try:
         with open_file(file) as raw:
             while block := raw.read(BLOCK):
@@ -50,6 +64,9 @@ def has_null_rows(file: str) -> bool:
                 if any(_may_be_row(text, match.start()) for match in re.finditer(b"null", text)):
                     return True
                 before = text[-CONTEXT:]
+                length = length + len(block) if b"\n" not in block else len(block)
+                if length > LONGEST:
+                    return True
     except READ_ERRORS:
         return True
     return False
@@ -62,13 +79,79 @@ def _may_be_row(text: bytes, start: int) -> bool:
 
 
 def json_features(files: LocalFiles) -> Any:
-    """``datasets.Features`` with every column of the files as ``Json``."""
-    from datasets import Features, Json
+    """``datasets.Features`` of the files' columns: those of nothing but texts, and ``Json``."""
+    from datasets import Features, Json, Value
 
-    names: dict[str, None] = {}
+    has_others: dict[str, bool] = {}
     for row in _objects(files):
-        names.update(dict.fromkeys(row))
-    return Features(dict.fromkeys(names, Json()))
+        for name, value in row.items():
+            is_other = value is not None and not isinstance(value, str)
+            has_others[name] = has_others.get(name, False) or is_other
+    return Features(
+        {name: Json() if other else Value("string") for name, other in has_others.items()}
+    )
+
+
+def has_json_columns(loaded: Any) -> bool:
+    """Whether ``datasets`` keeps values as JSON text, where the text ``true`` is a switch again.
+
+    Args:
+        loaded: a ``Dataset`` or ``DatasetDict``.
+    """
+    parts = loaded.values() if isinstance(loaded, Mapping) else [loaded]
+    return any("Json(" in str(getattr(part, "features", "")) for part in parts)
+
+
+def rows_as_written(files: LocalFiles) -> Dataset:
+    """The rows of files, read here, each value as it is written.
+
+    Rows that cannot be read are left out.
+    """
+    from datasets import Dataset, Json
+
+    features = json_features(files)
+    columns = [name for name, kind in features.items() if isinstance(kind, Json)]
+    names = [Path(file).resolve() for file in find_files(files.paths)]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in names]
+    # The states are part of the name by which datasets keeps what it has read.
+    return Dataset.from_generator(
+        _values_as_written,
+        features=features,
+        gen_kwargs={
+            "states": tuple(states),
+            "files": replace(files, paths=[]),
+            "columns": tuple(columns),
+        },
+    )
+
+
+def _values_as_written(
+    states: Sequence[tuple[str, int, int]], files: LocalFiles, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for row in _objects(files, [file for file, _, _ in states]):
+        yield {**row, **{name: _as_json(row.get(name)) for name in columns}}
+
+
+def _as_json(value: Any) -> str | None:
+    """A value as the JSON text that ``datasets.Json`` reads; a text in quotes, so it stays one.
+
+    Numbers that have no form there (beyond 64 bits, infinite, not a number) lose precision or are
+    nothing.
+    """
+    if value is None:
+        return None
+    text = json.dumps(value, ensure_ascii=False)
+    if _ODD_NUMBER.search(text):
+        value = json.loads(text, parse_int=_in_64_bits, parse_constant=lambda _: None)
+        text = json.dumps(value, ensure_ascii=False)
+    return text
+
+
+def _in_64_bits(digits: str) -> int | float | None:
+    if len(digits) < 19:
+        return int(digits)
+    number = float(digits)
+    return number if math.isfinite(number) else None
 
 
 def is_as_written(loaded: Any, source: Mapping[str, Any], files: LocalFiles) -> bool:
@@ -119,7 +202,7 @@ def rows_of_files(
 
 def _objects(files: LocalFiles, paths: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     for row in rows_of_files(files, paths):
-        if isinstance(row, Row) and isinstance(row.value, dict):
+        if isinstance(row, Row) and not problem_of(row):
             yield row.value
 
 

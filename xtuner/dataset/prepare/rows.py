@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from xtuner.dataset.prepare.json_columns import (
     are_json,
-    has_null_rows,
+    has_json_columns,
     is_as_written,
     json_features,
+    needs_reading,
+    rows_as_written,
     rows_of_files,
 )
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
@@ -31,7 +31,7 @@ from xtuner.utils.lang import tr
 from xtuner.utils.types import MapFunction, RowFunction
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 
 class RowPlaces:
@@ -70,7 +70,7 @@ class RowPlaces:
 
 
 def load_usable_rows(
-    dataset: Any, split: str | None, bad_rows: str
+    dataset: Any, split: str | None, bad_rows: str, *, as_text: bool = False
 ) -> tuple[Dataset, RowPlaces, TokenStats]:
     """``load_rows``, with a policy for lines of local files that cannot be read or are no objects.
 
@@ -78,6 +78,7 @@ def load_usable_rows(
         dataset: as for ``load_rows``.
         split: of a ``DatasetDict``.
         bad_rows: ``error``, or ``drop`` to leave them out.
+        as_text: as for ``load_rows``.
 
     Returns:
         The rows, their places, and what was left out.
@@ -86,7 +87,7 @@ def load_usable_rows(
         UserError: when the dataset cannot be loaded for another reason, or no line can be read.
     """
     try:
-        return load_rows(dataset, split), RowPlaces(dataset), TokenStats()
+        return load_rows(dataset, split, as_text=as_text), RowPlaces(dataset), TokenStats()
     except UserError:
         files = _files_of_split(dataset, split) if bad_rows == "drop" else None
         if files is None:
@@ -106,7 +107,7 @@ def load_usable_rows(
         dropped={"unreadable": [row.line for row in bad]},
         bad_rows=[f"{row.file}:{row.line}: {problem_of(row)}" for row in bad[:FIRST_ROWS]],
     )
-    return _without_bad_lines(files), RowPlaces(dataset, usable=True), stats
+    return rows_as_written(files), RowPlaces(dataset, usable=True), stats
 
 
 def _files_of_split(dataset: Any, split: str | None) -> LocalFiles | None:
@@ -120,36 +121,16 @@ def _files_of_split(dataset: Any, split: str | None) -> LocalFiles | None:
     return local_files(dataset) if split == "train" else None
 
 
-def _without_bad_lines(files: LocalFiles) -> Dataset:
-    from datasets import Dataset
-
-    names = [Path(file).resolve() for file in find_files(files.paths)]
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in names]
-    # The states are part of the name by which datasets keeps what it has read.
-    return Dataset.from_generator(
-        _usable_values,
-        features=json_features(files),
-        gen_kwargs={"states": tuple(states), "files": replace(files, paths=[])},
-    )
-
-
-def _usable_values(
-    states: Sequence[tuple[str, int, int]], files: LocalFiles
-) -> Iterator[dict[str, Any]]:
-    for row in rows_of_files(files, [file for file, _, _ in states]):
-        if isinstance(row, Row) and not problem_of(row):
-            yield row.value
-
-
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def load_rows(dataset: Dataset, split: str | None) -> Dataset:
+def load_rows(dataset: Any, split: str | None, *, as_text: bool = False) -> Dataset:
     """The rows that a config's dataset stands for.
 
     Args:
         dataset: a ``datasets.Dataset`` or ``DatasetDict``, or the config to build it from.
         split: of a ``DatasetDict``.
+        as_text: cells of csv files are texts as they are written: ``007`` is no number.
 
     Raises:
         UserError: when they cannot be loaded, or there is no such split.
@@ -157,7 +138,7 @@ def load_rows(dataset: Dataset, split: str | None) -> Dataset:
     from datasets import DatasetDict
 
     if isinstance(dataset, Mapping) and "type" in dataset:
-        dataset = _loaded(dataset)
+        dataset = _loaded(dataset, split, as_text)
     if not isinstance(dataset, DatasetDict):
         return dataset
     if split not in dataset:
@@ -169,24 +150,23 @@ def load_rows(dataset: Dataset, split: str | None) -> Dataset:
     return dataset[split]
 
 
-def _loaded(source: Mapping[str, Any]) -> Any:
+def _loaded(source: Mapping[str, Any], split: str | None, as_text: bool) -> Any:
     """What a loader gives; where it fails, the error names the file and line that it fails at."""
     from datasets.exceptions import DatasetsError
 
     files = local_files(source)
-    if files is not None and source.get("data_files") and any(map(is_odd, files.paths)):
-        source = {**source, "data_files": as_files(source["data_files"])}
-    if files is not None and all(kind_of(f) in (".csv", ".tsv") for f in find_files(files.paths)):
-        _name_the_line(files)  # pandas shifts the columns of a line that has too many
-    if files is not None and are_json(files) and any(map(has_null_rows, find_files(files.paths))):
-        _name_the_line(files)  # Arrow's reader ends the process at a row that is null
+    if files is not None:
+        source = _with_read_settings(source, files, as_text)
     try:
         dataset = BUILDER.build(dict(source))
         if files is not None:  # the JSON reader takes bytes that are not UTF-8 for text
             _validate(dataset)
-        if files is None or not are_json(files) or is_as_written(dataset, source, files):
+        if files is None or not are_json(files):
             return dataset
-        return BUILDER.build({**source, "features": json_features(files)})
+        if not has_json_columns(dataset) and is_as_written(dataset, source, files):
+            return dataset
+        rows = _as_written(source, split)
+        return BUILDER.build({**source, "features": json_features(files)}) if rows is None else rows
     except UserError:
         raise
     except Exception as error:  # datasets, Arrow, pandas and decompressors raise many kinds
@@ -197,13 +177,58 @@ def _loaded(source: Mapping[str, Any]) -> Any:
         _require_writable(error)
         if files is not None:
             _name_the_line(files)
-            if are_json(files) and "features" not in source:
-                return _loaded({**source, "features": json_features(files)})
+            rows = _as_written(source, split) if are_json(files) else None
+            if rows is not None:
+                return rows
         raise UserError(
             tr("the dataset cannot be loaded: {error}", error=_first_line(error)),
             hint=tr("your own files: dict(type=load_dataset, path='json', data_files='my.jsonl')"),
             where=Where(key="dataset"),
         ) from error
+
+
+def _with_read_settings(
+    source: Mapping[str, Any], files: LocalFiles, as_text: bool
+) -> Mapping[str, Any]:
+    """The settings of a loader of files that make it read what the files say.
+
+    Raises:
+        UserError: for files that it would misread.
+    """
+    if source.get("data_files") and any(map(is_odd, files.paths)):
+        source = {**source, "data_files": as_files(source["data_files"])}
+    if source.get("path") == "csv":
+        source = {"keep_default_na": False, **source}  # the text "NA" is a text
+    if any(map(_is_read_first, find_files(files.paths))):
+        _name_the_line(files)
+        if as_text and files.delimiter and _HEADER_SETTINGS.isdisjoint(source):
+            return {**source, "features": _texts(files)}
+    return source
+
+
+def _as_written(source: Mapping[str, Any], split: str | None) -> Dataset | None:
+    """The rows of a split as its files have them; None where the config decides how it is read."""
+    files = None if "features" in source else _files_of_split(source, split)
+    return None if files is None else rows_as_written(files)
+
+
+_HEADER_SETTINGS = frozenset({"features", "column_names", "names", "header", "skiprows", "dtype"})
+
+
+def _texts(files: LocalFiles) -> Features:
+    """The columns of csv files as texts."""
+    from datasets import Features, Value
+
+    first = next(rows_of_files(files))
+    assert isinstance(first, Row)  # every row has been read
+    return Features(dict.fromkeys(first.value, Value("string")))
+
+
+def _is_read_first(file: str) -> bool:
+    kind = kind_of(file)
+    if kind in (".csv", ".tsv"):
+        return True  # pandas shifts the columns of a line that has too many
+    return kind in (".json", ".jsonl", ".txt") and needs_reading(file)
 
 
 def _require_writable(error: BaseException) -> None:

@@ -13,7 +13,8 @@ from xtuner.dataset.map_fns.auto import auto_map_fn
 from xtuner.dataset.map_fns.dataset_map_fns.dialogue import openai_map_fn
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
-from xtuner.tokenization.content import text_value
+from xtuner.dataset.sources import loader_hint
+from xtuner.tokenization.content import is_on, question_of, text_value
 from xtuner.tokenization.encode import Sample, encode_conversations
 from xtuner.tokenization.messages import encode_messages, messages_of
 from xtuner.tokenization.segments import ID_BYTES, SegmentEncoder, Tokens, pack_ids, unpack_ids
@@ -233,7 +234,7 @@ def map_one(row: Row, steps: Steps) -> dict[str, Any]:
     try:
         mapped = dict(row) if steps.map_row is None else dict(row) | dict(steps.map_row(row))
         for turn in _given_turns(mapped):
-            text_value("" if turn.get("input") is None else turn["input"])
+            question_of(turn)
             if steps.with_output:
                 text_value(turn.get("output"))
         if steps.renames:
@@ -252,9 +253,16 @@ def map_one(row: Row, steps: Steps) -> dict[str, Any]:
                 error=error,
                 fields=fields,
             ),
-            hint=tr("'xtuner check-custom-dataset CONFIG' names the map function that fits."),
+            hint=_hint_for(row),
             where=Where(key="dataset_map_fn"),
         ) from error
+
+
+def _hint_for(row: Row) -> str:
+    """What to do about a row that the map function cannot read."""
+    if hint := loader_hint(row):
+        return f"{hint}."
+    return tr("'xtuner check-custom-dataset CONFIG' names the map function that fits.")
 
 
 def _given_turns(mapped: Row) -> list[Mapping[str, Any]]:
@@ -412,8 +420,9 @@ def _turns(conversation: Sequence[Row], steps: Steps) -> Sequence[Row]:
     try:
         conversation = [turn_for(steps.thinking, turn) for turn in conversation]
         for turn in conversation:
-            _ = turn["input"], turn["output"]
-    except (KeyError, TypeError, AttributeError) as error:
+            _ = turn["output"], question_of(turn)
+            _ = is_on(turn, "output_with_loss"), is_on(turn, "need_eos_token")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RowError(
             tr("a turn is not {{'input', 'output'}} ({error})", error=f"{error!r:.80}"),
             where=Where(key="dataset_map_fn"),

@@ -13,13 +13,16 @@ Mapped = dict[str, list[dict[str, Any]]]
 
 
 def _turn(question: str, answer: str, system: str | None = None) -> Mapped:
-    turn = {"input": question, "output": answer}
+    turn = {"input": text_value(question), "output": answer}
     return {"conversation": [turn if system is None else {"system": system, **turn}]}
 
 
-def _two(first: str, second: str | None) -> str:
-    if second is None:
-        second = ""
+def _given(text: str | None) -> str:
+    """``input`` may be null: Arrow gives None for a field that only other rows have."""
+    return "" if text is None else text
+
+
+def _two(first: str, second: str) -> str:
     return f"{text_value(first)}\n{text_value(second)}"
 
 
@@ -27,12 +30,12 @@ def alpaca_map_fn(example: Row) -> Mapped:
     """``instruction``, ``input`` → ``output``; a row whose output is ``<nooutput>`` is dropped."""
     if example.get("output") == "<nooutput>":
         return {"conversation": []}
-    return _turn(_two(example["instruction"], example["input"]), example["output"])
+    return _turn(_two(example["instruction"], _given(example["input"])), example["output"])
 
 
 def alpaca_zh_map_fn(example: Row) -> Mapped:
     """``instruction_zh``, ``input_zh`` → ``output_zh``."""
-    return _turn(_two(example["instruction_zh"], example["input_zh"]), example["output_zh"])
+    return _turn(_two(example["instruction_zh"], _given(example["input_zh"])), example["output_zh"])
 
 
 def arxiv_map_fn(example: Row) -> Mapped:
@@ -47,18 +50,18 @@ def code_alpaca_map_fn(example: Row) -> Mapped:
 
 def colors_map_fn(example: Row) -> Mapped:
     """``description`` after its first colon → ``color``."""
-    description = str(example["description"]).partition(":")[2].strip()
+    description = str(text_value(example["description"])).partition(":")[2].strip()
     return _turn(description, example["color"], SYSTEM_TEMPLATE.colorist)
 
 
 def crime_kg_assitant_map_fn(example: Row) -> Mapped:
     """``input`` → ``output``, as a lawyer."""
-    return _turn(example["input"], example["output"], SYSTEM_TEMPLATE.lawyer)
+    return _turn(_given(example["input"]), example["output"], SYSTEM_TEMPLATE.lawyer)
 
 
 def default_map_fn(example: Row) -> Mapped:
     """``input`` → ``output``."""
-    return _turn(example["input"], example["output"])
+    return _turn(_given(example["input"]), example["output"])
 
 
 def law_reference_map_fn(example: Row) -> Mapped:
@@ -68,7 +71,7 @@ def law_reference_map_fn(example: Row) -> Mapped:
 
 def medical_map_fn(example: Row) -> Mapped:
     """``instruction``, ``input`` → ``output``, as a doctor."""
-    question = _two(example["instruction"], example["input"])
+    question = _two(example["instruction"], _given(example["input"]))
     return _turn(question, example["output"], SYSTEM_TEMPLATE.medical)
 
 
