@@ -261,7 +261,7 @@ _IN_ROWS: tuple[tuple[str, str, Any, str], ...] = (
     ("sql row in orca", "openorca", {"context": "a", "question": "b", "answer": "c"},
      "mixed-layouts"),
     ("no choice", "intel_orca_dpo", _pair("The Rhine.", "The Rhine."), "same-choice"),
-    ("rejected number", "intel_orca_dpo", _pair("The Rhine.", 3), "wrong-type"),  # type: ignore[arg-type]
+    ("rejected number", "intel_orca_dpo", _pair("The Rhine.", 3), "not-text"),  # type: ignore[arg-type]
 )  # fmt: skip
 
 GOOD = as_jsonl(good_rows("alpaca", 3, seed=1))
