@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from xtuner.utils.files import written_aside
+from xtuner.utils.errors import UserError
+from xtuner.utils.files import write_text, written_aside
 from xtuner.utils.process_identity import ProcessIdentity
 
 
@@ -152,3 +153,15 @@ def test_a_process_that_is_killed_leaves_its_name(tmp_path):
     assert killed.returncode == -9 and len(list(tmp_path.iterdir())) == 1
     write_folder(target, "new")
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_pipe_or_device_is_written_to_and_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    write_text(pipe, "said")
+    assert os.read(reader, 10) == b"said" and pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(UserError, match="a device or a pipe"), written_aside(pipe):
+        pass
+    assert pipe.is_fifo()

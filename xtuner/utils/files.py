@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
 from xtuner.utils.process_identity import ProcessIdentity
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -25,8 +27,13 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     the block raises, and what a killed process has left is removed by the next one that writes
     there. An existing file at ``path`` is replaced; an existing folder is replaced only after the
     new one is complete.
+
+    Raises:
+        UserError: when ``path`` is a device or a pipe.
     """
     target = Path(path)
+    if _is_special(target):
+        raise UserError(tr("this is a device or a pipe, not a file"), where=Where(str(target)))
     target.parent.mkdir(parents=True, exist_ok=True)
     with _named(target):
         _remove_leftovers(target)
@@ -43,6 +50,10 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync(target.parent)
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _is_special(path: Path) -> bool:
+    return path.is_char_device() or path.is_block_device() or path.is_fifo()
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -116,7 +127,10 @@ def _fsync(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file (UTF-8) atomically."""
+    """Write a text file (UTF-8) atomically; a device or a pipe is written to, not replaced."""
+    if _is_special(Path(path)):
+        Path(path).write_text(text, encoding="utf-8")
+        return
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 

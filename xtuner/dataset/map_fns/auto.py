@@ -124,5 +124,5 @@ def _calls(content: object) -> list[dict[str, Any]]:
         found = json.loads(content) if isinstance(content, str) else content
     except ValueError:
         return []
-    calls = found if isinstance(found, list) else [found]
+    calls: list[Any] = found if isinstance(found, list) else [found]
     return calls if all(isinstance(call, dict) and "name" in call for call in calls) else []
