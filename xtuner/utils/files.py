@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.process_identity import ProcessIdentity
 
@@ -29,11 +28,12 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     new one is complete.
 
     Raises:
-        UserError: when ``path`` is a device or a pipe.
+        OSError: when ``path`` is a device or a pipe.
     """
     target = Path(path)
     if _is_special(target):
-        raise UserError(tr("this is a device or a pipe, not a file"), where=Where(str(target)))
+        why = tr("this is a device or a pipe, not a file")
+        raise OSError(errno.EINVAL, why, str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     with _named(target):
         _remove_leftovers(target)

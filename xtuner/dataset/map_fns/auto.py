@@ -74,13 +74,19 @@ def auto_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_history(example: Mapping[str, Any], mapped: dict[str, Any]) -> dict[str, Any]:
     """LLaMA-Factory's columns beside alpaca's: ``history`` of [question, answer], ``system``."""
-    earlier = [{"input": ask, "output": answer} for ask, answer in example.get("history") or ()]
+    earlier = [_earlier_turn(pair) for pair in example.get("history") or ()]
     if not mapped["conversation"] or not (earlier or example.get("system")):
         return mapped
     turns: list[dict[str, Any]] = [*earlier, *mapped["conversation"]]
     if example.get("system"):
         turns[0] = {**turns[0], "system": example["system"]}
     return {"conversation": turns}
+
+
+def _earlier_turn(pair: object) -> dict[str, Any]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError(f"'history' holds {pair!r:.40}, expected [question, answer]")
+    return {"input": pair[0], "output": pair[1]}
 
 
 def _has_openai_roles(messages: Sequence[Mapping[str, Any]]) -> bool:
