@@ -145,13 +145,10 @@ def process_hf_dataset(
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
     map_row = row_function(dataset_map_fn)
-    # The published functions read texts; the user's own may read numbers.
-    as_text = map_row is None or str(map_row.__module__).startswith(map_fns.__name__)
-    rows, place, unreadable = load_usable_rows(dataset, split, bad_rows, as_text=as_text)
-    numbers = drawn_indices(len(rows), max_dataset_length, seed)
-    numbers = split_indices(numbers, part, val_size, seed)
-    if len(numbers) < len(rows):
-        rows = rows.select(numbers)
+    rows, place, unreadable = load_usable_rows(dataset, split, bad_rows, as_text=_is_ours(map_row))
+    drawn = drawn_indices(len(rows), max_dataset_length, seed)
+    numbers = split_indices(drawn, part, val_size, seed)
+    rows = rows.select(numbers) if len(numbers) < len(rows) else rows
     steps = Steps(
         map_row=map_row,
         add_template=row_function(template_map_fn),
@@ -169,13 +166,18 @@ def process_hf_dataset(
     )
     if not do_dataset_tokenization:
         return _mapped(rows, numbers, steps)
-    if pack_to_max_length and not max_length:
-        raise UserError(tr("packing needs max_length"), where=Where(key="max_length"))
     packing = None
-    if pack_to_max_length and max_length:
+    if pack_to_max_length:
+        if not max_length:
+            raise UserError(tr("packing needs max_length"), where=Where(key="max_length"))
         packing = Packing(use_varlen_attn, max_length, seed if shuffle_before_pack else None)
-    keep_columns = packing is None and not remove_unused_columns
-    return _prepared_once(rows, numbers, steps, packing, keep_columns, map_num_proc, unreadable)
+    keep = packing is None and not remove_unused_columns
+    return _prepared_once(rows, numbers, steps, packing, keep, map_num_proc, unreadable)
+
+
+def _is_ours(map_row: RowFunction | None) -> bool:
+    """Whether a map function is of this package: those read texts, the user's may read numbers."""
+    return map_row is None or str(map_row.__module__).startswith(map_fns.__name__)
 
 
 def _prepared_once(
