@@ -53,9 +53,9 @@ def test_history_reset_undo_retry_system_save(session, tmp_path, monkeypatch, ca
     assert "nothing to undo" in said and "there is no command /nothing" in said
 
 
-def run(session, lines, monkeypatch, **settings):
+def run(session, lines, monkeypatch, **settings) -> bool:
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    screen.run_chat(session, **settings)
+    return screen.run_chat(session, **settings)
 
 
 @pytest.mark.parametrize("word", ["/exit", "/quit", "exit"])
@@ -129,7 +129,7 @@ def test_an_error_of_one_question_does_not_end_the_chat(session, monkeypatch, ca
         raise UserError("too long")
 
     monkeypatch.setattr(session, "ask", refuse)
-    run(session, ["one", "two"], monkeypatch)
+    assert not run(session, ["one", "two"], monkeypatch)
     assert capsys.readouterr().err.count("[too long]") == 2
 
 

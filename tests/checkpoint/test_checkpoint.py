@@ -123,6 +123,24 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["iter_4.pth", "iter_4.pth.json"]
 
 
+def test_a_folder_of_that_name_is_replaced(tmp_path):
+    """An empty one, or the checkpoint of an earlier run with several processes."""
+    path = tmp_path / "iter_4.pth"
+    (path / "shards").mkdir(parents=True)
+    save_checkpoint(path, state())
+    assert find_latest(tmp_path) == path and path.is_file()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"iter_4.pth", "iter_4.pth.json"}
+
+
+def test_an_empty_folder_is_no_checkpoint(tmp_path, capsys):
+    save_checkpoint(tmp_path / "iter_4.pth", state())
+    (tmp_path / "iter_5.pth").mkdir()
+    assert find_latest(tmp_path) == tmp_path / "iter_4.pth"
+    assert "iter_5.pth is damaged and is skipped: it is no checkpoint: empty" in (
+        capsys.readouterr().err
+    )
+
+
 def test_what_is_not_data_cannot_be_saved(tmp_path):
     with pytest.raises(TypeError, match=r"meta\.tokenizer is a .*RunsCode"):
         save_checkpoint(tmp_path / "x.pth", {"meta": {"tokenizer": RunsCode(tmp_path)}})

@@ -25,13 +25,17 @@ USER, ASSISTANT = "user: ", "assistant: "
 _COMMAND = re.compile(r"/[A-Za-z]+")
 
 
-def run_chat(session: ChatSession, *, stream: bool = True) -> None:
+def run_chat(session: ChatSession, *, stream: bool = True) -> bool:
     """Ask and answer until ``exit`` or the end of the input.
 
     Args:
         session: the conversation.
         stream: print answers as they are generated, not when they are complete.
+
+    Returns:
+        Whether every question was answered.
     """
+    answered = True
     in_terminal = sys.stdin.isatty()
     if in_terminal:
         print(tr("exit: quit, RESET: clear the history, Alt-Enter: new line, /help: more commands"))
@@ -39,7 +43,7 @@ def run_chat(session: ChatSession, *, stream: bool = True) -> None:
         question = line.strip()
         word = question.partition(" ")[0]
         if question.lower() == "exit" or word in ("/exit", "/quit"):
-            return
+            break
         if not question:
             continue
         if question == "RESET" or word in ("/reset", "/clear"):
@@ -48,7 +52,8 @@ def run_chat(session: ChatSession, *, stream: bool = True) -> None:
         elif _COMMAND.fullmatch(word):
             _command(session, question, stream)
         else:
-            _answer(session, question, stream)
+            answered = _answer(session, question, stream) and answered
+    return answered
 
 
 def _typed() -> Iterator[str]:
@@ -92,7 +97,8 @@ def _piped() -> Iterator[str]:
         yield line
 
 
-def _answer(session: ChatSession, question: str, stream: bool) -> None:
+def _answer(session: ChatSession, question: str, stream: bool) -> bool:
+    """Print the answer to a question, or why there is none; whether there is one."""
     print(ASSISTANT, end="", flush=True)
     try:
         if stream:
@@ -107,6 +113,8 @@ def _answer(session: ChatSession, question: str, stream: bool) -> None:
     except UserError as error:
         print()
         _note(f"[{error}]")
+        return False
+    return True
 
 
 def _command(session: ChatSession, line: str, stream: bool) -> None:

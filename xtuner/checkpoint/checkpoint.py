@@ -63,6 +63,8 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
                 raise OSError(errno.EIO, "what was read back is not what was written")
             # The manifest of an older checkpoint of this name does not describe the new one.
             manifest_path(target).unlink(missing_ok=True)
+            if target.is_dir() and not target.is_symlink():  # of a run with several processes
+                target.rename(aside.parent / "replaced")
         write_manifest(target, progress, digests={target.name: hashing.digest})
 
 

@@ -129,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.chat.screen import run_chat
 
     torch.manual_seed(args.seed)
-    run_chat(_session(args, folder, adapter), stream=not args.no_streamer)
-    return 0
+    answered = run_chat(_session(args, folder, adapter), stream=not args.no_streamer)
+    return 0 if answered or sys.stdin.isatty() else 1
 
 
 def _check(args: argparse.Namespace) -> None:
