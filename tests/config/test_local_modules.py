@@ -13,6 +13,7 @@ from xtuner.config.check.checker import check
 from xtuner.config.dump import spelled_out
 from xtuner.config.load import load
 from xtuner.config.override import override
+from xtuner.dataset.prepare.rows import row_function
 from xtuner.utils.errors import UserError
 
 MAP = """
@@ -98,6 +99,20 @@ def test_every_way_works_and_a_copy_works_alone(folder, tmp_path, way):
     assert load_config(work / "cfg.py").extra == 3
     if "my_map" in sys.modules:  # the copy was imported, not what is left of the original
         assert str(work) in sys.modules["my_map"].__file__
+
+
+@pytest.mark.parametrize("module", ["my_map", "pack.inner"])
+def test_a_module_that_a_text_names(folder, tmp_path, module):
+    path = folder / "cfg.py"
+    (folder / "other.py").write_text("raise AssertionError\n")
+    path.write_text(f"data = dict(map_fn='{module}.my_map_fn')\nfile = 'other.jsonl'\n")
+    work = tmp_path / "work dir"
+    write_config(load(path), work / "cfg.py")
+    copied = {file.name for file in work.rglob("*.py")}
+    assert copied == {"cfg.py", "helper_of_mine.py", f"{module.rpartition('.')[2]}.py"}
+    shutil.rmtree(folder)
+    function = row_function(load_config(work / "cfg.py").data.map_fn)
+    assert function is not None and function({"q": "x"})["text"] == "是 x"
 
 
 def test_overrides_reach_what_a_function_of_the_config_reads(folder):

@@ -23,12 +23,16 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 
 from tests.e2e.test_own_code import CONFIG, say
+from tests.helpers.image_text import image_text_folder, make_image
 from xtuner.checkpoint.resume import resume_command
 from xtuner.entry_point import COMMANDS, main
 from xtuner.reporting.summary import next_steps
 from xtuner.utils.templates import PROMPT_TEMPLATE
 
 PRINTED = re.compile(r"^ *(?:xtuner  +)?(xtuner [a-z].*)$", re.M)
+QUANTIZED = (
+    "dtype=torch.float32, quantization_config=dict(type=BitsAndBytesConfig, load_in_4bit=True)"
+)
 LORA = "    lora=dict(type=LoraConfig, r=4, lora_alpha=8, task_type='CAUSAL_LM'),\n"
 
 
@@ -91,15 +95,22 @@ def config_text(base: str, rows: str, template: str, lora: bool) -> str:
 
 
 @pytest.mark.parametrize(
-    ("template", "lora"), [("auto", False), ("auto", True), ("internlm2_chat", True)]
+    ("template", "method"),
+    [("auto", "full"), ("auto", "lora"), ("auto", "qlora"), ("internlm2_chat", "lora")],
 )
-def test_they_run(tmp_path, tiny_llama, capsys, monkeypatch, template, lora):
+def test_they_run(tmp_path, tiny_llama, capsys, monkeypatch, template, method):
+    lora = method != "full"
     folder = tmp_path / "我的 run's"
     folder.mkdir()
     rows = folder / "rows.jsonl"
     rows.write_text(json.dumps({"conversation": [{"input": "hi", "output": "yes"}]}) + "\n")
     config = folder / "a config.py"
-    config.write_text(config_text(str(tiny_llama), str(rows), template, lora), "utf-8")
+    text = config_text(str(tiny_llama), str(rows), template, lora)
+    if method == "qlora":
+        text = "from transformers import BitsAndBytesConfig\n" + text
+        text = text.replace("dtype=torch.float32),", f"{QUANTIZED}),")
+        assert QUANTIZED in text
+    config.write_text(text, "utf-8")
     said = say(capsys, "train", config, "--work-dir", folder / "work dir")
     printed = PRINTED.findall(said)
     assert len(printed) == (3 if lora else 2)
@@ -107,6 +118,26 @@ def test_they_run(tmp_path, tiny_llama, capsys, monkeypatch, template, lora):
     ran = run_printed(said)
     assert set(printed) <= set(ran)
     assert sum("assistant: " in output for output in ran.values()) >= (2 if lora else 1)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_those_of_dpo_on_own_pairs(tmp_path, tiny_llama, capsys, monkeypatch, images):
+    """From ``copy-cfg --data`` to an answer."""
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "一 a.png"
+    make_image(28, 28, 0).save(photo)
+    row = {"prompt": "hi", "chosen": "yes", "rejected": "no"}
+    row |= {"images": [photo.name]} if images else {}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    base = image_text_folder("qwen2_5_vl") if images else tiny_llama
+    (train,) = PRINTED.findall(
+        say(capsys, "copy-cfg", "--model", base, "--data", "pairs.jsonl", "my configs")
+    )
+    options = ["max_epochs=1"] + ["dataloader_num_workers=0"] * images
+    said = say(capsys, *shlex.split(train)[1:], "--cfg-options", *options)
+    assert len(PRINTED.findall(said)) == 3
+    ran = run_printed(said, image=photo)
+    assert sum("assistant: " in output for output in ran.values()) >= 2
 
 
 MODELS = {

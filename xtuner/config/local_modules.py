@@ -23,6 +23,8 @@ from xtuner.config import names
 from xtuner.config.source import split_lines
 from xtuner.utils.files import write_text
 
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds modules beside configs, and those that have a loader of their own; no others."""
@@ -81,8 +83,8 @@ def _install() -> None:
 
 
 def local_files(tree: ast.Module, file: str) -> dict[Path, PurePath]:
-    """The Python files that a config imports from its folder or by a relative path, and what those
-    import in turn.
+    """The Python files that a config imports from its folder or by a relative path, those that a
+    text names (``"my_map.my_map_fn"``), and what they import in turn.
 
     Args:
         tree: the syntax tree of the config.
@@ -153,6 +155,25 @@ def _imported_files(tree: ast.AST, here: Path, root: Path) -> Iterator[Path]:
             for alias in node.names:
                 dotted = f"{node.module}.{alias.name}" if node.module else alias.name
                 yield from _files_of(base, dotted, bool(node.level))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from _files_of_text(root, node.value)
+
+
+def _files_of_text(root: Path, text: str) -> Iterator[Path]:
+    """The files of ``"my_map.my_map_fn"``, where the module is a local one that has the name."""
+    if not _DOTTED.fullmatch(text):
+        return
+    module, _, name = text.rpartition(".")
+    files = list(_files_of(root, module))
+    if files and name in _defined(ast.parse(files[-1].read_text("utf-8"))):
+        yield from files
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """The names of a module's functions and classes, and those that it imports."""
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return defined | {alias.asname or alias.name for node in imports for alias in node.names}
 
 
 def _files_of(base: Path, module: str, relative: bool = False) -> Iterator[Path]:

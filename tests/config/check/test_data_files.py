@@ -86,6 +86,19 @@ def test_what_before_run_makes_is_not_missing():
     assert findings(no_such_data_file, text + made) == []
 
 
+def test_a_file_beside_the_config_is_said(tmp_path):
+    folder = tmp_path / "my configs"
+    folder.mkdir()
+    (folder / "my.jsonl").write_text("{}")
+    text = "train_dataset = dict(type=load_dataset, path='json', data_files='my.jsonl')\n"
+    file = str(folder / "c.py")
+    source = ConfigSource(f"from datasets import load_dataset\n{text}", file)
+    config = load_source(source)
+    with pytest.raises(UserError) as error:
+        require_data_files(Context(ConfigDocument(source, config, source, config)), file)
+    assert f"cd '{folder}'" in error.value.hint
+
+
 def test_all_are_named_before_a_run():
     text = f"\n{LLAVA}train_dataloader = dict(dataset=dict(type=LLaVADataset,\n"
     source = ConfigSource(f"{text}    data_path='x.json', image_folder='img'))\n", "c.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ OF_LOCAL_DATASETS = (
 LOCAL_DATASETS = (
     *(
         "VisionLanguageDataset",
+        "VisionLanguagePreferenceDataset",
         "LLaVADataset",
         "InternVL_V1_5_Dataset",
         "MOSSSFTDataset",
@@ -150,10 +152,22 @@ def require_data_files(context: Context, file: str) -> None:
         place = context.place(found[0].key)
         raise UserError(
             "\n".join(f"{finding.message} [{finding.key}]" for finding in found),
-            hint=tr(
-                "correct the path in the config; a path is seen from the folder where the "
-                "command runs: {folder}",
-                folder=Path.cwd(),
-            ),
+            hint=_hint(context, Path(file).resolve().parent),
             where=Where(file, place[0] if place else None),
         )
+
+
+def _hint(context: Context, folder: Path) -> str:
+    """What to do about missing files of a config in this folder."""
+    missing = [named.path for named in named_paths(context) if named.is_missing]
+    if any((folder / path).exists() for path in missing):
+        return tr(
+            "it is in the folder of the config: run the command there (cd {folder}), or write the "
+            "whole path.",
+            folder=shlex.quote(str(folder)),
+        )
+    return tr(
+        "correct the path in the config; a path is seen from the folder where the "
+        "command runs: {folder}",
+        folder=Path.cwd(),
+    )
