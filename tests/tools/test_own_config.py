@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig
 
 from tests.e2e.test_own_code import say
 from tests.e2e.test_printed_commands import PRINTED
+from tests.helpers.architectures import make_config
 from tests.helpers.image_text import image_text_folder, make_image
 from tests.helpers.tiny import save_tiny
 from xtuner.config import load_config
@@ -184,6 +185,26 @@ def test_pairs_of_answers_that_no_config_trains_on(tmp_path, tiny_llama, capsys)
     ):
         assert main(["copy-cfg", "--model", str(model), "--data", str(file), str(tmp_path)]) == 1
         assert message in capsys.readouterr().err
+
+
+FAMILIES = (
+    *("qwen3_moe", "qwen3_5", "gemma3", "gemma4", "mistral3", "mllama", "llama4", "glm4_moe"),
+    *("deepseek_v3", "gpt_oss", "granitemoehybrid", "lfm2", "nemotron_h", "phi3", "olmo3"),
+)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_folder_of_a_family_gives_a_config_that_is_right(kind, tmp_path, tiny_llama):
+    """Also of models with vision, whose folder has settings of several parts."""
+    folder = tmp_path / "model"
+    make_config(kind).save_pretrained(folder)
+    for file in tiny_llama.glob("*token*"):
+        shutil.copy(file, folder)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a"}] * 40)
+    words = ["copy-cfg", "--model", str(folder), "--method", "qlora", "--data", str(rows)]
+    assert main([*words, str(tmp_path)]) == 0
+    (config,) = tmp_path.glob("*.py")
+    assert main(["check-cfg", str(config)]) == 0
 
 
 def test_what_is_no_language_model_is_refused(tmp_path, capsys):

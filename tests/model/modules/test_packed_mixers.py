@@ -73,11 +73,13 @@ def loss_and_gradients(
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("kind", MIXERS)
-def test_packed_rows_train_as_each_sample_alone(kind, checkpointing):
+def test_packed_rows_train_as_each_sample_alone(kind, checkpointing, caplog):
     llm = make_architecture(kind, attention=attention.register())
     model = SupervisedFinetune(llm, use_activation_checkpointing=checkpointing)
     assert [name.rpartition(".")[2] for name in mixers_of(model)] == MIXERS[kind]
     loss, gradients = loss_and_gradients(model, [batch_of(samples())])
+    changed = [record for record in caplog.records if record.name == probe.logger.name]
+    assert not changed  # neither called for each sample nor given its own attention
     wanted, alone = loss_and_gradients(model, [batch_of([row]) for row in samples()])
     assert loss == pytest.approx(wanted, rel=1e-5)
     assert (gradients - alone).norm() / alone.norm() < 1e-5
