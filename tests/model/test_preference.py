@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.preference import batch, dataset, model, moved, train
+from tests.helpers.tiers import few_fast
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset.collate_fns import preference_collate_fn
 from xtuner.model.dpo import DPO
@@ -11,6 +12,11 @@ from xtuner.model.modules import preference_losses
 from xtuner.model.orpo import ORPO
 from xtuner.model.reward import RewardModel
 from xtuner.utils.errors import UserError
+
+TRAINED = [
+    *((DPO, dict(loss_type=name)) for name in preference_losses.DPO_LOSSES),
+    (ORPO, dict(beta=1.0)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +43,7 @@ def test_shares_of_micro_batches_add_up(tokenizer, kind):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [(DPO, dict(loss_type=name)) for name in preference_losses.DPO_LOSSES]
-    + [(ORPO, dict(beta=1.0))],
+    few_fast(TRAINED, TRAINED[::4]),
 )
 def test_training_prefers_the_chosen_answers(tokenizer, kind, settings):
     built = model(kind, lora=True, **settings)

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.helpers.architectures import make_architecture, make_config
+from tests.helpers.tiers import slow
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import SupervisedFinetune
 from xtuner.model.backends import cross_entropy as head_loss
@@ -177,7 +178,7 @@ def test_smoothed_labels_are_the_same_with_all_logits():
     assert values[0][0] > gradient(SupervisedFinetune(build("llama")), packed(samples()))[0]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [slow(False), True])
 def test_compiled_layers_train_the_same_under_the_same_names(monkeypatch, checkpointing):
     graphs = []
 

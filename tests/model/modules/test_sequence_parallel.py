@@ -1,5 +1,6 @@
 """Loss and gradients of a micro-batch whose rows two processes shard, for many architectures."""
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -106,6 +107,7 @@ def added(model, data):
     return [loss, gradient]
 
 
+@pytest.mark.slow
 def test_shared_rows_give_the_same():
     alone, shared = losses_and_gradients(1), together(losses_and_gradients, 2, 2)[0]
     assert len(alone) == len(MODELS) * len(BATCHES) + 2 * len(WHOLE) + 2

@@ -144,6 +144,7 @@ assert not kernels.Kernel.compiled
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_kernels_run_as_they_are(tmp_path):
     environment = {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
