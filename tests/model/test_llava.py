@@ -8,10 +8,11 @@ from mmengine.logging import HistoryBuffer
 from peft import LoraConfig, PeftModel
 from transformers import AutoModel, AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
+from tests.helpers.fake_gpu import Waits
 from tests.helpers.tiny import make_model, make_tokenizer
 from tests.helpers.vision_language import PATCHES, SIZE, make_clip
 from xtuner.dataset.collate_fns import default_collate_fn
-from xtuner.model import LLaVAModel
+from xtuner.model import LLaVAModel, llava
 from xtuner.utils.errors import UserError
 
 IMAGE = -200
@@ -120,6 +121,22 @@ def test_left_padding_changes_nothing():
     torch.testing.assert_close(
         ours(batch)["loss"], ours(left, num_items_in_batch=ours.num_items(batch))["loss"]
     )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_image_tokens_found_before_a_gpu_has_the_batch_give_the_same(packed, monkeypatch):
+    """``forward`` then asks the device only where there is a loss."""
+    model = make(use_varlen_attn=packed)
+    batch = default_collate_fn(rows(), use_varlen_attn=packed)["data"]
+    expected = model(batch)["loss"]
+    with Waits() as waits:
+        model(batch)
+    assert any("images.py" in line for line in waits.found)
+    monkeypatch.setattr(llava, "waits_for", lambda device: True)
+    prepared = model.prepare_batch(batch, torch.device("cuda"))
+    with Waits() as waits:
+        assert torch.equal(model(prepared)["loss"], expected)
+    assert not any("images.py" in line for line in waits.found)
 
 
 def test_a_batch_without_images_gives_every_trained_weight_a_gradient():

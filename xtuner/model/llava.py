@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from xtuner.model.backends.environment import waits_for
 from xtuner.model.loading import build_llm, enable_activation_checkpointing, init_from_checkpoint
 from xtuner.model.modules.images import (
+    find_images,
     freeze_unseen_layers,
     has_class_token,
     merge_images,
@@ -101,6 +103,10 @@ class LLaVAModel(VisionLanguageModel):
         )
         if pretrained_pth is not None:
             init_from_checkpoint(self, pretrained_pth)
+
+    def prepare_batch(self, data: Batch, device: torch.device) -> Batch:
+        """Find the image tokens before a GPU would have to be asked for them."""
+        return {**data, "image_places": find_images(data)} if waits_for(device) else data
 
     def with_images(self, data: Batch) -> Batch:
         """Merge the features of images; see ``VisionLanguageModel``."""

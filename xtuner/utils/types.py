@@ -8,6 +8,7 @@ Imports nothing at run time. Concrete classes are better where a package may imp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
@@ -31,6 +32,21 @@ RowFunction: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A map function as it is called: always a row out."""
 
 
+@dataclass(frozen=True)
+class ImagePlaces:
+    """Where the image tokens of a batch are, in numbers that the CPU has.
+
+    Attributes:
+        rows: the real tokens of each row.
+        places: the image tokens among the real tokens of each row.
+        cu_seqlens: boundaries of the samples of a packed row; None of other rows.
+    """
+
+    rows: list[slice]
+    places: list[list[int]]
+    cu_seqlens: list[int] | None
+
+
 class Batch(TypedDict, total=False):
     """What a collate function makes and a model is called with; tensors on one device.
 
@@ -49,6 +65,7 @@ class Batch(TypedDict, total=False):
     supervised: Tensor  # (2, N) positions in the flattened rows, and the tokens predicted there
     rewarded: list[Tensor]  # positions in the flattened rows of chosen and of rejected answers
     pixel_values: Tensor  # (N, 3, H, W), images of all rows in order
+    image_places: ImagePlaces  # of LLaVA's image tokens, found before the batch is on a GPU
     images: Mapping[str, Any]  # of the class's image processor, for all images in order
     images_per_sample: list[int]  # images of each row, or of each sample of a packed row
     mm_token_type_ids: Tensor  # (B, S) int64: 0 text, 1 image, 2 video

@@ -193,10 +193,12 @@ class _Logits:
         self.hidden = padded(hidden, sizes.padded_rows(count) - count, 0, 0)
         columns = sizes.min_columns
         width = max(columns, sizes.logits // max(count, 1) // columns * columns)
+        width = min(width, self.vocabulary)  # else few rows would seem to fill a part
         self.blocks = [slice(a, a + width) for a in range(0, self.vocabulary, width)]
         self._rows = max(1, sizes.part_logits // width)
         self._keeps = count * self.vocabulary <= sizes.kept_logits
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._columns: dict[int, tuple[Tensor, Tensor]] = {}
         self._lse = hidden.new_full((count, 1), float("-inf"), dtype=torch.float32)
 
     def loss(self, config: LossConfig) -> Tensor:
@@ -205,7 +207,7 @@ class _Logits:
         sums = torch.zeros_like(self._lse)
         for block in self.blocks:
             product = self._product(block)
-            inside, column = self._target_columns(block, product[1])
+            inside, column = self._columns[block.start] = self._target_columns(block, product[1])
             for rows, part in self._parts(product[1]):
                 logits = self.transform(part.float())
                 lse = logits.logsumexp(-1, keepdim=True)
@@ -234,7 +236,7 @@ class _Logits:
         kept = block.start in self._kept
         matrix, products = self._kept.pop(block.start) if kept else self._product(block)
         matrix, products = matrix.to(dtype), products.to(dtype)
-        inside, column = self._target_columns(block, products)
+        inside, column = self._columns.pop(block.start)
         smoothing = config.label_smoothing
         target = inside.float() * (smoothing - 1)
         for rows, part in self._parts(products):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from xtuner.utils.types import Batch
+from xtuner.utils.types import Batch, ImagePlaces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,12 +56,38 @@ def freeze_unseen_layers(visual_encoder: PreTrainedModel, layer: int) -> None:
             module.requires_grad_(False)
 
 
+def find_images(data: Batch) -> ImagePlaces:
+    """Find the image tokens of a batch; of one on a GPU the CPU has to wait for each answer.
+
+    Args:
+        data: as for ``merge_images``.
+    """
+    ids, mask = data["input_ids"], data.get("attention_mask")
+    rows = [slice(0, ids.shape[1])] * len(ids)
+    if mask is not None:
+        # A row's real tokens: first in rows padded on the right, last when padded on the left.
+        first = [bool(one) for one in mask[:, 0].tolist()]
+        lengths = mask.sum(1).tolist()
+        rows = [
+            slice(0, length) if right else slice(ids.shape[1] - length, ids.shape[1])
+            for right, length in zip(first, lengths, strict=True)
+        ]
+    is_image = ids == IMAGE_TOKEN_INDEX
+    places = [is_image[n, real].nonzero().flatten().tolist() for n, real in enumerate(rows)]
+    packed = data.get("cumulative_len")
+    if packed is None:
+        return ImagePlaces(rows, places, None)
+    (cu_seqlens,) = packed if isinstance(packed, list | tuple) else [packed]
+    return ImagePlaces(rows, places, cu_seqlens.tolist())
+
+
 def merge_images(data: Batch, features: Tensor, embeddings: nn.Module) -> Batch:
     """Put the features of images in the places of their tokens.
 
     Args:
         data: ``input_ids`` (B, S) with ``IMAGE_TOKEN_INDEX``, and where given ``labels``,
-            ``attention_mask`` (B, S) or ``cumulative_len`` (packed, B is 1).
+            ``attention_mask`` (B, S) or ``cumulative_len`` (packed, B is 1); ``image_places``
+            where they were found before the batch was copied.
         features: (N, P, H): P for each of N images, in the order of their tokens.
         embeddings: the language model's.
 
@@ -70,62 +98,61 @@ def merge_images(data: Batch, features: Tensor, embeddings: nn.Module) -> Batch:
     Raises:
         ValueError: when there are not as many images as image tokens.
     """
-    ids = data["input_ids"]
-    is_image = ids == IMAGE_TOKEN_INDEX
-    count = int(is_image.sum())
+    ids, labels = data["input_ids"], data.get("labels")
+    found = data.get("image_places") or find_images(data)
+    count = sum(map(len, found.places))
     if count != len(features):
         raise ValueError(f"{count} image tokens in the text, but {len(features)} images")
-    embedded = embeddings(ids.masked_fill(is_image, 0))
-    spans = torch.where(is_image, features.shape[1], 1)
-    mask = data.get("attention_mask")
-    lengths = [int(n) for n in mask.sum(1)] if mask is not None else [ids.shape[1]] * len(ids)
+    embedded = embeddings(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
     images = iter(features.to(embedded.dtype))
-    rows, labels = [], []
-    for row, length in enumerate(lengths):
-        # A row's real tokens: first in rows padded on the right, last when padded on the left.
-        real = slice(0, length) if mask is None or bool(mask[row, 0]) else slice(-length, None)
-        rows.append(_merged_row(embedded[row, real], is_image[row, real], images))
-        if data.get("labels") is not None:
-            label = data["labels"][row, real].masked_fill(is_image[row, real], IGNORE_INDEX)
-            labels.append(label.repeat_interleave(spans[row, real]))
     merged: Batch = {**data}
     for name in _REPLACED:
         merged.pop(name, None)
+    rows = [
+        _with_inserted(embedded[n, real], places, images)
+        for n, (real, places) in enumerate(zip(found.rows, found.places, strict=True))
+    ]
     merged["inputs_embeds"] = pad_sequence(rows, batch_first=True)
-    if labels:
-        merged["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
-    sizes = torch.tensor([len(row) for row in rows], device=ids.device)
-    places = torch.arange(int(sizes.max()), device=ids.device).expand(len(rows), -1)
-    if data.get("cumulative_len") is None:
-        merged["attention_mask"] = (places < sizes[:, None]).long()
-        merged["position_ids"] = places
+    if labels is not None:
+        ignored = repeat(labels.new_full((features.shape[1],), IGNORE_INDEX))
+        merged["labels"] = pad_sequence(
+            [
+                _with_inserted(labels[n, real], places, ignored)
+                for n, (real, places) in enumerate(zip(found.rows, found.places, strict=True))
+            ],
+            batch_first=True,
+            padding_value=IGNORE_INDEX,
+        )
+    if found.cu_seqlens is None:
+        sizes = torch.tensor([len(row) for row in rows]).to(ids.device, non_blocking=True)
+        columns = torch.arange(max(map(len, rows)), device=ids.device).expand(len(rows), -1)
+        merged["attention_mask"] = (columns < sizes[:, None]).long()
+        merged["position_ids"] = columns
         return merged
-    merged["cumulative_len"], sizes_of_samples = _moved_cu_seqlens(data["cumulative_len"], spans[0])
-    merged["max_seqlen"] = max(sizes_of_samples)
-    merged["position_ids"] = torch.cat(
-        [torch.arange(n, device=ids.device) for n in sizes_of_samples]
-    )[None]
+    # An image moves the boundaries after it.
+    moved = [
+        old + bisect_left(found.places[0], old) * (features.shape[1] - 1)
+        for old in found.cu_seqlens
+    ]
+    lengths = [stop - start for start, stop in pairwise(moved)]
+    cu_seqlens = torch.tensor(moved, dtype=torch.int32).to(ids.device, non_blocking=True)
+    merged["cumulative_len"], merged["max_seqlen"] = [cu_seqlens], max(lengths)
+    merged["position_ids"] = torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
     return merged
 
 
 _REPLACED: tuple[
-    Literal["input_ids", "attention_mask", "position_ids", "pixel_values", "labels"], ...
-] = ("input_ids", "attention_mask", "position_ids", "pixel_values", "labels")
+    Literal[
+        "input_ids", "attention_mask", "position_ids", "pixel_values", "labels", "image_places"
+    ],
+    ...,
+] = ("input_ids", "attention_mask", "position_ids", "pixel_values", "labels", "image_places")
 
 
-def _merged_row(embedded: Tensor, is_image: Tensor, images: Iterator[Tensor]) -> Tensor:
+def _with_inserted(row: Tensor, places: list[int], images: Iterator[Tensor]) -> Tensor:
+    """A row (S, ...) with (P, ...) of each image in place of its token."""
     segments, start = [], 0
-    for place in is_image.nonzero().flatten().tolist():
-        segments += [embedded[start:place], next(images)]
+    for place in places:
+        segments += [row[start:place], next(images)]
         start = place + 1
-    return torch.cat([*segments, embedded[start:]])
-
-
-def _moved_cu_seqlens(
-    cumulative_len: list[Tensor] | Tensor, spans: Tensor
-) -> tuple[list[Tensor], list[int]]:
-    """Cumulative lengths of a packed row with its images, and the lengths of its samples."""
-    (old,) = cumulative_len if isinstance(cumulative_len, list | tuple) else [cumulative_len]
-    ends = torch.cat([spans.new_zeros(1), spans.cumsum(0)])
-    new = ends[old.long()].to(torch.int32)
-    return [new], [int(size) for size in new.diff()]
+    return torch.cat([*segments, row[start:]])

@@ -10,5 +10,5 @@ SIZES = BlockSizes(
     logits=2**27,
     min_columns=512,
     kept_logits=2**27,
-    part_logits=2**24,  # 64 MiB in float32, of which there are three at a time
+    part_logits=2**26,  # 256 MiB in float32, of which there are two at a time
 )

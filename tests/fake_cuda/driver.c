@@ -1,0 +1,27 @@
+/* The driver's library that a CUDA build of torch links to; nothing of it is called. */
+#define ABSENT(name) \
+    int name(void) { return 0; }
+
+ABSENT(cuCtxSetCurrent)
+ABSENT(cuCtxGetCurrent)
+ABSENT(cuDeviceGet)
+ABSENT(cuDeviceGetAttribute)
+ABSENT(cuDevicePrimaryCtxGetState)
+ABSENT(cuDevicePrimaryCtxRetain)
+ABSENT(cuFuncGetAttribute)
+ABSENT(cuFuncSetAttribute)
+ABSENT(cuFuncSetCacheConfig)
+ABSENT(cuGetErrorString)
+ABSENT(cuLaunchCooperativeKernel)
+ABSENT(cuLaunchKernel)
+ABSENT(cuLinkAddData_v2)
+ABSENT(cuLinkComplete)
+ABSENT(cuLinkCreate_v2)
+ABSENT(cuModuleGetFunction)
+ABSENT(cuModuleLoad)
+ABSENT(cuModuleLoadData)
+ABSENT(cuModuleLoadDataEx)
+ABSENT(cuModuleUnload)
+ABSENT(cuOccupancyMaxActiveBlocksPerMultiprocessor)
+ABSENT(cuPointerGetAttribute)
+ABSENT(cuTensorMapEncodeTiled)
