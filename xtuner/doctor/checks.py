@@ -26,6 +26,7 @@ from xtuner.doctor.layouts import (
 )
 from xtuner.doctor.turns import Message
 from xtuner.tokenization.content import is_on, question_of
+from xtuner.tokenization.roles import ANY
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.lang import tr
 
@@ -83,6 +84,8 @@ def broken_items(row: Mapping[str, Any], layout: Layout) -> Iterator[Problem]:
         for index, item in enumerate(value):
             look = _turn if kind == TURNS else _message
             for code, key, found in look(item, kind):
+                if key == "loss" and kind == SHAREGPT and layout.roles is not ANY:
+                    continue  # nothing reads it
                 detail = f"{name}[{index}].{key}"
                 yield code, detail if code == "missing-field" else f"{detail}: {found}"
 

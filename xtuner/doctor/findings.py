@@ -1,4 +1,7 @@
-"""Findings by kind: how often, and where first. Their size does not grow with the data."""
+"""Findings by kind: how often, and where first. Their size does not grow with the data.
+
+But for rows that are left out: each is counted once, named by the scan, the encoding or both.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +46,16 @@ class Findings:
 
     def __init__(self) -> None:
         self._by_code: dict[str, Finding] = {}
+        self._left_out: set[tuple[str, int]] = set()
 
     def add(self, code: str, place: Place, count: int = 1, paste: str = "") -> None:
         """Note a mistake. ``code`` must be in ``RULES``."""
         assert code in RULES, code
+        if code == "left-out":
+            row = (place.file, place.line)
+            if row in self._left_out:
+                return
+            self._left_out.add(row)
         finding = self._by_code.setdefault(code, Finding(code))
         finding.count += count
         if len(finding.places) < PLACES:
@@ -56,6 +65,7 @@ class Findings:
 
     def extend(self, later: Findings) -> None:
         """Note the mistakes of rows that come after those seen so far."""
+        self._left_out |= later._left_out
         for code, finding in later._by_code.items():
             known = self._by_code.setdefault(code, Finding(code, paste=finding.paste))
             known.count += finding.count

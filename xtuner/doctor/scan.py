@@ -313,6 +313,8 @@ class _PartScan:
             self._add("not-an-object", row, named(row.value))
 
     def _add(self, code: str, row: Row, detail: str = "") -> None:
+        if self.part.drops_bad_rows and RULES[code].level == ERROR:
+            code, detail = "left-out", f"{RULES[code].title}: {detail}".removesuffix(": ")
         self.findings.add(code, Place(row.file, row.line, detail))
 
     def _report_other_layouts(self, result: Scan) -> None:

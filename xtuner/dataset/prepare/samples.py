@@ -358,6 +358,8 @@ def _require_all_shown(number: int, mapped: Mapping[str, Any], steps: Steps) -> 
     }
     own = str(getattr(steps.tokenizer, "chat_template", None) or "")
     is_own = getattr(steps.add_template, "template", None) == AUTO_TEMPLATE
+    if not is_own and not used["tool_calls"]:
+        used["tool"] = any(m.get("role") in ("tool", "function") for m in messages)
     if not is_own and steps.thinking != "drop":
         used |= {name: True for name in map(reasoning_field, messages) if name}
     if not any(used.values()):
@@ -376,7 +378,7 @@ def _require_all_shown(number: int, mapped: Mapping[str, Any], steps: Steps) -> 
                 "the tokenizer's own chat template has none either: use a tokenizer whose template "
                 "has tools, such as Qwen3's, or write the tools into the text."
             )
-            if used["tools"] or used["tool_calls"]
+            if any(used.get(name) for name in ("tools", "tool_calls", "tool"))
             else tr("train_thinking='drop' leaves the reasoning out."),
             where=Where(key="template_map_fn"),
         )

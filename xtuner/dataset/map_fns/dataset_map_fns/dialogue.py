@@ -86,6 +86,7 @@ def openai_map_fn(example: Row) -> Mapped:
     system, question, asked = "", "", False
     for message in example["messages"]:
         role, content = message["role"], text_of(content_of(message))
+        trained = has_loss(message)
         if role in ("system", "developer"):
             system = content
         elif role in ("user", "tool", "function"):
@@ -96,7 +97,7 @@ def openai_map_fn(example: Row) -> Mapped:
             turn = {"input": question, "output": content + _calls(message)}
             if system:
                 turn["system"] = system
-            turns.append(turn | {"output_with_loss": has_loss(message)})
+            turns.append(turn | {"output_with_loss": trained})
             system, question = "", ""
         else:
             raise ValueError(f"'role' is {role!r}, expected system, user, assistant or tool")
