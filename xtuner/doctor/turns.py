@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, messages_of
 from xtuner.tokenization.content import has_loss, is_on
-from xtuner.tokenization.roles import CALLS
+from xtuner.tokenization.roles import ANY, CALLS
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 
@@ -53,11 +53,13 @@ def from_turns(conversation: list[Mapping[str, Any]]) -> list[Message]:
 
 def _from_messages(items: list[Any], layout: Layout) -> list[Message]:
     messages = []
+    reads_loss = SHAREGPT not in layout.fields.values() or layout.roles is ANY
     for message, (role, content) in zip(items, messages_of(items), strict=True):
         name = role.lower()
         role = (layout.roles or {}).get(name, repr(role))
         calls = bool(message.get("tool_calls") or message.get("function_call") or name in CALLS)
-        messages.append(Message(role, _text(content), has_loss(message), calls))
+        trained = has_loss(message) if reads_loss else True
+        messages.append(Message(role, _text(content), trained, calls))
     return messages
 
 
