@@ -287,7 +287,6 @@ def test_layouts_of_other_tools_are_named(name, row, map_fn, workspace, capsys):
     [
         {"chosen": CHAT["messages"], "rejected": [*CHAT["messages"][:1], {**ROLE, "content": "b"}]},
         {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"chosen": "q a", "rejected": "q b"},
         {"prompt": CHAT["messages"][:1], "chosen": "a", "rejected": "b"},
     ],
 )
@@ -296,6 +295,13 @@ def test_preference_rows_in_their_spellings(row, workspace, capsys):
     part = "dict(type=build_preference_dataset, dataset=dict(type=load_jsonl_dataset, "
     status, report = check(f"{part}data_files='a.jsonl'))", capsys)
     assert (status, codes(report)) == (0, {})
+
+
+def test_preference_texts_without_a_prompt_are_no_pair(workspace, capsys):
+    write("a.jsonl", {"chosen": "q a", "rejected": "q b"})  # training refuses it, too
+    part = "dict(type=build_preference_dataset, dataset=dict(type=load_jsonl_dataset, "
+    status, report = check(f"{part}data_files='a.jsonl'))", capsys)
+    assert (status, codes(report)) == (1, {"missing-field": [1]})
 
 
 def test_missing_fields_list_those_that_are_there(workspace, capsys):
