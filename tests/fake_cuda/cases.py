@@ -12,7 +12,8 @@ class Case:
     Attributes:
         method: ``full``, ``lora`` or ``qlora``.
         rows: ``packed`` or ``padded``.
-        task: ``sft``, ``dpo``, ``reward`` or ``llava``.
+        task: ``sft``, ``dpo``, ``reward``, ``llava``, ``loss`` (of hidden states alone), or a
+            ``model_type`` with images.
         flash_attn: ``absent``, ``present`` or ``broken`` (built for another torch).
         capability: compute capability of the GPU.
         shape: a key of ``SHAPES``.

@@ -36,8 +36,15 @@ NO_KERNEL = {
 }
 READS = ("aten::_local_scalar_dense", "aten::equal", "aten::allclose")
 """Operations whose result the CPU has to know."""
-SIZES = ("aten::nonzero", "aten::masked_select", "aten::repeat_interleave")
+SIZES = (
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::repeat_interleave",
+    "aten::unique_consecutive",
+)
 """Operations of whose result the CPU has to know the size."""
+INDEXED = ("aten::index", "aten::index_put", "aten::index_put_")
+"""Operations with a list of indices, of which masks have to be counted."""
 PRODUCTS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2)}
 """Matrix products, with the places of their factors."""
 
@@ -184,22 +191,27 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(value.device.type == "cuda" for value in inputs):
+        on_device = any(value.device.type == "cuda" for value in inputs)
+        if on_device:
             self._count_wait(name, args, kwargs)
+        if any(isinstance(value, FakeTensor) for value in inputs):
             if name in READS:
                 return self._answer(name, args)
             if name in SIZES and func is not torch.ops.aten.repeat_interleave.self_int:
-                return on_gpu(self.mode, self._of_known(func, args, kwargs))
+                known = self._of_known(func, args, kwargs)
+                return batch_on_gpu(self.mode, known) if on_device else known
+        if name in INDEXED:
+            args = (args[0], self._without_masks(args[1]), *args[2:])
         out = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
         for value in outputs:
             self.hold(value)
         if outputs and not any(value.dtype.is_floating_point for value in outputs):
             self._compute_known(func, args, kwargs, outputs)
-        on_device = [v for v in [*inputs, *outputs] if v.device.type == "cuda"]
-        if on_device and not _is_view(func) and name not in NO_KERNEL:
+        touched = [v for v in [*inputs, *outputs] if v.device.type == "cuda"]
+        if touched and not _is_view(func) and name not in NO_KERNEL:
             self.kernels[name] += 1
-            self.bytes += sum(value.numel() * value.element_size() for value in on_device)
+            self.bytes += sum(value.numel() * value.element_size() for value in touched)
             if name in PRODUCTS:
                 one, other = (args[place] for place in PRODUCTS[name])
                 self.flops += 2 * one.numel() * other.shape[-1]
@@ -208,9 +220,7 @@ class Recorder(TorchDispatchMode):
     def _count_wait(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         if name in READS or (name in SIZES and kwargs.get("output_size") is None):
             self._wait(name)
-        if name == "aten::index" and any(
-            index is not None and index.dtype is torch.bool for index in args[1]
-        ):
+        if name in INDEXED and any(each is not None and _is_mask(each) for each in args[1]):
             self._wait("index by mask")
         if name in ("aten::_to_copy", "aten::copy_"):
             source = args[0] if name == "aten::_to_copy" else args[1]
@@ -246,6 +256,23 @@ class Recorder(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         return self._real(lambda: func(*args, **kwargs))
 
+    def _without_masks(self, indices: list[Tensor | None]) -> list[Tensor | None]:
+        """The positions at which masks are True in place of these."""
+        found: list[Tensor | None] = []
+        for index in indices:
+            if index is None or not _is_mask(index):
+                found.append(index)
+                continue
+            known = _known(index)
+            if known is None:
+                known = torch.ones(
+                    index.shape, dtype=torch.bool
+                )  # all, where values of floats decide
+            columns = self._real(lambda known=known: known.nonzero().unbind(1))
+            on_device = index.device.type == "cuda"
+            found += [on_gpu(self.mode, each) if on_device else each for each in columns]
+        return found
+
     @staticmethod
     def _real(function: Any) -> Any:
         """Call a function of real tensors."""
@@ -260,6 +287,10 @@ def _known(value: Tensor) -> Tensor | None:
     """The values of a tensor, on the CPU; None of floats on the GPU."""
     known: Tensor | None = getattr(value, "known", None)
     return value if known is None and not isinstance(value, FakeTensor) else known
+
+
+def _is_mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
 
 
 def _is_view(func: Any) -> bool:

@@ -30,8 +30,8 @@ pytestmark = [
 ]
 HERE = Path(__file__).parent
 METHODS = ("full", "lora", "qlora")
-WAITS = 3
-"""Most waits of an optimizer step; of float16 the scaler's question is one of them."""
+WAITS, WAITS_OF_IMAGES = 3, 20
+"""Most waits of an optimizer step; transformers' visual encoders ask for the sizes of images."""
 CASES = {
     **{
         f"{method}, {rows}": Case(method=method, rows=rows)
@@ -54,6 +54,11 @@ CASES = {
         for rows in ("packed", "padded")
     },
     "lora with dropout": Case("lora", dropout=0.1),
+}
+OF_IMAGES = {
+    f"{kind}, {rows}": Case("lora", rows, kind)
+    for kind in ("qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
+    for rows in ("packed", "padded")
 }
 LARGE = {
     "loss of 8,192 rows": Case("lora", task="loss", shape="qwen2_5_7b", tokens=8192),
@@ -101,7 +106,7 @@ def found_in(cases: dict[str, Case], libraries: Path, folder: Path) -> dict[str,
 
 @pytest.fixture(scope="module")
 def steps(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    return found_in(CASES, libraries, tmp_path_factory.mktemp("steps"))
+    return found_in(CASES | OF_IMAGES, libraries, tmp_path_factory.mktemp("steps"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -110,6 +115,13 @@ def test_a_step_fails_nowhere_and_waits_little(name, steps):
     assert not found.error
     assert sum(found.waits.values()) <= WAITS, found.waits
     assert found.launches > 0 and found.peak_gib > found.weights_gib > 0
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_a_step_with_images_fails_nowhere(name, steps):
+    found = steps[name]
+    assert not found.error
+    assert sum(found.waits.values()) <= WAITS_OF_IMAGES, found.waits
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ from tests.fake_cuda.tensors import (
     pretend,
     tensors_of,
 )
+from tests.helpers.image_text import FAMILIES
+from tests.model import test_image_text
 from xtuner.dataset.collate_fns import default_collate_fn, preference_collate_fn
 from xtuner.engine.optim import FinetuneOptimWrapper
 from xtuner.engine.runner import loops
@@ -108,7 +110,7 @@ def install_flash_attn(state: str) -> None:
 
 def build(case: Case) -> Any:
     """The model of a case, on the meta device where it is large."""
-    if case.task in ("dpo", "reward", "llava"):
+    if case.task != "sft":
         return _build_tiny(case)
     config = Qwen2Config(
         num_hidden_layers=case.layers, tie_word_embeddings=False, **SHAPES[case.shape]
@@ -131,6 +133,8 @@ def _build_tiny(case: Case) -> Any:
         model = make(freeze_visual_encoder=True, **lora)
         model.llm.set_attn_implementation(attention.register())
         return model
+    if case.task in FAMILIES:
+        return test_image_text.make(case.task, case.rows == "packed", lora=_lora(case))
     from tests.helpers.tiny import make_model
 
     llm = make_model("llama")
@@ -204,6 +208,8 @@ def batch_of(case: Case) -> dict[str, Any]:
         from tests.model.test_llava import rows as llava_rows
 
         return default_collate_fn(llava_rows(), use_varlen_attn=packed)
+    if case.task in FAMILIES:
+        return {"data": test_image_text.batch(case.task, packed=packed)}
     lengths = [case.tokens // 4] * 4 if packed else [case.tokens // 4 - 3 * n for n in range(4)]
     rows = [{"input_ids": [2] * length, "labels": [2] * length} for length in lengths]
     return default_collate_fn(rows, use_varlen_attn=packed)
@@ -216,7 +222,7 @@ def train(case: Case) -> Found:
     model = build(case)
     model.train()
     # what a probe finds depends on values
-    model.probed_rows, model.unpads = frozenset({"packed", "padded", "single"}), True
+    model.probed_rows, model.unpads = frozenset({"packed", "padded", "single", "images"}), True
     batch = batch_of(case)
     total = model.num_items(batch["data"])
     mode = FakeTensorMode(allow_non_fake_inputs=True)
