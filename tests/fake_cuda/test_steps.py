@@ -30,8 +30,9 @@ pytestmark = [
 ]
 HERE = Path(__file__).parent
 METHODS = ("full", "lora", "qlora")
-WAITS, WAITS_OF_IMAGES = 3, 20
-"""Most waits of an optimizer step; transformers' visual encoders ask for the sizes of images."""
+WAITS, WAITS_OF_IMAGES = 3, 24
+"""Most waits of an optimizer step; transformers' visual encoders ask for the sizes of images, some
+of them in each layer."""
 CASES = {
     **{
         f"{method}, {rows}": Case(method=method, rows=rows)
