@@ -236,7 +236,7 @@ def _loss(tokens: int, head: Head, half: int) -> int:
     """Of ``backends.cross_entropy``: hidden states, their float32 gradient, blocks of logits."""
     hidden = tokens * head.width * (half + 4)
     logits = tokens * head.vocabulary
-    blocks = half * min(logits, SIZES.kept_logits) + 3 * 4 * min(logits, SIZES.part_logits)
+    blocks = half * min(logits, SIZES.kept_logits) + 3 * 4 * min(logits, SIZES.part_of(logits))
     return hidden + blocks + 4 * head.trained
 
 

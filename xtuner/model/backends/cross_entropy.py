@@ -8,6 +8,7 @@ Shapes: N supervised tokens, H width, V vocabulary, W columns of a block of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -101,6 +102,12 @@ class BlockSizes(NamedTuple):
     """Logits of a block that are processed in float32 at once."""
     padded_rows: Callable[[int], int] = _unpadded
     """The number of rows that products of N rows are padded to."""
+    most_parts: int = 0
+    """Parts of all logits, about at most: of many, more are processed at once. 0 for no limit."""
+
+    def part_of(self, total: int) -> int:
+        """How many of ``total`` logits are processed in float32 at once."""
+        return max(self.part_logits, total // self.most_parts if self.most_parts else 0)
 
 
 class FusedCrossEntropy(torch.autograd.Function):
@@ -177,7 +184,7 @@ class _Logits:
     """The logits of (N, H) hidden states in blocks of the vocabulary, and their loss and gradient.
 
     Products are in the dtype of ``hidden``; everything else is computed in float32, in parts of
-    ``sizes.part_logits``. ``self.hidden`` has ``sizes.padded_rows`` rows: zeros behind the N.
+    ``sizes.part_of``. ``self.hidden`` has ``sizes.padded_rows`` rows: zeros behind the N.
     """
 
     def __init__(
@@ -195,7 +202,9 @@ class _Logits:
         width = max(columns, sizes.logits // max(count, 1) // columns * columns)
         width = min(width, self.vocabulary)  # else few rows would seem to fill a part
         self.blocks = [slice(a, a + width) for a in range(0, self.vocabulary, width)]
-        self._rows = max(1, sizes.part_logits // width)
+        rows = max(1, sizes.part_of(count * self.vocabulary) // width)
+        parts = max(1, math.ceil(count / rows))
+        self._rows = max(1, math.ceil(count / parts))  # all parts are of one size
         self._keeps = count * self.vocabulary <= sizes.kept_logits
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._columns: dict[int, tuple[Tensor, Tensor]] = {}

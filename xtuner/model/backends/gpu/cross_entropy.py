@@ -10,5 +10,6 @@ SIZES = BlockSizes(
     logits=2**27,
     min_columns=512,
     kept_logits=2**27,
-    part_logits=2**26,  # 256 MiB in float32, of which there are two at a time
+    part_logits=2**24,  # 64 MiB in float32, of which there are up to three at a time
+    most_parts=16,  # each part is some fifteen launches
 )
