@@ -47,6 +47,33 @@ def answer_of(row, side, tokenizer):
             None,
         ),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, orpo_dpo_mix_40k_map_fn),
+        (
+            {
+                "conversations": [{"from": "human", "value": USER["content"]}],
+                "chosen": {"from": "gpt", "value": GOOD["content"]},
+                "rejected": {"from": "gpt", "value": BAD["content"]},
+            },
+            None,
+        ),
+        (
+            {
+                "instruction": USER["content"],
+                "input": "",
+                "chosen": GOOD["content"],
+                "rejected": BAD["content"],
+            },
+            None,
+        ),
+        ({"messages": [USER, GOOD], "rejected_response": BAD["content"]}, None),
+        ({"messages": [USER, GOOD], "rejected_messages": [USER, BAD]}, None),
+        (
+            {
+                "query": USER["content"],
+                "response": GOOD["content"],
+                "rejected_response": BAD["content"],
+            },
+            None,
+        ),
     ],
 )
 def test_every_layout_gives_the_same_ids(tokenizer, row, map_fn):
@@ -69,6 +96,29 @@ def pairs(count):
         {"prompt": f"{n} " * (n + 1), "chosen": "yes " * (n % 5 + 1), "rejected": f"no {n}"}
         for n in range(count)
     ]
+
+
+def test_a_system_prompt_and_earlier_turns_of_another_layout_are_kept(tokenizer):
+    system = {"role": "system", "content": "Be brief."}
+    talk = [USER, BAD, {"role": "user", "content": "Think."}]
+    row = {"system": "Be brief.", "messages": [*talk, GOOD], "rejected_response": BAD["content"]}
+    (made,) = build(tokenizer, [row])
+    text = tokenizer.apply_chat_template([system, *talk, GOOD], tokenize=False)
+    assert made["chosen_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert answer_of(made, "rejected", tokenizer) == "no<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": "a", "rejected_response": "b"},  # under another name
+        {"messages": [USER], "rejected_response": "b"},
+        {"messages": [USER, GOOD], "chosen_response": "a"},
+    ],
+)
+def test_a_row_of_another_layout_without_an_answer_is_named(tokenizer, row):
+    with pytest.raises(UserError, match="answer"):
+        build(tokenizer, [row])
 
 
 def test_packing_keeps_pairs_whole_and_loses_nothing(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -103,5 +104,6 @@ def test_the_status_and_the_message_of_the_process_that_failed_are_the_last_word
     )
     assert failed.returncode == 1
     assert "there is no such checkpoint" in failed.stderr
+    assert not re.search(r"^[WE]\d{4} ", failed.stderr, re.MULTILINE)  # of torch's logger
     assert "Traceback" not in failed.stderr
     assert "ChildFailedError" not in failed.stderr

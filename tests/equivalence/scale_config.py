@@ -17,6 +17,7 @@ accumulative_counts = 4
 steps = 10
 adapter = False
 bits = False
+saved = False
 hooks = False
 
 model = dict(
@@ -28,6 +29,8 @@ if bits:
     model["llm"]["quantization_config"] = dict(type=BitsAndBytesConfig, load_in_4bit=True)
 if adapter:
     model["lora"] = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+if saved:
+    model["lora"]["modules_to_save"] = ["lm_head"]
 train_dataloader = dict(
     batch_size=1,
     num_workers=0,

@@ -22,7 +22,12 @@ from xtuner.entry_point import main
 
 CONFIG = Path(__file__).parent / "scale_config.py"
 BOUND = 5e-7  # of weights around 0.02 in float32 that were each moved by up to 0.01
-KINDS = {"full": [], "lora": ["adapter=True"], "qlora": ["adapter=True", "bits=True"]}
+KINDS = {
+    "full": [],
+    "lora": ["adapter=True"],
+    "qlora": ["adapter=True", "bits=True"],
+    "saved": ["adapter=True", "saved=True"],  # a whole layer beside adapters
+}
 WAYS = {
     "ddp": [],
     "fsdp": ["--fsdp"],
@@ -37,6 +42,7 @@ RUNS = [
     *(("full", way) for way in WAYS),
     *(("lora", way) for way in ("fsdp", "zero1", "zero2_offload", "zero3")),
     *(("qlora", way) for way in ("ddp", "fsdp", "zero2", "zero3")),
+    *(("saved", way) for way in ("fsdp", "zero3")),
 ]
 EXPORTED = [("full", "fsdp"), ("full", "zero3"), ("lora", "fsdp"), ("lora", "zero3")]
 RESUMED = [("full", "fsdp"), ("lora", "fsdp"), ("full", "zero1"), ("full", "zero2")]

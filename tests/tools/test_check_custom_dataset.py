@@ -288,6 +288,13 @@ def test_layouts_of_other_tools_are_named(name, row, map_fn, workspace, capsys):
         {"chosen": CHAT["messages"], "rejected": [*CHAT["messages"][:1], {**ROLE, "content": "b"}]},
         {"prompt": "q", "chosen": "a", "rejected": "b"},
         {"prompt": CHAT["messages"][:1], "chosen": "a", "rejected": "b"},
+        {"messages": CHAT["messages"], "rejected_response": "b"},
+        {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
     ],
 )
 def test_preference_rows_in_their_spellings(row, workspace, capsys):

@@ -139,7 +139,7 @@ def build_vision_language_model(
     if (llava / "visual_encoder_adapter").is_dir():
         from xtuner.model.lora.adapter_files import load_adapter
 
-        encoder = load_adapter(encoder, llava / "visual_encoder_adapter")
+        encoder = load_adapter(encoder, llava / "visual_encoder_adapter", partial=True)
     model = LLaVAModel(
         llm=llm,
         visual_encoder=encoder,

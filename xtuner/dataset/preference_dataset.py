@@ -1,8 +1,9 @@
 """Pairs of answers, one preferred to the other, ready for DPO, ORPO and reward models.
 
 A row is a prompt with a chosen and a rejected answer: as message lists (``prompt``, ``chosen``,
-``rejected``), as the two whole conversations without a ``prompt``, or as text. The tokenizer's own
-chat template writes it; what it adds for the answer is trained, its prompt is not.
+``rejected``), as the two whole conversations without a ``prompt``, or as text; or it has the layout
+of LLaMA-Factory or ms-swift. The tokenizer's own chat template writes it; what it adds for the
+answer is trained, its prompt is not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.prepare import cache, packing
 from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
+from xtuner.dataset.vision_language.pairs import plain_pair
 from xtuner.registry import BUILDER
 from xtuner.tokenization.content import content_of, text_of
 from xtuner.tokenization.offsets import encode_with_offsets
@@ -52,7 +54,8 @@ def build_preference_dataset(
         dataset: a ``datasets.Dataset`` or ``DatasetDict``, or the config to build it from.
         tokenizer: a fast tokenizer with a chat template, or the config to build it from.
         max_length: tokens of a prompt with one answer; what is longer is cut at its end.
-        dataset_map_fn: row → ``{'prompt', 'chosen', 'rejected'}``; None when rows are so already.
+        dataset_map_fn: row → ``{'prompt', 'chosen', 'rejected'}``; None when rows are so already,
+            or as those of LLaMA-Factory and ms-swift.
         is_dpo: answers get labels (DPO and ORPO).
         is_reward: each answer ends in ``reward_token_id``, where the reward is read.
         reward_token_id: see ``is_reward``.
@@ -211,6 +214,7 @@ def messages_of_pair(
     Raises:
         KeyError, TypeError, ValueError: when the row is no pair of answers.
     """
+    row = plain_pair(row)
     chosen, rejected = (_as_messages(row[side], "assistant") for side in PREFERENCE_SIDES)
     if row.get("prompt") is not None:
         prompt = _as_messages(row["prompt"], "user")

@@ -11,6 +11,7 @@ from typing import Any
 from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes
 from xtuner.dataset.reading import Row, Unreadable, problem_of
+from xtuner.dataset.vision_language.pairs import plain_pair
 from xtuner.doctor.checks import (
     FIELD_CHECKS,
     MESSAGE_CHECKS,
@@ -194,6 +195,7 @@ class _PartScan:
             return False
         if self.part.layout is None and self.part.map_fn is None:
             return True  # a builder with a layout of its own
+        row = self._plain(row)
         value, layout = row.value, self._layout(row)
         if layout is None:
             return False
@@ -234,6 +236,15 @@ class _PartScan:
             self._add(code, row, detail)
         self.copies.add(row, (tuple((one.role, one.text) for one in messages), repr(row.value)))
         return not any(code in ("no-answer", "not-trained") for code, _ in problems)
+
+    def _plain(self, row: Row) -> Row:
+        """A pair of answers as training reads it; one that it cannot read as it is."""
+        if self.part.layout is None or self.part.layout.name != "preference":
+            return row
+        try:
+            return replace(row, value=plain_pair(row.value))
+        except (ValueError, KeyError, TypeError):
+            return row
 
     def _layout(self, row: Row) -> Layout | None:
         """The layout to check a row against; None when it is of another than the config's."""

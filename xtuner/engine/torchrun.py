@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
     signal.signal(signal.SIGUSR1, functools.partial(_pass_on, module=args.module))
     fill_caches()
+    logging.disable(logging.ERROR)  # torch's lines would follow the message of what failed
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import ConfigDict
 
-from xtuner.config.values import iter_dicts
+from xtuner.config.values import iter_dicts, raw_dict
 from xtuner.export.trained_template import template_arguments_of, template_of
 from xtuner.export.verify import compare as compare_logits
 from xtuner.export.verify import (
@@ -96,7 +96,7 @@ class ExportProofs:
         from xtuner.model.transformers_models.auto import AutoTokenizer
 
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            self.written, trust_remote_code=trusts_code(self.subject.cfg)
+            self.written, trust_remote_code=trusts_code(raw_dict(self.subject.cfg))
         )
         if not tokenizer.chat_template:
             raise Skipped(tr("the tokenizer has no chat template, and the data need none."))

@@ -90,5 +90,5 @@ def test_rows_with_padding():
 def test_ranks_cannot_share_such_rows():
     query, key, value = rows(1)
     mask = mask_of(block_sequence_ids=BLOCKS)
-    with pytest.raises(NotImplementedError, match="share rows"):
+    with pytest.raises(NotImplementedError, match="see later ones"):
         attention(nn.Module(), query, key, value, mask, sequence_group=object())

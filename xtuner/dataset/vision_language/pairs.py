@@ -1,9 +1,10 @@
-"""One side of a pair of answers, in the layouts of TRL, LLaMA-Factory and ms-swift."""
+"""Pairs of answers in the layouts of TRL, LLaMA-Factory and ms-swift, with images or without."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from xtuner.dataset.image_rows import BadRowError
@@ -12,7 +13,7 @@ from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 
 ANSWER_COLUMNS = {
-    "chosen": ("chosen", "chosen_response", "chosen_messages"),
+    "chosen": ("chosen", "chosen_response", "chosen_messages", "response"),
     "rejected": ("rejected", "rejected_response", "rejected_messages"),
 }
 """The names of the columns of answers; of several the first that a row has."""
@@ -41,7 +42,8 @@ class PairSide:
         row = {name: value for name, value in {**row, **mapped}.items() if value is not None}
         answer, chosen = _answer(row, self.side), _answer(row, "chosen")
         talk = _prompt(row)
-        if self.side == "chosen" and answer is None:  # ms-swift: it ends the conversation
+        ends = bool(talk) and talk[-1].get("role") == "assistant"
+        if self.side == "chosen" and answer is None and ends:  # of ms-swift
             return {"messages": talk, **mapped}
         if answer is None:
             raise BadRowError(tr("it has no {side} answer", side=self.side))
@@ -50,6 +52,31 @@ class PairSide:
         if chosen is None:
             talk = talk[:-1]
         return {**mapped, "messages": [*talk, *answer]}
+
+
+_OF_OTHER_TOOLS = (
+    *("messages", "conversations", "question", "query", "instruction"),
+    *(name for names in ANSWER_COLUMNS.values() for name in names[1:]),
+)
+"""Columns that rows of ``prompt``, ``chosen`` and ``rejected`` do not have."""
+
+
+def plain_pair(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A pair of texts in the layout of another tool as ``prompt``, ``chosen`` and ``rejected``.
+
+    Returns:
+        ``row`` itself if it has none of the other layouts' columns, or has a ``prompt``.
+
+    Raises:
+        BadRowError: when the row has no prompt, or lacks an answer.
+    """
+    named = any(row.get(name) is not None for name in _OF_OTHER_TOOLS)
+    if row.get("prompt") is not None or not named:
+        return row
+    chosen, rejected = (PairSide(side)(row)["messages"] for side in ANSWER_COLUMNS)
+    both = zip(chosen[:-1], rejected[:-1], strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+    return {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
 
 
 def _answer(row: Mapping[str, Any], side: str) -> list[dict[str, Any]] | None:

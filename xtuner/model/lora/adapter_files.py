@@ -27,7 +27,11 @@ ADAPTER = "default"
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: str | os.PathLike[str], *, is_trainable: bool = False
+    model: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    *,
+    is_trainable: bool = False,
+    partial: bool = False,
 ) -> PeftModel:
     """Put an adapter on its base, all of it.
 
@@ -35,6 +39,8 @@ def load_adapter(
         model: the base.
         folder: the adapter's.
         is_trainable: whether its training is continued.
+        partial: whether layers may have no tensors: those of a visual encoder that no image
+            reaches are not trained, and not written.
 
     Raises:
         UserError: when layers stay without their tensors.
@@ -48,7 +54,7 @@ def load_adapter(
         wrapped = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
         result = wrapped.load_adapter(path, ADAPTER, is_trainable=is_trainable)
     missing = list(result.missing_keys)
-    if missing:
+    if missing and not partial:
         _copy_missing(wrapped, missing, load_peft_weights(path, device="cpu"), path)
     return wrapped
 
