@@ -11,7 +11,6 @@ from typing import Any
 from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes
 from xtuner.dataset.reading import Row, Unreadable, problem_of
-from xtuner.dataset.vision_language.pairs import plain_pair
 from xtuner.doctor.checks import (
     FIELD_CHECKS,
     MESSAGE_CHECKS,
@@ -241,6 +240,8 @@ class _PartScan:
         """A pair of answers as training reads it; one that it cannot read as it is."""
         if self.part.layout is None or self.part.layout.name != "preference":
             return row
+        from xtuner.dataset.vision_language.pairs import plain_pair
+
         try:
             return replace(row, value=plain_pair(row.value))
         except (ValueError, KeyError, TypeError):
