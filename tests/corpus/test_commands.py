@@ -55,7 +55,7 @@ def config_of(case: dict, base: str) -> str:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("case", few_fast(CASES, CASES[::3]), ids=[case["name"] for case in CASES])
+@pytest.mark.parametrize("case", few_fast(CASES, CASES[::6]), ids=[case["name"] for case in CASES])
 def test_a_fault_through_every_command(case, tiny_llama, capfd):
     Path("c.py").write_text(config_of(case, str(tiny_llama)), "utf-8")
     for name, words in COMMANDS.items():

@@ -53,6 +53,7 @@ def test_each_folder_has_a_readme_that_names_what_is_in_it(folder):
     assert f"{folder.name}/README.md" in (EXAMPLES / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_demo_data(tmp_path, tiny_llama, monkeypatch, capsys):
     text = (EXAMPLES / "demo_data" / "README.md").read_text("utf-8")
     block = re.search(r"```\n(.*?)```", text, re.S)

@@ -24,6 +24,7 @@ from mmengine.logging import MessageHub
 
 from tests.e2e.test_own_code import CONFIG, say
 from tests.helpers.image_text import image_text_folder, make_image
+from tests.helpers.tiers import slow
 from xtuner.checkpoint.resume import resume_command
 from xtuner.entry_point import COMMANDS, main
 from xtuner.reporting.summary import next_steps
@@ -120,7 +121,7 @@ def test_they_run(tmp_path, tiny_llama, capsys, monkeypatch, template, method):
     assert sum("assistant: " in output for output in ran.values()) >= (2 if lora else 1)
 
 
-@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("images", [False, slow(True)])
 def test_those_of_dpo_on_own_pairs(tmp_path, tiny_llama, capsys, monkeypatch, images):
     """From ``copy-cfg --data`` to an answer."""
     monkeypatch.chdir(tmp_path)

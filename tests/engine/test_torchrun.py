@@ -33,6 +33,7 @@ def launch(tmp_path, code: str, *words: str, status: int = 0) -> forked.Forked:
     return forked.run(*command, status=status, environment={"PYTHONPATH": str(tmp_path)})
 
 
+@pytest.mark.slow
 def test_processes_get_their_ranks_and_the_words(tmp_path):
     done = launch(tmp_path, SHOW, "train", "--seed", "1", "--cfg-options", "a=1")
     words = "['train', '--seed', '1', '--cfg-options', 'a=1']"

@@ -27,7 +27,7 @@ VARIANTS = {
     "two workers": ["train_dataloader.num_workers=2"],
     "a seed that is drawn": ["randomness.seed=None"],
 }
-FAST = ("steps that cross epochs", "an interval within a step", "a seed that is drawn")
+FAST = ("an interval within a step", "a seed that is drawn")
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 
+from tests.helpers.tiers import few_fast
 from tests.helpers.tiny import save_tiny
 from tests.helpers.tiny_internvl import LANGUAGE_MODELS, save_internvl
 from tests.helpers.vision_language import save_square
@@ -78,7 +79,7 @@ def test_there_are_all_published_ones():
     assert len(NAMES) == 21
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few_fast(NAMES, NAMES[::4]))
 def test_every_config_builds_and_takes_a_step(name, folder):
     kind = "phi3" if "phi3" in name else "internlm2"
     cfg = load_config(

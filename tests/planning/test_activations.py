@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText
 from tests.helpers.architectures import make_architecture, make_config
 from tests.helpers.hub_models import MODELS
 from tests.helpers.image_text import image_text_folder, make_image, processed
+from tests.helpers.tiers import slow
 from xtuner.model import SupervisedFinetune, VisionLanguageFinetune
 from xtuner.model.modules import image_rows
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
@@ -132,7 +133,9 @@ def test_experts_in_a_list():
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "smolvlm"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2_5_vl", slow("qwen3_vl"), "gemma3", slow("internvl"), slow("smolvlm")]
+)
 def test_a_trained_visual_encoder_keeps_as_a_real_one(kind, lora):
     """Rows full of images, of the whole model beside the sum of both counts."""
     stand_ins.register()

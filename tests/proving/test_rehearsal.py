@@ -17,6 +17,7 @@ import torch
 from mmengine.dataset import DefaultSampler
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.tiers import slow
 from tests.proving.bases import FULL, LORA, document, options, save_base, save_rows
 from xtuner.checkpoint import checkpoint
 from xtuner.config.document import ConfigDocument
@@ -432,7 +433,11 @@ def a_metric_that_does_not_exist(rehearsal: Rehearsal, patch: Patch) -> None:
     rehearsal.built["config"] = str(config)
 
 
-@pytest.mark.parametrize("late", LATER, ids=lambda late: late[3].__name__)
+@pytest.mark.parametrize(
+    "late",
+    [slow(late) if number % 2 else late for number, late in enumerate(LATER)],
+    ids=lambda late: late[3].__name__,
+)
 def test_faults_of_the_run(done, late, tmp_path, monkeypatch):
     first, stage, said, put_in = late
     rehearsal = again(done, tmp_path / "out")

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
+from tests.helpers.tiers import few_fast
 from tests.helpers.tiny import make_tokenizer, save_tiny
 from xtuner.config import load_config
 from xtuner.entry_point import main
@@ -52,7 +53,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few_fast(KINDS, [*KINDS][::3]))
 def test_trained_converted_and_merged_compute_the_same(kind, tmp_path, capsys):
     base = save_tiny(tmp_path / "base")
     config = tmp_path / "my.py"

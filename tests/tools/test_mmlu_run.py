@@ -35,6 +35,7 @@ def measure(folder, processes):
     return json.loads((folder / f"out_{processes}" / "results.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(folder):
     one, two = (measure(folder, count) for count in (1, 2))
     assert one == two

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.tiers import slow
 from tests.helpers.tiny import make_tokenizer, save_tiny
 from xtuner.config import load_config
 from xtuner.entry_point import main
@@ -91,7 +92,7 @@ def logits(model, ids):
     return model.eval()(input_ids=ids, use_cache=False).logits
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, slow(False)], ids=["tied", "untied"])
 @pytest.mark.parametrize(
     ("kind", "grown"),
     [

@@ -175,6 +175,7 @@ def as_earlier_versions(merged, out):
     return out
 
 
+@pytest.mark.slow
 def test_a_precomputed_reference_trains_the_same_and_is_kept(folder, capsys):
     name = "internlm2_chat_1_8b_dpo_full_varlenattn"
     options = ("max_epochs=1", "optim_wrapper.dtype=float32")

@@ -90,6 +90,7 @@ def test_cores_are_shared():
     assert threads_each(10_000) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
 def test_freed_memory_is_kept():
     faults = {way: int(run(FAULTS, way, **GLIBC)) for way in ("kept", "given back")}
@@ -101,6 +102,7 @@ def test_memory_in_gaps_is_given_back():
     run(GAPS)
 
 
+@pytest.mark.slow
 def test_what_is_remembered_of_products_is_bounded(monkeypatch):
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")  # the user's own
     bound_known_products()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from tests.helpers.tiers import slow
 from tests.helpers.tiny import make_model
 from xtuner.model import DPO, SupervisedFinetune
 from xtuner.model.backends.cpu.kernels import Kernel
@@ -56,7 +57,7 @@ def step(model, enabled=True):
         return functions(model(BATCH)["loss"])
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+@pytest.fixture(params=[False, slow(True)], ids=["plain", "compiled"])
 def compiled(request, monkeypatch):
     monkeypatch.setattr(Kernel, "compiled", request.param)
     return request.param

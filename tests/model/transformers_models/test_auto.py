@@ -110,6 +110,7 @@ def test_the_tuple_of_an_auto_class_is_read_by_architectures(tmp_path):
         assert type(model).__name__ == "InternLM2ForRewardModel"
 
 
+@pytest.mark.slow
 def test_registration_imports_no_models():
     code = (
         "import sys, xtuner.model.transformers_models.auto as auto\n"
