@@ -11,7 +11,6 @@ import torch
 
 import xtuner.apis as apis
 from tests.helpers.forked import run
-from tests.helpers.tiers import slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "huggingface_trainer"
 NEEDS_DATASET = pytest.mark.skipif(
@@ -45,7 +44,8 @@ def test_training_arguments(tmp_path):
 
 
 @NEEDS_DATASET
-@pytest.mark.parametrize("script", [slow("train_hf"), "train_lora_hf", slow("train_qlora_hf")])
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_hf", "train_lora_hf", "train_qlora_hf"])
 def test_examples(script, tiny_llama, tmp_path):
     rows = [{"instruction": "Say yes", "input": "", "output": "yes"}] * 8
     data = tmp_path / "rows.json"

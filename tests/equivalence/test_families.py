@@ -38,7 +38,6 @@ RUNS += [(family, "full", 1, ZERO2) for family in ("chatglm2", "deepseek")]
 RUNS += [(family, "full", 1, ZERO3) for family in ("internlm2_5", "baichuan_13b")]
 RUNS += [("deepseek", "lora", 2, ZERO3)]
 FAST = [("chatglm2", "full", 1, "--fsdp"), ("baichuan_13b", "full", 2, "")]
-FAST += [("deepseek", "lora", 2, "")]
 
 
 def save_family(folder: Path, family: str) -> Path:

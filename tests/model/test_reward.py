@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from tests.helpers.preference import batch, dataset, model, train
+from tests.helpers.tiers import slow
 from tests.helpers.tiny import make_tokenizer
 from xtuner.model.modules import preference_losses
 from xtuner.model.reward import RewardModel
@@ -65,7 +66,7 @@ def test_all_that_a_reward_model_trains_gets_a_gradient(tokenizer):
 
 
 @pytest.mark.parametrize("loss_type", ["ranking", "focal"])
-@pytest.mark.parametrize("penalty", ["log_barrier", "L2", "none"])
+@pytest.mark.parametrize("penalty", ["log_barrier", slow("L2"), slow("none")])
 def test_reward_models_learn(tokenizer, loss_type, penalty):
     built = model(RewardModel, lora=True, loss_type=loss_type, penalty_type=penalty)
     data = batch(tokenizer, is_dpo=False, is_reward=True, reward_token_id=2)

@@ -42,6 +42,7 @@ def test_a_pipe_gets_the_answer_without_stop_words(extra, model_folder, monkeypa
     assert "prompt template" in err
 
 
+@pytest.mark.slow
 def test_as_typed_in_a_shell(model_folder):
     command = [sys.executable, "-m", "xtuner", "chat", str(model_folder), *TEMPLATE]
     done = subprocess.run(
