@@ -304,6 +304,14 @@ def test_preference_rows_in_their_spellings(row, workspace, capsys):
     assert (status, codes(report)) == (0, {})
 
 
+def test_images_of_a_pair_for_text_are_named(workspace, capsys):
+    pair = {"messages": CHAT["messages"], "rejected_response": "b"}
+    write("a.jsonl", {**pair, "images": ["a.png"]})
+    part = "dict(type=build_preference_dataset, dataset=dict(type=load_jsonl_dataset, "
+    _, report = check(f"{part}data_files='a.jsonl'))", capsys)
+    assert codes(report) == {"image-in-text": [1]}
+
+
 def test_preference_texts_without_a_prompt_are_no_pair(workspace, capsys):
     write("a.jsonl", {"chosen": "q a", "rejected": "q b"})  # training refuses it, too
     part = "dict(type=build_preference_dataset, dataset=dict(type=load_jsonl_dataset, "

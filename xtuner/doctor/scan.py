@@ -243,7 +243,8 @@ class _PartScan:
         from xtuner.dataset.vision_language.pairs import plain_pair
 
         try:
-            return replace(row, value=plain_pair(row.value))
+            # with the other columns: images are named, too
+            return replace(row, value={**row.value, **plain_pair(row.value)})
         except (ValueError, KeyError, TypeError):
             return row
 
