@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.helpers.image_text import (
     FAMILIES,
@@ -28,6 +29,7 @@ WHOLE = {"freeze_visual_encoder": False, "freeze_projector": False}
 CPU = torch.device("cpu")
 POSITIONS = ("qwen2_5_vl", "qwen3_5")
 BLOCKS = ("gemma3", "gemma4")
+PACKED_ENCODERS = ("qwen2_5_vl", "qwen3_vl", "glm4v")
 
 
 @functools.cache
@@ -90,6 +92,24 @@ def test_padded_rows_are_the_plain_class_on_the_processors_batch(kind):
 def test_packed_rows_are_samples_alone(kind):
     model = make(kind, packed=True, use_activation_checkpointing=True, **WHOLE).train()
     require_same(train(model, batch(kind, packed=True)), wanted(kind))
+
+
+@pytest.mark.parametrize("kind", PACKED_ENCODERS)
+def test_an_encoder_computes_the_images_of_a_batch_by_one_call_of_a_layer(kind, monkeypatch):
+    """Without a look at the lengths of images, for which the CPU would wait for a GPU."""
+    calls = []
+
+    def count(*args, **kwargs):
+        calls.append(kwargs)
+        return attention.attention(*args, **kwargs)
+
+    model = make(kind, packed=True)
+    model.probed_rows = frozenset({"packed", "images"})
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, attention.PACKED_ENCODER, count)
+    train(model, batch(kind, packed=True))
+    layers = [m for m in model.llm.modules() if type(m).__name__.endswith("VisionAttention")]
+    assert len(calls) == len(layers) > 0
+    assert all(len(call["cu_seq_lens_q"]) > 2 and not call["is_causal"] for call in calls)
 
 
 @pytest.mark.parametrize("kind", POSITIONS)

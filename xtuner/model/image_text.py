@@ -27,7 +27,7 @@ from xtuner.model.modules.vision_parts import (
     modules_to_save,
     outermost,
     trained_by,
-    vision_attention,
+    use_attention_in_encoders,
 )
 from xtuner.model.probe import is_sharded
 from xtuner.model.sft import SupervisedFinetune
@@ -173,7 +173,7 @@ class VisionLanguageModel(FinetuneModel):
         return trained_weights(self, state, str(kwargs.get("prefix", "")), self._unreached)
 
     def _use_exact_attention(self) -> None:
-        """Compute packed rows by our attention; encoders by torch's, as ours takes their samples.
+        """Compute packed rows by our attention, and encoders by a function that fits them.
 
         Other functions make masks of packed rows from positions, which images do not number so.
         """
@@ -181,7 +181,7 @@ class VisionLanguageModel(FinetuneModel):
             if self.use_varlen_attn and llm.config._attn_implementation in REPLACED:
                 llm.set_attn_implementation(attention.register())
             if llm.config._attn_implementation == attention.NAME:
-                llm.set_attn_implementation(vision_attention(llm, "sdpa"))
+                use_attention_in_encoders(llm)
 
     def _computing_models(self) -> Iterator[PreTrainedModel]:
         """The transformers models that rows go through."""

@@ -60,7 +60,7 @@ def test_samples_of_a_packed_row(make):
     found, _ = attention(
         nn.Module(), query, key, value, mask, cu_seq_lens_q=cu_seqlens, sliding_window=window
     )
-    assert mask.of_sample(9, 12, window) is None  # text alone takes the fast path
+    assert mask.of_samples([9, 3], window)[1] is None  # text alone takes the fast path
     start = 0
     for length in LENGTHS:
         sample = slice(start, start + length)

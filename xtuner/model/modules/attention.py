@@ -18,7 +18,6 @@ head.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,6 +53,9 @@ from xtuner.parallel.sequence.heads import no_heads, of_own_heads, to_heads, to_
 from xtuner.utils.lang import tr
 
 NAME = "xtuner"
+PACKED_ENCODER = f"{NAME}_flash"
+"""The same function, for encoders whose images share a row: transformers hands their
+``cu_seq_lens_q`` to a function only if its name has "flash" in it."""
 NOT_OF_ATTENTION = ("compiled", "distributed", "right_padded", "plain_head", "separate_head")
 """Fields of a ``Case`` that no kernel for packed rows depends on."""
 
@@ -62,8 +64,9 @@ def register() -> str:
     """Make the function known to transformers; return the name to ask for."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, _mask)
+    for name in (NAME, PACKED_ENCODER):
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, _mask)
     return NAME
 
 
@@ -105,7 +108,7 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | IndexMask | None,
+    attention_mask: Tensor | IndexMask | None = None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -214,13 +217,12 @@ def _attend_masked(
         return attend_masked(query, key, value, mask.of_rows(), options)
     lengths = sample_lengths(cu_seqlens)
     samples = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
-    stops = itertools.accumulate(lengths)
+    masks = mask.of_samples(lengths, options.sliding_window)
     parts = []
-    for stop, length, (q, k, v) in zip(stops, lengths, samples, strict=True):
-        own = mask.of_sample(stop - length, stop, options.sliding_window)
+    for own, (q, k, v) in zip(masks, samples, strict=True):
         if own is not None:
             parts.append(attend_masked(q, k, v, own, options))
-        elif length:
+        elif q.shape[2]:
             parts.append(attend_dense(q, k, v, options))
     return torch.cat(parts, dim=1)
 

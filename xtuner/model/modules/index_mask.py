@@ -7,7 +7,8 @@ another one is kept, and evaluated sample by sample: no mask of a whole packed r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -54,28 +55,38 @@ class IndexMask:
     ) -> None:
         self.function, self.shape, self.offsets = function, shape, offsets
         self.padding, self.device = padding, device
-        self._of_samples: dict[tuple[int, int], Tensor | None] = {}
+        self._of_samples: dict[tuple[tuple[int, ...], int | None], list[Tensor | None]] = {}
         self._of_rows: Tensor | None = None
 
-    def of_sample(self, start: int, stop: int, window: int | None = None) -> Tensor | None:
-        """The mask of a sample of a packed row.
+    def of_samples(self, lengths: Sequence[int], window: int | None = None) -> list[Tensor | None]:
+        """The masks of the samples of a packed row, compared with those they have anyway.
+
+        The CPU waits for a GPU once, in the first layer that asks.
 
         Args:
-            start, stop: where the sample begins and ends.
+            lengths: tokens of each sample.
             window: tokens that a token sees without the mask, itself included; None for all.
 
         Returns:
-            (stop - start, stop - start), True where a token sees another; None where that is what
-            each sees without the mask.
+            (length, length) for each sample, True where a token sees another; None where that is
+            what each sees without the mask.
         """
-        if (start, stop) not in self._of_samples:
-            tokens = torch.arange(start, stop, device=self.device)
-            mask = self._evaluate(torch.zeros_like(tokens[:1]), tokens, tokens)[0, 0]
-            plain = torch.ones_like(mask).tril()
-            if window is not None:
-                plain = plain.triu(1 - window)
-            self._of_samples[start, stop] = None if torch.equal(mask, plain) else mask
-        return self._of_samples[start, stop]
+        asked = (tuple(lengths), window)
+        if asked not in self._of_samples:
+            masks, differ = [], []
+            for stop, length in zip(itertools.accumulate(lengths), lengths, strict=True):
+                tokens = torch.arange(stop - length, stop, device=self.device)
+                mask = self._evaluate(torch.zeros_like(tokens[:1]), tokens, tokens)[0, 0]
+                plain = torch.ones_like(mask).tril()
+                if window is not None:
+                    plain = plain.triu(1 - window)
+                masks.append(mask)
+                differ.append((mask != plain).any())
+            needed = torch.stack(differ).tolist()
+            self._of_samples[asked] = [
+                mask if own else None for mask, own in zip(masks, needed, strict=True)
+            ]
+        return self._of_samples[asked]
 
     def of_rows(self) -> Tensor:
         """(B, 1, S, T), True where a query sees a key that is no padding."""

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from xtuner.model.lora.targets import not_reached_by_text
 from xtuner.model.meta_model import build_meta_model, is_model_loader
+from xtuner.model.modules import attention
+from xtuner.model.modules.image_rows import arguments
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -158,9 +160,22 @@ def keep_vision_unquantized(llm: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "quantization_config": changed}
 
 
-def vision_attention(llm: PreTrainedModel, implementation: str) -> dict[str, str]:
-    """The argument of ``set_attn_implementation`` that changes attention in the encoders alone."""
-    return {name: implementation for name in llm.config.sub_configs if VISION in name}
+def use_attention_in_encoders(llm: PreTrainedModel) -> None:
+    """Choose the attention function of the encoders of a model that computes by ours.
+
+    Encoders whose images share a row, told apart by ``cu_seqlens``, compute by ours, too: one call
+    for each layer. For other functions their classes split the row, for which the CPU waits for a
+    GPU in each layer, and make one call for each image or window. Other encoders compute by
+    torch's function, for ours takes the samples of text rows.
+
+    Args:
+        llm: a transformers model.
+    """
+    llm.set_attn_implementation({name: "sdpa" for name in llm.config.sub_configs if VISION in name})
+    for module in llm.modules():
+        attends = getattr(module, "is_causal", None) is False
+        if attends and "cu_seqlens" in arguments(module.forward):
+            module.config._attn_implementation = attention.PACKED_ENCODER
 
 
 def add_encoder_targets(
