@@ -56,6 +56,7 @@ NAME = "xtuner"
 PACKED_ENCODER = f"{NAME}_flash"
 """The same function, for encoders whose images share a row: transformers hands their
 ``cu_seq_lens_q`` to a function only if its name has "flash" in it."""
+NAMES = (NAME, PACKED_ENCODER)
 NOT_OF_ATTENTION = ("compiled", "distributed", "right_padded", "plain_head", "separate_head")
 """Fields of a ``Case`` that no kernel for packed rows depends on."""
 
@@ -64,7 +65,7 @@ def register() -> str:
     """Make the function known to transformers; return the name to ask for."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    for name in (NAME, PACKED_ENCODER):
+    for name in NAMES:
         AttentionInterface.register(name, attention)
         AttentionMaskInterface.register(name, _mask)
     return NAME

@@ -175,7 +175,8 @@ def use_attention_in_encoders(llm: PreTrainedModel) -> None:
     for module in llm.modules():
         attends = getattr(module, "is_causal", None) is False
         if attends and "cu_seqlens" in arguments(module.forward):
-            module.config._attn_implementation = attention.PACKED_ENCODER
+            config: Any = module.config
+            config._attn_implementation = attention.PACKED_ENCODER
 
 
 def add_encoder_targets(

@@ -34,7 +34,8 @@ def compile_layers(model: nn.Module) -> int:
     """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attention))
+    for name in attention.NAMES:
+        AttentionInterface.register(name, torch.compiler.disable(attention.attention))
     count = 0
     for blocks in _repeated(model):
         for block in blocks:
