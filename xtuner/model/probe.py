@@ -236,20 +236,7 @@ def _use_eager_attention(llm: PreTrainedModel, refusal: UserError) -> Undo | Non
     """Change a model from our attention function to its own; None where that is not possible."""
     if llm.config._attn_implementation != attention.NAME or get_sequence_parallel_world_size() > 1:
         return None
-    from transformers import PreTrainedModel
-
-    models = [module for module in llm.modules() if isinstance(module, PreTrainedModel)]
-    chosen = [(model.config, model.config._attn_implementation) for model in models]
-
-    def undo() -> None:
-        for config, name in chosen:  # the model's own first, which sets those of its parts
-            config._attn_implementation = name
-
-    try:
-        llm.set_attn_implementation("eager")
-    except ValueError:  # the class has none
-        return None
-    return undo
+    return attention.use_eager(llm)
 
 
 def _compute_one_by_one(llm: PreTrainedModel, refusal: UserError) -> Undo | None:

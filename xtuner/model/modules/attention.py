@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,9 @@ from xtuner.model.modules.index_mask import IndexMask, MaskFunction, lets_see_la
 from xtuner.parallel.sequence.heads import no_heads, of_own_heads, to_heads, to_tokens
 from xtuner.utils.lang import tr
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "xtuner"
 PACKED_ENCODER = f"{NAME}_flash"
 """The same function, for encoders whose images share a row: transformers hands their
@@ -69,6 +72,29 @@ def register() -> str:
         AttentionInterface.register(name, attention)
         AttentionMaskInterface.register(name, _mask)
     return NAME
+
+
+def use_eager(llm: PreTrainedModel) -> Callable[[], None] | None:
+    """Let a model compute attention by its class's own function.
+
+    Returns:
+        What chooses the functions of before, those of encoders too; None where the class has none
+        of its own.
+    """
+    from transformers import PreTrainedModel
+
+    models = [module for module in llm.modules() if isinstance(module, PreTrainedModel)]
+    chosen = [(model.config, model.config._attn_implementation) for model in models]
+    try:
+        llm.set_attn_implementation("eager")
+    except ValueError:
+        return None
+
+    def undo() -> None:
+        for config, name in chosen:  # the model's own first, which sets those of its parts
+            config._attn_implementation = name
+
+    return undo
 
 
 def _mask(
