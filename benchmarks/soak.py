@@ -81,6 +81,7 @@ def trainings(folder: Path) -> dict[str, Training]:
         "dpo": Training(preference, pairs),
         "images": Training(LLAVA, images),
         "full, 2 processes": Training(language, two, processes=2),
+        "lora, 2 processes": Training(language, [*two, *lora], processes=2),
         "qlora, 2 processes": Training(language, [*two, *qlora], processes=2),
         "dpo, 2 processes": Training(preference, pairs, processes=2),
         "images, 2 processes": Training(LLAVA, images, processes=2),
@@ -313,11 +314,12 @@ def write_report(folder: Path, parts: dict[str, Any], not_run: Sequence[str] = (
     lines = ["# Soak", "", f"{facts['date']}; {facts['machine']}; {versions}.", ""]
     if "long" in parts:
         lines += _long_table(parts["long"])
-    lines += ["| killed | kills | while saving | finished | differences |", "|---|---|---|---|---|"]
+    lines += ["| killed | kills | while saving | finished | differences | date |", "|---" * 6 + "|"]
     for name, part in parts.items():
         if "kills" in part:
             counts = (part["kills"], part["while_saving"], part["finished"], len(part["wrong"]))
-            lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+            shown = " | ".join(map(str, (*counts, part["date"])))
+            lines.append(f"| {name} | {shown} |")
     wrong = [f"* {name}: {line}" for name, part in parts.items() for line in part["wrong"][:20]]
     lines += ["", *(wrong or ["Nothing was lost, nothing has grown."])]
     if not_run:
@@ -338,7 +340,7 @@ def _long_table(part: dict[str, Any]) -> list[str]:
     for name, costs in part["resumed"].items():
         shown = ", ".join(f"{cost.replace('_', ' ')} {value:.3g}" for cost, value in costs.items())
         lines.append(f"Resumed {name}: {shown}.")
-    return [*lines, ""]
+    return [*lines, "", f"Measured on {part['date']}.", ""]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -367,6 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == "long"
             else killed(killable[name], work, kills)
         )
+        found["date"] = time.strftime("%Y-%m-%d")
         result.write_text(json.dumps(found, indent=1))
         print(f"{name}: {'; '.join(found['wrong'][:3]) or 'nothing lost'}", flush=True)
         if not found["wrong"]:
