@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.engine.toy import write_config
+from xtuner.engine import launch
 from xtuner.engine.launch import become_torchrun, read_layout
+from xtuner.entry_point import main
 from xtuner.utils import cpu
 from xtuner.utils.errors import UserError
 
@@ -58,6 +60,58 @@ def test_a_port_in_use_is_named_before_anything_is_started(monkeypatch):
             layout = read_layout({**processes, "PORT": str(port)})
             with pytest.raises(UserError, match=f"port {port} cannot be used: Address already"):
                 become_torchrun(layout, ["train", "c.py"])
+
+
+@pytest.fixture
+def unresolved(monkeypatch) -> None:
+    """Names are not found, without a question to a name server."""
+
+    def resolve(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(launch, "PATIENCE", 0.0)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("torchrun is started"))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_address_that_is_none_is_named_before_anything_is_started(unresolved, rank):
+    layout = {"NNODES": "2", "NODE_RANK": rank, "PORT": str(launch.free_port()), "ADDR": "nohost"}
+    with pytest.raises(UserError, match="ADDR=nohost is not the address of a machine: Name or"):
+        become_torchrun(read_layout(layout), ["train", "c.py"])
+
+
+@pytest.mark.parametrize("address", ["a" * 70, "a..b"])
+def test_an_address_that_cannot_be_a_name_is_refused(address):
+    with pytest.raises(UserError, match="is not the address of a machine"):
+        launch.require_address("ADDR", address)
+    launch.require_address("ADDR", "127.0.0.1")
+    launch.require_address("ADDR", "::1")
+
+
+@pytest.mark.parametrize("name", ["MASTER_ADDR", "ADDR"])
+@pytest.mark.parametrize("launcher", ["slurm", "mpi", "pytorch"])
+@pytest.mark.parametrize("command", ["train", "test"])
+def test_so_it_is_under_other_launchers(unresolved, monkeypatch, command, launcher, name, capsys):
+    monkeypatch.setenv(name, "nohost")
+    assert main([command, "quickstart", "--launcher", launcher]) == 1
+    said = capsys.readouterr().err
+    assert f"{name}=nohost is not the address" in said and "NODE_RANK=0" in said
+
+
+def test_a_name_that_is_published_late_is_waited_for_on_the_other_machines(monkeypatch):
+    answers = [socket.gaierror(-2, "not known"), socket.gaierror(-3, "again"), []]
+
+    def resolve(*_: object) -> list[object]:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    launch.require_address("ADDR", "first", launch.PATIENCE)
+    assert not answers
 
 
 @pytest.mark.parametrize(("given", "threads"), [(None, "4"), ("3", "3")])

@@ -13,6 +13,7 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 LAST_PORT = 65535
+PATIENCE = 10.0
+"""Seconds that a machine waits for the first one's name, which a cluster may publish late."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,60 @@ def require_free_port(port: int) -> None:
             ) from error
 
 
+def require_address(name: str, address: str, patience: float = 0.0) -> None:
+    """Check that the address at which processes meet is one: torch would try for minutes.
+
+    Args:
+        name: of the environment variable that has it.
+        address: a host name or an IP address.
+        patience: seconds to try for.
+
+    Raises:
+        UserError: when it cannot be resolved.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() >= until:
+                why = getattr(error, "strerror", None) or str(error)
+                raise UserError(
+                    tr(
+                        "{name}={address} is not the address of a machine: {why}.",
+                        name=name,
+                        address=address,
+                        why=why,
+                    ),
+                    hint=tr(
+                        "give the host name or the IP address of the machine on which NODE_RANK=0 "
+                        "runs."
+                    ),
+                ) from error
+        time.sleep(1)
+
+
+def start_processes(launcher: str, words: Sequence[str]) -> None:
+    """Become torchrun where the environment asks for several processes; else check where they meet.
+
+    Args:
+        launcher: that started this process; ``none`` for a command as typed.
+        words: the words after ``xtuner`` for each process.
+
+    Raises:
+        UserError: when they cannot meet.
+    """
+    if launcher == "none":
+        layout = read_layout(os.environ)
+        if layout is not None:
+            become_torchrun(layout, words)
+        return
+    given = next((name for name in ("MASTER_ADDR", "ADDR") if os.environ.get(name)), None)
+    if given:
+        require_address(given, os.environ[given], PATIENCE)
+
+
 def free_port() -> int:
     """A port on which nothing listens, below those that Linux gives to outgoing connections."""
     while True:
@@ -127,8 +184,9 @@ def become_torchrun(layout: Layout, words: Sequence[str]) -> None:
         words: the words after ``xtuner`` for each of them.
 
     Raises:
-        UserError: when they cannot meet at their port.
+        UserError: when they cannot meet at their address and port.
     """
+    require_address("ADDR", layout.address, PATIENCE if layout.rank else 0.0)
     if layout.rank == 0:
         require_free_port(layout.port)
     if layout.nodes > 1 and layout.rank == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from xtuner.tools.train import add_shared_arguments
 from xtuner.utils.lang import tr
@@ -22,12 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Test; with several processes asked for by the environment, through torchrun."""
-    from xtuner.engine.launch import become_torchrun, read_layout
+    from xtuner.engine.launch import start_processes
 
-    if args.launcher == "none":
-        layout = read_layout(os.environ)
-        if layout is not None:
-            become_torchrun(layout, ["test", *args.argv])
+    start_processes(args.launcher, ["test", *args.argv])
     from xtuner.engine.train import test
 
     return test(

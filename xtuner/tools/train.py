@@ -81,17 +81,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from xtuner.engine.launch import become_torchrun, read_layout
+    from xtuner.engine.launch import start_processes
 
     if os.environ.get("RANK", "0") == "0":
         print(
             tr("loading {config} and the libraries that it needs ...", config=args.config),
             flush=True,
         )
-    if args.launcher == "none":
-        layout = read_layout(os.environ)
-        if layout is not None:
-            become_torchrun(layout, ["train", *args.argv])
+    start_processes(args.launcher, ["train", *args.argv])
     if args.gpu_id is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(args.gpu_id)
     if args.launcher != "none":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,12 +52,9 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 def begin(args: argparse.Namespace, command: str) -> None:
     """Start torchrun where the environment asks for it, and initialize the process group."""
-    from xtuner.engine.launch import become_torchrun, read_layout
+    from xtuner.engine.launch import start_processes
 
-    if args.launcher == "none":
-        layout = read_layout(os.environ)
-        if layout is not None:
-            become_torchrun(layout, [command, *args.argv])
+    start_processes(args.launcher, [command, *args.argv])
     import torch
 
     from xtuner.parallel.processes import init_distributed
