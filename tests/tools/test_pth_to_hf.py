@@ -17,6 +17,7 @@ from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.config import load_config
 from xtuner.entry_point import main
 from xtuner.export import verify, verify_streamed
+from xtuner.export.trained_weights import TrainedWeights
 from xtuner.export.weights import Weights
 from xtuner.registry import BUILDER
 
@@ -142,6 +143,17 @@ def test_experts_are_verified_by_their_weights(work, tmp_path, capsys, monkeypat
     assert convert(work, tmp_path / "hf", "--dtype", "bf16") == 0
     said = capsys.readouterr().out
     assert "each weight is the expected one, rounded to bfloat16" in said
+    with monkeypatch.context() as patch:  # a large one is loaded again, and that alone
+        patch.setattr(verify, "AUTO_VERIFY_BYTES", 0)
+        assert convert(work, tmp_path / "large", "--dtype", "bf16") == 0
+        assert "tensors were read again" in capsys.readouterr().out
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "large", dtype="auto")
+        assert stock.dtype == torch.bfloat16
+        read = TrainedWeights.read
+        other: Any = lambda own, name: read(own, name) + ("down_proj" in name)  # noqa: E731
+        patch.setattr(TrainedWeights, "read", other)
+        assert convert(work, tmp_path / "wrong") == 1
+        assert "layers.0.mlp.experts.down_proj" in capsys.readouterr().err
     trained(work, base, LORA.format(save=[]).replace('"down_proj"', '"v_proj"'))
     assert convert(work, tmp_path / "adapter", "--dtype", "bf16") == 0
     assert "each weight is the expected one, rounded to bfloat16" in capsys.readouterr().out

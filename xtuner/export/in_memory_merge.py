@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +34,9 @@ def merge_in_memory(
     device: str,
     is_clip: bool,
     trust_remote_code: bool = False,
-) -> None:
-    """Merge by peft's ``merge_and_unload`` and save by transformers.
+    check: bool = False,
+) -> Callable[[Path], None] | None:
+    """Merge by peft, layer by layer in fp32, and save by transformers.
 
     Args:
         base: the base's folder; a quantised one is dequantised first.
@@ -43,7 +46,12 @@ def merge_in_memory(
         device: ``cpu`` or ``cuda``.
         is_clip: whether base and adapter are a CLIP vision model's.
         trust_remote_code: whether code of the base's folder may run.
+        check: compare each layer with base + adapter, without another model in memory.
+
+    Returns:
+        With ``check`` a function that compares a written folder with what was merged.
     """
+    from xtuner.export.merge_layers import merge_layers
     from xtuner.export.streaming_merge import (
         hub_reward_settings,
         is_classifier,
@@ -51,38 +59,42 @@ def merge_in_memory(
         read_adapter,
         resize_embeddings,
     )
+    from xtuner.export.verify_reloaded import check_reloaded, digests_of
     from xtuner.model.lora.adapter_files import load_adapter
 
     task = read_adapter_config(adapter).task_type
     labels = labels_of(adapter) if is_classifier(task) else None
-    model = load_base(
-        base,
-        dtype,
-        device,
+    load: Any = functools.partial(
+        load_base,
         is_clip=is_clip,
         num_labels=labels,
         auto_class=None if is_clip else auto_class_of(base, read_adapter(adapter)),
         trust_remote_code=trust_remote_code,
     )
+    model = load(base, dtype, device)
     try:
         resize_embeddings(model, read_adapter(adapter))
         wrapped = load_adapter(model, adapter)
         _check_tied(wrapped, adapter)
-        merged = wrapped.merge_and_unload()
+        merged = merge_layers(wrapped, check=check)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
             tr("this adapter cannot be merged: {error}", error=error),
             where=Where(str(adapter)),
         ) from error
     copy_side_files(base, out)
+    found = digests_of(merged.state_dict()) if check else None
     settings = hub_reward_settings(adapter, model.config.model_type) if labels == 1 else {}
     if settings:
         state = merged.state_dict()
         state[f"{HUB_HEAD}.weight"] = state.pop(f"{HEAD}.weight")
         merged.save_pretrained(out, max_shard_size="1GB", state_dict=state)
         update_json(out / "config.json", **settings)
-        return
-    merged.save_pretrained(out, max_shard_size="1GB")
+    else:
+        merged.save_pretrained(out, max_shard_size="1GB")
+    if found is None:
+        return None
+    return lambda folder: check_reloaded(found, lambda: load(folder, None, "cpu"))
 
 
 def _check_tied(model: PeftModel, adapter: Path) -> None:

@@ -19,6 +19,7 @@ from xtuner.export.weights import Weights
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from torch import nn
 
 
@@ -40,7 +41,7 @@ def check_merged(merge: StreamingMerge, folder: Path) -> None:
     for name, source in merge.tied.items() if tied else ():
         if name in written.infos and source in written.infos:
             _check_one(name, written.read(source), written)
-    _say(written)
+    say_verified(len(written.infos))
 
 
 def check_trained(
@@ -64,7 +65,7 @@ def check_trained(
     for name in written.infos:
         expected = trained[name] if name in trained else others.read(name) if others else None
         _check_one(name, expected, written)
-    _say(written)
+    say_verified(len(written.infos))
 
 
 def _check_names(written: Weights, expected: set[str]) -> None:
@@ -104,20 +105,21 @@ def _expected(merge: StreamingMerge, name: str) -> torch.Tensor:
     if layer is None:
         own = merge.replaced.get(name)
         return merge.base.read(merge.tied.get(name, name)) if own is None else own
-    delta = _product(layer) if name.endswith(".weight") and not _is_special(merge, layer) else None
+    plain = name.endswith(".weight") and adds_product(merge.config, layer)
+    delta = lora_product(layer) if plain else None
     if delta is None:
         return merge.compute(name)
     return merge.base.read(merge.tied.get(name, name)).float() + delta
 
 
-def _is_special(merge: StreamingMerge, layer: nn.Module) -> bool:
-    """Whether more was done than adding a product to the base's weight."""
-    initial = getattr(merge.config, "init_lora_weights", True)
+def adds_product(config: PeftConfig, layer: nn.Module) -> bool:
+    """Whether merging a layer adds a product to the base's weight, and does nothing else."""
+    initial = getattr(config, "init_lora_weights", True)
     changed = isinstance(initial, str) and initial.lower() != "gaussian"
-    return changed or bool(getattr(layer, "use_dora", {}).get(ADAPTER))
+    return not (changed or getattr(layer, "use_dora", {}).get(ADAPTER))
 
 
-def _product(layer: Any) -> torch.Tensor | None:
+def lora_product(layer: Any) -> torch.Tensor | None:
     """``scaling * B A`` of plain LoRA, as the base has its weight; None for other adapters."""
     pairs: Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]] = (
         (getattr(layer, f"{kind}_A", {}), getattr(layer, f"{kind}_B", {}))
@@ -137,10 +139,11 @@ def _product(layer: Any) -> torch.Tensor | None:
     return None
 
 
-def _say(written: Weights) -> None:
+def say_verified(count: int) -> None:
+    """Print that so many tensors were read again."""
     print(
         tr(
             "verified: {count} tensors were read again; each is the expected one, rounded",
-            count=len(written.infos),
+            count=count,
         )
     )

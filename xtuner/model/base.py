@@ -31,6 +31,7 @@ from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
 from xtuner.model.modules import attention
 from xtuner.model.modules.chunks import require_own_temperatures, require_within_chunks
 from xtuner.model.modules.loss import LogitTransform, shift_labels, supervised_positions
+from xtuner.model.modules.saving import save_weights
 from xtuner.model.modules.sequence_parallel import forward_sequence_parallel, require_agreement
 from xtuner.model.modules.unpadding import unpadded
 from xtuner.model.probe import ensure_exact_rows, probe_rows
@@ -335,7 +336,7 @@ class FinetuneModel(BaseModel):
                 plain = {name: value.contiguous().cpu() for name, value in weights.items()}
                 save_file(plain, aside / "adapter_model.safetensors", metadata={"format": "pt"})
             else:
-                self.llm.save_pretrained(aside, state_dict=weights, max_shard_size=max_shard_size)
+                save_weights(self.llm, aside, weights, dtype, max_shard_size)
             beside: Any = self.processor or self.tokenizer
             if beside is not None:
                 beside.save_pretrained(aside)

@@ -175,16 +175,8 @@ class RewardModel(FinetuneModel):
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        weights = get_peft_model_state_dict(self.llm)
-        body = "base_model.model."
-        prefix = self._body_prefix()
-        inside = f"{body}{prefix}"
-        weights = {
-            name if name.startswith(inside) else name.replace(body, inside, 1): value
-            for name, value in weights.items()
-        }
-        weights[f"{body}{HEAD}.weight"] = self.v_head.weight
-        weights = {name: _plain(value, dtype) for name, value in weights.items()}
+        own = self.classifier_adapter(get_peft_model_state_dict(self.llm), self.v_head.weight)
+        weights = {name: _plain(value, dtype) for name, value in own.items()}
         aside.mkdir(parents=True, exist_ok=True)
         self.llm.peft_config[self.llm.active_adapter].save_pretrained(str(aside))
         file = aside / "adapter_config.json"
@@ -193,6 +185,21 @@ class RewardModel(FinetuneModel):
         settings |= {"task_type": "SEQ_CLS", "modules_to_save": sorted(kept)}
         file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         save_file(weights, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def classifier_adapter(self, weights: Mapping[str, Tensor], head: Tensor) -> dict[str, Tensor]:
+        """The tensors of an adapter of ``AutoModelForSequenceClassification``.
+
+        Args:
+            weights: the adapter's, by peft's names.
+            head: the weight of the head.
+        """
+        body = "base_model.model."
+        inside = f"{body}{self._body_prefix()}"
+        named = {
+            name if name.startswith(inside) else name.replace(body, inside, 1): value
+            for name, value in weights.items()
+        }
+        return named | {f"{body}{HEAD}.weight": head}
 
     def _write_classifier(
         self, aside: Path, dtype: torch.dtype | None, max_shard_size: int | str

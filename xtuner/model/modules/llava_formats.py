@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xtuner.model.lora.merge import merged_copy
+from xtuner.model.modules.saving import save_weights
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import written_aside
@@ -57,7 +58,7 @@ def _save(part: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: in
         save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         return
     weights = {name: _cast(value, dtype) for name, value in weights.items()}
-    part.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
+    save_weights(part, folder, weights, dtype, max_shard_size)
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -6,6 +6,7 @@ import argparse
 import functools
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.export.readers import check_model
     from xtuner.export.serving import serving_commands
     from xtuner.export.shards import check_space, parse_size
-    from xtuner.export.verify_streamed import check_merged
     from xtuner.export.weights import Weights
     from xtuner.tools.chat_reward import is_reward_model
     from xtuner.utils.constants import REWARD_FILE
@@ -88,21 +88,21 @@ def run(args: argparse.Namespace) -> int:
     elif check_fingerprint(adapter, weights) == "same":
         print(tr("the base is the one that the adapter was trained on"))
     check_space(out, weights.nbytes)
+    small = args.verify or weights.nbytes <= verify.AUTO_VERIFY_BYTES
+    by_logits = args.verify is not False and small and not args.is_clip
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        streamed = _write(weights, adapter, aside, dtype, args)
+        by_files = args.verify is not False and not by_logits
+        check = _write(weights, adapter, aside, dtype, args, check=by_files)
         check_model(aside, base, args.reader)
         if (adapter / REWARD_FILE).is_file():
             shutil.copy(adapter / REWARD_FILE, aside / REWARD_FILE)
         if model_folder.copy_tokenizer(adapter, aside):
             print(tr("tokenizer and chat template: the adapter's"))
-        if args.verify is not False and not args.is_clip:
-            if args.verify or weights.nbytes <= verify.AUTO_VERIFY_BYTES:
-                _verify(base, adapter, aside, args.trust_remote_code)
-            elif streamed is not None:
-                check_merged(streamed, aside)
-            else:
-                print(tr("not verified, as it is large: '--verify' does so."))
+        if by_logits:
+            _verify(base, adapter, aside, args.trust_remote_code)
+        elif check is not None:
+            check(aside)
     print(tr("wrote {out}", out=out))
     if is_reward_model(base, adapter):
         print(tr("Score answers with it:") + f"\n  xtuner chat {shlex.quote(str(out))}")
@@ -130,10 +130,13 @@ def _write(
     aside: Path,
     dtype: torch.dtype | None,
     args: argparse.Namespace,
-) -> StreamingMerge | None:
-    """Write the merged model, layer by layer where possible; else give None."""
+    *,
+    check: bool,
+) -> Callable[[Path], None] | None:
+    """Write the merged model, layer by layer where possible; give a check of its files if asked."""
     from xtuner.export.shards import parse_size
     from xtuner.export.streaming_merge import CannotStream, prepare_streaming_merge
+    from xtuner.export.verify_streamed import check_merged
 
     size, safe, device = parse_size(args.max_shard_size), args.safe_serialization, args.device
     try:
@@ -144,10 +147,9 @@ def _write(
         )
     except CannotStream as reason:
         print(tr("{reason} are merged with the full model in memory", reason=reason))
-        _write_in_memory(weights.path, adapter, aside, dtype, args)
-        return None
+        return _write_in_memory(weights.path, adapter, aside, dtype, args, check=check)
     _write_streaming(merge, aside, size, safe)
-    return merge
+    return functools.partial(check_merged, merge) if check else None
 
 
 def _write_streaming(merge: StreamingMerge, aside: Path, shard_size: int, safe: bool) -> None:
@@ -170,14 +172,20 @@ def _write_streaming(merge: StreamingMerge, aside: Path, shard_size: int, safe: 
 
 
 def _write_in_memory(
-    base: Path, adapter: Path, aside: Path, dtype: torch.dtype | None, args: argparse.Namespace
-) -> None:
+    base: Path,
+    adapter: Path,
+    aside: Path,
+    dtype: torch.dtype | None,
+    args: argparse.Namespace,
+    *,
+    check: bool,
+) -> Callable[[Path], None] | None:
     from xtuner.export.in_memory_merge import merge_in_memory, reshard
     from xtuner.export.shards import parse_size
 
     whole = aside.parent / "whole"
     whole.mkdir()
-    merge_in_memory(
+    verdict = merge_in_memory(
         base,
         adapter,
         whole,
@@ -185,8 +193,10 @@ def _write_in_memory(
         device=args.device,
         is_clip=args.is_clip,
         trust_remote_code=args.trust_remote_code,
+        check=check,
     )
     reshard(whole, aside, parse_size(args.max_shard_size), args.safe_serialization)
+    return verdict
 
 
 def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:

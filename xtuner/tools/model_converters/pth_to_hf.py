@@ -278,9 +278,12 @@ def _verify_result(
     asked: bool | None,
 ) -> None:
     """Verify what was written; of large models the files alone, unless it is asked for."""
+    from transformers import PreTrainedModel
+
     from xtuner.export import verify, write_model
     from xtuner.export.model_folder import find_model
     from xtuner.export.verify_streamed import check_trained
+    from xtuner.model.reward import RewardModel
 
     if not hasattr(meta_model, "llm") or hasattr(meta_model, "visual_encoder"):
         return
@@ -291,8 +294,31 @@ def _verify_result(
     elif write_model.can_stream(meta_model, weights):
         base = None if write_model.is_adapter(llm) else find_model(str(llm.name_or_path))
         check_trained(write_model.trained_tensors(llm, weights), aside, base)
+    elif isinstance(meta_model, RewardModel) and meta_model.has_adapter:
+        named = write_model.trained_tensors(llm, weights)
+        head = weights.read("v_head.weight")
+        check_trained(meta_model.classifier_adapter(named, head), aside)
+    elif isinstance(llm, PreTrainedModel):
+        _check_reloaded(cfg, weights, aside, is_reward=isinstance(meta_model, RewardModel))
     else:
         print(tr("not verified, as it is large: '--verify' does so."))
+
+
+def _check_reloaded(cfg: Config, weights: TrainedWeights, aside: Path, *, is_reward: bool) -> None:
+    """Compare a checkpoint with the model that was written of it, loaded by its class."""
+    from xtuner.export.in_memory_merge import load_base
+    from xtuner.export.verify_reloaded import check_trained_model
+
+    loader = getattr(cfg.model.llm.type, "__self__", None)
+    model = load_base(
+        aside,
+        None,
+        "cpu",
+        num_labels=1 if is_reward else None,
+        auto_class=loader if isinstance(loader, type) else None,
+        trust_remote_code=bool(cfg.model.llm.get("trust_remote_code")),
+    )
+    check_trained_model(weights, model)
 
 
 def _verify(

@@ -1,0 +1,58 @@
+"""Merging an adapter into a model in memory, layer by layer, each in fp32."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from xtuner.export.streaming_merge import ADAPTER
+from xtuner.export.verify import check_weights
+from xtuner.export.verify_streamed import adds_product, lora_product
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def merge_layers(wrapped: PeftModel, *, check: bool) -> PreTrainedModel:
+    """Merge an adapter by peft, each layer in fp32 and then rounded to the dtype of its base.
+
+    Args:
+        wrapped: base and adapter; the base is changed.
+        check: compare the layers of plain LoRA with base + product, which peft did not compute.
+
+    Returns:
+        The base.
+
+    Raises:
+        UserError: naming the layer that is not base + adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    settings = wrapped.peft_config[ADAPTER]
+    for name, layer in wrapped.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            compares = check and adds_product(settings, layer)
+            how: Any = functools.partial(_merge, name, layer, compares)
+            layer.merge = how
+    merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    return merged
+
+
+def _merge(name: str, layer: Any, compares: bool, **how: Any) -> None:
+    """Replace ``merge`` of one layer, for one call."""
+    del layer.merge
+    parameters = dict(layer.get_base_layer().named_parameters(recurse=False))
+    dtypes = {key: parameter.dtype for key, parameter in parameters.items()}
+    compares = compares and "weight" in parameters  # not of experts, which are one tensor
+    before = parameters["weight"].detach().clone() if compares else None
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+    layer.merge(**how)
+    for key, parameter in parameters.items():
+        parameter.data = parameter.data.to(dtypes[key])
+    product = lora_product(layer) if compares else None
+    if before is not None and product is not None:
+        after = parameters["weight"].detach()
+        exact = {name: before.float() + product.to(before.device)}
+        check_weights(exact, {name: after}, dtypes["weight"], {name: before})
