@@ -30,13 +30,15 @@ def merge_layers(wrapped: PeftModel, *, check: bool) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     settings = wrapped.peft_config[ADAPTER]
-    for name, layer in wrapped.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            compares = check and adds_product(settings, layer)
-            how: Any = functools.partial(_merge, name, layer, compares)
-            layer.merge = how
+    for name, module in wrapped.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            _replace_merge(name, module, check and adds_product(settings, module))
     merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
     return merged
+
+
+def _replace_merge(name: str, layer: Any, compares: bool) -> None:
+    layer.merge = functools.partial(_merge, name, layer, compares)
 
 
 def _merge(name: str, layer: Any, compares: bool, **how: Any) -> None:

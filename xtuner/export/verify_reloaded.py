@@ -37,7 +37,7 @@ def digests_of(tensors: Mapping[str, Tensor], dtypes: Digests | None = None) -> 
         tensor = tensors[name].detach()
         if dtypes is not None and name in dtypes:
             tensor = tensor.to(dtypes[name][0])
-        numbers = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        numbers = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         digest = hashlib.blake2b(f"{list(tensor.shape)}".encode())
         digest.update(numbers)
         found[name] = (tensor.dtype, digest.digest())

@@ -20,7 +20,6 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from torch import nn
 
 
 def check_merged(merge: StreamingMerge, folder: Path) -> None:
@@ -112,7 +111,7 @@ def _expected(merge: StreamingMerge, name: str) -> torch.Tensor:
     return merge.base.read(merge.tied.get(name, name)).float() + delta
 
 
-def adds_product(config: PeftConfig, layer: nn.Module) -> bool:
+def adds_product(config: PeftConfig, layer: object) -> bool:
     """Whether merging a layer adds a product to the base's weight, and does nothing else."""
     initial = getattr(config, "init_lora_weights", True)
     changed = isinstance(initial, str) and initial.lower() != "gaussian"
