@@ -135,6 +135,22 @@ def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_
     assert (tmp_path / "model" / "a").read_text() == "new"
 
 
+def test_what_another_container_left_or_writes_is_named(tmp_path, capsys):
+    """It cannot be known whether it runs: a boot or a namespace of numbers is not this one's."""
+    left_by(tmp_path, THIS)
+    write_folder(tmp_path / "model", "new")
+    assert not capsys.readouterr().err
+    foreign = left_by(tmp_path, replace(THIS, system="abc"))
+    os.utime(foreign / "model" / "a", (0, 0))
+    (foreign / "model" / "b").write_bytes(bytes(1_500_000))
+    write_folder(tmp_path / "model", "newer")
+    write_folder(tmp_path / "other", "new")
+    said = capsys.readouterr().err
+    assert said.count(str(foreign)) == 1 and f"writes {tmp_path / 'model'} any more" in said
+    assert "(1.5 MB, last written 20" in said and "19" not in said.partition("written")[2][:8]
+    assert foreign.is_dir()
+
+
 def test_killed_between_two_renames_nothing_is_lost(tmp_path):
     aside = left_by(tmp_path, replace(THIS, started="1"))
     (aside / "replaced").mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xtuner.export.streaming_merge import ADAPTER
 from xtuner.export.verify import check_weights
@@ -11,6 +11,7 @@ from xtuner.export.verify_streamed import adds_product, lora_product
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel
 
 
@@ -37,20 +38,30 @@ def merge_layers(wrapped: PeftModel, *, check: bool) -> PreTrainedModel:
     return merged
 
 
-def _replace_merge(name: str, layer: Any, compares: bool) -> None:
-    layer.merge = functools.partial(_merge, name, layer, compares)
+def _replace_merge(name: str, layer: BaseTunerLayer, compares: bool) -> None:
+    setattr(layer, "merge", functools.partial(_merge, name, layer, compares))  # noqa: B010
 
 
-def _merge(name: str, layer: Any, compares: bool, **how: Any) -> None:
+def _merge(
+    name: str,
+    layer: BaseTunerLayer,
+    compares: bool,
+    safe_merge: bool = False,
+    adapter_names: list[str] | None = None,
+) -> None:
     """Replace ``merge`` of one layer, for one call."""
-    del layer.merge
-    parameters = dict(layer.get_base_layer().named_parameters(recurse=False))
+    delattr(layer, "merge")
+    parameters = {
+        key: parameter
+        for key, parameter in layer.get_base_layer().named_parameters(recurse=False)
+        if parameter.is_floating_point()
+    }
     dtypes = {key: parameter.dtype for key, parameter in parameters.items()}
     compares = compares and "weight" in parameters  # not of experts, which are one tensor
     before = parameters["weight"].detach().clone() if compares else None
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
-    layer.merge(**how)
+    layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
     for key, parameter in parameters.items():
         parameter.data = parameter.data.to(dtypes[key])
     product = lora_product(layer) if compares else None

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from xtuner.utils.lang import tr
@@ -59,12 +61,15 @@ def _is_special(path: Path) -> bool:
 def _remove_leftovers(target: Path) -> None:
     """Remove the temporary folders that ended processes have left beside a target.
 
-    A folder that was complete and only lacked its name gets it.
+    A folder that was complete and only lacked its name gets it. Whether a process of another
+    container or machine runs cannot be known here: its folder stays, and a warning names it.
     """
     prefix = f".{target.name}."
     for entry in target.parent.iterdir():
         name = entry.name.removeprefix(prefix) if entry.name.startswith(prefix) else ""
         writer = ProcessIdentity.of_name(name.rpartition(".")[0])
+        if writer is not None and not writer.is_here():
+            _name_leftover(entry, target)
         if writer is None or not writer.is_here() or not writer.has_ended():
             continue  # of one that runs, or that runs elsewhere
         complete = entry / target.name
@@ -72,6 +77,23 @@ def _remove_leftovers(target: Path) -> None:
             with contextlib.suppress(OSError):  # another process was faster
                 complete.rename(target)
         shutil.rmtree(entry, ignore_errors=True)
+
+
+def _name_leftover(folder: Path, target: Path) -> None:
+    """Say who may delete a temporary folder: its writer may run where it cannot be looked up."""
+    status = [entry.stat() for entry in (folder, *folder.rglob("*"))]
+    written = datetime.fromtimestamp(max(entry.st_mtime for entry in status))
+    print(
+        tr(
+            "warning: {folder} ({size:.1f} MB, last written {written}) belongs to a process of "
+            "another container or machine. If none there writes {target} any more, delete it.",
+            folder=folder,
+            size=sum(entry.st_size for entry in status) / 1e6,
+            written=f"{written:%Y-%m-%d %H:%M}",
+            target=target,
+        ),
+        file=sys.stderr,
+    )
 
 
 @contextlib.contextmanager

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def save_weights(
-    model: Any,
+    model: PreTrainedModel,
     folder: Path,
     weights: Mapping[str, Tensor],
     dtype: torch.dtype | None,
@@ -21,7 +24,7 @@ def save_weights(
     """Write a model folder whose ``config.json`` has the dtype of the weights.
 
     Args:
-        model: a ``PreTrainedModel``; transformers alone would write the dtype that it has in
+        model: transformers alone would write the dtype that it has in
             memory, by which the folder would then be loaded.
         folder: to write.
         weights: by name, in place of the model's own.
