@@ -1,16 +1,19 @@
-"""Preparing rows with images: rows per second and peak memory, beside the processor row by row.
+"""Preparing rows with images: rows per second and peak memory, beside TRL's collator.
 
-* ours: ``VisionLanguageDataset``, which counts the tokens of images by the headers of their files;
-* processor: what has to be done where a row's length is only known from the processor: decode its
-  images and call ``processor(text, images)``, with labels from the prompt, in ``datasets.map`` with
-  as many processes. ms-swift encodes rows so before it packs them; TRL does it in each step.
+* ours: ``VisionLanguageDataset`` tokenises and packs the rows. It counts the tokens of images by
+  the headers of their files, and decodes none; the data loader's workers do that while a model
+  trains.
+* trl: ``DataCollatorForVisionLanguageModeling``, as ``SFTTrainer`` calls it, in a ``DataLoader``
+  with as many processes. The length of a row is known when its images are decoded and processed.
+  ms-swift encodes rows so before it packs them.
 
 Rows ask one question about one photo (some about two, some about none). Photos are JPEG files of
-many sizes, each row has its own. The processor is Qwen2.5-VL's with its own settings, its
-tokenizer trained on the rows. Each way runs in a new process without a cache, in turns.
+many sizes, each row has its own. The processor is Qwen2.5-VL's with its own settings, its tokenizer
+trained on the rows. Each way runs in a new process without a cache, in turns.
 Writes ``results/vision_data.json``.
 
-    python benchmarks/vision_data.py [--rows 20000] [--photos 400] [--rounds 1]
+    pip install --no-deps --target /tmp/trl trl
+    PYTHONPATH=/tmp/trl python benchmarks/vision_data.py [--rows 20000] [--photos 400] [--rounds 1]
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from typing import Any
 from data import PeakMemory
 
 RESULTS = Path(__file__).parent / "results" / "vision_data.json"
-MAX_LENGTH, PROCESSES = 4096, 2
+MAX_LENGTH, PROCESSES, BATCH = 4096, 2, 8
 MAX_PIXELS = 1280 * 28 * 28
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 TEMPLATE = (
@@ -107,8 +110,8 @@ def make_processor(folder: Path) -> None:
         (target / file).write_text(json.dumps(own))
 
 
-def ours(folder: Path) -> Any:
-    """Through XTuner."""
+def ours(folder: Path) -> int:
+    """Through XTuner; how many tokens the rows have."""
     from datasets import load_dataset
 
     from xtuner.dataset import VisionLanguageDataset
@@ -121,35 +124,41 @@ def ours(folder: Path) -> Any:
         max_length=MAX_LENGTH,
         map_num_proc=PROCESSES,
     )
-    return made.table
+    return sum(made.length)
 
 
-def with_processor(folder: Path) -> Any:
-    """The processor's own ids, row by row, with labels behind the prompt; not packed yet."""
+def with_trl(folder: Path) -> int:
+    """Through TRL's collator, batch by batch; how many tokens the rows have."""
     from datasets import load_dataset
     from PIL import Image
+    from torch.utils.data import DataLoader
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
     from xtuner.tokenization.processor import load_processor
 
-    processor: Any = load_processor(str(folder / "processor"))
+    collate = DataCollatorForVisionLanguageModeling(
+        load_processor(str(folder / "processor")), completion_only_loss=True
+    )
 
-    def to_ids(row: dict[str, Any]) -> dict[str, list[int]]:
-        pieces = row["messages"][0]["content"].split("<image>")
-        parts = [{"type": "image"}] * (len(pieces) - 1) + [{"type": "text", "text": pieces[-1]}]
-        messages = [{"role": "user", "content": parts}, row["messages"][1]]
+    def to_batch(rows: list[dict[str, Any]]) -> Any:
+        return collate([to_example(row) for row in rows])
+
+    def to_example(row: dict[str, Any]) -> dict[str, Any]:
+        question, answer = row["messages"]
+        prompt = [{**question, "content": question["content"].replace("<image>", "").strip()}]
         images = [Image.open(folder / "photos" / name).convert("RGB") for name in row["images"]]
-        text = processor.apply_chat_template(messages)
-        prompt = processor.apply_chat_template(messages[:1], add_generation_prompt=True)
-        made = processor(text=[text], images=images or None)["input_ids"][0]
-        answer = processor.tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"]
-        labels = [-100] * (len(made) - len(answer)) + answer
-        return {"input_ids": list(made), "labels": labels}
+        return {
+            "images": images,
+            "prompt": prompt,
+            "completion": [answer],
+        }
 
     rows: Any = load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train")
-    return rows.map(to_ids, num_proc=PROCESSES, remove_columns=rows.column_names)
+    loader: Any = DataLoader(rows, BATCH, num_workers=PROCESSES, collate_fn=to_batch)
+    return sum(int(batch["attention_mask"].sum()) for batch in loader)
 
 
-WAYS: dict[str, Callable[[Path], Any]] = {"ours": ours, "processor": with_processor}
+WAYS: dict[str, Callable[[Path], int]] = {"ours": ours, "trl": with_trl}
 
 
 def measure_here(way: str, folder: Path) -> dict[str, float]:
@@ -162,13 +171,13 @@ def measure_here(way: str, folder: Path) -> dict[str, float]:
     peak = PeakMemory()
     peak.start()
     begin, used = time.perf_counter(), sum(os.times()[:4])
-    made = WAYS[way](folder)
+    tokens = WAYS[way](folder)
     seconds, used = time.perf_counter() - begin, sum(os.times()[:4]) - used
     return {
         "rows_per_second": round(count / seconds, 1),
         "rows_per_cpu_second": round(count / used, 1),
         "peak_mib": round(peak.bytes / 2**20),
-        "tokens": sum(len(row) for row in made["input_ids"]),
+        "tokens": tokens,
     }
 
 
@@ -218,7 +227,7 @@ def main() -> int:
         "date": date.today().isoformat(),
         "command": f"python benchmarks/vision_data.py {' '.join(sys.argv[1:])}".strip(),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, {platform.python_version()}",
-        "versions": {name: version(name) for name in ("datasets", "transformers", "pillow")},
+        "versions": {name: version(name) for name in ("datasets", "transformers", "trl", "pillow")},
         "medians": medians,
         "ours_is_faster_by": faster,
     }
