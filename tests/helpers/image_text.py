@@ -215,7 +215,7 @@ FAMILIES: dict[str, Family] = {
             {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70},
         ),
         video="Gemma4VideoProcessor",
-        template={**GEMMA, "IMAGE": "<|image|>"},
+        template={**GEMMA, "IMAGE": "<|image|>", "VIDEO": "<|video|>"},
         named_tokens={
             "boi_token": "<|image>",
             "eoi_token": "<image|>",

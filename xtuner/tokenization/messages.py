@@ -8,8 +8,9 @@ earlier messages differently once more follow: they leave out reasoning, end ear
 another token, or move the system prompt and the tools. An answer that the whole conversation does
 not show as it is generated becomes a sample of its own, which ends with it.
 
-With a processor, messages have content parts: texts, and images that the template writes as one
-placeholder each. The placeholders are expanded after the answers are found, and never trained.
+With a processor, messages have content parts: texts, and images and videos, which the template
+writes as one placeholder each. The placeholders are expanded after the answers are found, and never
+trained.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Placeholder:
-    """What stands for an image in a rendered text, and what it becomes.
+    """What stands for an image or a video in a rendered text, and what it becomes.
 
     Attributes:
         span: where it is.
@@ -221,7 +222,7 @@ def _sample(
     if not runs:
         return {"input_ids": ids, "labels": labels}
     counts = np.ones(len(ids), dtype=np.int64)
-    repeated = np.equal(ids, placeholders[0].repeated)
+    repeated = np.isin(ids, [placeholder.repeated for placeholder in placeholders])
     if repeated.sum() != len(runs):
         raise ValueError("there is a token of an image in the text where no image is")
     counts[repeated] = runs

@@ -12,6 +12,9 @@ IMAGE_TOKEN_INDEX = -200
 DEFAULT_IMAGE_TOKEN = "<image>"
 """What stands for an image in a text."""
 
+DEFAULT_VIDEO_TOKEN = "<video>"
+"""What stands for a video in a text."""
+
 RUN_RECORD = "run.json"
 """In a work dir: what the run trains, with which implementations, and its config's name."""
 

@@ -18,7 +18,14 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from xtuner.dataset.videos import Clip
+
     from transformers import ProcessorMixin
+
+
+IMAGE, VIDEO = 1, 2
+"""Kinds of tokens."""
 
 
 def vision_language_collate_fn(
@@ -40,8 +47,8 @@ def vision_language_collate_fn(
 
     Returns:
         As ``default_collate_fn``, and in the data ``mm_token_type_ids`` (B, S), 1 for tokens of an
-        image; ``images``, the tensors that the model takes for all images of the batch, in order,
-        absent where there are none; ``images_per_sample``, a number for each sample.
+        image, 2 for those of a video; ``images``, the tensors that the model takes for all images
+        and videos of the batch, in order, absent where there are none; ``images_per_sample``, a number for each sample.
 
     Raises:
         UserError: when the processor writes other placeholders than the rows have.
@@ -51,9 +58,11 @@ def vision_language_collate_fn(
     batch = default_collate_fn(texts, pad_index, return_hf_format, use_varlen_attn)
     data = batch if return_hf_format else batch["data"]
     known = placeholders_of(processor)
-    data["mm_token_type_ids"] = _token_types(known.processor, instances, use_varlen_attn)
-    samples: list[list[Image]] = [images for row in instances for images in row["images"]]
+    types = _token_types(known.processor, instances, use_varlen_attn)
+    samples: list[list[Image | Clip]] = [images for row in instances for images in row["images"]]
     with_images = [images for images in samples if images]
+    is_video = (types == VIDEO).any() and known.frames_are_images
+    data["mm_token_type_ids"] = types.clamp(max=IMAGE) if is_video else types
     if with_images:
         data["images"], written = known.process(with_images)
         expected = [check for row in instances for check in row["image_checks"]]

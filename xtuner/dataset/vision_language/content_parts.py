@@ -1,7 +1,8 @@
 """A row of any layout with images as messages with content parts and the images in their order.
 
-Texts mark images with ``<image>``, content parts are images themselves or take the next one of the
-row's own. Where a row has images and no place for them, they come first.
+Texts mark images with ``<image>`` and videos with ``<video>``, content parts are images and videos
+themselves or take the next one of the row's own. Where a row has images or videos and no place for
+them, they come first.
 """
 
 from __future__ import annotations
@@ -9,29 +10,51 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.map_fns.auto import PAIRS, auto_map_fn, sharegpt_message
 from xtuner.dataset.vision_language.image_refs import ImageRef, image_ref
+from xtuner.dataset.vision_language.video_refs import FPS_KEYS, VideoRef, video_ref
 from xtuner.tokenization.content import content_of, text_of
 from xtuner.tokenization.messages import Message, messages_of
 from xtuner.tokenization.roles import ANY
-from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
+from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 
 IMAGE_COLUMNS = ("images", "image", "img", "picture", "photo", "image_path", "image_url")
 VIDEO_COLUMNS = ("videos", "video")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "mov", "avi")
 """Columns of WebDataset shards are named by the suffixes of the files."""
 IMAGE_PARTS = ("image", "image_url", "input_image")
+VIDEO_PARTS = ("video", "video_url", "input_video")
+BARE_PARTS = ("text", "image", "video")
+"""Keys that tell what a part without a type is."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 CAPTIONS = ("caption", "text", "txt")
-_MARK = re.compile(re.escape(DEFAULT_IMAGE_TOKEN))
+Kind = Literal["image", "video"]
+COLUMNS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "image": (IMAGE_COLUMNS, IMAGE_SUFFIXES),
+    "video": (VIDEO_COLUMNS, VIDEO_SUFFIXES),
+}
+MARKS: dict[str, Kind] = {DEFAULT_IMAGE_TOKEN: "image", DEFAULT_VIDEO_TOKEN: "video"}
+_MARK = re.compile("|".join(map(re.escape, MARKS)))
 
-Place = int | ImageRef | None
-"""An image of a message: its own, the row's one of a number, or the row's next one."""
+Ref = ImageRef | VideoRef
+
+
+class Place(NamedTuple):
+    """An image or a video of a message.
+
+    Attributes:
+        kind: which of them.
+        value: its own, the row's one of a number, or None for the row's next one.
+    """
+
+    kind: Kind
+    value: int | Ref | None = None
 
 
 @dataclass(frozen=True)
@@ -39,13 +62,13 @@ class Conversation:
     """A row.
 
     Attributes:
-        messages: with content parts ``{"type": "text" | "image"}``.
-        images: of all messages, in order.
+        messages: with content parts ``{"type": "text" | "image" | "video"}``.
+        images: images and videos of all messages, in order.
         tools: their JSON schemas, as the row has them.
     """
 
     messages: list[Message]
-    images: list[ImageRef]
+    images: list[Ref]
     tools: Any = None
 
 
@@ -62,14 +85,18 @@ def conversation_of(row: Mapping[str, Any], function: RowFunction | None = None)
     """
     row = _present(row)
     row = row | _present(function(row)) if function else _without_shard_names(row)
-    own = [image_ref(value) for name in _image_columns(row) for value in _listed(row[name])]
-    if any(_listed(row.get(name)) for name in VIDEO_COLUMNS):
-        raise _no_videos()
+    own: dict[Kind, list[Ref]] = {
+        "image": [image_ref(v) for name in _columns(row, "image") for v in _listed(row[name])],
+        "video": [video_ref(v) for name in _columns(row, "video") for v in _videos(row[name])],
+    }
     places: list[Place] = []
-    messages = [_with_parts(message, places) for message in messages_of_row(row, bool(own))]
-    if own and not places:
-        _put_first(messages, len(own))
-        places = [None] * len(own)
+    has_own = any(own.values())
+    messages = [_with_parts(message, places) for message in messages_of_row(row, has_own)]
+    kinds = {place.kind for place in places}
+    for kind in ("video", "image"):  # images come first
+        if own[kind] and kind not in kinds:
+            _put_first(messages, kind, len(own[kind]))
+            places = [Place(kind)] * len(own[kind]) + places
     return Conversation(messages, _assigned(places, own), row.get("tools"))
 
 
@@ -83,13 +110,29 @@ def _listed(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _image_columns(row: Mapping[str, Any]) -> Iterator[str]:
+def _videos(value: object) -> list[Any]:
+    """The videos of a column: a list of images is one, and has one frame for each."""
+    values = _listed(value)
+    is_one = bool(values) and all(map(_is_frame, values))
+    return [values] if is_one else values
+
+
+def _is_frame(value: object) -> bool:
+    if isinstance(value, Mapping):
+        value = value.get("path") or value.get("image") or value.get("url")
+    if isinstance(value, str):
+        return value.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+    return hasattr(value, "convert")  # an image of Pillow
+
+
+def _columns(row: Mapping[str, Any], kind: Kind) -> Iterator[str]:
     """The columns of a row that hold images; of several names for one thing the first."""
-    found = next((name for name in IMAGE_COLUMNS if name in row), None)
+    names, suffixes = COLUMNS[kind]
+    found = next((name for name in names if name in row), None)
     if found is not None:
         yield found
         return
-    yield from (name for name in row if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES)
+    yield from (name for name in row if name.rpartition(".")[2].lower() in suffixes)
 
 
 def _without_shard_names(row: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +146,7 @@ def messages_of_row(row: Mapping[str, Any], has_images: bool = False) -> list[Me
 
     Args:
         row: of any layout that ``conversation_of`` reads.
-        has_images: whether columns of the row hold images, which a caption may belong to.
+        has_images: whether columns of the row hold images or videos, which a caption may be about.
 
     Raises:
         BadRowError: when the row has no layout, or a message no known role.
@@ -182,23 +225,23 @@ def _part(part: object, places: list[Place]) -> list[dict[str, Any]]:
     if not isinstance(part, Mapping):
         raise BadRowError(tr("a part of a message is {part}", part=f"{part!r:.40}"))
     part = _present(part)
-    kind = part.get("type") or next((name for name in part if name in ("text", "image")), None)
+    kind = part.get("type") or next((name for name in part if name in BARE_PARTS), None)
     if kind in TEXT_PARTS:
         return _split(text_of(part.get("text")), places)
     if kind in IMAGE_PARTS:
-        places.append(_place(part))
+        places.append(Place("image", _value(part)))
         return [{"type": "image"}]
-    if str(kind).startswith("video"):
-        raise _no_videos()
+    if kind in VIDEO_PARTS:
+        places.append(Place("video", _value(part, is_video=True)))
+        return [{"type": "video"}]
     raise BadRowError(tr("a part of a message is of type {kind!r}", kind=kind))
 
 
-def _place(part: Mapping[str, Any]) -> Place:
-    """Which image a part stands for."""
-    values = [part[name] for name in part if name not in ("type", "index", "text", "detail")]
-    if values:
-        own = {name: value for name, value in part.items() if name not in ("type", "text")}
-        return image_ref(own)
+def _value(part: Mapping[str, Any], is_video: bool = False) -> int | Ref | None:
+    """Which image or video a part stands for."""
+    own = {name: value for name, value in part.items() if name not in ("type", "text")}
+    if own.keys() - {"index", "detail", *(FPS_KEYS if is_video else ())}:
+        return video_ref(own) if is_video else image_ref(own)
     number = part.get("index")
     return number if isinstance(number, int) else None
 
@@ -206,47 +249,57 @@ def _place(part: Mapping[str, Any]) -> Place:
 def _split(text: str, places: list[Place]) -> list[dict[str, Any]]:
     """The parts of a text in which images are marked."""
     parts: list[dict[str, Any]] = []
+    marks = _MARK.findall(text)
     for number, piece in enumerate(_MARK.split(text)):
         if number:
-            places.append(None)
-            parts.append({"type": "image"})
+            kind = MARKS[marks[number - 1]]
+            places.append(Place(kind))
+            parts.append({"type": kind})
         if piece:
             parts.append({"type": "text", "text": piece})
     return parts
 
 
-def _put_first(messages: Sequence[Message], count: int) -> None:
+def _put_first(messages: Sequence[Message], kind: Kind, count: int) -> None:
     """Put the images of a row that does not say where they belong before the first question."""
     asked = next((message for message in messages if message["role"] == "user"), None)
-    if asked is None:
+    if asked is None and kind == "image":
         raise BadRowError(tr("it has {count} images and no question", count=count))
-    asked["content"] = [{"type": "image"}] * count + asked["content"]
+    if asked is None:
+        raise BadRowError(tr("it has {count} videos and no question", count=count))
+    asked["content"] = [{"type": kind}] * count + asked["content"]
 
 
-def _assigned(places: Sequence[Place], own: Sequence[ImageRef]) -> list[ImageRef]:
-    """The images in order.
+def _assigned(places: Sequence[Place], own: Mapping[Kind, Sequence[Ref]]) -> list[Ref]:
+    """The images and videos in order.
 
     Raises:
         BadRowError: when there are more or fewer than places for them.
     """
-    following = iter(own)
-    images: list[ImageRef | None] = []
-    for place in places:
-        if isinstance(place, ImageRef):
-            images.append(place)
-        elif place is None:
-            images.append(next(following, None))
+    following = {kind: iter(refs) for kind, refs in own.items()}
+    found: list[Ref | None] = []
+    for kind, value in places:
+        if isinstance(value, ImageRef | VideoRef):
+            found.append(value)
+        elif value is None:
+            found.append(next(following[kind], None))
         else:
-            images.append(own[place] if 0 <= place < len(own) else None)
-    marks = sum(not isinstance(place, ImageRef) for place in places)
-    found = [image for image in images if image is not None]
-    numbered = any(isinstance(place, int) for place in places)
-    if len(found) < len(images) or (not numbered and marks != len(own)):
-        raise BadRowError(
-            tr("{marks} <image> in the text, {count} images", marks=marks, count=len(own))
+            found.append(own[kind][value] if 0 <= value < len(own[kind]) else None)
+    for kind, refs in own.items():
+        marked = [place.value for place in places if place.kind == kind]
+        marked = [value for value in marked if not isinstance(value, ImageRef | VideoRef)]
+        missing = any(
+            ref is None for ref, place in zip(found, places, strict=True) if place.kind == kind
         )
-    return found
+        is_numbered = any(isinstance(value, int) for value in marked)
+        if missing or (not is_numbered and len(marked) != len(refs)):
+            raise _mismatch(kind, len(marked), len(refs))
+    return [ref for ref in found if ref is not None]
 
 
-def _no_videos() -> BadRowError:
-    return BadRowError(tr("it has a video; give its frames as images"))
+def _mismatch(kind: Kind, marks: int, count: int) -> BadRowError:
+    if kind == "image":
+        return BadRowError(
+            tr("{marks} <image> in the text, {count} images", marks=marks, count=count)
+        )
+    return BadRowError(tr("{marks} <video> in the text, {count} videos", marks=marks, count=count))

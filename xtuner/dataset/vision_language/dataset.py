@@ -14,7 +14,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from xtuner.dataset import images as image_files
-from xtuner.dataset.images import decode_image
+from xtuner.dataset import videos
+from xtuner.dataset.images import Size, decode_image
 from xtuner.dataset.prepare import arrow_writer, cache
 from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
@@ -25,7 +26,14 @@ from xtuner.dataset.prepare.samples import require_some
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
 from xtuner.dataset.sources import local_files
-from xtuner.dataset.vision_language import content_parts, encode, image_refs, placeholders
+from xtuner.dataset.videos import Clip, FrameSampling, VideoShape, blank_clip
+from xtuner.dataset.vision_language import (
+    content_parts,
+    encode,
+    image_refs,
+    placeholders,
+    video_refs,
+)
 from xtuner.dataset.vision_language.content_parts import conversation_of
 from xtuner.dataset.vision_language.encode import (
     FIELDS,
@@ -33,9 +41,12 @@ from xtuner.dataset.vision_language.encode import (
     ImageSamples,
     VisionSteps,
     encode_image_rows,
+    shape_of,
 )
+from xtuner.dataset.vision_language.image_refs import ImageRef
 from xtuner.dataset.vision_language.placeholders import placeholders_of
 from xtuner.dataset.vision_language.source_rows import SourceRows
+from xtuner.dataset.vision_language.video_refs import VideoRef
 from xtuner.tokenization import messages
 from xtuner.tokenization.thinking import TRAIN_THINKING
 from xtuner.utils.constants import IGNORE_INDEX
@@ -48,6 +59,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 logger = logging.getLogger(__name__)
+Visual = Image.Image | Clip
 CHOICES = {
     "long_samples": ("drop", "error", "shrink"),
     "train_on": ("answers", "last_answer", "everything"),
@@ -61,12 +73,13 @@ SMALLER_FIRST = 3.0
 
 
 class VisionLanguageDataset(Dataset[dict[str, Any]]):
-    """Rows of texts and images, encoded as the model's own processor encodes them.
+    """Rows of texts, images and videos, encoded as the model's own processor encodes them.
 
     A row is a conversation in any common layout, with no image, one or several: OpenAI messages
     whose content has parts, ShareGPT or ``messages`` with ``<image>`` marks and a column of images,
     or columns such as ``image``, ``question`` and ``answer``. An image is a path, an address, a
-    data URI, base64 or bytes.
+    data URI, base64 or bytes; a video one of these or a list of images. Videos are marked with
+    ``<video>``.
 
     Texts are tokenised once, with as many placeholder tokens as the processor writes for images of
     these sizes, which are read from the headers of the files. ``__getitem__`` decodes the images.
@@ -81,7 +94,8 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
         dataset_map_fn: row → ``messages`` with content parts; None or ``auto`` where the layout is
             to be recognised.
         pack_to_max_length: put several samples into one row.
-        max_pixels: larger images are scaled down to so many pixels before the processor gets them.
+        max_pixels: larger images, and frames of videos, are scaled down to so many pixels before
+            the processor gets them.
         long_samples: samples longer than ``max_length``: ``drop`` them, stop with an ``error``, or
             ``shrink`` their images until they fit. None is ever cut.
         bad_rows: rows that cannot be used, or whose images cannot, are left out (``drop``) and
@@ -97,6 +111,9 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             or ``drop`` the reasoning and mask empty ones.
         shuffle_before_pack: shuffle the samples (by ``seed``) before they are packed.
         map_num_proc: processes at most; the result does not depend on it.
+        video_frames: frames of a video at most, evenly spread over it; for processors that stack
+            videos, just so many.
+        video_fps: so many frames of each second where that is fewer; None: ``video_frames``.
 
     Attributes:
         table: the rows without their images, a ``datasets.Dataset``.
@@ -126,6 +143,8 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
         train_thinking: str = "keep",
         shuffle_before_pack: bool = True,
         map_num_proc: int = 32,
+        video_frames: int = 16,
+        video_fps: float | None = 2.0,
     ) -> None:
         chosen = (long_samples, train_on, bad_rows, train_thinking)
         for (name, choices), value in zip(CHOICES.items(), chosen, strict=True):
@@ -149,6 +168,7 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             bad_rows=bad_rows,
             thinking=train_thinking,
             place=place,
+            frames=FrameSampling(video_frames, video_fps),
         )
         order = (seed if shuffle_before_pack else None) if pack_to_max_length else None
         self.table = self._prepared(
@@ -188,13 +208,14 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             [self.steps.map_row],
             [
                 plain,
-                [is_packed, seed],
+                [is_packed, seed, self.steps.frames.frames, self.steps.frames.fps],
                 str(self.steps.folder.resolve()),
                 self.processor.to_json_string(),
                 str(self.processor.chat_template),
             ],
             [
-                *(content_parts, encode, image_refs, placeholders, image_files),
+                *(content_parts, encode, image_refs, video_refs, placeholders),
+                *(image_files, videos),
                 *(messages, arrow_writer, packs),
             ],
         )
@@ -226,7 +247,7 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
         """
         return self.row(index)
 
-    def row(self, index: int, images: list[list[Image.Image]] | None = None) -> dict[str, Any]:
+    def row(self, index: int, images: list[list[Visual]] | None = None) -> dict[str, Any]:
         """A row, as ``__getitem__`` gives it.
 
         Args:
@@ -249,35 +270,60 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
                 named = self.steps.named(number)
                 logger.warning(tr("not trained on, %s"), f"{named}: {error}")
-                row["images"].append([Image.new("RGB", (w, h)) for _, _, w, h, _ in own.tolist()])
+                row["images"].append([self._blank(each) for each in own.tolist()])
                 start, stop = bounds[place], bounds[place + 1]
                 row["labels"][start:stop] = [IGNORE_INDEX] * (stop - start)
         return row
 
-    def _images(self, number: int, facts: Any) -> list[Image.Image]:
+    def _images(self, number: int, facts: Any) -> list[Visual]:
         """The first images of a source row, decoded, in the sizes that tokens were counted for."""
         (row,) = self.source[[number]]
         found = conversation_of(row, self.steps.map_row).images[: len(facts)]
         images = []
-        for ref, (*size, width, height, _) in zip(found, facts.tolist(), strict=True):
+        for ref, each in zip(found, facts.tolist(), strict=True):
             try:
-                image = decode_image(ref.open(self.steps.folder))
+                images.append(self._decoded(ref, each))
             except OSError as error:
                 raise OSError(f"{ref}: {error.strerror or error}") from error
-            if image.size != tuple(size):
-                raise OSError(
-                    tr(
-                        "{image}: it is {now}, and was {then} when the data were prepared",
-                        image=ref,
-                        now=f"{image.width} x {image.height}",
-                        then=f"{size[0]} x {size[1]}",
-                    )
-                )
-            if image.size != (width, height):
-                resample = Image.Resampling.BICUBIC
-                image = image.resize((width, height), resample, reducing_gap=SMALLER_FIRST)
-            images.append(image)
         return images
+
+    def _decoded(self, ref: ImageRef | VideoRef, facts: Sequence[int]) -> Visual:
+        """An image or a video.
+
+        Raises:
+            OSError: when it cannot be read, or is not what was measured.
+        """
+        shape = shape_of(facts)
+        if isinstance(ref, VideoRef) and isinstance(shape, VideoShape):
+            now = ref.shape(self.steps.folder, self.steps.frames)
+            _require_unchanged((*now[:2], now.count), (*facts[:2], shape.count))
+            frames = ref.read(self.steps.folder, shape)
+            return Clip(shape, [_scaled(frame, shape[:2]) for frame in frames])
+        image = decode_image(ref.open(self.steps.folder))
+        _require_unchanged(image.size, tuple(facts[:2]))
+        return _scaled(image, shape[:2])
+
+    def _blank(self, facts: Sequence[int]) -> Visual:
+        """What is processed in place of an image or a video that cannot be read."""
+        shape = shape_of(facts)
+        return blank_clip(shape) if isinstance(shape, VideoShape) else Image.new("RGB", shape)
+
+
+def _require_unchanged(now: Sequence[int], then: Sequence[int]) -> None:
+    if tuple(now) != tuple(then):
+        raise OSError(
+            tr(
+                "it is {now}, and was {then} when the data were prepared",
+                now=" x ".join(map(str, now)),
+                then=" x ".join(map(str, then)),
+            )
+        )
+
+
+def _scaled(image: Image.Image, size: Size) -> Image.Image:
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=SMALLER_FIRST)
 
 
 def _image_folder(folder: str | None, dataset: object) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from xtuner.dataset.prepare.packing import Packs
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
 from xtuner.dataset.prepare.samples import Samples
 from xtuner.dataset.prepare.token_stats import TokenStats
+from xtuner.dataset.videos import PRECISION, FrameSampling, VideoShape
 from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
 from xtuner.dataset.vision_language.image_refs import ImageRef
-from xtuner.dataset.vision_language.placeholders import ImagePlaceholders
+from xtuner.dataset.vision_language.placeholders import ImagePlaceholders, PlaceholderText, Shape
 from xtuner.dataset.vision_language.size_cache import Measured, measure_files, remember
 from xtuner.dataset.vision_language.source_rows import SourceRows
+from xtuner.dataset.vision_language.video_refs import VideoRef
 from xtuner.tokenization.encode import Sample
 from xtuner.tokenization.messages import Placeholder, encode_messages
 from xtuner.utils.constants import IGNORE_INDEX
@@ -40,8 +42,11 @@ NAMED = 50
 """Bad rows of a dataset that are named one by one."""
 SMALLEST_SCALE = 1 / 64
 SCALES_TRIED = 12
-FIELDS = 5
-"""Numbers that are kept for an image: its size in the file, as it is processed, its checksum."""
+FIELDS = 8
+"""Numbers that are kept for an image or a video: its size in the file, the size in which it is
+processed, its frames in the file and those used (0 of an image), frames per second in parts of
+``PRECISION``, the checksum of its placeholder.
+"""
 PIXELS_A_TOKEN = 28 * 28
 """Pixels whose encoding counts as much as a token of the language model (see ``cost``)."""
 
@@ -62,6 +67,7 @@ class VisionSteps:
         bad_rows: rows that cannot be used: ``drop`` or ``error``.
         thinking: of ``thinking.TRAIN_THINKING``.
         place: where the row with a number is, None where that is not known.
+        frames: which frames of videos are used.
     """
 
     map_row: RowFunction | None
@@ -75,6 +81,7 @@ class VisionSteps:
     bad_rows: str = "drop"
     thinking: str = "keep"
     place: Callable[[int], Where | None] = lambda number: None
+    frames: FrameSampling = FrameSampling(16)
 
     def named(self, number: int) -> str:
         """A row by its file and line, else by its number."""
@@ -120,7 +127,8 @@ class ImageSamples:
         counts = self.counts[packs.samples]
         row_ends = np.cumsum(packs.counts)
         images_before = np.concatenate([[0], np.cumsum(counts)])[np.concatenate([[0], row_ends])]
-        pixels = np.concatenate([[0], np.cumsum(ordered[:, 2] * ordered[:, 3])])
+        frames = np.maximum(1, ordered[:, 5])
+        pixels = np.concatenate([[0], np.cumsum(ordered[:, 2] * ordered[:, 3] * frames)])
         tokens = np.concatenate([[0], np.cumsum(packs.stops - packs.starts)])
         lengths = np.diff(tokens[np.concatenate([[0], row_ends])])
         return {
@@ -197,7 +205,7 @@ def _encoded(rows: Sequence[Row], numbers: Sequence[int], steps: VisionSteps) ->
             talks[number] = conversation_of(row, steps.map_row)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             bad[number] = _why(error)
-    sizes, new = _sizes(talks, steps.folder, bad)
+    sizes, new = _sizes(talks, steps, bad)
     encoded: dict[int, list[ImageSample]] = {}
     for number, of_row in sizes.items():
         try:
@@ -258,26 +266,35 @@ def _why(error: Exception) -> str:
 
 
 def _sizes(
-    talks: Mapping[int, Conversation], folder: Path, bad: dict[int, str]
-) -> tuple[dict[int, list[Size]], dict[Path, Measured]]:
+    talks: Mapping[int, Conversation], steps: VisionSteps, bad: dict[int, str]
+) -> tuple[dict[int, list[Shape]], dict[Path, Measured]]:
     """The sizes of the images of each row; rows with a broken one go to ``bad``.
 
     Returns:
         Sizes by the number of the row; those of files that the cache did not know.
+
+    Raises:
+        UserError: when there are videos, and the processor takes none or a library is missing.
     """
+    folder = steps.folder
     files: dict[int, list[Path | None]] = {}
     for number, talk in talks.items():
         try:
-            files[number] = [_file(image, folder) for image in talk.images]
+            files[number] = [
+                None if isinstance(image, VideoRef) else _file(image, folder)
+                for image in talk.images
+            ]
         except (OSError, ValueError) as error:
             bad[number] = str(error)
     known, problems, new = measure_files(f for of_row in files.values() for f in of_row if f)
-    sizes: dict[int, list[Size]] = {}
+    sizes: dict[int, list[Shape]] = {}
     for number, of_row in files.items():
         images = talks[number].images
         try:
             sizes[number] = [
-                _size(image, file, known, problems)
+                _shape(image, steps)
+                if isinstance(image, VideoRef)
+                else _size(image, file, known, problems)
                 for image, file in zip(images, of_row, strict=True)
             ]
         except BadRowError as error:
@@ -307,12 +324,23 @@ def _size(
         raise BadRowError(f"{image}: {error}") from error
 
 
-def encode_talk(talk: Conversation, sizes: Sequence[Size], steps: VisionSteps) -> list[ImageSample]:
+def _shape(video: VideoRef, steps: VisionSteps) -> VideoShape:
+    steps.placeholders.require_videos()
+    frames = replace(steps.frames, exactly=steps.placeholders.needs_equal_videos)
+    try:
+        return video.shape(steps.folder, frames)
+    except OSError as error:
+        raise BadRowError(f"{video}: {error.strerror or error}") from error
+
+
+def encode_talk(
+    talk: Conversation, sizes: Sequence[Shape], steps: VisionSteps
+) -> list[ImageSample]:
     """Tokenise one conversation.
 
     Args:
         talk: its messages and images.
-        sizes: of its images.
+        sizes: of its images and videos.
         steps: how.
 
     Returns:
@@ -350,24 +378,24 @@ def encode_talk(talk: Conversation, sizes: Sequence[Size], steps: VisionSteps) -
 
 
 def _tokenised(
-    talk: Conversation, sizes: Sequence[Size], used: Sequence[Size], steps: VisionSteps
+    talk: Conversation, sizes: Sequence[Shape], used: Sequence[Shape], steps: VisionSteps
 ) -> list[ImageSample]:
     """The samples of a conversation whose images are processed in other sizes than they have."""
     known = steps.placeholders
-    counts = [sum(part["type"] == "image" for part in m["content"]) for m in talk.messages]
+    counts = [sum(part["type"] != "text" for part in m["content"]) for m in talk.messages]
     possible = list(itertools.accumulate(counts, initial=0))
     images: list[npt.NDArray[np.int64]] = []
 
     def expand(text: str) -> list[Placeholder]:
         places = known.find(text)
-        if len(places) not in possible:
-            raise ValueError(known.mismatch(len(places), len(sizes)))
-        texts = known.texts(used[: len(places)])
-        facts = [(*a, *b, c.checksum) for a, b, c in zip(sizes, used, texts, strict=False)]
+        count = len(places) if len(places) in possible else len(sizes)
+        known.require([kind for _, kind in places], sizes[:count])
+        texts = known.texts(used[:count])
+        facts = [facts_of(*each) for each in zip(sizes, used, texts, strict=False)]
         images.append(np.array(facts, dtype=np.int64).reshape(-1, FIELDS))
         return [
-            Placeholder(place, text, runs, known.repeated)
-            for place, (text, runs) in zip(places, texts, strict=True)
+            Placeholder(span, text, runs, known.repeated(text))
+            for (span, _), (text, runs) in zip(places, texts, strict=True)
         ]
 
     samples = encode_messages(
@@ -380,27 +408,49 @@ def _tokenised(
         expand=expand,
     )
     if max(map(len, images)) < len(sizes):  # either the images follow the last answer, or are lost
-        found = len(known.find(steps.processor.apply_chat_template(talk.messages)))
-        if found != len(sizes):
-            raise ValueError(known.mismatch(found, len(sizes)))
+        found = known.find(steps.processor.apply_chat_template(talk.messages))
+        known.require([kind for _, kind in found], sizes)
     return list(zip(samples, images, strict=True))
 
 
-def fitted_size(size: Size, max_pixels: float | None) -> Size:
+def facts_of(shape: Shape, used: Shape, text: PlaceholderText) -> tuple[int, ...]:
+    """The ``FIELDS`` of an image or a video."""
+    frames = (0, 0, 0)
+    if isinstance(used, VideoShape):
+        frames = used.count, len(used.used), round(used.fps * PRECISION)
+    return (*shape[:2], *used[:2], *frames, text.checksum)
+
+
+def shape_of(facts: Sequence[int]) -> Shape:
+    """The size in which an image or a video is processed, from its ``FIELDS``."""
+    _, _, width, height, count, used, fps, _ = facts
+    if not count:
+        return width, height
+    numbers = FrameSampling(used, exactly=True).of(count, fps / PRECISION)
+    return VideoShape(width, height, count, fps / PRECISION, numbers)
+
+
+def _resized(shape: Shape, size: Size) -> Shape:
+    return VideoShape(*size, *shape[2:]) if isinstance(shape, VideoShape) else size
+
+
+def fitted_size(size: Shape, max_pixels: float | None) -> Shape:
     """A size of at most so many pixels and about the same shape."""
-    width, height = size
+    width, height = size[:2]
     if max_pixels is None or width * height <= max_pixels:
         return size
     return scaled_size(size, math.sqrt(max_pixels / (width * height)))
 
 
-def scaled_size(size: Size, scale: float) -> Size:
+def scaled_size(size: Shape, scale: float) -> Shape:
     """A size times a scale, at least one pixel a side."""
-    width, height = (max(1, int(side * scale)) for side in size)
-    return width, height
+    width, height = (max(1, int(side * scale)) for side in size[:2])
+    return _resized(size, (width, height))
 
 
-def _shrunk(sizes: Sequence[Size], room: int, placeholders: ImagePlaceholders) -> list[Size] | None:
+def _shrunk(
+    sizes: Sequence[Shape], room: int, placeholders: ImagePlaceholders
+) -> list[Shape] | None:
     """The largest sizes, all scaled alike, whose placeholders have at most ``room`` tokens."""
 
     def tokens(scale: float) -> int:

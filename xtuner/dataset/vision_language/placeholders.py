@@ -1,13 +1,16 @@
-"""The tokens that stand for an image, by its size alone: as the processor writes them.
+"""The tokens that stand for an image or a video, by its shape: as the processor writes them.
 
 A processor writes a placeholder of its chat template as many tokens, by the size of the image. Its
 own code tells which: it processes a blank image of that size, once for each size. Most processors
 also count an image's tokens by its size; that count is used instead once it has told the right text
 for ``VERIFIED`` sizes, and only between these. A batch compares the text again (``checksum``).
+Of videos a blank one of each size and number of frames is processed; what the text says about time
+is written for each video.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
@@ -15,12 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
+from torch.nn.functional import pad
+from transformers.video_utils import VideoMetadata
 
 from xtuner.dataset.images import Size
 from xtuner.dataset.sources import dotted_name
+from xtuner.dataset.videos import Clip, VideoShape, blank_clip
 from xtuner.registry import BUILDER
 from xtuner.tokenization.offsets import Span
+from xtuner.tokenization.processor import MissingVideoProcessor
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -31,6 +39,12 @@ KEPT = 100_000
 """Sizes whose texts are kept."""
 ONLY_SIZES = {"do_rescale": False, "do_normalize": False}
 """Settings of image processors that change no size."""
+OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor makes of text."""
+GRIDS = "video_grid_thw", "image_grid_thw"
+PIXELS = "pixel_values_videos", "pixel_values"
+"""What a model takes of videos and of images."""
+Shape = Size | VideoShape
 Count = int | tuple[int, ...]
 """What a processor counts for a size: tokens, or patches, rows and columns."""
 
@@ -115,32 +129,105 @@ class ImagePlaceholders:
         self.token: str = self.processor.image_token
         self.video_token: str | None = getattr(self.processor, "video_token", None)
         known = self.processor.tokenizer.init_kwargs
-        self.settings = self.processor._merge_kwargs(tokenizer_init_kwargs=known)["images_kwargs"]
+        merged = self.processor._merge_kwargs(tokenizer_init_kwargs=known)
+        self.settings, self._video_settings = merged["images_kwargs"], merged["videos_kwargs"]
         tokenizer = self.processor.tokenizer
         soft = getattr(tokenizer, "image_token", None)
-        unit = soft if isinstance(soft, str) else self.token
-        self.repeated: int = tokenizer.convert_tokens_to_ids(unit)
-        is_one = tokenizer(unit * 3, add_special_tokens=False)["input_ids"] == [self.repeated] * 3
-        self._unit, self._run = unit, re.compile(f"(?:{re.escape(unit)})+" if is_one else r"(?!)")
+        self._unit = unit = soft if isinstance(soft, str) else self.token
+        units = dict.fromkeys((unit, self.video_token)) if self.takes_videos else {unit: None}
+        self._repeated: dict[str, int] = {}
+        """The tokens that are repeated, and their ids."""
+        for each in filter(None, units):
+            number = tokenizer.convert_tokens_to_ids(each)
+            if tokenizer(each * 3, add_special_tokens=False)["input_ids"] == [number] * 3:
+                self._repeated[each] = number
+        runs = (f"(?:{re.escape(each)})+" for each in self._repeated)
+        self._run = re.compile("|".join(runs) or r"(?!)")
+        tokens = {self.token: "image", self.video_token: "video"}
+        self._kinds = {token: kind for token, kind in tokens.items() if token}
+        self._token = re.compile("|".join(map(re.escape, self._kinds)))
+        self._videos: dict[tuple[int, int, int], dict[str, Any]] = {}
         self._texts: dict[tuple[Size, bool], PlaceholderText] = {}
         self._predictions = {several: _Prediction() for several in (False, True)}
         self._lengths: dict[str, int] = {}
         self._alike = 0  # sizes for which several images were as one; below 0: they are not
 
-    def texts(self, sizes: Sequence[Size]) -> list[PlaceholderText]:
+    @property
+    def takes_videos(self) -> bool:
+        """Whether the processor has a place for videos in a text."""
+        return bool(self.video_token) and hasattr(self.processor, "video_processor")
+
+    def require_videos(self) -> None:
+        """Refuse videos where the processor takes none.
+
+        Raises:
+            UserError: when it has no place for them, or needs torchvision for them.
+        """
+        if not self.takes_videos:
+            raise UserError(
+                tr("{kind} takes no videos.", kind=type(self.processor).__name__),
+                hint=tr("give their frames as images, or leave these rows out."),
+                where=Where(key="processor"),
+            )
+        if isinstance(self.processor.video_processor, MissingVideoProcessor):
+            self.processor.video_processor.preprocess([])
+
+    @property
+    def _takes_both(self) -> bool:
+        """Whether images and videos of one row are different arguments of the model."""
+        parts = self.processor.image_processor, self.processor.video_processor
+        same = set.intersection(*(set(part.model_input_names) for part in parts))
+        return not same and not self.frames_are_images
+
+    @functools.cached_property
+    def frames_are_images(self) -> bool:
+        """Whether the frames of a video are images to the model, as to GLM-4V.
+
+        Its class refuses a batch that has both; a frame as an image gives the same.
+        """
+        if not self.takes_videos or GRIDS[0] not in self.processor.video_processor.model_input_names:
+            return False
+        text = self._text_of_video(VideoShape(56, 56, 2, 1.0, (0, 1))).text
+        return self.repeated(text) == self.repeated(self._unit)
+
+    @functools.cached_property
+    def needs_equal_videos(self) -> bool:
+        """Whether all videos must have the same number of frames: the model takes them stacked."""
+        shapes = [VideoShape(56, 56, count, 1.0, tuple(range(count))) for count in (2, 4)]
+        try:
+            self._processed_videos(list(map(blank_clip, shapes)))
+        except (ValueError, RuntimeError):
+            return True
+        return False
+
+    def texts(self, shapes: Sequence[Shape]) -> list[PlaceholderText]:
         """What the placeholders of one sample become.
 
         Args:
-            sizes: of its images, in order, as the processor gets them.
+            shapes: of its images and videos, in order, as the processor gets them.
 
         Raises:
-            ValueError: when the processor refuses one of the sizes.
+            ValueError: when the processor refuses one of them.
         """
-        return [self._text(size, len(sizes) > 1) for size in sizes]
+        images = sum(not isinstance(shape, VideoShape) for shape in shapes)
+        if 0 < images < len(shapes) and not self._takes_both:
+            kind = type(self.processor).__name__
+            raise ValueError(tr("{kind} takes no images and videos in one row", kind=kind))
+        several = images > 1
+        return [
+            self._text_of_video(shape)
+            if isinstance(shape, VideoShape)
+            else self._text(shape, several)
+            for shape in shapes
+        ]
 
-    def tokens(self, sizes: Sequence[Size]) -> int:
+    def tokens(self, shapes: Sequence[Shape]) -> int:
         """The tokens of the placeholders of one sample."""
-        return sum(self._length(text) + sum(runs) - len(runs) for text, runs in self.texts(sizes))
+        return sum(self._length(text) + sum(runs) - len(runs) for text, runs in self.texts(shapes))
+
+    def repeated(self, text: str) -> int:
+        """The id of the token that a text's runs repeat; -1 if it has none."""
+        return next((number for unit, number in self._repeated.items() if unit in text), -1)
 
     def _length(self, text: str) -> int:
         if text not in self._lengths:
@@ -150,32 +237,48 @@ class ImagePlaceholders:
 
     def collapsed(self, text: str) -> PlaceholderText:
         """A text as the processor writes it, its runs of one token counted."""
-        runs = [len(match.group()) // len(self._unit) for match in self._run.finditer(text)]
-        return PlaceholderText(self._run.sub(lambda _: self._unit, text), tuple(runs))
+        runs: list[int] = []
 
-    def find(self, text: str) -> list[Span]:
-        """Where a rendered text has placeholders.
+        def one(match: re.Match[str]) -> str:
+            unit = next(each for each in self._repeated if match.group().startswith(each))
+            runs.append(len(match.group()) // len(unit))
+            return unit
+
+        return PlaceholderText(self._run.sub(one, text), tuple(runs))
+
+    def find(self, text: str) -> list[tuple[Span, str]]:
+        """Where a rendered text has placeholders, and whether of an ``image`` or a ``video``."""
+        found = self._token.finditer(text)
+        return [(match.span(), self._kinds[match.group()]) for match in found]
+
+    def require(self, found: Sequence[str], shapes: Sequence[Shape]) -> None:
+        """Refuse a text that has other placeholders than there are images and videos.
+
+        Args:
+            found: kinds of its placeholders.
+            shapes: of images and videos.
 
         Raises:
-            ValueError: when it has placeholders of videos.
+            ValueError: with their numbers.
         """
-        if self.video_token and self.video_token in text:
-            raise ValueError(tr("{token} in the text without a video", token=self.video_token))
-        return [match.span() for match in re.finditer(re.escape(self.token), text)]
-
-    def mismatch(self, found: int, count: int) -> str:
-        """What is wrong with a text that has other placeholders than there are images."""
-        return tr(
-            "{found} {token} in the text for {count} images",
-            found=found,
-            token=self.token,
-            count=count,
-        )
+        kinds = ["video" if isinstance(shape, VideoShape) else "image" for shape in shapes]
+        if list(found) == kinds:
+            return
+        for kind, token in (("image", self.token), ("video", self.video_token)):
+            marks, count = found.count(kind), kinds.count(kind)
+            if marks != count:
+                numbers = dict(found=marks, token=token, count=count)
+                if kind == "image":
+                    raise ValueError(
+                        tr("{found} {token} in the text for {count} images", **numbers)
+                    )
+                raise ValueError(tr("{found} {token} in the text for {count} videos", **numbers))
+        raise ValueError(tr("the chat template writes images and videos in another order"))
 
     def process(
-        self, images: Sequence[Sequence[Image.Image]], **settings: Any
+        self, images: Sequence[Sequence[Image.Image | Clip]], **settings: Any
     ) -> tuple[dict[str, Any], list[PlaceholderText]]:
-        """What the model gets of images.
+        """What the model gets of images and videos.
 
         Args:
             images: those of each sample, in order; none of these is empty.
@@ -185,17 +288,79 @@ class ImagePlaceholders:
             Tensors by the names of the model's arguments; for each image what its placeholder
             becomes.
         """
+        if any(isinstance(image, Clip) for of_sample in images for image in of_sample):
+            return self._process_with_videos(images)
         text = [self.token * len(of_sample) for of_sample in images]
         nested, *_ = self.processor.prepare_inputs_layout(images=list(images), text=text)
         settings = {**self.settings, "return_tensors": "pt", **settings}
         processed, texts = self.processor._process_images(nested, **settings)
-        names = {
-            *self.processor.image_processor.model_input_names,
-            *self.processor.model_input_names,
+        return self._kept(processed), list(map(self.collapsed, texts))
+
+    def _kept(self, processed: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model takes of it."""
+        processor = self.processor
+        names = {*processor.image_processor.model_input_names, *processor.model_input_names}
+        if self.takes_videos:
+            names |= {*processor.video_processor.model_input_names}
+        names -= {*processor.unused_input_names, *OF_TEXT}
+        return {name: value for name, value in processed.items() if name in names}
+
+    def _process_with_videos(
+        self, samples: Sequence[Sequence[Image.Image | Clip]]
+    ) -> tuple[dict[str, Any], list[PlaceholderText]]:
+        """As ``process``, by the processor's own call for each sample."""
+        made: list[dict[str, Any]] = []
+        texts: list[PlaceholderText] = []
+        for sample in samples:
+            clips = [each for each in sample if isinstance(each, Clip)]
+            images = [each for each in sample if not isinstance(each, Clip)]
+            tokens = (self.video_token if isinstance(each, Clip) else self.token for each in sample)
+            batch = self.processor(
+                text=["".join(filter(None, tokens))],
+                images=[images] if images else None,
+                return_tensors="pt",
+                return_text_replacement_offsets=True,
+                **(self._video_arguments(clips) if clips else {}),
+            )
+            kept = self._kept(batch)
+            made.append(_frames_as_images(kept) if clips and self.frames_are_images else kept)
+            (written,) = batch["text_replacement_offsets"]
+            texts += [self.collapsed(each["replacement"]) for each in written]
+        return _joined(made), texts
+
+    def _video_arguments(self, clips: Sequence[Clip]) -> dict[str, Any]:
+        """What a processor is given of videos; the dataset has chosen their frames."""
+        return {
+            "videos": [clip.array() for clip in clips],
+            "video_metadata": [_metadata(clip.shape) for clip in clips],
+            "do_sample_frames": False,
         }
-        names -= set(self.processor.unused_input_names)
-        kept = {name: value for name, value in processed.items() if name in names}
-        return kept, list(map(self.collapsed, texts))
+
+    def _processed_videos(self, clips: Sequence[Clip]) -> dict[str, Any]:
+        settings = {
+            **self._video_settings,
+            **self._video_arguments(clips),
+            **ONLY_SIZES,
+            "return_tensors": "pt",
+            "return_metadata": True,
+        }
+        return dict(self.processor.video_processor(settings.pop("videos"), **settings))
+
+    def _text_of_video(self, shape: VideoShape) -> PlaceholderText:
+        """The text of a video: with the times of its frames, for some processors."""
+        key = (*shape[:2], len(shape.used))
+        if key not in self._videos:
+            try:
+                made = self._processed_videos([blank_clip(shape)])
+            except (ValueError, ArithmeticError) as error:
+                width, height, count = key
+                numbers = dict(width=width, height=height, count=count)
+                what = tr("a video of {count} frames of {width} x {height} pixels", **numbers)
+                raise ValueError(f"{what}: {error}") from error
+            self._videos[key] = {name: _shape_alone(value) for name, value in made.items()}
+        made = {**self._videos[key], "video_metadata": [VideoMetadata(**_metadata(shape))]}
+        text = self.processor.replace_video_token(made, video_idx=0, **self._video_settings)
+        return self.collapsed(text)
 
     def _text(self, size: Size, several: bool) -> PlaceholderText:
         """The text of one image, which may depend on whether its sample has several."""
@@ -236,6 +401,47 @@ class ImagePlaceholders:
         except (ValueError, ArithmeticError, AttributeError, TypeError):
             return None  # whatever is wrong with the size, processing it tells
         return tuple(map(int, found)) if isinstance(found, tuple) else None
+
+
+def _metadata(shape: VideoShape) -> dict[str, Any]:
+    """What transformers' processors are told about a video."""
+    return {
+        "total_num_frames": shape.count,
+        "fps": shape.fps,
+        "width": shape.width,
+        "height": shape.height,
+        "duration": shape.count / shape.fps,
+        "frames_indices": list(shape.used),
+    }
+
+
+def _shape_alone(value: object) -> object:
+    """A tensor of pixels without them; the rest as it is."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return torch.empty_like(value, device="meta")
+    return value
+
+
+def _frames_as_images(videos: Mapping[str, Any]) -> dict[str, Any]:
+    """Videos as a model takes images: (frames, 3) grids of one frame each."""
+    grids = videos[GRIDS[0]]
+    frames = grids.repeat_interleave(grids[:, 0], dim=0)
+    frames[:, 0] = 1
+    return {PIXELS[1]: videos[PIXELS[0]], GRIDS[1]: frames}
+
+
+def _joined(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The tensors of several samples as one batch; rows of more images are padded with zeros."""
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    joined: dict[str, Any] = {}
+    for name in names:
+        parts = [sample[name] for sample in samples if name in sample]
+        if parts[0].ndim > 3:
+            longest = max(part.shape[1] for part in parts)
+            empty = [(0, 0) * (part.ndim - 2) + (0, longest - part.shape[1]) for part in parts]
+            parts = [pad(part, more) for part, more in zip(parts, empty, strict=True)]
+        joined[name] = torch.cat(parts)
+    return joined
 
 
 @dataclass

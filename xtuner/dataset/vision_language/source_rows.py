@@ -1,4 +1,4 @@
-"""Rows of a ``datasets.Dataset`` with their images as they are stored: bytes or paths."""
+"""Rows of a ``datasets.Dataset`` with images and videos as they are stored: bytes or paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SourceRows:
-    """The rows of a dataset, read without decoding images.
+    """The rows of a dataset, read without decoding images and videos.
 
     Args:
         dataset: a ``datasets.Dataset``.
@@ -46,10 +46,10 @@ class SourceRows:
 
 
 def _keep_stored(feature: object) -> None:
-    """Switch the decoding of images off in a feature and all that it holds."""
-    from datasets import Image
+    """Switch the decoding of images and videos off in a feature and all that it holds."""
+    from datasets import Image, Video
 
-    if isinstance(feature, Image):
+    if isinstance(feature, Image | Video):
         feature.decode = False
     elif isinstance(feature, Mapping):
         for inner in feature.values():
