@@ -6,11 +6,13 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.helpers.image_text import make_image, save_processor
+from xtuner.dataset.videos import Clip, VideoShape
 from xtuner.doctor.pictures import SIDE, pictures_of
 from xtuner.doctor.show import decode_tokens
 from xtuner.entry_point import main
@@ -128,3 +130,43 @@ def test_pictures_are_small_and_runs_of_tokens_are_counted():
     ids = [1, 7, 7, 7, 7, 7, 2, 2, 2, -200]
     shown = decode_tokens(ids, lambda tokens: "".join(f"[{token}]" for token in tokens))
     assert shown == "[1][7]×5[2][2][2]<image>"
+
+
+PAIRS = [
+    {"prompt": "<image>What?", "chosen": "A dog.", "rejected": "No.", "images": ["0.png"]},
+    {"prompt": "<image>What?", "chosen": "A cat.", "rejected": "No.", "images": ["none.png"]},
+    {"prompt": "<image>Why?", "chosen": "So.", "rejected": "No " * 99, "images": ["0.png"]},
+    {"prompt": "<image>Who?", "chosen": "I.", "images": ["0.png"]},
+]
+
+
+def test_tokens_of_pairs_are_counted_and_shown(folder, capsys):
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)), "utf-8")
+    file = Path(config(folder, name="pairs.py"))
+    text = file.read_text("utf-8").replace("rows.jsonl", "pairs.jsonl")
+    file.write_text(text.replace("VisionLanguageDataset", "VisionLanguagePreferenceDataset"))
+    main(["check-custom-dataset", str(file), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    places = {
+        (finding["code"], place["line"]): place.get("detail", "")
+        for finding in found["findings"]
+        for place in finding["places"]
+    }
+    assert {("left-out", 2), ("too-long", 3), ("left-out", 4)} <= set(places)
+    assert "none.png: No such file" in places["left-out", 2]
+    assert "it has no rejected answer" in places["left-out", 4]
+    assert main(["check-custom-dataset", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "A dog." in out and "No." in out and "tokens" in out
+    assert main(["log-dataset", str(file), "--index", "0"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("1 images: 56 x 28") == 2 and out.count("pairs.jsonl:1") == 2
+
+
+def test_frames_of_a_video_are_shown_side_by_side():
+    shape = VideoShape(320, 160, 9, 4.0, tuple(range(9)))
+    clip = Clip(shape, [make_image(320, 160, number) for number in range(9)])
+    ((one,),) = pictures_of([[clip]])
+    assert str(one) == "9 frames of 320 x 160"
+    data = base64.b64decode(one.uri.partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (3 * SIDE, SIDE // 2)

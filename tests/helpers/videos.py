@@ -122,5 +122,3 @@ def pad(image: Tensor, padding: Sequence[int], fill: float = 0, **settings: Any)
 def grayscale_to_rgb(image: Tensor) -> Tensor:
     """It has three channels already."""
     return image
-
-

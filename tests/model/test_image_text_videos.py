@@ -12,20 +12,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from peft import LoraConfig
 from PIL import Image
 from torch import nn
 
 from tests.helpers.image_text import image_text_folder, make_image, plain_image_text
-from tests.helpers.support import Wrong, require_same
+from tests.helpers.support import require_same
 from tests.helpers.tiers import few_fast
 from tests.helpers.videos import TAKE_VIDEOS, load_with_videos, make_video
 from xtuner.dataset import VisionLanguageDataset
 from xtuner.dataset.collate_fns import vision_language_collate_fn
 from xtuner.model import VisionLanguageFinetune
-from xtuner.proving.training import Trained, gradients_of, move_adapter
-from xtuner.tokenization.processor import load_processor
-from xtuner.utils.errors import UserError
+from xtuner.proving.training import Trained, gradients_of
 
 FRAMES = 4
 VIDEOS = {"a.mp4": (9, (56, 28), 4.0), "b.mp4": (6, (64, 48), 2.0)}

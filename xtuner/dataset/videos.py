@@ -30,14 +30,14 @@ class VideoShape(NamedTuple):
 
     Attributes:
         width, height: pixels of a frame.
-        count: frames of the whole video.
+        total: frames of the whole video.
         fps: frames per second, in whole parts of ``1 / PRECISION``.
         used: numbers of the frames that are used, ascending.
     """
 
     width: int
     height: int
-    count: int
+    total: int
     fps: float
     used: tuple[int, ...] = ()
 
@@ -52,7 +52,7 @@ class FrameSampling:
         exactly: take ``frames`` of each video, of a short one some twice.
     """
 
-    frames: int
+    frames: int = 16
     fps: float | None = None
     exactly: bool = False
 
@@ -150,7 +150,7 @@ def read_frames(file: Path, shape: VideoShape) -> list[Image.Image]:
                 frames += [_decoded(cv2, capture)] * shape.used.count(number)
     if not frames or number < last - shape.fps:  # containers without an index round their count
         raise OSError(
-            tr("breaks off after {count} of {total} frames", count=number + 1, total=shape.count)
+            tr("breaks off after {count} of {total} frames", count=number + 1, total=shape.total)
         )
     return frames + frames[-1:] * (len(shape.used) - len(frames))
 

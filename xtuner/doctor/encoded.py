@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import pyarrow.compute as pc
 
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, token_stats_of
 from xtuner.doctor.findings import Findings
-from xtuner.doctor.parts import PARTS_BUILDER, find_parts, name_of
+from xtuner.doctor.parts import PAIRS_BUILDER, PARTS_BUILDER, find_parts, name_of
 from xtuner.doctor.pictures import pictures_of
 from xtuner.doctor.places import Places
 from xtuner.doctor.show import Shown, show_sample
 from xtuner.doctor.tokens import Encoded, TokenFacts, measure
 from xtuner.tokenization.chat_template import answer_stops
+from xtuner.utils.constants import PREFERENCE_SIDES
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Tokenizer
 
@@ -44,7 +46,7 @@ def text_datasets(dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _has_images(settings: Mapping[str, Any]) -> bool:
-    return name_of(settings.get("type", "")) == PARTS_BUILDER
+    return name_of(settings.get("type", "")) in (PARTS_BUILDER, PAIRS_BUILDER)
 
 
 def measure_all(
@@ -73,17 +75,19 @@ def measure_all(
             tokenizer = _build(settings["processor"]).tokenizer
             is_strict = settings.get("long_samples") == "error"
             built = _build({**loose, "long_samples": "drop"} if is_strict else loose)
-            table = built.table
+            sides = getattr(built, "sides", {"": built})  # of a pair each answer is counted
+            tables = [side.table for side in sides.values()]
         else:
             tokenizer = _build(settings["tokenizer"])
             whole = {"max_length": None, "long_samples": "cut", "remove_unused_columns": True}
             if unmeasured:
                 loose["max_dataset_length"] = SAMPLED_ROWS
-            built = table = _build({**loose, "tokenizer": tokenizer, **whole})
+            built = _build({**loose, "tokenizer": tokenizer, **whole})
+            tables = [built]
         (part,) = find_parts(settings)
         places = Places(part)
         measure(
-            _each(table),
+            chain.from_iterable(map(_each, tables)),
             facts,
             max_length=limit,
             stop_ids=_stop_ids(settings, tokenizer),
@@ -91,10 +95,10 @@ def measure_all(
             findings=findings,
             empty_thoughts=_empty_thoughts(tokenizer),
         )
-        bad = _note_bad_rows(table, settings, places, findings)
+        bad = _note_bad_rows(tables, settings, places, findings)
         shown = shown or _first(built, limit, tokenizer, places)
-        del built, table  # mapped into memory
-        if settings.get("pack_to_max_length", True) and not (bad or unmeasured):
+        del built, tables  # mapped into memory
+        if settings.get("pack_to_max_length", not _is_pair(settings)) and not (bad or unmeasured):
             packs = len(_build(settings))
             facts.packs += packs
             facts.places += packs * limit
@@ -109,22 +113,31 @@ def _unmeasured(settings: Mapping[str, Any], rows: int) -> int:
     return max(0, trained - SAMPLED_ROWS)
 
 
+def _is_pair(settings: Mapping[str, Any]) -> bool:
+    return name_of(settings.get("type", "")) == PAIRS_BUILDER
+
+
 def _note_bad_rows(
-    rows: Dataset, settings: Mapping[str, Any], places: Places, findings: Findings
+    tables: Sequence[Dataset], settings: Mapping[str, Any], places: Places, findings: Findings
 ) -> bool:
     """Note the rows that cannot be used; gives whether training refuses the dataset for them."""
-    stats = token_stats_of(rows)
-    numbers = stats.dropped.get("bad", []) if stats else []
     dropped = settings.get("bad_rows", "drop" if _has_images(settings) else "error") == "drop"
-    unreadable = len(stats.dropped.get("unreadable", [])) if stats else 0  # found by the scan
-    for index, number in enumerate(numbers, min(unreadable, FIRST_ROWS)):
-        where = places(number)
-        why = stats.bad_rows[index] if stats and index < len(stats.bad_rows) else ""
-        detail = why.removeprefix(f"{where}: ")
-        findings.add("left-out" if dropped else "bad-row", replace(where, detail=detail))
-    for number in stats.dropped.get("too_long", []) if stats else []:
-        findings.add("too-long", places(number))
-    return bool(numbers) and not dropped
+    noted: set[tuple[str, int]] = set()
+    for stats in filter(None, map(token_stats_of, tables)):
+        unreadable = len(stats.dropped.get("unreadable", []))  # found by the scan
+        for index, number in enumerate(stats.dropped.get("bad", []), min(unreadable, FIRST_ROWS)):
+            where = places(number)
+            why = stats.bad_rows[index] if index < len(stats.bad_rows) else ""
+            detail = why.removeprefix(f"{where}: ")
+            code = "left-out" if dropped else "bad-row"
+            if (code, number) not in noted:
+                findings.add(code, replace(where, detail=detail))
+            noted.add((code, number))
+        for number in stats.dropped.get("too_long", []):
+            if ("too-long", number) not in noted:
+                findings.add("too-long", places(number))
+            noted.add(("too-long", number))
+    return not dropped and any(code == "bad-row" for code, _ in noted)
 
 
 def _empty_thoughts(tokenizer: Tokenizer) -> list[list[int]]:
@@ -157,17 +170,39 @@ def _each(dataset: Dataset) -> Iterator[Encoded]:
         yield Encoded(labels.flatten().to_numpy(), lengths, numbers)
 
 
+def as_pack(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A pair of answers about images as a row of two samples; another row as it is.
+
+    Args:
+        row: of any dataset.
+    """
+    if not isinstance(row.get("chosen"), Mapping):
+        return row
+    sides = [row[side] for side in PREFERENCE_SIDES]
+    ends = np.cumsum([len(side["input_ids"]) for side in sides])
+    joined = {
+        name: [each for side in sides for each in side[name]]
+        for name in ("input_ids", "labels", "images", "rows")
+    }
+    return {**joined, "cumulative_len": [0, *ends.tolist()]}
+
+
+def _is_packed(row: Mapping[str, Any]) -> bool:
+    return "cumulative_len" in row
+
+
 def _first(dataset: Any, limit: int, tokenizer: Tokenizer, places: Places) -> Shown | None:
     if not len(dataset):
         return None
-    row = dataset[0]
+    row = as_pack(dataset[0])
     where = places(row["rows"][0] if row.get("rows") else 0)
     return show_sample(
         tr("A row as the model sees it"),
-        row["input_ids"][:limit],
-        row["labels"][:limit],
+        row["input_ids"] if _is_packed(row) else row["input_ids"][:limit],
+        row["labels"] if _is_packed(row) else row["labels"][:limit],
         tokenizer.decode,
-        sources=[str(where)],
+        cu_seqlens=row.get("cumulative_len"),
+        sources=[str(where)] * (2 if _is_packed(row) else 1),
         pictures=pictures_of(row.get("images") or []),
     )
 

@@ -12,6 +12,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.reading import Row, Unreadable, find_files
 from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
+from xtuner.dataset.vision_language.pairs import PairSide
 from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS, Layout
 from xtuner.doctor.scan import Part, Rows
 from xtuner.utils.errors import UserError
@@ -20,6 +21,8 @@ from xtuner.utils.lang import tr
 IMAGE_BUILDERS = ("LLaVADataset", "InternVL_V1_5_Dataset")
 PARTS_BUILDER = "VisionLanguageDataset"
 """Reads rows whose messages have content parts."""
+PAIRS_BUILDER = "VisionLanguagePreferenceDataset"
+"""Reads two answers to such messages."""
 RAW_BUILDERS: Mapping[str, str] = {
     "MOSSSFTDataset": "data_file",
     "RefCOCOJsonDataset": "data_path",
@@ -52,7 +55,7 @@ def find_parts(dataset: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[P
     if builder in ("process_hf_dataset", "process_ms_dataset", "build_preference_dataset"):
         drops = dataset.get("bad_rows") == "drop"
         return [replace(_text_part(builder, dataset), path=path, drops_bad_rows=drops)]
-    if builder == PARTS_BUILDER:
+    if builder in (PARTS_BUILDER, PAIRS_BUILDER):
         drops = dataset.get("bad_rows", "drop") == "drop"
         return [replace(_parts_part(dataset), drops_bad_rows=drops)]
     if builder in IMAGE_BUILDERS:
@@ -87,7 +90,10 @@ def _parts_part(dataset: Mapping[str, Any]) -> Part:
     source, function = dataset.get("dataset"), dataset.get("dataset_map_fn")
     name, rows = _source(source if source is not None else ())
     is_own = function is not None and name_of(function) not in ("auto", AUTO.map_fn)
-    return Part(name, rows, resolve(function) if is_own else None, None, has_content_parts=True)
+    map_row = resolve(function) if is_own else None
+    if name_of(dataset.get("type", "")) == PAIRS_BUILDER:
+        map_row = PairSide("chosen", map_row)
+    return Part(name, rows, map_row, None, has_content_parts=True)
 
 
 def _is_users_own(function: object) -> bool:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from xtuner.doctor.layouts import MESSAGES, SHAREGPT, TURNS, Layout, messages_of
 from xtuner.tokenization.content import has_loss, is_on
 from xtuner.tokenization.roles import ANY, CALLS
-from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 
 
 class Message(NamedTuple):
@@ -98,7 +97,7 @@ def _from_preference(row: Mapping[str, Any], layout: Layout) -> list[Message]:
 def messages_with_images(
     row: Mapping[str, Any], function: Callable[[Any], Any] | None
 ) -> list[Message] | None:
-    """The messages of a row with images, each image as ``<image>``.
+    """The messages of a row with images, each image as ``<image>``, each video as ``<video>``.
 
     Args:
         row: of any layout.
@@ -113,7 +112,7 @@ def messages_with_images(
         return [
             Message(
                 message["role"],
-                "".join(part.get("text", DEFAULT_IMAGE_TOKEN) for part in message["content"]),
+                "".join(part.get("text", f"<{part['type']}>") for part in message["content"]),
                 has_loss(message),
                 bool(message.get("tool_calls")),
             )

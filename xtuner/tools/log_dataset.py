@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from xtuner.config import load_config
+    from xtuner.doctor.encoded import as_pack
     from xtuner.doctor.pictures import pictures_of
     from xtuner.doctor.show import html_page, print_sample, sample_html, show_sample
     from xtuner.tools.train_dataset import build, call_before_run, train_dataset_of
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = tokenizer_of(cfg._to_lazy_dict(), settings, build)
     dataset = build(settings)
     index = position(args.index, len(dataset))
-    sample = dataset[index]
+    sample = as_pack(dataset[index])
     ids, labels, cu_seqlens = tokens_of(sample)
     is_pair = "input_ids" not in sample
     shown = show_sample(

@@ -5,6 +5,7 @@ import random
 import pytest
 from PIL import Image
 
+from xtuner.dataset.videos import VideoShape
 from xtuner.dataset.vision_language.placeholders import (
     VERIFIED,
     ImagePlaceholders,
@@ -63,14 +64,23 @@ def test_a_size_that_the_processor_refuses(qwen):
         known.texts([(5000, 10)])
 
 
-def test_placeholders_of_videos_are_refused(qwen):
+def test_placeholders_are_found_and_are_as_many_as_images(qwen):
     known = placeholders_of(qwen)
     assert known is placeholders_of(dict(qwen))
-    text = f"a{known.token}b"
-    (span,) = known.find(text)
-    assert text[slice(*span)] == known.token
-    with pytest.raises(ValueError, match="without a video"):
-        known.find("<|video_pad|>")
+    text = f"a{known.token}b<|video_pad|>"
+    (image, first), (video, second) = known.find(text)
+    assert (text[slice(*image)], first) == (known.token, "image")
+    assert (text[slice(*video)], second) == ("<|video_pad|>", "video")
+    size, clip = (28, 28), VideoShape(28, 28, 2, 1.0, (0, 1))
+    known.require(["image", "video"], [size, clip])
+    for found, shapes, said in (
+        (["image", "image"], [size], "2 .* in the text for 1 images"),
+        (["video"], [], "1 .* in the text for 0 videos"),
+        ([], [clip], "0 .* in the text for 1 videos"),
+        (["video", "image"], [size, clip], "in another order"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            known.require(found, shapes)
 
 
 def test_a_processor_without_template_or_token_is_refused(qwen):

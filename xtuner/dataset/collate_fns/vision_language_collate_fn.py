@@ -18,10 +18,9 @@ from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import ProcessorMixin
 
     from xtuner.dataset.videos import Clip
-
-    from transformers import ProcessorMixin
 
 
 IMAGE, VIDEO = 1, 2
@@ -48,7 +47,8 @@ def vision_language_collate_fn(
     Returns:
         As ``default_collate_fn``, and in the data ``mm_token_type_ids`` (B, S), 1 for tokens of an
         image, 2 for those of a video; ``images``, the tensors that the model takes for all images
-        and videos of the batch, in order, absent where there are none; ``images_per_sample``, a number for each sample.
+        and videos of the batch, in order, absent where there are none; ``images_per_sample``, a
+        number for each sample.
 
     Raises:
         UserError: when the processor writes other placeholders than the rows have.

@@ -294,11 +294,13 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             OSError: when it cannot be read, or is not what was measured.
         """
         shape = shape_of(facts)
-        if isinstance(ref, VideoRef) and isinstance(shape, VideoShape):
+        if isinstance(shape, VideoShape):
+            assert isinstance(ref, VideoRef)
             now = ref.shape(self.steps.folder, self.steps.frames)
-            _require_unchanged((*now[:2], now.count), (*facts[:2], shape.count))
+            _require_unchanged((*now[:2], now.total), (*facts[:2], shape.total))
             frames = ref.read(self.steps.folder, shape)
             return Clip(shape, [_scaled(frame, shape[:2]) for frame in frames])
+        assert isinstance(ref, ImageRef)
         image = decode_image(ref.open(self.steps.folder))
         _require_unchanged(image.size, tuple(facts[:2]))
         return _scaled(image, shape[:2])

@@ -81,7 +81,7 @@ class VisionSteps:
     bad_rows: str = "drop"
     thinking: str = "keep"
     place: Callable[[int], Where | None] = lambda number: None
-    frames: FrameSampling = FrameSampling(16)
+    frames: FrameSampling = field(default_factory=FrameSampling)
 
     def named(self, number: int) -> str:
         """A row by its file and line, else by its number."""
@@ -417,7 +417,7 @@ def facts_of(shape: Shape, used: Shape, text: PlaceholderText) -> tuple[int, ...
     """The ``FIELDS`` of an image or a video."""
     frames = (0, 0, 0)
     if isinstance(used, VideoShape):
-        frames = used.count, len(used.used), round(used.fps * PRECISION)
+        frames = used.total, len(used.used), round(used.fps * PRECISION)
     return (*shape[:2], *used[:2], *frames, text.checksum)
 
 
@@ -431,7 +431,9 @@ def shape_of(facts: Sequence[int]) -> Shape:
 
 
 def _resized(shape: Shape, size: Size) -> Shape:
-    return VideoShape(*size, *shape[2:]) if isinstance(shape, VideoShape) else size
+    if isinstance(shape, VideoShape):
+        return shape._replace(width=size[0], height=size[1])
+    return size
 
 
 def fitted_size(size: Shape, max_pixels: float | None) -> Shape:

@@ -185,7 +185,10 @@ class ImagePlaceholders:
 
         Its class refuses a batch that has both; a frame as an image gives the same.
         """
-        if not self.takes_videos or GRIDS[0] not in self.processor.video_processor.model_input_names:
+        if (
+            not self.takes_videos
+            or GRIDS[0] not in self.processor.video_processor.model_input_names
+        ):
             return False
         text = self._text_of_video(VideoShape(56, 56, 2, 1.0, (0, 1))).text
         return self.repeated(text) == self.repeated(self._unit)
@@ -334,6 +337,7 @@ class ImagePlaceholders:
             "videos": [clip.array() for clip in clips],
             "video_metadata": [_metadata(clip.shape) for clip in clips],
             "do_sample_frames": False,
+            "input_data_format": "channels_last",
         }
 
     def _processed_videos(self, clips: Sequence[Clip]) -> dict[str, Any]:
@@ -352,7 +356,7 @@ class ImagePlaceholders:
         if key not in self._videos:
             try:
                 made = self._processed_videos([blank_clip(shape)])
-            except (ValueError, ArithmeticError) as error:
+            except (ValueError, ArithmeticError, RuntimeError) as error:
                 width, height, count = key
                 numbers = dict(width=width, height=height, count=count)
                 what = tr("a video of {count} frames of {width} x {height} pixels", **numbers)
@@ -406,11 +410,11 @@ class ImagePlaceholders:
 def _metadata(shape: VideoShape) -> dict[str, Any]:
     """What transformers' processors are told about a video."""
     return {
-        "total_num_frames": shape.count,
+        "total_num_frames": shape.total,
         "fps": shape.fps,
         "width": shape.width,
         "height": shape.height,
-        "duration": shape.count / shape.fps,
+        "duration": shape.total / shape.fps,
         "frames_indices": list(shape.used),
     }
 
