@@ -9,6 +9,7 @@ from typing import Any
 from xtuner.configs.custom import Rows
 from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
 from xtuner.dataset.vision_language.pairs import PairSide
+from xtuner.dataset.vision_language.video_refs import VideoRef
 from xtuner.utils.constants import PREFERENCE_SIDES
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -16,6 +17,8 @@ from xtuner.utils.lang import tr
 QUESTIONS = 2
 TOKENS_AN_IMAGE = 300
 """About; of a photograph scaled down to a million pixels."""
+TOKENS_A_VIDEO = 8 * TOKENS_AN_IMAGE
+"""About; of 16 frames."""
 CHARACTERS_A_TOKEN = 3
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
@@ -58,14 +61,18 @@ def image_rows(files: Sequence[str], rows: Sequence[Any], pairs: bool = False) -
                 hint=tr("docs/en/vision_language.md shows the layouts of rows with images."),
                 where=Where(row.file, row.line),
             ) from error
-    images = sum(len(talk.images) for talk in talks)
+    tokens = sum(
+        TOKENS_A_VIDEO if isinstance(image, VideoRef) else TOKENS_AN_IMAGE
+        for talk in talks
+        for image in talk.images
+    )
     characters = sum(len(_text(message)) for talk in talks for message in talk.messages)
     folder = _image_folder(talks, Path(files[0]).resolve().parent)
-    asked = [talk for talk in talks if len(talk.images) == 1][:QUESTIONS]
+    asked = [talk for talk in talks if _has_one_image(talk)][:QUESTIONS]
     return Rows(
         tuple(str(Path(file).resolve()) for file in files),
         len(rows),
-        characters + images * TOKENS_AN_IMAGE * CHARACTERS_A_TOKEN,
+        characters + tokens * CHARACTERS_A_TOKEN,
         None,
         questions=tuple(_question(talk) for talk in asked),
         image_folder=str(folder),
@@ -75,6 +82,10 @@ def image_rows(files: Sequence[str], rows: Sequence[Any], pairs: bool = False) -
         ),
         pairs=pairs,
     )
+
+
+def _has_one_image(talk: Conversation) -> bool:
+    return len(talk.images) == 1 and not isinstance(talk.images[0], VideoRef)
 
 
 def _image_folder(talks: Sequence[Conversation], folder: Path) -> Path:
