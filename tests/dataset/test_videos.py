@@ -247,7 +247,7 @@ def test_classes_that_stack_videos_get_equally_many_frames(folder):
         kind: ImagePlaceholders(load_with_videos(image_text_folder(kind)))
         for kind in ("llava_onevision", "qwen2_5_vl")
     }
-    assert {kind: each.needs_equal_videos for kind, each in known.items()} == {
+    assert {kind: each.videos.need_equal_lengths for kind, each in known.items()} == {
         "llava_onevision": True,
         "qwen2_5_vl": False,
     }

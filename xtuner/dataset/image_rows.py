@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.dataset.json_file import BrokenRow
+from xtuner.utils.errors import BadRowError
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
-
-
-class BadRowError(ValueError):
-    """What is wrong with a row, in words for people."""
-
 
 EMPTY: dict[str, Any] = {"conversation": [], "image": []}
 """In the place of a row that is left out, so that the others keep their numbers."""

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xtuner.dataset.image_rows import BadRowError, listed_files
+from xtuner.dataset.image_rows import listed_files
 from xtuner.dataset.images import load_image
 from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.llava import LLaVADataset
 from xtuner.dataset.map_fns import llava_map_fn, template_map_fn_factory
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from xtuner.utils.errors import BadRowError
 from xtuner.utils.lang import tr
 
 logger = logging.getLogger(__name__)

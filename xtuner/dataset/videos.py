@@ -147,19 +147,16 @@ def read_frames(file: Path, shape: VideoShape) -> list[Image.Image]:
         while number < last and capture.grab():
             number += 1
             if number in wanted:
-                frames += [_decoded(cv2, capture)] * shape.used.count(number)
+                found, frame = capture.retrieve()
+                if not found:
+                    raise OSError(tr("has a damaged frame"))
+                image = Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+                frames += [image] * shape.used.count(number)
     if not frames or number < last - shape.fps:  # containers without an index round their count
         raise OSError(
             tr("breaks off after {count} of {total} frames", count=number + 1, total=shape.total)
         )
     return frames + frames[-1:] * (len(shape.used) - len(frames))
-
-
-def _decoded(cv2: Any, capture: Any) -> Image.Image:
-    found, frame = capture.retrieve()
-    if not found:
-        raise OSError(tr("has a damaged frame"))
-    return Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
 
 
 @contextlib.contextmanager

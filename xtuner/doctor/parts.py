@@ -12,7 +12,6 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.reading import Row, Unreadable, find_files
 from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
-from xtuner.dataset.vision_language.pairs import PairSide
 from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS, Layout
 from xtuner.doctor.scan import Part, Rows
 from xtuner.utils.errors import UserError
@@ -92,6 +91,8 @@ def _parts_part(dataset: Mapping[str, Any]) -> Part:
     is_own = function is not None and name_of(function) not in ("auto", AUTO.map_fn)
     map_row = resolve(function) if is_own else None
     if name_of(dataset.get("type", "")) == PAIRS_BUILDER:
+        from xtuner.dataset.vision_language.pairs import PairSide
+
         map_row = PairSide("chosen", map_row)
     return Part(name, rows, map_row, None, has_content_parts=True)
 

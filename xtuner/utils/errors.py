@@ -33,6 +33,10 @@ class Where:
         return place
 
 
+class BadRowError(ValueError):
+    """What is wrong with a row of data, in words for people."""
+
+
 class UserError(Exception):
     """A mistake that the user can fix.
 

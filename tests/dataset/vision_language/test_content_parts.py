@@ -10,10 +10,10 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.images import read_size
 from xtuner.dataset.vision_language.content_parts import conversation_of
 from xtuner.dataset.vision_language.source_rows import SourceRows
+from xtuner.utils.errors import BadRowError
 
 
 def encoded(width=6, height=4, kind="PNG"):

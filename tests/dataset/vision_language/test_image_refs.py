@@ -7,10 +7,10 @@ import urllib.request
 import pytest
 
 from tests.helpers.image_text import make_image
-from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.images import read_size
 from xtuner.dataset.vision_language import image_refs
 from xtuner.dataset.vision_language.image_refs import image_ref
+from xtuner.utils.errors import BadRowError
 
 
 def encoded():

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.map_fns.auto import PAIRS, auto_map_fn, sharegpt_message
 from xtuner.dataset.vision_language.image_refs import ImageRef, image_ref
 from xtuner.dataset.vision_language.video_refs import FPS_KEYS, VideoRef, video_ref
@@ -20,6 +19,7 @@ from xtuner.tokenization.content import content_of, text_of
 from xtuner.tokenization.messages import Message, messages_of
 from xtuner.tokenization.roles import ANY
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
+from xtuner.utils.errors import BadRowError
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 

@@ -33,6 +33,7 @@ from xtuner.dataset.vision_language import (
     image_refs,
     placeholders,
     video_refs,
+    video_texts,
 )
 from xtuner.dataset.vision_language.content_parts import conversation_of
 from xtuner.dataset.vision_language.encode import (
@@ -215,7 +216,7 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             ],
             [
                 *(content_parts, encode, image_refs, video_refs, placeholders),
-                *(image_files, videos),
+                *(video_texts, image_files, videos),
                 *(messages, arrow_writer, packs),
             ],
         )

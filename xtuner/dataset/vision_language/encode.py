@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.images import Size, read_size
 from xtuner.dataset.prepare.packing import Packs
 from xtuner.dataset.prepare.parallel_map import ordered_map, usable_processes, with_progress
@@ -29,7 +28,7 @@ from xtuner.dataset.vision_language.video_refs import VideoRef
 from xtuner.tokenization.encode import Sample
 from xtuner.tokenization.messages import Placeholder, encode_messages
 from xtuner.utils.constants import IGNORE_INDEX
-from xtuner.utils.errors import UserError, Where
+from xtuner.utils.errors import BadRowError, UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 
@@ -325,8 +324,8 @@ def _size(
 
 
 def _shape(video: VideoRef, steps: VisionSteps) -> VideoShape:
-    steps.placeholders.require_videos()
-    frames = replace(steps.frames, exactly=steps.placeholders.needs_equal_videos)
+    steps.placeholders.videos.require()
+    frames = replace(steps.frames, exactly=steps.placeholders.videos.need_equal_lengths)
     try:
         return video.shape(steps.folder, frames)
     except OSError as error:

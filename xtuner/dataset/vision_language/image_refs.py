@@ -16,8 +16,8 @@ from typing import IO
 
 from PIL import Image
 
-from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.prepare.cache import cache_folder
+from xtuner.utils.errors import BadRowError
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 

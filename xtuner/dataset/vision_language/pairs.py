@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.vision_language.content_parts import messages_of_row
+from xtuner.utils.errors import BadRowError
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 

@@ -4,8 +4,7 @@ A processor writes a placeholder of its chat template as many tokens, by the siz
 own code tells which: it processes a blank image of that size, once for each size. Most processors
 also count an image's tokens by its size; that count is used instead once it has told the right text
 for ``VERIFIED`` sizes, and only between these. A batch compares the text again (``checksum``).
-Of videos a blank one of each size and number of frames is processed; what the text says about time
-is written for each video.
+Texts of videos are written by ``video_texts``.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch.nn.functional import pad
-from transformers.video_utils import VideoMetadata
 
 from xtuner.dataset.images import Size
 from xtuner.dataset.sources import dotted_name
-from xtuner.dataset.videos import Clip, VideoShape, blank_clip
+from xtuner.dataset.videos import Clip, VideoShape
+from xtuner.dataset.vision_language.video_texts import GRID, VideoTexts, arguments_of
 from xtuner.registry import BUILDER
 from xtuner.tokenization.offsets import Span
-from xtuner.tokenization.processor import MissingVideoProcessor
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -41,7 +39,7 @@ ONLY_SIZES = {"do_rescale": False, "do_normalize": False}
 """Settings of image processors that change no size."""
 OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor makes of text."""
-GRIDS = "video_grid_thw", "image_grid_thw"
+GRIDS = GRID, "image_grid_thw"
 PIXELS = "pixel_values_videos", "pixel_values"
 """What a model takes of videos and of images."""
 Shape = Size | VideoShape
@@ -130,11 +128,12 @@ class ImagePlaceholders:
         self.video_token: str | None = getattr(self.processor, "video_token", None)
         known = self.processor.tokenizer.init_kwargs
         merged = self.processor._merge_kwargs(tokenizer_init_kwargs=known)
-        self.settings, self._video_settings = merged["images_kwargs"], merged["videos_kwargs"]
+        self.settings = merged["images_kwargs"]
+        self.videos = VideoTexts(self.processor, merged["videos_kwargs"])
         tokenizer = self.processor.tokenizer
         soft = getattr(tokenizer, "image_token", None)
         self._unit = unit = soft if isinstance(soft, str) else self.token
-        units = dict.fromkeys((unit, self.video_token)) if self.takes_videos else {unit: None}
+        units = dict.fromkeys((unit, self.video_token)) if self.videos.are_taken else {unit: None}
         self._repeated: dict[str, int] = {}
         """The tokens that are repeated, and their ids."""
         for each in filter(None, units):
@@ -146,38 +145,10 @@ class ImagePlaceholders:
         tokens = {self.token: "image", self.video_token: "video"}
         self._kinds = {token: kind for token, kind in tokens.items() if token}
         self._token = re.compile("|".join(map(re.escape, self._kinds)))
-        self._videos: dict[tuple[int, int, int], dict[str, Any]] = {}
         self._texts: dict[tuple[Size, bool], PlaceholderText] = {}
         self._predictions = {several: _Prediction() for several in (False, True)}
         self._lengths: dict[str, int] = {}
         self._alike = 0  # sizes for which several images were as one; below 0: they are not
-
-    @property
-    def takes_videos(self) -> bool:
-        """Whether the processor has a place for videos in a text."""
-        return bool(self.video_token) and hasattr(self.processor, "video_processor")
-
-    def require_videos(self) -> None:
-        """Refuse videos where the processor takes none.
-
-        Raises:
-            UserError: when it has no place for them, or needs torchvision for them.
-        """
-        if not self.takes_videos:
-            raise UserError(
-                tr("{kind} takes no videos.", kind=type(self.processor).__name__),
-                hint=tr("give their frames as images, or leave these rows out."),
-                where=Where(key="processor"),
-            )
-        if isinstance(self.processor.video_processor, MissingVideoProcessor):
-            self.processor.video_processor.preprocess([])
-
-    @property
-    def _takes_both(self) -> bool:
-        """Whether images and videos of one row are different arguments of the model."""
-        parts = self.processor.image_processor, self.processor.video_processor
-        same = set.intersection(*(set(part.model_input_names) for part in parts))
-        return not same and not self.frames_are_images
 
     @functools.cached_property
     def frames_are_images(self) -> bool:
@@ -186,22 +157,12 @@ class ImagePlaceholders:
         Its class refuses a batch that has both; a frame as an image gives the same.
         """
         if (
-            not self.takes_videos
-            or GRIDS[0] not in self.processor.video_processor.model_input_names
+            not self.videos.are_taken
+            or GRID not in self.processor.video_processor.model_input_names
         ):
             return False
-        text = self._text_of_video(VideoShape(56, 56, 2, 1.0, (0, 1))).text
+        text = self.collapsed(self.videos.text(VideoShape(56, 56, 2, 1.0, (0, 1)))).text
         return self.repeated(text) == self.repeated(self._unit)
-
-    @functools.cached_property
-    def needs_equal_videos(self) -> bool:
-        """Whether all videos must have the same number of frames: the model takes them stacked."""
-        shapes = [VideoShape(56, 56, count, 1.0, tuple(range(count))) for count in (2, 4)]
-        try:
-            self._processed_videos(list(map(blank_clip, shapes)))
-        except (ValueError, RuntimeError):
-            return True
-        return False
 
     def texts(self, shapes: Sequence[Shape]) -> list[PlaceholderText]:
         """What the placeholders of one sample become.
@@ -213,12 +174,14 @@ class ImagePlaceholders:
             ValueError: when the processor refuses one of them.
         """
         images = sum(not isinstance(shape, VideoShape) for shape in shapes)
-        if 0 < images < len(shapes) and not self._takes_both:
+        if 0 < images < len(shapes) and (
+            self.frames_are_images or not self.videos.differ_from_images
+        ):
             kind = type(self.processor).__name__
             raise ValueError(tr("{kind} takes no images and videos in one row", kind=kind))
         several = images > 1
         return [
-            self._text_of_video(shape)
+            self.collapsed(self.videos.text(shape))
             if isinstance(shape, VideoShape)
             else self._text(shape, several)
             for shape in shapes
@@ -303,7 +266,7 @@ class ImagePlaceholders:
         """What the model takes of it."""
         processor = self.processor
         names = {*processor.image_processor.model_input_names, *processor.model_input_names}
-        if self.takes_videos:
+        if self.videos.are_taken:
             names |= {*processor.video_processor.model_input_names}
         names -= {*processor.unused_input_names, *OF_TEXT}
         return {name: value for name, value in processed.items() if name in names}
@@ -323,48 +286,13 @@ class ImagePlaceholders:
                 images=[images] if images else None,
                 return_tensors="pt",
                 return_text_replacement_offsets=True,
-                **(self._video_arguments(clips) if clips else {}),
+                **(arguments_of(clips) if clips else {}),
             )
             kept = self._kept(batch)
             made.append(_frames_as_images(kept) if clips and self.frames_are_images else kept)
             (written,) = batch["text_replacement_offsets"]
             texts += [self.collapsed(each["replacement"]) for each in written]
         return _joined(made), texts
-
-    def _video_arguments(self, clips: Sequence[Clip]) -> dict[str, Any]:
-        """What a processor is given of videos; the dataset has chosen their frames."""
-        return {
-            "videos": [clip.array() for clip in clips],
-            "video_metadata": [_metadata(clip.shape) for clip in clips],
-            "do_sample_frames": False,
-            "input_data_format": "channels_last",
-        }
-
-    def _processed_videos(self, clips: Sequence[Clip]) -> dict[str, Any]:
-        settings = {
-            **self._video_settings,
-            **self._video_arguments(clips),
-            **ONLY_SIZES,
-            "return_tensors": "pt",
-            "return_metadata": True,
-        }
-        return dict(self.processor.video_processor(settings.pop("videos"), **settings))
-
-    def _text_of_video(self, shape: VideoShape) -> PlaceholderText:
-        """The text of a video: with the times of its frames, for some processors."""
-        key = (*shape[:2], len(shape.used))
-        if key not in self._videos:
-            try:
-                made = self._processed_videos([blank_clip(shape)])
-            except (ValueError, ArithmeticError, RuntimeError) as error:
-                width, height, count = key
-                numbers = dict(width=width, height=height, count=count)
-                what = tr("a video of {count} frames of {width} x {height} pixels", **numbers)
-                raise ValueError(f"{what}: {error}") from error
-            self._videos[key] = {name: _shape_alone(value) for name, value in made.items()}
-        made = {**self._videos[key], "video_metadata": [VideoMetadata(**_metadata(shape))]}
-        text = self.processor.replace_video_token(made, video_idx=0, **self._video_settings)
-        return self.collapsed(text)
 
     def _text(self, size: Size, several: bool) -> PlaceholderText:
         """The text of one image, which may depend on whether its sample has several."""
@@ -405,25 +333,6 @@ class ImagePlaceholders:
         except (ValueError, ArithmeticError, AttributeError, TypeError):
             return None  # whatever is wrong with the size, processing it tells
         return tuple(map(int, found)) if isinstance(found, tuple) else None
-
-
-def _metadata(shape: VideoShape) -> dict[str, Any]:
-    """What transformers' processors are told about a video."""
-    return {
-        "total_num_frames": shape.total,
-        "fps": shape.fps,
-        "width": shape.width,
-        "height": shape.height,
-        "duration": shape.total / shape.fps,
-        "frames_indices": list(shape.used),
-    }
-
-
-def _shape_alone(value: object) -> object:
-    """A tensor of pixels without them; the rest as it is."""
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return torch.empty_like(value, device="meta")
-    return value
 
 
 def _frames_as_images(videos: Mapping[str, Any]) -> dict[str, Any]:

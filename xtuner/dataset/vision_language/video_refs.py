@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from xtuner.dataset.image_rows import BadRowError
 from xtuner.dataset.images import decode_image, read_size
 from xtuner.dataset.prepare.cache import cache_folder
 from xtuner.dataset.videos import FrameSampling, VideoShape, read_frames, read_header, rounded_fps
 from xtuner.dataset.vision_language.image_refs import ImageRef, image_ref
+from xtuner.utils.errors import BadRowError
 from xtuner.utils.files import written_aside
 from xtuner.utils.lang import tr
 
