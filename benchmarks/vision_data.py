@@ -4,8 +4,8 @@
   the headers of their files, and decodes none; the data loader's workers do that while a model
   trains.
 * trl: ``DataCollatorForVisionLanguageModeling``, as ``SFTTrainer`` calls it, in a ``DataLoader``
-  with as many processes. The length of a row is known when its images are decoded and processed.
-  ms-swift encodes rows so before it packs them.
+  with as many processes, on the first rows. The length of a row is known when its images are
+  decoded and processed. ms-swift encodes rows so before it packs them.
 
 Rows ask one question about one photo (some about two, some about none). Photos are JPEG files of
 many sizes, each row has its own. The processor is Qwen2.5-VL's with its own settings, its tokenizer
@@ -110,7 +110,7 @@ def make_processor(folder: Path) -> None:
         (target / file).write_text(json.dumps(own))
 
 
-def ours(folder: Path) -> int:
+def ours(folder: Path, count: int) -> int:
     """Through XTuner; how many tokens the rows have."""
     from datasets import load_dataset
 
@@ -127,8 +127,8 @@ def ours(folder: Path) -> int:
     return sum(made.length)
 
 
-def with_trl(folder: Path) -> int:
-    """Through TRL's collator, batch by batch; how many tokens the rows have."""
+def with_trl(folder: Path, count: int) -> int:
+    """Through TRL's collator, batch by batch; how many tokens the first rows have."""
     from datasets import load_dataset
     from PIL import Image
     from torch.utils.data import DataLoader
@@ -153,27 +153,27 @@ def with_trl(folder: Path) -> int:
             "completion": [answer],
         }
 
-    rows: Any = load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train")
+    part = f"train[:{count}]"
+    rows: Any = load_dataset("json", data_files=str(folder / "rows.jsonl"), split=part)
     loader: Any = DataLoader(rows, BATCH, num_workers=PROCESSES, collate_fn=to_batch)
     return sum(int(batch["attention_mask"].sum()) for batch in loader)
 
 
-WAYS: dict[str, Callable[[Path], int]] = {"ours": ours, "trl": with_trl}
+WAYS: dict[str, Callable[[Path, int], int]] = {"ours": ours, "trl": with_trl}
 
 
-def measure_here(way: str, folder: Path) -> dict[str, float]:
+def measure_here(way: str, folder: Path, count: int) -> dict[str, float]:
     """Prepare the rows once; called in a process of its own."""
     import datasets
 
     datasets.disable_progress_bars()
-    with (folder / "rows.jsonl").open() as stream:
-        count = sum(1 for _ in stream)
     peak = PeakMemory()
     peak.start()
     begin, used = time.perf_counter(), sum(os.times()[:4])
-    tokens = WAYS[way](folder)
+    tokens = WAYS[way](folder, count)
     seconds, used = time.perf_counter() - begin, sum(os.times()[:4]) - used
     return {
+        "rows": count,
         "rows_per_second": round(count / seconds, 1),
         "rows_per_cpu_second": round(count / used, 1),
         "peak_mib": round(peak.bytes / 2**20),
@@ -181,12 +181,12 @@ def measure_here(way: str, folder: Path) -> dict[str, float]:
     }
 
 
-def measure(way: str, folder: Path) -> dict[str, float]:
+def measure(way: str, folder: Path, count: int) -> dict[str, float]:
     """The same in a new process with empty caches."""
     with tempfile.TemporaryDirectory() as cache:
         caches = {"XTUNER_CACHE": f"{cache}/xtuner", "HF_DATASETS_CACHE": f"{cache}/hf"}
         done = subprocess.run(
-            [sys.executable, __file__, "--way", way, "--folder", str(folder)],
+            [sys.executable, __file__, "--way", way, "--folder", str(folder), "--rows", str(count)],
             env=os.environ | caches | {"TOKENIZERS_PARALLELISM": "false"},
             stdout=subprocess.PIPE,
             text=True,
@@ -199,13 +199,14 @@ def main() -> int:
     """Measure; write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--trl-rows", type=int, default=2000, help="TRL takes the first of them")
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
-        print(json.dumps(measure_here(args.way, args.folder)))
+        print(json.dumps(measure_here(args.way, args.folder, args.rows)))
         return 0
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
@@ -213,7 +214,8 @@ def main() -> int:
         make_processor(Path(name))
         for number in range(args.rounds):
             for way in WAYS:
-                found[way].append(measure(way, Path(name)))
+                count = min(args.rows, args.trl_rows) if way == "trl" else args.rows
+                found[way].append(measure(way, Path(name), count))
                 print(f"round {number + 1}, {way}: {found[way][-1]}", flush=True)
     medians = {
         way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}

@@ -233,12 +233,7 @@ class ImagePlaceholders:
         for kind, token in (("image", self.token), ("video", self.video_token)):
             marks, count = found.count(kind), kinds.count(kind)
             if marks != count:
-                numbers = dict(found=marks, token=token, count=count)
-                if kind == "image":
-                    raise ValueError(
-                        tr("{found} {token} in the text for {count} images", **numbers)
-                    )
-                raise ValueError(tr("{found} {token} in the text for {count} videos", **numbers))
+                raise ValueError(_mismatch(kind, token, marks, count))
         raise ValueError(tr("the chat template writes images and videos in another order"))
 
     def process(
@@ -333,6 +328,16 @@ class ImagePlaceholders:
         except (ValueError, ArithmeticError, AttributeError, TypeError):
             return None  # whatever is wrong with the size, processing it tells
         return tuple(map(int, found)) if isinstance(found, tuple) else None
+
+
+def _mismatch(kind: str, token: str | None, found: int, count: int) -> str:
+    if kind == "image":
+        return tr(
+            "{found} {token} in the text for {count} images", found=found, token=token, count=count
+        )
+    return tr(
+        "{found} {token} in the text for {count} videos", found=found, token=token, count=count
+    )
 
 
 def _frames_as_images(videos: Mapping[str, Any]) -> dict[str, Any]:

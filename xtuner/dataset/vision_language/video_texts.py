@@ -87,8 +87,12 @@ class VideoTexts:
                 made = self._processed([blank_clip(shape)])
             except (ValueError, ArithmeticError, RuntimeError) as error:
                 width, height, count = key
-                numbers = dict(width=width, height=height, count=count)
-                what = tr("a video of {count} frames of {width} x {height} pixels", **numbers)
+                what = tr(
+                    "a video of {count} frames of {width} x {height} pixels",
+                    width=width,
+                    height=height,
+                    count=count,
+                )
                 raise ValueError(f"{what}: {error}") from error
             self._made[key] = {name: _without_pixels(value) for name, value in made.items()}
         made = {**self._made[key], "video_metadata": [VideoMetadata(**_metadata(shape))]}
