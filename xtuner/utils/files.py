@@ -81,7 +81,12 @@ def _remove_leftovers(target: Path) -> None:
 
 def _name_leftover(folder: Path, target: Path) -> None:
     """Say who may delete a temporary folder: its writer may run where it cannot be looked up."""
-    status = [entry.stat() for entry in (folder, *folder.rglob("*"))]
+    status = []
+    for entry in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):  # that process has just removed it
+            status.append(entry.stat())
+    if not status:
+        return
     written = datetime.fromtimestamp(max(entry.st_mtime for entry in status))
     print(
         tr(
