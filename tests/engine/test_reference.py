@@ -9,6 +9,7 @@ from tests.e2e.test_printed_commands import PRINTED, run_printed
 from tests.equivalence.runs import train, train_on_ranks
 from tests.helpers.tiers import few_fast
 from tests.helpers.tiny import save_tiny
+from xtuner.model import dpo
 from xtuner.proving.outcome import metrics
 
 CONFIG = "tests/engine/dpo_config.py"
@@ -131,3 +132,20 @@ def test_the_reference_is_the_model_before_training(base, tmp_path, start_from, 
     resume = ["--resume", str(tmp_path / "second" / "iter_2.pth")]
     run(base, tmp_path / "resumed", precomputed, *options, words=resume)
     assert metrics(tmp_path / "resumed") == metrics(tmp_path / "second")[2:]
+
+
+@pytest.mark.parametrize("adapter", few_fast([False, True], [True]))
+def test_another_reference_is_noticed_at_the_first_step(base, tmp_path, adapter, monkeypatch):
+    """Where the loaded weights would not reach it; dropout makes no difference."""
+    warnings = []
+    monkeypatch.setattr(dpo.logger, "warning", lambda *words: warnings.append(words[0]))
+    dropout = ["model.lora.lora_dropout=0.5"] if adapter else []
+    options = [LIVE, f"adapter={adapter}", *dropout]
+    run(base, tmp_path / "first", "lr=1e-1", "steps=8", *options, words=["--seed", "1"])
+    load = f"load_from={tmp_path / 'first' / 'iter_8.pth'}"
+    run(base, tmp_path / "right", load, "steps=2", *options)
+    assert not warnings
+    monkeypatch.setattr(dpo.DPO, "sync_reference", lambda model: None)
+    run(base, tmp_path / "wrong", load, "steps=2", *options)
+    (warning,) = warnings
+    assert "The reference is not the model before training" in warning

@@ -366,6 +366,8 @@ def test_an_adapter_on_one_of_two_tied_weights_unties_them(kind, tmp_path, capsy
     assert "lm_head.weight" not in Weights(base).infos
     adapter, out = adapter_on(base, tmp_path / "adapter", TIED[kind]), tmp_path / "out"
     assert main(["convert", "merge", str(base), str(adapter), str(out)]) == 0
+    said = capsys.readouterr()
+    assert "embedding and head are no longer tied" in said.out and "Warning" not in said.err
     assert json.loads((out / "config.json").read_text("utf-8"))["tie_word_embeddings"] is False
     assert "lm_head.weight" in Weights(out).infos
     torch.testing.assert_close(

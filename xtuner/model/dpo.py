@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 REFERENCE_ADAPTER = "reference"
+ROUNDING = 0.05
+"""In nats, for a token in bf16: over an answer it grows with the root of the log-probability."""
+
+logger = logging.getLogger(__name__)
 
 
 class DPO(PreferenceModel):
@@ -77,6 +82,7 @@ class DPO(PreferenceModel):
         self.precompute_reference = precompute_reference
         self.ref_llm = self._reference(ref_llm, llm)
         self._ref_is_copy = self.ref_llm is not None and ref_llm is None
+        self._compares_start = False
         trained_before = kwargs.get("peft_model") is not None
         if self.has_adapter and (trained_before or not _is_identity(self.llm)):
             self.keep_initial_adapter()
@@ -132,12 +138,41 @@ class DPO(PreferenceModel):
         reference = (
             self._precomputed(data) if self.precompute_reference else self.reference_logps(data)
         )
+        if self._compares_start:
+            self._compare_start(data, reference)
         ratios = self._values(self.completion_logps(data)) - reference
         chosen_and_rejected = Ratios(ratios[::2], ratios[1::2])
         loss = DPO_LOSSES[self.loss_type](chosen_and_rejected, self.beta, self.label_smoothing)
         rewards = self.beta * ratios
         metrics = reward_metrics(rewards[::2], rewards[1::2], pairs)
         return self.shard(data).scale_loss({"loss": loss.sum() / pairs, **metrics})
+
+    def compare_start(self) -> None:
+        """Let the next loss compare model and reference, which are the same before training.
+
+        A ``ref_llm`` that the config names is another model.
+        """
+        self._compares_start = self.ref_llm is None or self._ref_is_copy
+
+    @torch.no_grad()
+    def _compare_start(self, data: Batch, reference: Tensor) -> None:
+        """Warn where the loss of the first step would not be that of equal models: ln 2."""
+        self._compares_start = False
+        training = self.training
+        self.eval()  # dropout would make a difference
+        try:
+            gap = (self._values(self.completion_logps(data)) - reference).abs().mean().item()
+        finally:
+            self.train(training)
+        if not gap <= ROUNDING * (1 + reference.abs().mean().item()) ** 0.5:
+            logger.warning(
+                tr(
+                    "The reference is not the model before training: their log-probabilities of "
+                    "the first answers are %.3g apart. Please report this; rewards and losses "
+                    "are measured against another model."
+                ),
+                gap,
+            )
 
     def _values(self, logps: CompletionLogps) -> Tensor:
         return logps.means if self.loss_type in MEAN_OVER_TOKENS else logps.log_probs

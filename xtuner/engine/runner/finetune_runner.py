@@ -312,6 +312,8 @@ class FinetuneRunner(Runner):
             resume.resume_run(self, wanted, self.resume_allow)
         elif not training and self._load_from is not None:
             self.load_checkpoint(self._load_from)
+        elif training and with_reference:
+            model.compare_start()
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """Register mmengine's default hooks and ours for watching."""

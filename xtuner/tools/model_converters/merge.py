@@ -6,6 +6,7 @@ import argparse
 import functools
 import shlex
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,13 @@ def _write(
     except CannotStream as reason:
         print(tr("{reason} are merged with the full model in memory", reason=reason))
         return _write_in_memory(weights.path, adapter, aside, dtype, args, check=check)
+    if merge.untied:
+        print(
+            tr(
+                "embedding and head are no longer tied, as the adapter changes only one of them: "
+                "both are written (tie_word_embeddings: false)"
+            )
+        )
     _write_streaming(merge, aside, size, safe)
     return functools.partial(check_merged, merge) if check else None
 
@@ -217,7 +225,8 @@ def _verify(base: Path, adapter: Path, merged: Path, trusted: bool) -> None:
     how: dict[str, Any] = {"auto_class": own, "trust_remote_code": trusted}
     settings = read_json(merged / "config.json")
     dtype = getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
-    with verify.quiet_transformers():
+    with verify.quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft, about tied weights: they are compared here
         load: Any = functools.partial(verify.load_with_transformers, classifier=classifier, **how)
         found_model = load(merged)
         ids = verify.probe_ids(found_model.config.get_text_config().vocab_size)
