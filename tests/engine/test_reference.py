@@ -149,7 +149,7 @@ def test_another_reference_is_noticed_at_the_first_step(base, tmp_path, adapter,
     def changed(model: dpo.DPO) -> None:
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(0.1 * weight.requires_grad)
+                weight.add_(3 * torch.randn_like(weight) * weight.requires_grad)
         right(model)
 
     monkeypatch.setattr(dpo.DPO, "compare_start", changed)
