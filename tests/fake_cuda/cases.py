@@ -21,6 +21,7 @@ class Case:
         tokens: of a micro-batch.
         rank: of adapters.
         dropout: of adapters.
+        offload: whether the inputs of layers are kept in main memory.
     """
 
     method: str = "full"
@@ -33,6 +34,7 @@ class Case:
     tokens: int = 256
     rank: int = 16
     dropout: float = 0.0
+    offload: bool = False
 
 
 @dataclass

@@ -226,7 +226,8 @@ class Recorder(TorchDispatchMode):
             source = args[0] if name == "aten::_to_copy" else args[1]
             target = kwargs.get("device") if name == "aten::_to_copy" else args[0].device
             kind = torch.device(target or source.device).type
-            if kind != source.device.type and not kwargs.get("non_blocking"):
+            goes_on = kwargs.get("non_blocking") or (name == "aten::copy_" and args[2:] == (True,))
+            if kind != source.device.type and not goes_on:
                 self._wait(f"copy {source.device.type} to {kind}")
 
     def _answer(self, name: str, args: Any) -> Any:

@@ -55,6 +55,7 @@ CASES = {
         for rows in ("packed", "padded")
     },
     "lora with dropout": Case("lora", dropout=0.1),
+    "lora, offload": Case("lora", offload=True),
 }
 OF_IMAGES = {
     f"{kind}, {rows}": Case("lora", rows, kind)

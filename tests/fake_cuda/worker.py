@@ -122,7 +122,12 @@ def build(case: Case) -> Any:
         )
     if case.method == "qlora":
         _quantize(llm)
-    return SupervisedFinetune(llm, lora=_lora(case), use_varlen_attn=case.rows == "packed")
+    return SupervisedFinetune(
+        llm,
+        lora=_lora(case),
+        use_activation_checkpointing={"offload": case.offload},
+        use_varlen_attn=case.rows == "packed",
+    )
 
 
 def _build_tiny(case: Case) -> Any:

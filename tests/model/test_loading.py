@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.architectures import make_architecture
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.model import loading
 from xtuner.utils.errors import UserError
@@ -64,44 +63,6 @@ def test_embeddings_grow_only_for_tokens_that_the_model_lacks():
     assert after.shape[0] % loading.VOCABULARY_MULTIPLE == 0
     assert torch.equal(after[: len(before)], before)
     torch.testing.assert_close(after[len(before)], before.mean(0))
-
-
-def test_activation_checkpointing_is_enabled_under_either_name_of_transformers(recwarn):
-    llm = make_model()
-    loading.enable_activation_checkpointing(llm)
-    assert all(layer.gradient_checkpointing for layer in llm.model.layers)
-    assert not [each for each in recwarn if "deprecated" in str(each.message)]
-
-    class Older:
-        def gradient_checkpointing_enable(self, settings):
-            self.settings = settings
-
-    older = Older()
-    loading.enable_activation_checkpointing(older)
-    assert older.settings == {"use_reentrant": False}
-
-
-def test_layers_of_a_class_without_activation_checkpointing_are_recomputed():
-    """Without it, and under an adapter, whose embeddings some classes change in place."""
-    losses, calls = [], []
-    for recomputed in (False, True):
-        llm = make_architecture("ctrl", attention="eager", resid_pdrop=0.0, embd_pdrop=0.0)
-        assert not llm.supports_gradient_checkpointing
-        if recomputed:
-            loading.enable_activation_checkpointing(llm)
-            llm.transformer.h[0].multi_head_attention.register_forward_hook(
-                lambda *call: calls.append(call)
-            )
-        ids = torch.arange(5, 14)[None]
-        loss = llm.train()(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        losses.append((loss, [weight.grad for weight in llm.parameters()]))
-    assert len(calls) == 2
-    torch.testing.assert_close(losses[0], losses[1])
-    git = make_architecture("git", attention="eager")
-    loading.enable_activation_checkpointing(git)
-    ids = torch.arange(5, 14)[None]
-    git.train()(input_ids=ids, use_cache=False).logits.sum().backward()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch):

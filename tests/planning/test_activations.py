@@ -10,6 +10,7 @@ from tests.helpers.hub_models import MODELS
 from tests.helpers.image_text import image_text_folder, make_image, processed
 from tests.helpers.tiers import slow
 from xtuner.model import SupervisedFinetune, VisionLanguageFinetune
+from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.model.modules import image_rows
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 from xtuner.planning import stand_ins
@@ -64,7 +65,7 @@ def test_kept_as_by_a_real_model(kind, lora):
     )
     for length in (16, 64, 160):
         real = real_bytes(model.causal_lm, input_ids=torch.zeros(2, length, dtype=torch.long))
-        expected = planned(kind, length, lora=lora).kept(checkpointing=False)
+        expected = planned(kind, length, lora=lora).kept(None)
         assert expected == pytest.approx(real, rel=0.1), (length, expected, real)
 
 
@@ -78,8 +79,8 @@ def test_checkpointing_keeps_the_inputs_of_layers():
     found = planned("llama", 64, lora=True)
     width = make_config("llama").hidden_size
     assert found.inputs == 2 * (2 * 64 * width * 4)
-    assert found.kept(checkpointing=True) < found.kept(checkpointing=False)
-    assert found.of_batches(3).kept(checkpointing=True) == 3 * found.kept(checkpointing=True)
+    assert found.kept(Checkpointing()) < found.kept(None)
+    assert found.of_batches(3).kept(Checkpointing()) == 3 * found.kept(Checkpointing())
 
 
 def test_autocast_halves_what_products_keep():
@@ -170,9 +171,9 @@ def test_a_trained_visual_encoder_keeps_as_a_real_one(kind, lora):
         expected = trace_activations(
             found, found.causal_lm, batch_size=1, length=length, autocast=torch.float32
         ).with_images(of_image.of_batches(count))
-        planned_bytes = expected.kept(checkpointing=False)
+        planned_bytes = expected.kept(None)
         assert planned_bytes == pytest.approx(real, rel=0.1), (length, planned_bytes, real)
-        assert of_image.kept(checkpointing=True) < of_image.kept(checkpointing=False)
+        assert of_image.kept(Checkpointing()) < of_image.kept(None)
 
 
 def test_a_forward_that_depends_on_values(monkeypatch):

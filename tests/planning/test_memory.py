@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.helpers.architectures import make_architecture
 from xtuner.model import DPO, SupervisedFinetune
+from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.planning.activations import Activations
 from xtuner.planning.memory import Head, StateSizes, memory_of, state_sizes
 from xtuner.planning.planned_model import build_planned_model
@@ -109,7 +110,7 @@ ACTIVATIONS = Activations(
 def memory(**changes):
     settings = dict(
         batch_size=1, sequences=1, length=8, accumulative_counts=1, epochs=1.0, iters=None,
-        optimizer="AdamW", dtype="bfloat16", checkpointing=False, save_interval=None, kept=None,
+        optimizer="AdamW", dtype="bfloat16", checkpointing=None, save_interval=None, kept=None,
         sharding=Sharding(),
     )  # fmt: skip
     settings |= changes
@@ -136,7 +137,11 @@ def test_how_state_is_sharded():
 
 def test_checkpointing_keeps_inputs_and_one_layer():
     assert memory().activations == 100_000
-    assert memory(checkpointing=True).activations == 12_000
+    assert memory(checkpointing=Checkpointing()).activations == 12_000
+    # 1,000 of inputs and 50,000 of the layers that are not recomputed
+    assert memory(checkpointing=Checkpointing(every_n_layers=2)).activations == 61_000
+    in_main_memory = memory(checkpointing=Checkpointing(offload=True))
+    assert in_main_memory.activations == 10_000 and in_main_memory.offloaded == 2_000
 
 
 def test_gathered_weights():

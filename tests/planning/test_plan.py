@@ -214,5 +214,5 @@ def test_settings_of_a_config(options):
 
 
 def test_operations():
-    assert operations_per_token(10, 10, checkpointing=False) == 60  # 6 N
-    assert operations_per_token(10, 0, checkpointing=True) == 60
+    assert operations_per_token(10, 10) == 60  # 6 N
+    assert operations_per_token(10, 0, recomputed=1.0) == 60

@@ -106,7 +106,7 @@ def build_qlora_model(
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
 
-    from xtuner.model.loading import enable_activation_checkpointing
+    from xtuner.model.activation_checkpointing import enable_activation_checkpointing
 
     require("bitsandbytes", extra="quant", purpose="QLoRA")
     quantization_config = quantization_config or BitsAndBytesConfig(

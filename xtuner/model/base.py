@@ -17,14 +17,11 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from xtuner.model.activation_checkpointing import enable_activation_checkpointing
 from xtuner.model.backends import environment
 from xtuner.model.backends.layers import Installed, install
 from xtuner.model.backends.report import packs_in_one_call, report
-from xtuner.model.loading import (
-    build_llm,
-    enable_activation_checkpointing,
-    resize_token_embeddings,
-)
+from xtuner.model.loading import build_llm, resize_token_embeddings
 from xtuner.model.lora import experts
 from xtuner.model.lora.adapter_files import load_adapter
 from xtuner.model.lora.targets import not_reached_by_text, set_default_targets
@@ -64,7 +61,8 @@ class FinetuneModel(BaseModel):
             ``target_modules`` every linear layer but the output layer gets one.
         peft_model: folder of an adapter to continue training, instead of a new one from ``lora``.
         use_activation_checkpointing: recompute activations in the backward pass instead of storing
-            them.
+            them; ``dict(every_n_layers=2, offload=True)`` for some layers, or from main memory, see
+            ``Checkpointing``.
         use_varlen_attn: rows are packed; their samples do not see each other.
         tokenizer: the tokenizer; embeddings are resized for tokens that the model lacks.
         max_position_embeddings: extend the context to this length.
@@ -88,7 +86,7 @@ class FinetuneModel(BaseModel):
         llm: Mapping[str, Any] | nn.Module,
         lora: Mapping[str, Any] | PeftConfig | None = None,
         peft_model: str | None = None,
-        use_activation_checkpointing: bool = True,
+        use_activation_checkpointing: bool | Mapping[str, Any] = True,
         use_varlen_attn: bool = False,
         tokenizer: Mapping[str, Any] | Tokenizer | None = None,
         max_position_embeddings: int | None = None,
@@ -109,8 +107,7 @@ class FinetuneModel(BaseModel):
         self._freeze_untrained()
         self.compiles = compile  # read when the run's length is known
         self.backends: list[Installed] = install(self.causal_lm, compiled=compile is True)
-        if use_activation_checkpointing:
-            enable_activation_checkpointing(self.causal_lm)
+        enable_activation_checkpointing(self.causal_lm, use_activation_checkpointing)
         self.logit_transform = LogitTransform.of(self.llm.config)
 
     def _set_targets(self, config: LoraConfig) -> None:

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from xtuner.model.loading import (
-    build_llm,
-    enable_activation_checkpointing,
-    is_zero3_init_enabled,
-    resize_token_embeddings,
-)
+from xtuner.model.activation_checkpointing import enable_activation_checkpointing
+from xtuner.model.loading import build_llm, is_zero3_init_enabled, resize_token_embeddings
 from xtuner.model.modules.preference_losses import DPO_LOSSES, MEAN_OVER_TOKENS, Ratios
 from xtuner.model.preference import (
     CompletionLogps,
@@ -86,8 +82,8 @@ class DPO(PreferenceModel):
         trained_before = kwargs.get("peft_model") is not None
         if self.has_adapter and (trained_before or not _is_identity(self.llm)):
             self.keep_initial_adapter()
-        if checkpointing:  # not in the copy: it has no backward pass
-            enable_activation_checkpointing(self.causal_lm)
+        # not in the copy: it has no backward pass
+        enable_activation_checkpointing(self.causal_lm, checkpointing)
 
     def _reference(self, ref_llm: Any, llm: PreTrainedModel) -> Any:
         if ref_llm is not None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from xtuner.model.loading import (
-    enable_activation_checkpointing,
-    init_from_checkpoint,
-    keep_4bit_layout,
-)
+from xtuner.model.activation_checkpointing import enable_activation_checkpointing
+from xtuner.model.loading import init_from_checkpoint, keep_4bit_layout
 from xtuner.model.lora.merge import merged_copy
 from xtuner.model.modules import attention
 from xtuner.model.vision_language import (
@@ -51,7 +49,7 @@ class InternVL_V1_5(VisionLanguageModel):
         quantization_llm: load the language model in 4 bits (with an adapter only).
         pretrained_pth: a checkpoint to start from.
         use_activation_checkpointing: recompute activations in the backward pass instead of storing
-            them.
+            them, see ``Checkpointing``.
 
     Raises:
         UserError: when all weights of a quantised part are to be trained, or ``model_path`` is a
@@ -70,7 +68,7 @@ class InternVL_V1_5(VisionLanguageModel):
         quantization_vit: bool = False,
         quantization_llm: bool = False,
         pretrained_pth: str | None = None,
-        use_activation_checkpointing: bool = True,
+        use_activation_checkpointing: bool | Mapping[str, Any] = True,
     ) -> None:
         _check(quantization_llm, freeze_llm, llm_lora, "llm")
         _check(quantization_vit, freeze_visual_encoder, visual_encoder_lora, "visual_encoder")
@@ -95,16 +93,15 @@ class InternVL_V1_5(VisionLanguageModel):
         object.__setattr__(self, "whole", whole)  # its parts are registered above
         self.context_id = int(tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN))
         whole.img_context_token_id = self.context_id
-        if use_activation_checkpointing:
-            self._checkpoint_activations()
+        self._checkpoint_activations(use_activation_checkpointing)
         if pretrained_pth is not None:
             init_from_checkpoint(self, pretrained_pth)
 
-    def _checkpoint_activations(self) -> None:
+    def _checkpoint_activations(self, setting: bool | Mapping[str, Any]) -> None:
         parts = [(self.causal_lm, False), (self.visual_encoder, self.freeze_visual_encoder)]
         for part, frozen in parts:
             if not frozen and getattr(part, "supports_gradient_checkpointing", False):
-                enable_activation_checkpointing(part)
+                enable_activation_checkpointing(part, setting)
 
     def with_images(self, data: Batch) -> Batch:
         """Merge the features of tiles, one for each context token; see ``VisionLanguageModel``."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from xtuner.model.activation_checkpointing import enable_activation_checkpointing
 from xtuner.model.backends.environment import waits_for
-from xtuner.model.loading import build_llm, enable_activation_checkpointing, init_from_checkpoint
+from xtuner.model.loading import build_llm, init_from_checkpoint
 from xtuner.model.modules.images import (
     find_images,
     freeze_unseen_layers,
@@ -46,7 +48,7 @@ class LLaVAModel(VisionLanguageModel):
         llm_lora: adapter of the language model.
         visual_encoder_lora: adapter of the visual encoder.
         use_activation_checkpointing: recompute activations in the backward pass instead of storing
-            them.
+            them, see ``Checkpointing``.
         max_position_embeddings: extend the context of the language model to this length.
         use_varlen_attn: rows are packed; their samples do not see each other.
         tokenizer: saved with the converted model.
@@ -68,7 +70,7 @@ class LLaVAModel(VisionLanguageModel):
         projector_depth: int = 2,
         llm_lora: Any = None,
         visual_encoder_lora: Any = None,
-        use_activation_checkpointing: bool = True,
+        use_activation_checkpointing: bool | Mapping[str, Any] = True,
         max_position_embeddings: int | None = None,
         use_varlen_attn: bool = False,
         tokenizer: Any = None,
@@ -92,8 +94,8 @@ class LLaVAModel(VisionLanguageModel):
             self.visual_encoder = with_adapter(self.visual_encoder, visual_encoder_lora)
         freeze_unseen_layers(self.visual_encoder, visual_select_layer)
         trained = any(weight.requires_grad for weight in self.visual_encoder.parameters())
-        if use_activation_checkpointing and trained:
-            enable_activation_checkpointing(self.visual_encoder)
+        if trained:
+            enable_activation_checkpointing(self.visual_encoder, use_activation_checkpointing)
         self.projector = ProjectorModel(
             ProjectorConfig(
                 visual_hidden_size=_vision_config(self.visual_encoder).hidden_size,

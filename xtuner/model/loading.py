@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from xtuner.model.modules import attention
 from xtuner.model.modules.sequence_parallel import not_shareable
@@ -217,49 +215,6 @@ def keep_4bit_layout(llm: nn.Module) -> None:
     for layer in llm.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
-
-
-def enable_activation_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass of a transformers model, from now on.
-
-    Classes without support for it recompute their decoder layers all the same.
-
-    Raises:
-        UserError: when such a class has no list of decoder layers, as code of model folders may.
-    """
-    if not getattr(model, "supports_gradient_checkpointing", True):
-        _checkpoint_layers(model)
-        return
-    settings = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(settings)
-    else:  # its name before transformers 5.2x, and in code of model folders
-        model.gradient_checkpointing_enable(settings)
-    if hasattr(model, "disable_input_require_grads"):
-        # needed by reentrant checkpointing alone; some classes change their embeddings in place
-        model.disable_input_require_grads()
-
-
-def _checkpoint_layers(model: Any) -> None:
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if not lists:
-        raise UserError(
-            tr("{name} does not support activation checkpointing.", name=type(model).__name__),
-            hint=tr("set use_activation_checkpointing = False in model."),
-            where=Where(key="model.use_activation_checkpointing"),
-        )
-    layer: Any
-    for layer in lists[0]:  # the outermost
-        layer.forward = functools.partial(_recomputed, layer, layer.forward)
-
-
-def _recomputed(
-    layer: nn.Module, forward: Callable[..., object], *args: object, **kwargs: Any
-) -> object:
-    if not (layer.training and torch.is_grad_enabled()):
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def _with_longer_context(settings: Mapping[str, Any], length: int) -> Any:

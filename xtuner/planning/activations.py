@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.planning import stand_ins
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -40,11 +41,17 @@ class Activations:
     largest_layer: int
     largest_tensor: int
 
-    def kept(self, *, checkpointing: bool) -> int:
+    def kept(self, checkpointing: Checkpointing | None) -> int:
         """Bytes at the beginning of the backward pass, or while it recomputes a layer."""
-        if checkpointing:
-            return self.outside + self.inputs + self.largest_layer
-        return self.outside + self.layers
+        if checkpointing is None:
+            return self.outside + self.layers
+        stored = int(self.layers * (1 - checkpointing.share))
+        inputs = 0 if checkpointing.offload else self.inputs_of(checkpointing.share)
+        return self.outside + inputs + stored + self.largest_layer
+
+    def inputs_of(self, share: float) -> int:
+        """Bytes of the inputs of the layers that are recomputed, a share of all."""
+        return int(self.inputs * share)
 
     def of_batches(self, count: float) -> Activations:
         """Those of a batch that is ``count`` times as large."""

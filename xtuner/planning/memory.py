@@ -185,7 +185,9 @@ def memory_of(
     """
     sharding = settings.sharding
     weights, gradients, optimizer, offloaded = _state(sizes, sharding)
-    kept = activations.kept(checkpointing=settings.checkpointing)
+    kept = activations.kept(settings.checkpointing)
+    if settings.checkpointing is not None and settings.checkpointing.offload:
+        offloaded += activations.inputs_of(settings.checkpointing.share)
     kept += WORKING_TENSORS * activations.largest_tensor
     half = 2 if settings.dtype != "float32" else 4
     loss = _loss(settings.tokens_of_gpu, head, half)

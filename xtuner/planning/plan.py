@@ -193,8 +193,9 @@ class Planner:
         share = settings.batch_size * settings.sequences / settings.sequence_parallel
         memory = memory_of(sizes, activations.of_batches(share), settings, head=head)
         memory = replace(memory, activations=int(memory.activations * self._scale))
+        recomputed = settings.checkpointing.share if settings.checkpointing else 0.0
         operations = operations_per_token(
-            sizes.computed, sizes.trained_count, checkpointing=settings.checkpointing
+            sizes.computed, sizes.trained_count, recomputed=recomputed
         )
         schedule = schedule_of(
             settings,

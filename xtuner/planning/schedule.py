@@ -37,16 +37,16 @@ class Schedule:
         return self.checkpoint * self.checkpoints
 
 
-def operations_per_token(count: int, trained: int, *, checkpointing: bool) -> float:
+def operations_per_token(count: int, trained: int, *, recomputed: float = 0.0) -> float:
     """Operations of a token in forward and backward pass (2 for each parameter and product).
 
     Args:
         count: parameters that compute a token (of experts, those that are chosen).
         trained: those that have a gradient of their own.
-        checkpointing: the forward pass is computed twice.
+        recomputed: the part of the forward pass that is computed twice.
     """
     forward, backward = 2 * count, 2 * count + 2 * trained
-    return float((2 if checkpointing else 1) * forward + backward)
+    return float((1 + recomputed) * forward + backward)
 
 
 def schedule_of(

@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from xtuner.config.values import is_number, iter_dicts, last_name, own_values
+from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.utils.dtypes import dtype_name
 
 PREFERENCE_MODELS = ("DPO", "VisionLanguageDPO", "ORPO", "RewardModel")
@@ -56,7 +57,7 @@ class RunSettings:
         iters: micro-batches of the run, or None.
         optimizer: name of its class.
         dtype: of autocast; ``float32`` for none.
-        checkpointing: whether activations are recomputed in the backward pass.
+        checkpointing: which layers are recomputed in the backward pass; None for none.
         save_interval: micro-batches between two checkpoints; None for one at the end.
         kept: how many checkpoints are kept; None for all.
         sharding: how the model is distributed.
@@ -71,7 +72,7 @@ class RunSettings:
     iters: int | None
     optimizer: str
     dtype: str
-    checkpointing: bool
+    checkpointing: Checkpointing | None
     save_interval: int | None
     kept: int | None
     sharding: Sharding
@@ -118,7 +119,7 @@ def read_settings(config: Config, ranks: int) -> RunSettings:
         iters=_whole(dict.get(loop, "max_iters")),
         optimizer=last_name(dict.get(_dict(wrapper, "optimizer"), "type", "AdamW")),
         dtype=dtype_name(dtype),
-        checkpointing=bool(dict.get(model, "use_activation_checkpointing", True)),
+        checkpointing=Checkpointing.of(dict.get(model, "use_activation_checkpointing", True)),
         save_interval=interval if isinstance(interval, int) and interval > 0 else None,
         kept=keep if isinstance(keep, int) and keep > 0 else None,
         sharding=_sharding(_dict(values, "strategy"), ranks),

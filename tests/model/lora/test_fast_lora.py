@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.helpers.tiny import make_model
-from xtuner.model.loading import enable_activation_checkpointing
+from xtuner.model.activation_checkpointing import enable_activation_checkpointing
 from xtuner.model.lora import fast_lora
 
 ODD = (3, 7, 24)  # rows, tokens, width

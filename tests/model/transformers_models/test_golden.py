@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.golden_model import figures, fill, tokens
-from xtuner.model.loading import enable_activation_checkpointing
+from xtuner.model.activation_checkpointing import enable_activation_checkpointing
 from xtuner.model.modules import attention
 from xtuner.model.transformers_models.auto import FAMILIES, AutoConfig, AutoModelForCausalLM
 

@@ -463,3 +463,30 @@ def unknown_compile(context: Context) -> Iterator[Finding]:
             "model.compile",
             tr("expected True, False or 'auto', got {value!r}", value=value),
         )
+
+
+@rule(
+    "XT0350",
+    ERROR,
+    N_("an invalid value of use_activation_checkpointing"),
+    N_(
+        "use_activation_checkpointing is True, False, or a dict of every_n_layers (2 recomputes "
+        "every second layer) and offload (keep what layers are recomputed from in main memory)."
+    ),
+    wrong="model = dict(use_activation_checkpointing=dict(every=2))",
+    right="model = dict(use_activation_checkpointing=dict(every_n_layers=2))",
+)
+def unknown_checkpointing(context: Context) -> Iterator[Finding]:
+    key = "model.use_activation_checkpointing"
+    value = context.get(key, True)
+    if isinstance(value, bool):
+        return
+    count = context.get(f"{key}.every_n_layers", 1)
+    is_known = isinstance(value, dict) and {"every_n_layers", "offload"} >= {*value}
+    is_whole = isinstance(count, int) and not isinstance(count, bool) and count > 0
+    if not (is_known and is_whole and isinstance(context.get(f"{key}.offload", False), bool)):
+        yield Finding(
+            key,
+            tr("expected True, False or a dict, got {value!r}", value=value),
+            tr("write True, False, or dict(every_n_layers=2, offload=True), either or both."),
+        )

@@ -12,6 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
+from xtuner.model.activation_checkpointing import recomputed_share
 from xtuner.parallel.sequence.groups import get_sequence_parallel_world_size
 
 if TYPE_CHECKING:
@@ -96,8 +97,7 @@ def cost_of_a_token(model: nn.Module) -> tuple[float, float]:
             count = state.shape.numel() if state is not None else module.weight.numel()
             forward += 2 * count
             trained += 2 * count if module.weight.requires_grad else 0
-    again = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    passes = 3 if again else 2
+    passes = 2 + recomputed_share(model)
     config = getattr(getattr(model, "llm", model), "config", None)
     width = getattr(config, "hidden_size", 0) or 0
     layers = getattr(config, "num_hidden_layers", 0) or 0
