@@ -83,7 +83,7 @@ def python_of(name: str, home: Path) -> Path:
 
 
 def run(
-    name: str, folder: Path, shape: measuring.Shape, method: str, home: Path = HOME
+    name: str, folder: Path, shape: measuring.Shape, case: measuring.Case, home: Path = HOME
 ) -> dict[str, Any]:
     """Train with a peer in ``folder``, which ``measuring.prepare`` has filled.
 
@@ -93,9 +93,9 @@ def run(
     try:
         python = python_of(name, home)
         write_packs(folder, shape)
-        words = [str(python), str(HERE / "peer_drivers" / PEERS[name].driver), str(folder), method]
-        words += [str(shape.max_length), str(shape.packs_a_step)]
-        words += [str(shape.warm_steps), str(shape.steps)]
+        numbers = (shape.max_length, shape.packs_a_step, shape.warm_steps, shape.steps)
+        words = [str(python), str(HERE / "peer_drivers" / PEERS[name].driver), str(folder)]
+        words += [case.method, case.recipe, case.dtype, *map(str, numbers)]
         environment = {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
         found: dict[str, Any] = json.loads(
             _run(words, MINUTES_TO_RUN, environment).splitlines()[-1]
@@ -156,8 +156,10 @@ def main() -> int:
         folder = Path(name)
         measuring.prepare(folder, shape)
         for method in args.methods:
-            found = {peer: run(peer, folder, shape, method, args.home) for peer in args.peers}
-            result[method] = measuring.circumstances() | found
+            case = measuring.Case(method)
+            found = {peer: run(peer, folder, shape, case, args.home) for peer in args.peers}
+            rate = {"bf16_matmul_tflops": measuring.matmul_rate()}
+            result[method] = measuring.circumstances() | rate | found
             print(method, json.dumps(found), flush=True)
     text = json.dumps(result, indent=1) + "\n"
     (args.results / f"peers_{args.shape}.json").write_text(text, "utf-8")

@@ -1,7 +1,7 @@
 """Fine-tuning beside TRL's SFTTrainer and a plain Transformers loop: tokens/s and peak memory.
 
-All train the same model in bf16 autocast on the same rows, each in a process of its own; the rounds
-take turns. Tokens are those of the rows, padding does not count.
+All train the same model on the same rows with the same settings, each in a process of its own; the
+rounds take turns. Tokens are those of the rows, padding does not count.
 
 * ours: packed rows, samples kept apart; the runner of ``xtuner train`` with its optimizer.
 * ours_compiled: the same with ``compile=True``; compiling falls into the steps that are left out.
@@ -9,11 +9,19 @@ take turns. Tokens are those of the rows, padding does not count.
 * plain: a loop over padded batches: model(**batch), backward, clip, AdamW.step.
 * with --peers, XTuner 0.1.23 and LLaMA-Factory: see ``peers.py``.
 
-Full training keeps weights in float32, LoRA a frozen base in bf16, QLoRA one in 4 bits (nf4, double
-quantisation), alike on all sides; TRL keeps QLoRA's adapter in bf16, the others in float32.
+Everything runs in bf16 autocast where the processor has bf16, otherwise in float32. Full training
+keeps weights in float32, LoRA a frozen base in the dtype of the products, QLoRA one in 4 bits (nf4,
+double quantisation), alike on all sides; TRL keeps QLoRA's adapter in that dtype, the others in
+float32. Recipes: ``bare`` is LoRA of rank 16 without dropout, without activation checkpointing;
+``catalogue`` has what the configs have, rank 64, dropout 0.1, activation checkpointing.
 
-    python benchmarks/speed.py [--shape llama_34m|qwen_151k] [--methods full lora qlora]
-                               [--peers xtuner-0.1.23 llama-factory]
+The rate of the machine's matrix products is measured before and after each side. ``share`` is what
+a side makes of it: the operations that its tokens need (``measuring.operations``) in its time. Both
+are of seconds of the processor, which depend less on what else the machine does.
+
+    python benchmarks/speed.py [--shape qwen2_5_0_5b] [--methods full lora qlora]
+                               [--recipes bare catalogue] [--sides ours trl] [--rounds 3]
+                               [--peers xtuner-0.1.23 llama-factory] [--max-length 1024]
 
 Needs trl.
 
@@ -31,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,14 +47,19 @@ from typing import Any
 import peers
 from measuring import (
     METHODS,
+    RECIPES,
     RESULTS,
     SHAPES,
+    Case,
     Shape,
     adapter,
     circumstances,
     compared,
     loading,
+    matmul_rate_of_cpu,
     messages,
+    mixed_dtype,
+    operations,
     packs,
     prepare,
     run_ours,
@@ -54,23 +68,28 @@ from measuring import (
 ROUNDS = 3
 
 
-def ours(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
+def ours(folder: Path, shape: Shape, case: Case, compiled: bool = False) -> dict[str, float]:
     """Through XTuner's runner."""
     from transformers import AutoModelForCausalLM
 
     llm = dict(
         type=AutoModelForCausalLM.from_pretrained,
         pretrained_model_name_or_path=str(folder),
-        **loading(method),
+        **loading(case.method, case.dtype),
     )
     model = dict(
-        llm=llm, lora=adapter(method), compile=compiled, use_activation_checkpointing=False
+        llm=llm,
+        lora=adapter(case.method, case.settings),
+        compile=compiled,
+        use_activation_checkpointing=case.settings.checkpointing,
     )
+    rows = packs(folder, shape)
     # the packs of a step are joined into one row
-    return run_ours(folder, model, packs(folder, shape), shape.packs_a_step, shape.clock()).facts()
+    done = run_ours(folder, model, rows, shape.packs_a_step, shape.clock(), dtype=case.dtype)
+    return done.facts()
 
 
-def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict[str, float]:
+def trl(folder: Path, shape: Shape, case: Case, compiled: bool = False) -> dict[str, float]:
     """Through TRL's SFTTrainer."""
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -93,7 +112,7 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
 
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="sdpa", **loading(method)
+            folder, attn_implementation="sdpa", **loading(case.method, case.dtype)
         ),
         args=SFTConfig(
             output_dir=str(folder / "trl"),
@@ -102,9 +121,9 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
             learning_rate=1e-4,
             lr_scheduler_type="constant",
             optim="adamw_torch_fused",
-            bf16=True,
+            bf16=case.mixed,
             use_cpu=True,
-            gradient_checkpointing=False,
+            gradient_checkpointing=case.settings.checkpointing,
             packing=True,
             completion_only_loss=True,
             max_length=shape.max_length,
@@ -116,22 +135,25 @@ def trl(folder: Path, shape: Shape, method: str, compiled: bool = False) -> dict
         ),
         train_dataset=messages(folder),
         processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
-        peft_config=adapter(method),
+        peft_config=adapter(case.method, case.settings),
         callbacks=[Timer()],
     )
     trainer.train()
     return clock.facts()
 
 
-def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
+def plain(folder: Path, shape: Shape, case: Case) -> dict[str, float]:
     """A loop as in a tutorial: padded batches of about the same number of tokens."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, **loading(method))
-    if method != "full":
-        model = get_peft_model(model, adapter(method))
+    options = loading(case.method, case.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    if case.settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if case.method != "full":
+        model = get_peft_model(model, adapter(case.method, case.settings))
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
     samples = []
@@ -149,7 +171,7 @@ def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch])
         labels = torch.tensor([each + [-100] * (longest - len(each)) for _, each in batch])
         mask = torch.tensor([[1] * len(x) + [0] * (longest - len(x)) for x, _ in batch])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.mixed):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -159,7 +181,7 @@ def plain(folder: Path, shape: Shape, method: str) -> dict[str, float]:
     return clock.facts()
 
 
-SIDES: dict[str, Callable[[Path, Shape, str], dict[str, float]]] = {
+SIDES: dict[str, Callable[[Path, Shape, Case], dict[str, float]]] = {
     "ours": ours,
     "ours_compiled": partial(ours, compiled=True),
     "trl": trl,
@@ -168,15 +190,47 @@ SIDES: dict[str, Callable[[Path, Shape, str], dict[str, float]]] = {
 }
 
 
-def run_side(name: str, folder: Path, shape: str, method: str) -> dict[str, float]:
+def run_side(name: str, folder: Path, shape: str, max_length: int, case: Case) -> dict[str, Any]:
     """Run one side in a process of its own."""
-    words = [sys.executable, __file__, "--shape", shape, "--side", name]
-    words += ["--folder", str(folder), "--methods", method]
+    words = [sys.executable, __file__, "--shape", shape, "--side", name, "--folder", str(folder)]
+    words += ["--max-length", str(max_length), "--dtype", case.dtype]
+    words += ["--methods", case.method, "--recipes", case.recipe]
     environment = os.environ | {"XTUNER_CACHE": f"{folder}/cache"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return {"failed": (lines or [f"status {done.returncode}"])[-1]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def take_turns(
+    args: argparse.Namespace, shape: Shape, cases: list[Case]
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What each round of each side found, by case and side."""
+    sides = [*args.sides, *args.peers]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {
+        case.name: {side: [] for side in sides} for case in cases
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, shape)
+        supervised = statistics.fmean(
+            label >= 0 for row in packs(folder, shape) for label in row["labels"]
+        )
+        rate = matmul_rate_of_cpu(dtype=args.dtype)
+        for _, case, side in itertools.product(range(args.rounds), cases, sides):
+            if side in args.peers:
+                run = peers.run(side, folder, shape, case)
+            else:
+                run = run_side(side, folder, args.shape, shape.max_length, case)
+            before, rate = rate, matmul_rate_of_cpu(dtype=args.dtype)
+            if "failed" not in run:
+                needed = operations(shape, case, supervised) * run["tokens_per_cpu_second"]
+                rates = {"matmul_tflops_before": before, "matmul_tflops_after": rate}
+                run |= rates | {"share": needed / 1e12 / statistics.fmean((before, rate))}
+            found[case.name][side].append(run)
+            print(case.name, side, run, flush=True)
     return found
 
 
@@ -185,37 +239,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama_34m")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["bare"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--peers", nargs="*", choices=peers.PEERS, default=[])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--max-length", type=int, help="of a packed row, if not the shape's")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=mixed_dtype())
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = SHAPES[args.shape]
+    shape = replace(shape, max_length=args.max_length or shape.max_length)
+    cases = [Case(*each, args.dtype) for each in itertools.product(args.methods, args.recipes)]
     if args.side:
-        print("\n" + json.dumps(SIDES[args.side](args.folder, shape, args.methods[0])))
+        print("\n" + json.dumps(SIDES[args.side](args.folder, shape, cases[0])))
         return 0
-    sides = [*args.sides, *args.peers]
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {
-        method: {side: [] for side in sides} for method in args.methods
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder, shape)
-        for _ in range(args.rounds):
-            for method, side in itertools.product(args.methods, sides):
-                if side in args.peers:
-                    run = peers.run(side, folder, shape, method)
-                else:
-                    run = run_side(side, folder, args.shape, method)
-                found[method][side].append(run)
-                print(method, side, run, flush=True)
+    import torch
+
     file = RESULTS / f"speed_{args.shape}.json"
     result: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    for method, runs in found.items():
-        result[method] = circumstances() | compared(runs)
+    for name, runs in take_turns(args, shape, cases).items():
+        facts = {"rounds": args.rounds, "dtype": args.dtype, "max_length": shape.max_length}
+        facts["threads"] = torch.get_num_threads()
+        result[name] = circumstances() | facts | compared(runs)
+        print(name, json.dumps(result[name], indent=1))
     file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(json.dumps({method: result[method] for method in found}, indent=1))
     return 0
 
 

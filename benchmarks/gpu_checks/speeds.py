@@ -197,7 +197,7 @@ def _config_text(case: Case, folder: Path, length: int) -> str:
             "quantization_config=dict(type=BitsAndBytesConfig, load_in_4bit=True, "
             "bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True)"
         )
-    adapter = ", ".join(f"{key}={value!r}" for key, value in measuring.LORA.items())
+    adapter = ", ".join(f"{key}={value!r}" for key, value in measuring.Recipe().lora().items())
     lora = f"dict(type=LoraConfig, task_type='CAUSAL_LM', {adapter})"
     return f"""
 from mmengine.optim import AmpOptimWrapper

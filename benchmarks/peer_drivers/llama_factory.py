@@ -1,7 +1,7 @@
 """Trains with LLaMA-Factory, in its own environment, for ``benchmarks/peers.py``.
 
-Usage: ``python llama_factory.py FOLDER METHOD MAX_LENGTH PACKS_A_STEP WARM_STEPS STEPS``, on the
-last line of whose output are the facts as JSON.
+Usage: ``python llama_factory.py FOLDER METHOD RECIPE DTYPE MAX_LENGTH PACKS_A_STEP WARM_STEPS
+STEPS``, on the last line of whose output are the facts as JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Timer(TrainerCallback):
 
 
 def settings(
-    folder: Path, method: str, max_length: int, batch_size: int, steps: int
+    folder: Path, case: measuring.Case, max_length: int, batch_size: int, steps: int
 ) -> dict[str, Any]:
     """The arguments of ``llamafactory-cli train``."""
     import torch
@@ -65,34 +65,42 @@ def settings(
         dataset_dir=str(folder),
         cutoff_len=max_length,
         neat_packing=True,  # samples of a pack do not see each other, as on the other sides
-        finetuning_type="full" if method == "full" else "lora",
-        disable_gradient_checkpointing=True,
+        finetuning_type="full" if case.method == "full" else "lora",
+        disable_gradient_checkpointing=not case.settings.checkpointing,
         output_dir=tempfile.mkdtemp(dir=folder),  # it refuses one that was written to
         per_device_train_batch_size=batch_size,
         max_steps=steps,
         learning_rate=1e-4,
         lr_scheduler_type="constant",
         optim="adamw_torch_fused",
-        bf16=True,
+        bf16=case.mixed,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    if method != "full":
-        found |= dict(lora_rank=16, lora_alpha=32, lora_dropout=0.0, lora_target="all")
-    if method == "qlora":
+    if case.method != "full":
+        recipe = case.settings
+        found |= dict(lora_rank=recipe.r, lora_alpha=recipe.lora_alpha)
+        found |= dict(lora_dropout=recipe.lora_dropout, lora_target="all")
+    if case.method == "qlora":
         found |= dict(quantization_bit=4, quantization_type="nf4", double_quantization=True)
     return found
 
 
 def main() -> None:
-    folder, method, *numbers = sys.argv[1:]
+    folder, method, recipe, dtype, *numbers = sys.argv[1:]
     max_length, batch_size, warm, timed = map(int, numbers)
     timer = Timer(warm, timed)
     timer.count()
-    wanted = settings(Path(folder), method, max_length, batch_size, timer.clock.total)
+    wanted = settings(
+        Path(folder),
+        measuring.Case(method, recipe, dtype),
+        max_length,
+        batch_size,
+        timer.clock.total,
+    )
     run_exp(wanted, callbacks=[timer])
     print("\n" + json.dumps(timer.clock.facts()))
 

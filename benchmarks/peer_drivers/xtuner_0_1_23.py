@@ -1,8 +1,9 @@
 """Trains with XTuner 0.1.23, in its own environment, for ``benchmarks/peers.py``.
 
-Usage: ``python xtuner_0_1_23.py FOLDER METHOD MAX_LENGTH PACKS_A_STEP WARM_STEPS STEPS``, on the
-last line of whose output are the facts as JSON. Mixed precision of mmengine needs a GPU: without
-one all is float32. Samples of a pack see each other, as its variable-length attention needs a GPU.
+Usage: ``python xtuner_0_1_23.py FOLDER METHOD RECIPE DTYPE MAX_LENGTH PACKS_A_STEP WARM_STEPS
+STEPS``, on the last line of whose output are the facts as JSON. Mixed precision of mmengine needs a
+GPU: without one all is float32. Samples of a pack see each other, as its variable-length attention
+needs a GPU.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ class Timer(Hook):
         self.clock.step(tokens, float(outputs["loss"]))
 
 
-def model(folder: str, method: str, gpu: bool) -> dict[str, Any]:
+def model(folder: str, case: measuring.Case, gpu: bool) -> dict[str, Any]:
     """As its configs have it."""
     llm = ConfigDict(
         type=AutoModelForCausalLM.from_pretrained,
         pretrained_model_name_or_path=folder,
-        torch_dtype=torch.bfloat16 if gpu and method != "full" else torch.float32,
+        torch_dtype=torch.bfloat16 if gpu and case.method != "full" else torch.float32,
     )
-    if method == "qlora":
+    if case.method == "qlora":
         llm["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -64,19 +65,21 @@ def model(folder: str, method: str, gpu: bool) -> dict[str, Any]:
             bnb_4bit_compute_dtype=torch.bfloat16 if gpu else torch.float32,
         )
     lora = None
-    if method != "full":
-        settings = {key: value for key, value in measuring.LORA.items() if key != "target_modules"}
+    recipe = case.settings
+    if case.method != "full":
+        settings = {key: value for key, value in recipe.lora().items() if key != "target_modules"}
         lora = ConfigDict(type=LoraConfig, task_type="CAUSAL_LM", **settings)
-    return dict(type=SupervisedFinetune, llm=llm, lora=lora, use_activation_checkpointing=False)
+    checkpointing = {"use_activation_checkpointing": recipe.checkpointing}
+    return dict(type=SupervisedFinetune, llm=llm, lora=lora, **checkpointing)
 
 
 def main() -> None:
-    folder, method, _, batch_size, warm, timed = sys.argv[1:]
+    folder, method, recipe, dtype, _, batch_size, warm, timed = sys.argv[1:]
     gpu = torch.cuda.is_available()
     timer = Timer(int(warm), int(timed))
     precision = dict(type=AmpOptimWrapper, dtype="bfloat16") if gpu else dict(type=OptimWrapper)
     runner = Runner(
-        model=model(folder, method, gpu),
+        model=model(folder, measuring.Case(method, recipe, dtype), gpu),
         work_dir=str(Path(folder) / "xtuner_0_1_23"),
         train_dataloader=dict(
             batch_size=int(batch_size),
