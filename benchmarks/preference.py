@@ -1,34 +1,55 @@
 """DPO beside TRL's DPOTrainer: tokens per second and peak memory of full training on a CPU.
 
-Both train the same Llama (34M parameters, 8k vocabulary) in bf16 autocast on the same pairs, in the
-same order, with the reference precomputed, each in a process of its own; the rounds of the two
-take turns. Prints medians and ratios, and writes ``results/preference.json``.
+Both train the same model on the same pairs, in the same order, with the reference precomputed, each
+in a process of its own; the rounds of the two take turns. Products are in bf16 where the processor
+has it, otherwise in float32. The shape is one of ``measuring.py``: a Llama of 34M parameters with
+made-up words, or a published model with real text. Prints medians and ratios, and writes
+``results/preference.json`` or ``results/preference_<shape>.json``.
 
-    python benchmarks/preference.py            # needs trl
+    python benchmarks/preference.py [--shape smollm2_135m] [--pairs 16] [--rounds 3]  # needs trl
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "preference.json"
-PAIRS, PAIRS_A_STEP, WARM_STEPS, VOCABULARY = 96, 8, 2, 8192
+from measuring import (
+    RESULTS,
+    SHAPES,
+    Clock,
+    machine,
+    matmul_rate_of_cpu,
+    mixed_dtype,
+    prepare,
+    spread,
+)
+
+PAIRS, PAIRS_A_STEP, WARM_STEPS, SMALL = 96, 8, 1, "llama_34m"
+MAX_LENGTH = 1024
 ROUNDS = 3
 
 
-def make_rows() -> list[dict[str, str]]:
+def real_rows(folder: Path, pairs: int) -> list[dict[str, str]]:
+    """Pairs of the text that ``prepare`` has written: the answer, and that to another question."""
+    rows = json.loads((folder / "rows.json").read_text("utf-8"))
+    others = [*rows[1:], rows[0]]
+    found = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+        for row, other in zip(rows, others, strict=True)
+    ]
+    return found[:pairs]
+
+
+def made_up_rows(pairs: int) -> list[dict[str, str]]:
     """Pairs whose lengths spread as those of chats do: many short, a few long."""
     draw = random.Random(0)
     words = [f"w{n}" for n in range(4000)]
@@ -36,43 +57,19 @@ def make_rows() -> list[dict[str, str]]:
     def text(mean: int) -> str:
         return " ".join(draw.choices(words, k=max(4, int(draw.lognormvariate(0, 0.8) * mean))))
 
-    return [{"prompt": text(60), "chosen": text(90), "rejected": text(90)} for _ in range(PAIRS)]
+    return [{"prompt": text(60), "chosen": text(90), "rejected": text(90)} for _ in range(pairs)]
 
 
-def make_base(folder: Path) -> None:
-    """Save the model and a word-level tokenizer with a chat template."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    names = ["<pad>", "</s>", "<user>", "<bot>", *(f"w{n}" for n in range(VOCABULARY - 4))]
-    inner = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, "<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<pad>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}{{ m.content }}"
-        " </s> {% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+def write(folder: Path, name: str, pairs: int) -> None:
+    """The model, its tokenizer and the pairs."""
+    shape = SHAPES[name]
+    # tokens enough for every pair to have a question and an answer of its own
+    prepare(folder, replace(shape, warm_steps=0, steps=pairs, packs_a_step=1, max_length=512))
+    rows = real_rows(folder, pairs) if shape.real_text else made_up_rows(pairs)
+    (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
 
 
-def ours(folder: Path) -> dict[str, float]:
+def ours(folder: Path, dtype: str, clock: Clock) -> dict[str, float]:
     """Through XTuner's runner: packed rows, the chunked log-probabilities."""
     import torch
     from datasets import Dataset
@@ -85,11 +82,10 @@ def ours(folder: Path) -> dict[str, float]:
     from xtuner.engine.runner import FinetuneRunner, TrainLoop
     from xtuner.model.dpo import DPO
 
-    clock = Clock()
     dataset = build_preference_dataset(
         Dataset.from_list(json.loads((folder / "rows.json").read_text("utf-8"))),
         AutoTokenizer.from_pretrained(folder),
-        max_length=1024,
+        max_length=MAX_LENGTH,
     )
 
     def collate(rows: Any) -> dict[str, Any]:
@@ -120,7 +116,7 @@ def ours(folder: Path) -> dict[str, float]:
         optim_wrapper=dict(
             type=FinetuneOptimWrapper,
             optimizer=dict(type=torch.optim.AdamW, lr=1e-5, weight_decay=0.0),
-            dtype="bfloat16",
+            dtype=dtype,
             clip_grad=dict(max_norm=1.0),
         ),
         default_hooks=dict(checkpoint=None, logger=None, progress=None),
@@ -131,13 +127,12 @@ def ours(folder: Path) -> dict[str, float]:
     return clock.facts()
 
 
-def trl(folder: Path) -> dict[str, float]:
+def trl(folder: Path, dtype: str, clock: Clock) -> dict[str, float]:
     """Through TRL's DPOTrainer with its reference precomputed as well."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    clock = Clock()
     rows = [
         {
             "prompt": [{"role": "user", "content": row["prompt"]}],
@@ -175,11 +170,11 @@ def trl(folder: Path) -> dict[str, float]:
             num_train_epochs=1,
             learning_rate=1e-5,
             lr_scheduler_type="constant",
-            bf16=True,
+            bf16=dtype == "bfloat16",
             use_cpu=True,
             gradient_checkpointing=False,
             precompute_ref_log_probs=True,
-            max_length=1024,
+            max_length=MAX_LENGTH,
             save_strategy="no",
             report_to=[],
             logging_strategy="no",
@@ -191,28 +186,6 @@ def trl(folder: Path) -> dict[str, float]:
     )
     trainer.train()
     return clock.facts()
-
-
-class Clock:
-    """Times steps and keeps what they report; the first ones are left out."""
-
-    def __init__(self) -> None:
-        self._steps: list[tuple[float, int, float]] = []
-
-    def step(self, tokens: int, loss: float) -> None:
-        self._steps.append((time.perf_counter(), tokens, loss))
-
-    def facts(self) -> dict[str, float]:
-        start = self._steps[WARM_STEPS - 1][0]
-        timed = self._steps[WARM_STEPS:]
-        losses = [loss for _, _, loss in self._steps]
-        return {
-            "tokens_per_second": sum(tokens for _, tokens, _ in timed) / (timed[-1][0] - start),
-            "tokens": float(sum(tokens for _, tokens, _ in self._steps)),
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "loss": statistics.fmean(losses),
-            "last_loss": losses[-1],
-        }
 
 
 def _hook() -> Any:
@@ -227,49 +200,64 @@ def _attention() -> str:
     return attention.register()
 
 
+def take_turns(folder: Path, args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """What each round of both sides found."""
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    rate = matmul_rate_of_cpu(dtype=args.dtype)
+    for _ in range(args.rounds):
+        for side, found in runs.items():
+            words = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+            words += ["--pairs", str(args.pairs), "--dtype", args.dtype]
+            printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            before, rate = rate, matmul_rate_of_cpu(dtype=args.dtype)
+            rates = {"matmul_tflops_before": before, "matmul_tflops_after": rate}
+            found.append(json.loads(printed.splitlines()[-1]) | rates)
+            print(side, found[-1], flush=True)
+    return runs
+
+
+SIDES = {"ours": ours, "trl": trl}
+
+
 def main() -> int:
     """Run both sides in turns and say how they compare."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--side", choices=("ours", "trl"))
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default=SMALL)
+    parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=mixed_dtype())
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        print("\n" + json.dumps({"ours": ours, "trl": trl}[args.side](args.folder)))
+        clock = Clock(WARM_STEPS, args.pairs // PAIRS_A_STEP - WARM_STEPS)
+        print("\n" + json.dumps(SIDES[args.side](args.folder, args.dtype, clock)))
         return 0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_base(folder)
-        (folder / "rows.json").write_text(json.dumps(make_rows()), "utf-8")
-        runs: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
-        for _ in range(args.rounds):
-            for side, found in runs.items():
-                words = [sys.executable, __file__, "--side", side, "--folder", name]
-                printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-                found.append(json.loads(printed.splitlines()[-1]))
-                print(side, found[-1], flush=True)
+        write(Path(name), args.shape, args.pairs)
+        runs = take_turns(Path(name), args)
     medians = {
         side: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for side, found in runs.items()
     }
+    spreads = {
+        side: spread([run["tokens_per_second"] for run in found]) for side, found in runs.items()
+    }
     us, them = medians["ours"], medians["trl"]
-    result = {
-        "date": date.today().isoformat(),
-        "machine": platform.machine(),
-        "versions": _versions(),
+    result = machine("torch", "transformers", "trl", "peft") | {
+        "dtype": args.dtype,
+        "pairs": args.pairs,
+        "rounds": args.rounds,
         "medians": medians,
+        "lowest_and_highest": spreads,
         "speed_ratio": us["tokens_per_second"] / them["tokens_per_second"],
+        "speed_ratio_in_cpu_seconds": us["tokens_per_cpu_second"] / them["tokens_per_cpu_second"],
         "memory_ratio": us["peak_mib"] / them["peak_mib"],
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    file = "preference.json" if args.shape == SMALL else f"preference_{args.shape}.json"
+    (RESULTS / file).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))
     return 0
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
 
 
 if __name__ == "__main__":

@@ -200,7 +200,8 @@ def test_a_peer_that_fails_says_why(peers, monkeypatch, tmp_path, code, said):
     if "sleep" in code:
         monkeypatch.setattr(peers, "MINUTES_TO_RUN", 0.01)
     (tmp_path / "packs.json").write_text("[]")
-    found = peers.run("other", tmp_path, peers.measuring.SHAPES["llama_34m"], "full")
+    measuring = peers.measuring
+    found = peers.run("other", tmp_path, measuring.SHAPES["llama_34m"], measuring.Case("full"))
     assert list(found) == ["failed"] and said in found["failed"]
 
 
@@ -210,8 +211,22 @@ def test_a_peer_that_failed_stands_beside_the_others(peers):
     sides = {"ours": [facts, facts], "trl": [slow, slow], "other": [facts, {"failed": "why"}]}
     found = peers.measuring.compared(sides)
     assert found["other"] == {"failed": "why"}
-    assert found["trl"] == slow and found["speed_of_ours_to_trl"] == 2.0
+    assert found["trl"] == slow | {"lowest_and_highest": [2.0, 2.0]}
+    assert found["speed_of_ours_to_trl"] == 2.0
     assert "speed_of_ours_to_other" not in found
+
+
+def test_operations_are_those_of_the_passes_that_a_case_has(peers):
+    measuring = peers.measuring
+    config = dict(model_type="llama", vocab_size=100, hidden_size=8, intermediate_size=16)
+    config |= dict(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    shape = measuring.Shape(config, max_length=64, packs_a_step=1)
+    layer, head = 8 * 8 * 2 + 8 * 4 * 2 + 3 * 8 * 16, 100 * 8
+    found = measuring.operations(shape, measuring.Case("full"), 0.5)
+    assert found == 6 * (2 * layer + 0.5 * head)
+    low_rank = 64 * (2 * (8 + 8) + 2 * (8 + 4) + 3 * (8 + 16))  # of one layer
+    found = measuring.operations(shape, measuring.Case("lora", "catalogue"), 0.5)
+    assert found == 2 * (6 * layer + 8 * low_rank) + 4 * 0.5 * head
 
 
 @pytest.fixture

@@ -326,8 +326,8 @@ def test_a_package_that_a_class_of_transformers_needs_is_named(monkeypatch):
     "text, shown",
     [
         (
-            "Output 0 of _LowRank is a view. This view was created inside.",
-            "Output 0 of _LowRank is a view",
+            "Output 0 of _Sum is a view. This view was created inside.",
+            "Output 0 of _Sum is a view",
         ),
         (
             "expected [1, 8] vs. [1, 1], e.g. rows.\nTraceback",

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from xtuner.model.backends import cross_entropy as cross_entropy_backend
 from xtuner.model.backends.cpu import cross_entropy as cpu_sizes
 from xtuner.model.backends.cross_entropy import BlockSizes
 from xtuner.model.backends.gpu import cross_entropy as gpu_sizes
@@ -20,11 +21,11 @@ from xtuner.utils import cpu
 IGNORED = -100
 
 
-@pytest.fixture(autouse=True, params=["kept", "again"])
+@pytest.fixture(autouse=True, params=["kept", "again", "groups"])
 def small_blocks(request, monkeypatch):
-    """Several blocks, chunks and parts, odd last ones, at the tests' sizes."""
-    kept = 2**20 if request.param == "kept" else 0
-    sizes = BlockSizes(20 * 40, 10, kept, 10 * 3, cpu.pad_to_bucket)
+    """Several blocks, chunks, parts and groups, odd last ones, at the tests' sizes."""
+    kept = {"kept": 2**20, "again": 0, "groups": 97 * 20}[request.param]
+    sizes = BlockSizes(20 * 40, 10, kept, 10 * 3, cpu.pad_to_bucket, min_rows=15)
     monkeypatch.setattr(cpu_sizes, "SIZES", sizes)
     loss_module.loss_kernel.cache_clear()
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 97 * 20)
@@ -165,6 +166,36 @@ def test_no_token_gives_zero_that_still_has_a_gradient():
 def test_a_target_outside_the_vocabulary_is_no_silent_zero():
     head, hidden = nn.Linear(8, 31, bias=False), torch.randn(2, 8)
     assert linear_cross_entropy(hidden, head, torch.tensor([3, 31])).isnan()
+
+
+@pytest.mark.parametrize("small_blocks", ["groups"], indirect=True)
+@pytest.mark.parametrize(
+    ("autocast", "groups"), [(False, [18, 18, 17]), (True, [53])], ids=["float32", "cast weight"]
+)
+def test_logits_of_groups_are_computed_once(autocast, groups, monkeypatch):
+    """With a cast of the weight for each group they are computed twice instead."""
+    rows = []
+    product = cross_entropy_backend._Logits._product
+
+    def counted(logits, block):
+        rows.append((len(logits.targets), block.start))
+        return product(logits, block)
+
+    monkeypatch.setattr(cross_entropy_backend._Logits, "_product", counted)
+    head, hidden = nn.Linear(24, 97, bias=False), torch.randn(53, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        linear_cross_entropy(hidden, head, torch.randint(0, 97, (53,)))
+    blocks = {count: {start for size, start in rows if size == count} for count in set(groups)}
+    wanted = [(count, start) for count in groups for start in sorted(blocks[count])]
+    assert min(map(len, blocks.values())) > 1 and rows == wanted * (2 if autocast else 1)
+
+
+def test_groups_have_rows_enough_for_products_of_their_own():
+    sizes = cpu_sizes.SIZES._replace(kept_logits=1000, min_rows=10)
+    assert sizes.groups_of(25, 100) == [slice(0, 9), slice(9, 18), slice(18, 25)]
+    assert sizes.groups_of(10, 100) == [slice(0, 10)]
+    assert sizes.groups_of(25, 101) == [slice(0, 25)]  # of 9 rows
+    assert sizes._replace(min_rows=0).groups_of(25, 100) == [slice(0, 25)]
 
 
 def test_the_largest_tensor_is_a_block(monkeypatch):

@@ -186,9 +186,7 @@ def products_made(monkeypatch):
     monkeypatch.setattr(
         fast_lora._LowRank,
         "apply",
-        lambda x, dropped, rules, *parts: (
-            made.append(len(rules)) or apply(x, dropped, rules, *parts)
-        ),
+        lambda x, dropped, *parts: made.append(len(parts) // 4) or apply(x, dropped, *parts),
     )
     return made
 
@@ -281,9 +279,13 @@ def test_a_whole_model_keeps_its_names():
     assert list(model.state_dict()) == names
 
 
-def test_layers_stay_together_where_activations_are_computed_twice():
+def test_layers_stay_together_where_activations_are_computed_twice(monkeypatch):
     """Computing again stops early, and must leave nothing that waits for a layer."""
-    grads = []
+    grads, products = [], []
+    linear = fast_lora.linear
+    monkeypatch.setattr(
+        fast_lora, "linear", lambda *given: products.append(given[1].shape) or linear(*given)
+    )
     for twice in (False, True):
         torch.manual_seed(0)
         model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear"))
@@ -296,9 +298,13 @@ def test_layers_stay_together_where_activations_are_computed_twice():
             enable_activation_checkpointing(model.get_base_model())
             model.enable_input_require_grads()
         ids = torch.arange(3, 40)[None]
+        layers = model.config.num_hidden_layers
         for _ in range(2):
             model.zero_grad()
+            products.clear()
             model(input_ids=ids, labels=ids).loss.backward()
+            # the frozen product of a block's last layer is not computed again
+            assert len(products) == 7 * layers + 6 * layers * twice
         found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         grads.append(list(found.values()))
         siblings = {

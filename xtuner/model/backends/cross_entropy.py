@@ -104,10 +104,20 @@ class BlockSizes(NamedTuple):
     """The number of rows that products of N rows are padded to."""
     most_parts: int = 0
     """Parts of all logits, about at most: of many, more are processed at once. 0 for no limit."""
+    min_rows: int = 0
+    """Rows of a group that are worth products of their own. 0: all rows are one group."""
 
     def part_of(self, total: int) -> int:
         """How many of ``total`` logits are processed in float32 at once."""
         return max(self.part_logits, total // self.most_parts if self.most_parts else 0)
+
+    def groups_of(self, count: int, vocabulary: int) -> list[slice]:
+        """Groups of rows whose logits are kept; one of all rows where such groups are too small."""
+        most = self.kept_logits // vocabulary
+        if not self.min_rows or most < self.min_rows or count <= most:
+            return [slice(0, count)]
+        size = math.ceil(count / math.ceil(count / most))
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class FusedCrossEntropy(torch.autograd.Function):
@@ -116,7 +126,8 @@ class FusedCrossEntropy(torch.autograd.Function):
     A first pass over the blocks finds the log-sum-exp of each row. A second turns the logits into
     their gradients in place, and these into those of hidden states and weight. Few logits are kept
     from the first pass to the second, many are computed again: that is one product in four, and a
-    large vocabulary then costs no memory but its gradient.
+    large vocabulary then costs no memory but its gradient. Where the weight is not cast, the rows
+    are divided into groups instead, small enough that the logits of one are kept.
 
     In float16 gradients are computed in float32: what is small would underflow before the gradient
     scaler's factor reaches it.
@@ -148,19 +159,27 @@ class FusedCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         wide = torch.float32 if dtype is torch.float16 else None
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = _Logits(hidden.to(dtype), weight, targets, transform, sizes)
-            total = logits.loss(config)
+            narrow, count = hidden.to(dtype), len(hidden)
+            groups = [slice(0, count)]
+            if weight.dtype is dtype:  # else each group would cast the whole of it
+                groups = sizes.groups_of(count, len(weight))
             grad_hidden = grad_weight = None
             if need_hidden:
                 grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
             if need_weight:  # zeros where there is no token: other processes wait for it
                 grad_weight = torch.empty_like(weight, dtype=wide or weight.dtype)
-            for block in logits.blocks if need_hidden or need_weight else ():
-                matrix, grad_logits = logits.backward(block, config, wide or dtype)
-                if grad_hidden is not None:
-                    grad_hidden += (grad_logits @ matrix)[: len(hidden)]
-                if grad_weight is not None:
-                    grad_weight[block] = grad_logits.T @ logits.hidden.to(grad_logits.dtype)
+            total = torch.zeros((), device=hidden.device)
+            for rows in groups:
+                logits = _Logits(narrow[rows], weight, targets[rows], transform, sizes)
+                total += logits.loss(config)
+                for block in logits.blocks if need_hidden or need_weight else ():
+                    matrix, grad_logits = logits.backward(block, config, wide or dtype)
+                    if grad_hidden is not None:
+                        found = grad_logits @ matrix
+                        grad_hidden[rows] += found[: len(logits.targets)]
+                    if grad_weight is not None:
+                        factor = logits.hidden.to(grad_logits.dtype)
+                        _add_product(grad_weight[block], grad_logits.T, factor, rows.start == 0)
         if grad_hidden is not None:
             grad_hidden = grad_hidden.to(wide or hidden.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -178,6 +197,16 @@ class FusedCrossEntropy(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return found[0], found[1], None, None, None, None, None
+
+
+def _add_product(to: Tensor, one: Tensor, other: Tensor, first: bool) -> None:
+    """Add a product to ``to`` (rows, columns), or write the first one."""
+    if to.dtype is one.dtype:
+        torch.addmm(to, one, other, beta=0 if first else 1, out=to)
+    elif first:
+        to.copy_(one @ other)
+    else:
+        to += one @ other
 
 
 class _Logits:

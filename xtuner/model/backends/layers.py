@@ -50,10 +50,6 @@ def _unsupported_by_liger(case: Case) -> str | None:
     return case.libraries.liger.error or None
 
 
-def _unsupported_in_float32(case: Case) -> str | None:
-    return None if case.is_half else tr("it is for mixed precision")
-
-
 def _unsupported_by_fused_linear(case: Case) -> str | None:
     if not case.is_half:
         return tr("it is for mixed precision")
@@ -92,7 +88,7 @@ def _original(name: str) -> Backend[Apply]:
 LAYERS = (
     _backend("torch.compile", _unsupported_by_compiled, _compile_layers, device="cuda"),
     _backend("liger-kernel", _unsupported_by_liger, apply_liger, device="cuda"),
-    _backend("CPU kernels", _unsupported_in_float32, _sum_of_fused_layers, device="cpu"),
+    _backend("CPU kernels", lambda case: None, _sum_of_fused_layers, device="cpu"),
     _original("transformers"),
 )
 LINEAR = (

@@ -151,7 +151,9 @@ class _Forward:
             dropped = None if dropped is None else dropped.reshape(narrow.shape)
             tensors = [(p.weight, p.bias, p.lora_a, p.lora_b) for _, p in group]
             rules = [(p.state, p.scaling) for _, p in group]
-            outs = _LowRank.apply(narrow, dropped, rules, *itertools.chain(*tensors))
+            inputs = (narrow, dropped, *itertools.chain(*tensors))
+            lows = _LowRank.apply(*inputs)
+            outs = _Sum.apply(lows, rules, *inputs)
         # bitsandbytes returns the dtype of the input, other layers that of the product
         outs = [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
         made = {
@@ -268,6 +270,31 @@ class _BitDropout(torch.autograd.Function):
 
 
 class _LowRank(torch.autograd.Function):
+    """``d A^T`` of each of G layers with one input ``x``; ``d`` is it after dropout.
+
+    It also keeps all that ``_Sum`` needs for its backward pass. Activation checkpointing stops
+    computing again as soon as all is kept: before the product with W if the layer is the last one.
+    """
+
+    @staticmethod
+    def forward(ctx: AutogradContext, x: Tensor, dropped: Tensor | None, *parts: Any) -> Tensor:
+        """Compute (N, R of all layers); arguments as for ``_Sum``."""
+        weights, every_a, every_b = (parts[kind::4] for kind in (0, 2, 3))
+        joined = torch.cat([a.to(x.dtype) for a in every_a])
+        narrow = [b.to(x.dtype) for b in every_b]
+        adapted = x if dropped is None else dropped
+        lows = adapted @ joined.T
+        ctx.save_for_backward(adapted, joined, lows, *weights, *narrow)
+        ctx.set_materialize_grads(False)
+        return lows
+
+    @staticmethod
+    def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
+        """Nothing: ``_Sum`` computes all gradients."""
+        return (None,) * len(ctx.needs_input_grad)
+
+
+class _Sum(torch.autograd.Function):
     """``x W^T + bias + scaling * (d A^T) B^T`` of each of G layers; all W and biases are frozen.
 
     The layers have one input ``x``, and ``d`` is it after dropout: its products with all A are one
@@ -277,36 +304,32 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: AutogradContext,
+        lows: Tensor,
+        rules: list[tuple[Any, float]],
         x: Tensor,
         dropped: Tensor | None,
-        rules: list[tuple[Any, float]],
         *parts: Any,
     ) -> tuple[Tensor, ...]:
-        """Compute (..., O) of each layer.
+        """Compute (N, O) of each layer.
 
         Args:
             ctx: of autograd.
-            x: (..., I).
-            dropped: (..., I), ``x`` after dropout; None without dropout.
+            lows: the result of ``_LowRank``.
             rules: of each layer the ``QuantState`` of W, if it is in 4 bits, and the scaling.
+            x: (N, I).
+            dropped: (N, I), ``x`` after dropout; None without dropout.
             *parts: of each layer W (O, I), bias (O,) or None, A (R, I) and B (O, R).
         """
         weights, biases, every_a, every_b = (parts[kind::4] for kind in range(4))
-        ranks = [len(a) for a in every_a]
-        joined = torch.cat([a.to(x.dtype) for a in every_a])
-        narrow = [b.to(x.dtype) for b in every_b]
-        adapted = x if dropped is None else dropped
-        lows = (adapted.reshape(-1, x.shape[-1]) @ joined.T).split(ranks, 1)
+        ctx.ranks = [len(a) for a in every_a]
         outs = []
         for weight, bias, b, low, (state, scaling) in zip(
-            weights, biases, narrow, lows, rules, strict=True
+            weights, biases, every_b, lows.split(ctx.ranks, 1), rules, strict=True
         ):
             out = linear(x, _dequantized(weight, state, x.dtype), bias)
-            out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scaling)
-            outs.append(out)
-        ctx.save_for_backward(adapted, joined, *weights, *narrow, *lows)
-        ctx.has_dropout = dropped is not None
-        ctx.rules, ctx.ranks = rules, ranks
+            outs.append(out.addmm_(low, b.to(x.dtype).T, alpha=scaling))
+        ctx.low_rank = lows.grad_fn
+        ctx.has_dropout, ctx.rules = dropped is not None, rules
         ctx.dtypes = [(a.dtype, b.dtype) for a, b in zip(every_a, every_b, strict=True)]
         ctx.set_materialize_grads(False)  # a layer that is not called has none
         return tuple(outs)
@@ -314,32 +337,35 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: AutogradContext, *grads: Tensor) -> Any:
         """Gradients of ``x`` and ``dropped``, and of each layer's A and B."""
-        adapted, joined, *saved = ctx.saved_tensors
-        count = len(ctx.rules)
-        flat = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        found: list[Tensor | None] = [None] * (4 * count)
-        low_grads = []
-        for place, (grad, b, low) in enumerate(
-            zip(flat, saved[count : 2 * count], saved[2 * count :], strict=True)
+        adapted, joined, lows, *saved = ctx.low_rank.saved_tensors
+        weights, every_b = saved[: len(ctx.rules)], saved[len(ctx.rules) :]
+        found: list[Tensor | None] = [None] * (4 * len(ctx.rules))
+        low_grad = torch.zeros_like(lows)
+        for place, (grad, b, low, of_low) in enumerate(
+            zip(
+                grads,
+                every_b,
+                lows.split(ctx.ranks, 1),
+                low_grad.split(ctx.ranks, 1),
+                strict=True,
+            )
         ):
             scaling = ctx.rules[place][1]
-            if grad is None:
-                low_grads.append(torch.zeros_like(low))
-                continue
-            low_grads.append(grad @ (b * scaling))
-            found[4 * place + 3] = (grad.T @ low).to(ctx.dtypes[place][1]).mul_(scaling)
-        low_grad = torch.cat(low_grads, 1)
-        grads_a = (low_grad.T @ adapted.reshape(-1, adapted.shape[-1])).split(ctx.ranks)
+            if grad is not None:
+                of_low.addmm_(grad, b, beta=0, alpha=scaling)
+                found[4 * place + 3] = (grad.T @ low).to(ctx.dtypes[place][1]).mul_(scaling)
+        grads_a = (low_grad.T @ adapted).split(ctx.ranks)
         grad_x = grad_dropped = None
-        if ctx.needs_input_grad[0]:
+        with_x = ctx.needs_input_grad[2]
+        if with_x and ctx.has_dropout:
+            grad_dropped = low_grad @ joined
+        elif with_x:
             grad_x = low_grad @ joined
-            if ctx.has_dropout:
-                grad_x, grad_dropped = torch.zeros_like(grad_x), grad_x.view(adapted.shape)
-        for place, (grad, weight) in enumerate(zip(flat, saved, strict=False)):
+        for place, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
             if grad is None:
                 continue
             found[4 * place + 2] = grads_a[place].to(ctx.dtypes[place][0])
-            if grad_x is not None:
-                grad_x.addmm_(grad, _dequantized(weight, ctx.rules[place][0], grad.dtype))
-        grad_x = None if grad_x is None else grad_x.view(adapted.shape)
-        return grad_x, grad_dropped, None, *found
+            if with_x:
+                matrix = _dequantized(weight, ctx.rules[place][0], grad.dtype)
+                grad_x = grad @ matrix if grad_x is None else grad_x.addmm_(grad, matrix)
+        return None, None, grad_x, grad_dropped, *found

@@ -11,4 +11,5 @@ SIZES = BlockSizes(
     kept_logits=2**25,
     part_logits=2**18,  # 1 MiB in float32 stays in the cache
     padded_rows=pad_to_bucket,
+    min_rows=128,
 )

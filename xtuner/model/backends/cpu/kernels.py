@@ -96,11 +96,11 @@ def rms_norm_backward(
     """The gradients of ``rms_norm`` with respect to ``x`` and, ``with_weight``, the weight."""
     width = x.shape[-1]
     wide, scale = x.float(), weight.float() + offset
-    grad = grad.to(torch.float32, copy=True)
-    product = (wide * inverse).mul_(grad)
+    wide_grad = grad.float()
+    product = (wide * inverse).mul_(wide_grad)
     share = (product @ scale).unsqueeze(-1) * inverse.square() / -width
     grad_weight = product.reshape(-1, width).sum(0).to(weight.dtype) if with_weight else None
-    grad_x = grad.mul_(scale).mul_(inverse).addcmul_(wide, share)
+    grad_x = (wide_grad * scale).mul_(inverse).addcmul_(wide, share)
     return grad_x.to(x.dtype), grad_weight
 
 
