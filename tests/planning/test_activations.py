@@ -11,6 +11,7 @@ from tests.helpers.image_text import image_text_folder, make_image, processed
 from tests.helpers.tiers import slow
 from xtuner.model import SupervisedFinetune, VisionLanguageFinetune
 from xtuner.model.activation_checkpointing import Checkpointing
+from xtuner.model.backends.cpu import fused_layers
 from xtuner.model.modules import image_rows
 from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 from xtuner.planning import stand_ins
@@ -19,6 +20,12 @@ from xtuner.tokenization.processor import load_processor
 from xtuner.utils.errors import UserError
 
 KINDS = ("llama", "qwen3", "gemma2", "phi3", "glm4", "mixtral")
+
+
+@pytest.fixture(autouse=True)
+def without_cpu_kernels(monkeypatch):
+    """The plan is of a GPU; the functions of a CPU keep less."""
+    monkeypatch.setattr(fused_layers, "_compute_dtype", lambda x: None)
 
 
 def adapter():
