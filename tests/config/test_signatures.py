@@ -49,7 +49,7 @@ def test_a_base_that_several_classes_share_comes_last():
     """``**kwargs`` of VisionLanguageModel go to DPO, not to FinetuneModel at once."""
     from xtuner import model
 
-    for name in ("VisionLanguageDPO", "VisionLanguageFinetune", "DPO"):
+    for name in ("VisionLanguageDPO", "VisionLanguageORPO", "VisionLanguageFinetune", "DPO"):
         read = parameters_of(LazyObject("xtuner.model", name))
         assert read is not None and not read.any_keyword
         parameters = [

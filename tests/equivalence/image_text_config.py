@@ -7,10 +7,10 @@ from peft import LoraConfig
 from torch.optim import AdamW
 from transformers import AutoModelForImageTextToText
 
+from xtuner.dataset import VisionLanguageDataset, VisionLanguagePreferenceDataset
 from xtuner.dataset.collate_fns import vision_language_collate_fn
-from xtuner.dataset.vision_language.dataset import VisionLanguageDataset
 from xtuner.engine.runner import TrainLoop
-from xtuner.model import VisionLanguageFinetune
+from xtuner.model import VisionLanguageDPO, VisionLanguageFinetune
 from xtuner.tokenization.processor import load_processor
 
 base = "set by the test"
@@ -18,12 +18,13 @@ data_files = "set by the test"
 adapter = False
 frozen = False  # the visual encoder and the projector
 packed = False
+pairs = False  # of answers, for DPO
 ways = 1  # processes
 steps = 3
 
 processor = dict(type=load_processor, name_or_path=base)
 model = dict(
-    type=VisionLanguageFinetune,
+    type=VisionLanguageDPO if pairs else VisionLanguageFinetune,
     llm=dict(type=AutoModelForImageTextToText.from_pretrained, pretrained_model_name_or_path=base),
     processor=processor,
     lora=dict(type=LoraConfig, r=4, lora_alpha=16, task_type="CAUSAL_LM") if adapter else None,
@@ -35,11 +36,11 @@ train_dataloader = dict(
     batch_size=1,
     num_workers=0,
     dataset=dict(
-        type=VisionLanguageDataset,
+        type=VisionLanguagePreferenceDataset if pairs else VisionLanguageDataset,
         dataset=dict(type=load_dataset, path="json", data_files=data_files),
         processor=processor,
         max_length=64,
-        pack_to_max_length=packed,
+        pack_to_max_length=packed and not pairs,
     ),
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=vision_language_collate_fn, processor=processor, use_varlen_attn=packed),

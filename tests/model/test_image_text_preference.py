@@ -1,4 +1,4 @@
-"""DPO of vision-language models equals the loss of the plain class, answer by answer."""
+"""DPO and ORPO of vision-language models equal the plain class, answer by answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.helpers.image_text import (
     processed,
     samples_of,
 )
-from xtuner.model import VisionLanguageDPO
+from tests.helpers.tiers import slow
+from xtuner.model import VisionLanguageDPO, VisionLanguageORPO
 from xtuner.proving.training import move_adapter, train_on
 from xtuner.tokenization.processor import load_processor
 from xtuner.utils.errors import UserError
@@ -101,3 +102,32 @@ def test_no_values_in_advance():
             processor=load_processor(str(image_text_folder("gemma3"))),
             precompute_reference=True,
         )
+
+
+@pytest.mark.parametrize("kind, packed", [("qwen2_5_vl", True), slow("gemma3", False)])
+def test_orpo_equals_the_plain_class(kind, packed):
+    processor = load_processor(str(image_text_folder(kind)))
+    samples, plain = pairs_of(processor), plain_image_text(kind)
+    for name, weight in plain.named_parameters():
+        weight.requires_grad_(".layers." in name and "vision" not in name and "visual" not in name)
+    llm = plain_image_text(kind, attn_implementation="sdpa")
+    model = VisionLanguageORPO(llm, processor=processor, use_varlen_attn=packed, beta=BETA).eval()
+    found = train_on(model, [collated(processor, samples, packed=packed)])
+    sums = own_log_probs(processor, plain, samples)
+    tokens = torch.tensor([count_of(processor, sample) for sample in samples])
+    chosen, rejected = (sums / tokens)[::2], (sums / tokens)[1::2]
+    odds = chosen - rejected - torch.log1p(-chosen.exp()) + torch.log1p(-rejected.exp())
+    loss = -sums[::2].sum() / tokens[::2].sum() - BETA * nn.functional.logsigmoid(odds).mean()
+    loss.backward()
+    assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    for name, weight in plain.named_parameters():
+        if weight.grad is not None:
+            scale = weight.grad.abs().max() + 1e-8
+            assert (found.gradients[name] - weight.grad).abs().max() < 1e-3 * scale, name
+
+
+def count_of(processor, sample):
+    """Tokens of a sample that are trained: all but the first and those of images."""
+    ids = processed(processor, [sample])["input_ids"]
+    types = torch.tensor(processor.create_mm_token_type_ids(ids.tolist()))[0]
+    return int((types[1:] == 0).sum())

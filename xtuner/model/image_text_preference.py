@@ -1,4 +1,4 @@
-"""DPO of a vision-language model: two answers about the same images."""
+"""DPO and ORPO of a vision-language model: two answers about the same images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from xtuner.model.dpo import DPO
 from xtuner.model.image_text import VisionLanguageModel
 from xtuner.model.modules import image_rows
-from xtuner.model.preference import CompletionLogps
+from xtuner.model.orpo import ORPO
+from xtuner.model.preference import CompletionLogps, PreferenceModel
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
@@ -19,7 +20,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class VisionLanguageDPO(VisionLanguageModel, DPO):
+class _VisionLanguagePreference(VisionLanguageModel, PreferenceModel):
+    """What losses of pairs of ``VisionLanguagePreferenceDataset`` have in common."""
+
+    def completion_logps(self, data: Batch, llm: PreTrainedModel | None = None) -> CompletionLogps:
+        """As ``PreferenceModel``, images included."""
+        data = self._with_positions(data)
+        self.shard(data)  # probes the first rows, which is done with text alone on all ranks
+        with self._blank_image(data, llm), image_rows.explained():
+            return super().completion_logps(data, llm)
+
+
+class VisionLanguageORPO(_VisionLanguagePreference, ORPO):
+    """Odds-ratio preference optimization of a vision-language model.
+
+    Loss as ``ORPO``, images as ``VisionLanguageFinetune``; arguments of both classes.
+    """
+
+
+class VisionLanguageDPO(_VisionLanguagePreference, DPO):
     """Direct preference optimization of a vision-language model.
 
     Loss and reference as ``DPO``, images as ``VisionLanguageFinetune``; arguments of both classes.
@@ -42,11 +61,6 @@ class VisionLanguageDPO(VisionLanguageModel, DPO):
         yield from super()._computing_models()
         if self.ref_llm is not None:
             yield self.ref_llm
-
-    def completion_logps(self, data: Batch, llm: PreTrainedModel | None = None) -> CompletionLogps:
-        """As ``DPO``, images included."""
-        with self._blank_image(data, llm), image_rows.explained():
-            return super().completion_logps(self._with_positions(data), llm)
 
     def reference_logps(self, data: Batch) -> Tensor:
         """As ``DPO``, images included."""

@@ -24,10 +24,10 @@ TEXT_PARTS = (
 )
 """Models and collate functions that take no rows with images."""
 WITH_IMAGES = {
-    "VisionLanguageDataset": "VisionLanguageFinetune",
-    "VisionLanguagePreferenceDataset": "VisionLanguageDPO",
+    "VisionLanguageDataset": ("VisionLanguageFinetune",),
+    "VisionLanguagePreferenceDataset": ("VisionLanguageDPO", "VisionLanguageORPO"),
 }
-"""Dataset → the model for its rows."""
+"""Dataset → the models for its rows."""
 
 # A chat model's name (lower case) and the templates that it was trained with.
 CHAT_FAMILIES = (
@@ -169,7 +169,8 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     N_("images for a model or a collate function of text"),
     N_(
         "Rows of VisionLanguageDataset need VisionLanguageFinetune and vision_language_collate_fn, "
-        "which hand the images on; pairs of VisionLanguagePreferenceDataset need VisionLanguageDPO."
+        "which hand the images on; pairs of VisionLanguagePreferenceDataset need VisionLanguageDPO "
+        "or VisionLanguageORPO. Reward models take text alone."
     ),
     wrong="model = dict(type=SupervisedFinetune)\n"
     "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset))",
@@ -179,18 +180,20 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     "processor=dict(type=load_processor, name_or_path='Qwen/Qwen2.5-VL-3B-Instruct')))",
 )
 def images_for_text(context: Context) -> Iterator[Finding]:
-    for dataset, model in WITH_IMAGES.items():
+    others = {*TEXT_PARTS, *(model for models in WITH_IMAGES.values() for model in models)}
+    for dataset, models in WITH_IMAGES.items():
         if not any("train_" in key for key in context.typed(dataset)):
             continue
-        wanted = {"model.type": model}
+        wanted = {"model.type": models}
         if context.get("framework") != "huggingface":
-            wanted["train_dataloader.collate_fn.type"] = "vision_language_collate_fn"
-        for key, name in wanted.items():
+            wanted["train_dataloader.collate_fn.type"] = ("vision_language_collate_fn",)
+        for key, names in wanted.items():
             found = name_of(context.get(key)) or "None"
-            if found == name or found not in (*TEXT_PARTS, *WITH_IMAGES.values()):
+            if found in names or found not in others:
                 continue
+            name = tr(" or ").join(names)
             message = tr("data with images need {name} here, not {found}", name=name, found=found)
-            yield Finding(key, message, name)
+            yield Finding(key, message, names[0])
 
 
 @rule(
