@@ -71,6 +71,11 @@ def test_single_tokens_beside_new_ones_are_refused(tokenizers, tiny_llama, tmp_p
     with pytest.raises(UserError, match="all embeddings are trained") as refused:
         BUILDER.build(load_config(str(config)).model)
     assert "trainable_token_indices" in refused.value.hint
+    for wrong in ("[3, 512]", "{'embed_tokens': [-1]}"):
+        plain = text.replace(str(tokenizers / "grown"), str(tiny_llama))
+        config.write_text(plain.replace("[3, 7, 11]", wrong), "utf-8")
+        with pytest.raises(UserError, match="the embedding has 512 rows"):
+            BUILDER.build(load_config(str(config)).model)
 
 
 def trained(config, checkpoint, ids):

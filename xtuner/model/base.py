@@ -354,8 +354,26 @@ def _add_adapter(
     model._set_targets(config)
     if resized:
         _train_embeddings(config, model.llm)
+    _require_tokens(config, model.llm)
     experts.disable_expert_lora_dropout(config, model.llm)
     model.llm = get_peft_model(model.llm, config)
+
+
+def _require_tokens(config: PeftConfig, llm: PreTrainedModel) -> None:
+    """Refuse ``trainable_token_indices`` that the embedding has no rows for."""
+    given = getattr(config, "trainable_token_indices", None) or []
+    lists = list(given.values()) if isinstance(given, Mapping) else [given]
+    rows = llm.get_input_embeddings().weight.shape[0]
+    wrong = [index for indices in lists for index in indices if not 0 <= index < rows]
+    if wrong:
+        raise UserError(
+            tr(
+                "there is no token {index}: the embedding has {rows} rows.",
+                index=wrong[0],
+                rows=rows,
+            ),
+            where=Where(key="model.lora.trainable_token_indices"),
+        )
 
 
 def _train_embeddings(config: Any, llm: PreTrainedModel) -> None:
