@@ -363,7 +363,8 @@ def _require_tokens(config: PeftConfig, llm: PreTrainedModel) -> None:
     """Refuse ``trainable_token_indices`` that the embedding has no rows for."""
     given = getattr(config, "trainable_token_indices", None) or []
     lists = list(given.values()) if isinstance(given, Mapping) else [given]
-    rows = llm.get_input_embeddings().weight.shape[0]
+    embedding: Any = llm.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     wrong = [index for indices in lists for index in indices if not 0 <= index < rows]
     if wrong:
         raise UserError(
