@@ -44,10 +44,10 @@ def dataset_of(case: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     function = case.get("map_fn")
     template = case.get("template", "qwen_chat")
     adds = map_fns.template_map_fn_factory(PROMPT_TEMPLATE[template]) if template else None
-    path = case.get("path", "json")
+    loader = dict(type=load_dataset, path=case.get("path", "json"), **case.get("loader", {}))
     return {
         "type": process_hf_dataset,
-        "dataset": dict(type=load_dataset, path=path, data_files=case.get("files", case["file"])),
+        "dataset": {**loader, "data_files": case.get("files", case["file"])},
         "tokenizer": tokenizer,
         "max_length": 512,
         "dataset_map_fn": getattr(map_fns, function) if function else None,

@@ -74,6 +74,48 @@ def test_layouts_under_the_name_jsonl(text, expected):
     assert [(one.line, one.value["a"]) for one in found] == expected
 
 
+@pytest.mark.parametrize("chunk", [4, 1 << 18])
+def test_a_row_may_go_on_in_the_next_lines(monkeypatch, chunk):
+    monkeypatch.setattr(json_stream, "CHUNK", chunk)
+    one, several = {"a": 1}, {"a": {"b": [1, {"c": "\u2028"}]}, "d": "x"}
+    rows = [one, several, one, several, several, one]
+    for indent in (None, 0, 2):
+        texts = [json.dumps(row, indent=indent if row is several else None) for row in rows]
+        found = read("\n".join(texts), is_jsonl=True)
+        assert [(each.value, each.why) for each in found] == [(row, "") for row in rows]
+        starts = [1 + sum(text.count("\n") + 1 for text in texts[:n]) for n in range(len(texts))]
+        assert [each.line for each in found] == starts
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": 1}\n{"a":\n{"a": 3}\n{"a": 4}\n', {1: 1, 2: None, 3: 3, 4: 4}),
+        ('{"a": 1}\n{"a": 2\n{"a": 3}\n', {1: 1, 2: None, 3: 3}),
+        ('{"a": 1}\n{"a": "2\n{"a": 3}\n', {1: 1, 2: None, 3: 3}),
+        ('{"a": 1}\n{"a": "x\ny"}\n{"a": 4}\n', {1: 1, 2: None, 3: None, 4: 4}),
+        ('{"a": 1}\n{"a": [\n\n{"a": 4}\n', {1: 1, 2: None, 4: 4}),
+        ('{"a": 1}\n{"a": 2', {1: 1, 2: None}),
+        ('{"a": 1}\n{"a":\n2} {"a": 3} {"a":\n4}\n{"a": 5}\n', {1: 1, 2: 2, 3: 4, 5: 5}),
+    ],
+)
+def test_a_row_that_is_not_completed_hides_no_other(text, found):
+    values = {each.line: None if each.why else each.value["a"] for each in read(text)}
+    assert values == found
+
+
+def test_lines_that_are_read_ahead_stay_bounded(monkeypatch):
+    monkeypatch.setattr(json_stream, "LONGEST", 1 << 10)
+    rest = '{"a": 1},\n' * 1000
+    found = read(f'{{"a": 0}}\n{{"a": [\n{rest}{{"a": 2}}\n')
+    assert [each.line for each in found if each.why] == [2, *range(3, 1003)]
+    assert found[-1] == Found(1003, {"a": 2})
+    long = '{"a": "' + "x" * 3000 + '"}'
+    found = read(f'{{"a": 0}}\n{{"a":\n{long}\n{{"a": 2}}\n')
+    assert [(each.line, each.why[:16]) for each in found] == [
+        (1, ""), (2, "Expecting value "), (3, "this row is long"), (4, "")]  # fmt: skip
+
+
 def test_lists_one_a_line_are_rows_and_not_an_array():
     text = '[{"a": 1}]\n[{"a": 2}]\n'
     assert read(text) == [Found(1, [{"a": 1}]), Found(2, [{"a": 2}])]

@@ -83,7 +83,16 @@ def test_a_part_without_rows_and_rows_that_are_no_objects():
 @pytest.mark.parametrize("layout", [BY_MAP_FN["openai_map_fn"], AUTO, None])
 def test_sections_of_a_file_give_what_the_whole_file_gives(tmp_path, monkeypatch, layout):
     chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
-    bad = ['{"messages": [', "[1]", '{"messages": 5}', '{"x": "\\ud800"}', "", '{"messages": []}']
+    bad = [
+        '{"messages": [',
+        json.dumps(chat, indent=1),
+        '{\n"x":\n1',
+        "[1]",
+        '{"messages": 5}',
+        '{"x": "\\ud800"}',
+        "",
+        '{"messages": []}',
+    ]
     lines = [json.dumps(row) for row in (chat, ALPACA, TURNS, {**chat, "n": 1}, {**chat, "n": "x"})]
     file = tmp_path / "a.jsonl"
     text = "\ufeff" + "\n".join([*lines, *bad, *lines, *bad[:3], lines[1]] * 4)

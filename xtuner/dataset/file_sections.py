@@ -14,7 +14,7 @@ from xtuner.dataset.reading import Row, Unreadable, decoded, has_json_lines, rea
 SECTION = 1 << 24
 """Bytes of a section, about."""
 LONGEST_LINE = 1 << 20
-"""A file with a longer line (in bytes) at the end of a section is not divided."""
+"""A file without the beginning of a row in so many bytes at the end of a section stays whole."""
 _BLOCK = 1 << 20
 
 
@@ -87,13 +87,30 @@ def divide(file: str, field: str | None = None, delimiter: str | None = None) ->
     with Path(file).open("rb") as raw:
         while start < size:
             raw.seek(start + SECTION)
-            if len(raw.readline(LONGEST_LINE)) == LONGEST_LINE:
+            if not _go_to_row(raw):
                 return whole
             stop = min(raw.tell(), size)
             sections.append(Section(file, start, stop, line))
             line += _count_lines(raw, start, stop)
             start = stop
     return sections
+
+
+def _go_to_row(raw: BinaryIO) -> bool:
+    """Go to the next line with ``{`` first after one with ``}`` last, or to the end of the file.
+
+    Between these no row goes on from line to line.
+
+    Returns:
+        False where none is near.
+    """
+    left, previous = LONGEST_LINE, b""
+    while left > 0 and (line := raw.readline(left)):
+        if previous.rstrip().endswith(b"}") and line.startswith(b"{"):
+            raw.seek(-len(line), io.SEEK_CUR)
+            return True
+        left, previous = left - len(line), line
+    return left > 0
 
 
 def _count_lines(raw: BinaryIO, start: int, stop: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from xtuner.utils.lang import tr
@@ -85,33 +85,102 @@ def has_lines(stream: TextIO, is_jsonl: bool) -> bool:
     return end <= len(first)
 
 
+class _Lines:
+    """The lines of a stream, some of which may be put back."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.number = 0
+        """Of the line that was given last."""
+        self._next: list[str] = []
+
+    def take(self) -> str:
+        """The next line, or its first ``LONGEST`` characters; empty at the end."""
+        line = self._next.pop() if self._next else self.stream.readline(LONGEST)
+        self.number += bool(line)
+        return line
+
+    def put_back(self, lines: Sequence[str]) -> None:
+        self._next += reversed(lines)
+        self.number -= len(lines)
+
+    def skip_rest(self) -> None:
+        """Skip the rest of a line of more than ``LONGEST`` characters."""
+        while (rest := self.stream.readline(CHUNK)) and not rest.endswith("\n"):
+            pass
+
+
+def _is_whole(line: str) -> bool:
+    return len(line) < LONGEST or line.endswith("\n")
+
+
 def _read_lines(stream: TextIO) -> Iterator[Found]:
-    number = 0
-    while line := stream.readline(LONGEST):
-        number += 1
-        if len(line) == LONGEST and not line.endswith("\n"):
-            yield Found(number, None, too_long())
-            while (rest := stream.readline(CHUNK)) and not rest.endswith("\n"):
-                pass
+    lines = _Lines(stream)
+    while line := lines.take():
+        if not _is_whole(line):
+            yield Found(lines.number, None, too_long())
+            lines.skip_rest()
         elif not line.isspace():
-            yield from _values_of_line(number, line)
+            yield from _values_of_line(lines, line)
 
 
-def _values_of_line(number: int, line: str) -> Iterator[Found]:
-    """The value of a line, or several that follow each other on it."""
-    why = encoding_problem(line)
+def _values_of_line(lines: _Lines, text: str) -> Iterator[Found]:
+    """The value of a line, or several that follow each other on it; the last may end later."""
+    number, end = lines.number, 0
+    why = encoding_problem(text)
     if why:
         yield Found(number, None, why)
         return
-    end = 0
-    while end < len(line):
+    while end < len(text):
+        start = _skipped(text, end)
+        is_longer = lines.number > number
+        line = number + text.count("\n", 0, start) if is_longer else number
         try:
-            value, end = _raw_decode(line, _skipped(line, end))
+            value, end = _raw_decode(text, start)
         except (json.JSONDecodeError, RecursionError) as error:
-            yield Found(number, None, _reason(error))
-            return
-        end = _skipped(line, end)
-        yield Found(number, value, _surrogate_problem(line, value))
+            whole = _with_next_lines(lines, text, start) if _is_cut(error, text) else None
+            if whole is None:
+                yield Found(line, None, _reason(error))
+                return
+            text = whole
+            continue
+        why = encoding_problem(text[start:end]) if is_longer else ""
+        yield Found(line, value, why or _surrogate_problem(text, value))
+        end = _skipped(text, end)
+
+
+def _is_cut(error: json.JSONDecodeError | RecursionError, text: str) -> bool:
+    """Whether a value lacks nothing but its end; a string does not go on in the next line."""
+    if isinstance(error, RecursionError) or error.msg.startswith(("Invalid control", "Untermin")):
+        return False
+    return not text[error.pos :].strip(" \t\r\n")
+
+
+def _with_next_lines(lines: _Lines, text: str, start: int) -> str | None:
+    """A text with the lines up to the end of the value that begins in it at ``start``.
+
+    Returns:
+        None where the next lines do not complete the value; they are put back.
+    """
+    taken: list[str] = []
+    size = len(text)
+    while True:
+        for _ in range(max(1, len(taken))):  # twice as many each time: decoding takes linear time
+            taken.append(lines.take())
+            size += len(taken[-1])
+            if not taken[-1] or size > LONGEST:
+                break
+        whole = text + "".join(taken)
+        try:
+            _, end = _raw_decode(whole, start)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if taken[-1] and size <= LONGEST and _is_cut(error, whole):
+                continue
+            lines.put_back([line for line in taken if line])
+            return None
+        count = whole.count("\n", len(text), end)
+        lines.put_back([line for line in taken[count + 1 :] if line])
+        return text + "".join(taken[: count + 1])
 
 
 def _raw_decode(text: str, start: int) -> tuple[Any, int]:

@@ -98,7 +98,8 @@ def build_preference_dataset(
     key = cache.content_key(rows, built, [map_row], settings, [this, packing])
 
     def write(folder: Path) -> None:
-        _prepare(rows, built, map_row, settings, RowPlaces(dataset)).save_to_disk(str(folder))
+        places = RowPlaces(dataset, "train")
+        _prepare(rows, built, map_row, settings, places).save_to_disk(str(folder))
 
     return cache.prepared_once(key, write)
 

@@ -80,7 +80,9 @@ def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
         UserError: when a loader of files has none, or files of another format.
     """
     loader, path = name_of(source.get("type", "")), str(source.get("path", ""))
-    files = source.get("data_files") or source.get("data_dir")
+    files = of_split(source, None).get("data_files") or source.get("data_dir")
+    if isinstance(files, Mapping) and source.get("split"):
+        files = [each for paths in files.values() for each in paths_in(paths)]
     if loader in ("load_jsonl_dataset", "load_json_file"):
         return LocalFiles(paths_in(files))
     if loader != "load_dataset":
@@ -102,6 +104,44 @@ def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
     _check_format(path, paths)
     delimiter = source.get("sep") or source.get("delimiter") or ","
     return LocalFiles(paths, source.get("field"), delimiter if path == "csv" else None)
+
+
+def split_of(source: Mapping[str, Any], split: str | None) -> str:
+    """The split that is read: the loader's own, else the dataset's."""
+    return str(source.get("split") or split or "train")
+
+
+def is_whole(split: str) -> bool:
+    """Whether a split is one name."""
+    return not any(sign in split for sign in "[+") and split != "all"
+
+
+def split_names(split: str, named: Mapping[str, Any]) -> list[str]:
+    """The splits that one is made of.
+
+    Args:
+        split: as ``load_dataset`` takes it.
+        named: all that there are, by name.
+    """
+    if split == "all":
+        return list(named)
+    return list(dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+")))
+
+
+def of_split(source: Mapping[str, Any], split: str | None) -> Mapping[str, Any]:
+    """A loader's settings with the files of the split alone; a fault of others ends no run.
+
+    Args:
+        source: ``dict(type=load_dataset, ...)``.
+        split: of the dataset.
+    """
+    named = source.get("data_files")
+    if not isinstance(named, Mapping):
+        return source
+    names = split_names(split_of(source, split), named)
+    if not all(name in named for name in names):
+        return source
+    return {**source, "data_files": {name: named[name] for name in names}}
 
 
 _TALKS = frozenset({"messages", "conversation", "conversations", "history", "tools"})

@@ -11,7 +11,16 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.reading import Row, Unreadable, find_files
-from xtuner.dataset.sources import dotted_name, local_files, name_of, paths_in
+from xtuner.dataset.sources import (
+    dotted_name,
+    is_whole,
+    local_files,
+    name_of,
+    of_split,
+    paths_in,
+    split_of,
+)
+from xtuner.dataset.splits import SplitRows, files_of_splits
 from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS, Layout
 from xtuner.doctor.scan import Part, Rows
 from xtuner.utils.errors import UserError
@@ -73,7 +82,7 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
             tr("{builder} has no 'dataset'", builder=builder),
             hint="dataset=dict(type=load_dataset, path='json', data_files=dict(train=data_path))",
         )
-    name, rows = _source(source)
+    name, rows = _source(source, dataset.get("split"))
     default = LAYOUTS["preference" if builder == "build_preference_dataset" else "xtuner"]
     if dataset.get("do_dataset_tokenization") is False:
         return Part(name, rows, layout=None)  # rows are tokens already
@@ -87,7 +96,7 @@ def _text_part(builder: str, dataset: Mapping[str, Any]) -> Part:
 
 def _parts_part(dataset: Mapping[str, Any]) -> Part:
     source, function = dataset.get("dataset"), dataset.get("dataset_map_fn")
-    name, rows = _source(source if source is not None else ())
+    name, rows = _source(source if source is not None else (), dataset.get("split"))
     is_own = function is not None and name_of(function) not in ("auto", AUTO.map_fn)
     map_row = resolve(function) if is_own else None
     if name_of(dataset.get("type", "")) == PAIRS_BUILDER:
@@ -142,13 +151,17 @@ def _file_part(paths: list[str], layout: Layout | None) -> Part:
     return Part(name, rows, layout=layout)
 
 
-def _source(source: Iterable[Any]) -> tuple[str, Rows]:
+def _source(source: Iterable[Any], split: str | None = None) -> tuple[str, Rows]:
     """The name and rows of what a builder reads: local files, a hub dataset, or any iterable."""
     if not isinstance(source, Mapping):
         return _iterable(type(source).__name__, lambda: source)
+    source = of_split(source, split)
     files = local_files(source)
     if files is not None:
-        return _files(files.paths, files.field, files.delimiter)
+        name, rows = _files(files.paths, files.field, files.delimiter)
+        splits = files_of_splits(source, split)
+        part = split_of(source, split)
+        return name, rows if splits is None or is_whole(part) else SplitRows(splits, part)
     loader = name_of(source.get("type", ""))
     if loader != "load_dataset":
         return _iterable(loader, partial(_loaded, loader, partial(resolve, source)))

@@ -12,24 +12,27 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset.json_stream import LONGEST
+from xtuner.dataset.json_stream import LONGEST, has_lines
 from xtuner.dataset.reading import (
     READ_ERRORS,
     Row,
     Unreadable,
+    decoded,
     find_files,
     kind_of,
     open_file,
     problem_of,
-    read_rows,
 )
-from xtuner.dataset.sources import LocalFiles, paths_in
+from xtuner.dataset.sources import LocalFiles, is_whole
+from xtuner.dataset.splits import SplitRows, rows_of_files, slices_of
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,23 +56,32 @@ def needs_reading(file: str) -> bool:
     """Whether a JSON or text file may have a row that ``datasets`` must not be given.
 
     Arrow's reader ends the process at a row that is null, and takes several times the memory of a
-    row, however long: lines of more than ``LONGEST`` bytes are read first, with a limit. So is what
-    cannot be read at all.
+    row, however long: lines of more than ``LONGEST`` bytes are read first, with a limit. So are
+    JSON files without a row on each line, for which it has parsers that accept what is no JSON, and
+    what cannot be read at all.
     """
-    before, length = b"\n", 0
+    before, length, is_one_line = b"\n", 0, kind_of(file) != ".txt"
     try:
+        if is_one_line and not _has_lines(file):
+            return True
         with open_file(file) as raw:
             while block := raw.read(BLOCK):
                 text = before + block
                 if any(_may_be_row(text, match.start()) for match in re.finditer(b"null", text)):
                     return True
                 before = text[-CONTEXT:]
+                is_one_line = is_one_line and b"\n" not in block.rstrip()
                 length = length + len(block) if b"\n" not in block else len(block)
                 if length > LONGEST:
                     return True
     except READ_ERRORS:
         return True
-    return False
+    return is_one_line
+
+
+def _has_lines(file: str) -> bool:
+    with open_file(file) as raw:
+        return has_lines(decoded(raw, newline="\n"), is_jsonl=kind_of(file) == ".jsonl")
 
 
 def _may_be_row(text: bytes, start: int) -> bool:
@@ -78,38 +90,62 @@ def _may_be_row(text: bytes, start: int) -> bool:
     return left.endswith((b"\n", b"[", b"},", b"null,"))
 
 
-def json_features(files: LocalFiles) -> Any:
-    """``datasets.Features`` of the files' columns: those of nothing but texts, and ``Json``."""
+def json_features(splits: Iterable[LocalFiles]) -> Any:
+    """``datasets.Features`` of the files' columns: those of nothing but texts, and ``Json``.
+
+    Args:
+        splits: the files of each split.
+
+    Raises:
+        UserError: where no row has a field.
+    """
     from datasets import Features, Json, Value
 
     has_others: dict[str, bool] = {}
-    for row in _objects(files):
+    for row in _objects(row for files in splits for row in rows_of_files(files)):
         for name, value in row.items():
             is_other = value is not None and not isinstance(value, str)
             has_others[name] = has_others.get(name, False) or is_other
+    if not has_others:
+        file = next((path for files in splits for path in files.paths), None)
+        raise UserError(tr("no row has a field"), where=Where(file))
     return Features(
         {name: Json() if other else Value("string") for name, other in has_others.items()}
     )
 
 
-def has_json_columns(loaded: Any) -> bool:
-    """Whether ``datasets`` keeps values as JSON text, where the text ``true`` is a switch again.
-
-    Args:
-        loaded: a ``Dataset`` or ``DatasetDict``.
-    """
-    parts = loaded.values() if isinstance(loaded, Mapping) else [loaded]
-    return any("Json(" in str(getattr(part, "features", "")) for part in parts)
+def has_json_columns(dataset: Dataset) -> bool:
+    """Whether ``datasets`` keeps values as JSON text, where the text ``true`` is a switch again."""
+    return "Json(" in str(getattr(dataset, "features", ""))
 
 
-def rows_as_written(files: LocalFiles) -> Dataset:
-    """The rows of files, read here, each value as it is written.
+def rows_as_written(splits: Mapping[str, LocalFiles], split: str) -> Dataset:
+    """The rows of a split, read here, each value as it is written.
 
     Rows that cannot be read are left out.
+
+    Args:
+        splits: the files of each split that it is made of.
+        split: such as ``train`` or ``train[:100]``.
+
+    Raises:
+        UserError: for a split that is written in another way, and where no row has a field.
     """
+    from datasets import concatenate_datasets
+
+    features = json_features(splits.values())
+    tables = {name: _rows_as_written(files, features) for name, files in splits.items()}
+    if is_whole(split):
+        return tables[split]
+    parts = slices_of(split, {name: len(table) for name, table in tables.items()})
+    return concatenate_datasets(
+        [tables[name].select(range(start, stop)) for name, start, stop in parts]
+    )
+
+
+def _rows_as_written(files: LocalFiles, features: Any) -> Dataset:
     from datasets import Dataset, Json
 
-    features = json_features(files)
     columns = [name for name, kind in features.items() if isinstance(kind, Json)]
     names = [Path(file).resolve() for file in find_files(files.paths)]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in names]
@@ -128,7 +164,8 @@ def rows_as_written(files: LocalFiles) -> Dataset:
 def _values_as_written(
     states: Sequence[tuple[str, int, int]], files: LocalFiles, columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    for row in _objects(files, [file for file, _, _ in states]):
+    files = replace(files, paths=[file for file, _, _ in states])
+    for row in _objects(rows_of_files(files)):
         yield {**row, **{name: _as_json(row.get(name)) for name in columns}}
 
 
@@ -154,24 +191,13 @@ def _in_64_bits(digits: str) -> int | float | None:
     return number if math.isfinite(number) else None
 
 
-def is_as_written(loaded: Any, source: Mapping[str, Any], files: LocalFiles) -> bool:
+def is_as_written(dataset: Dataset, rows: SplitRows) -> bool:
     """Whether a loaded dataset has the texts of its files.
 
     Args:
-        loaded: a ``Dataset`` or ``DatasetDict``.
-        source: the settings that it was loaded by.
-        files: the files behind it.
+        dataset: as it was loaded.
+        rows: of its files.
     """
-    splits = loaded if isinstance(loaded, Mapping) else {"": loaded}
-    named = source.get("data_files")
-    for name, dataset in splits.items():
-        paths = paths_in(named[name]) if isinstance(named, Mapping) and name in named else None
-        if not _is_as_written(dataset, files, paths):
-            return False
-    return True
-
-
-def _is_as_written(dataset: Dataset, files: LocalFiles, paths: Sequence[str] | None) -> bool:
     if not hasattr(dataset, "data") or dataset._indices is not None:
         return True
     suspicious: dict[int, list[str]] = {}
@@ -180,28 +206,14 @@ def _is_as_written(dataset: Dataset, files: LocalFiles, paths: Sequence[str] | N
             suspicious.setdefault(number, []).append(text)
     if not suspicious:
         return True
-    rows = islice(_objects(files, paths), max(suspicious) + 1)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(islice(_objects(rows()), max(suspicious) + 1)):
         if number in suspicious and not set(suspicious[number]) <= set(_texts(row)):
             return False
     return True
 
 
-def rows_of_files(
-    files: LocalFiles, paths: Sequence[str] | None = None
-) -> Iterator[Row | Unreadable]:
-    """The rows of files, and what cannot be read.
-
-    Args:
-        files: how they are read.
-        paths: of those that are; None for all.
-    """
-    for file in find_files(files.paths if paths is None else paths):
-        yield from read_rows(file, field=files.field, delimiter=files.delimiter)
-
-
-def _objects(files: LocalFiles, paths: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    for row in rows_of_files(files, paths):
+def _objects(rows: Iterable[Row | Unreadable]) -> Iterator[dict[str, Any]]:
+    for row in rows:
         if isinstance(row, Row) and not problem_of(row):
             yield row.value
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from xtuner.dataset.prepare.json_columns import (
@@ -13,7 +15,6 @@ from xtuner.dataset.prepare.json_columns import (
     json_features,
     needs_reading,
     rows_as_written,
-    rows_of_files,
 )
 from xtuner.dataset.prepare.token_stats import FIRST_ROWS, TokenStats
 from xtuner.dataset.reading import (
@@ -22,9 +23,18 @@ from xtuner.dataset.reading import (
     find_files,
     kind_of,
     problem_of,
+    read_rows,
     unreadable,
 )
-from xtuner.dataset.sources import LocalFiles, as_files, is_odd, local_files
+from xtuner.dataset.sources import (
+    LocalFiles,
+    as_files,
+    is_odd,
+    local_files,
+    of_split,
+    split_of,
+)
+from xtuner.dataset.splits import SplitRows, files_of_splits, rows_of_files
 from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -39,25 +49,24 @@ class RowPlaces:
 
     Args:
         dataset: the config that the dataset is built from, or the dataset.
+        split: of a ``DatasetDict``.
         usable: the rows that are not objects were left out.
     """
 
-    def __init__(self, dataset: object, *, usable: bool = False) -> None:
+    def __init__(self, dataset: object, split: str | None, *, usable: bool = False) -> None:
+        self._rows = _split_rows(dataset, split)
         self._usable = usable
-        self._files: LocalFiles | None = None
-        is_part = isinstance(dataset, Mapping) and "[" in str(dataset.get("split", ""))
-        if isinstance(dataset, Mapping) and "type" in dataset and not is_part:
-            self._files = local_files(dataset)
         self._starts: list[tuple[str, list[int]]] | None = None
 
     def __call__(self, number: int) -> Where | None:
         """File and line of a row; None where it is not known."""
-        if self._files is None:
+        if self._rows is None:
             return None
         if self._starts is None:
+            rows = filter(self._is, self._rows())
             self._starts = [
-                (file, [row.line for row in rows_of_files(self._files, [file]) if self._is(row)])
-                for file in find_files(self._files.paths)
+                (file, [row.line for row in of_file])
+                for file, of_file in groupby(rows, key=attrgetter("file"))
             ]
         for file, lines in self._starts:
             if number < len(lines):
@@ -87,13 +96,13 @@ def load_usable_rows(
         UserError: when the dataset cannot be loaded for another reason, or no line can be read.
     """
     try:
-        return load_rows(dataset, split, as_text=as_text), RowPlaces(dataset), TokenStats()
+        return load_rows(dataset, split, as_text=as_text), RowPlaces(dataset, split), TokenStats()
     except UserError:
-        files = _files_of_split(dataset, split) if bad_rows == "drop" else None
-        if files is None:
+        rows = _split_rows(dataset, split) if bad_rows == "drop" else None
+        if rows is None:
             raise
         bad, has_usable = [], False
-        for row in rows_of_files(files):
+        for row in rows():
             if isinstance(row, Unreadable) and row.ends_file:
                 raise
             if problem_of(row):
@@ -107,18 +116,15 @@ def load_usable_rows(
         dropped={"unreadable": [row.line for row in bad]},
         bad_rows=[f"{row.file}:{row.line}: {problem_of(row)}" for row in bad[:FIRST_ROWS]],
     )
-    return rows_as_written(files), RowPlaces(dataset, usable=True), stats
+    return rows_as_written(rows.files, rows.split), RowPlaces(dataset, split, usable=True), stats
 
 
-def _files_of_split(dataset: Any, split: str | None) -> LocalFiles | None:
-    """The files that a split is read from; None where that is not known."""
+def _split_rows(dataset: object, split: str | None) -> SplitRows | None:
+    """The rows of local files that a config's dataset has; None where that is not known."""
     if not isinstance(dataset, Mapping) or "type" not in dataset:
         return None
-    named = dataset.get("data_files")
-    split = str(dataset.get("split") or split or "train")
-    if isinstance(named, Mapping):
-        return local_files({**dataset, "data_files": named[split]}) if split in named else None
-    return local_files(dataset) if split == "train" else None
+    files = files_of_splits(dataset, split)
+    return None if files is None else SplitRows(files, split_of(dataset, split))
 
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -154,6 +160,7 @@ def _loaded(source: Mapping[str, Any], split: str | None, as_text: bool) -> Any:
     """What a loader gives; where it fails, the error names the file and line that it fails at."""
     from datasets.exceptions import DatasetsError
 
+    source = of_split(source, split)
     files = local_files(source)
     if files is not None:
         source = _with_read_settings(source, files, as_text)
@@ -163,10 +170,7 @@ def _loaded(source: Mapping[str, Any], split: str | None, as_text: bool) -> Any:
             _validate(dataset)
         if files is None or not are_json(files):
             return dataset
-        if not has_json_columns(dataset) and is_as_written(dataset, source, files):
-            return dataset
-        rows = _as_written(source, split)
-        return BUILDER.build({**source, "features": json_features(files)}) if rows is None else rows
+        return _texts_as_written(dataset, source, split, files)
     except UserError:
         raise
     except Exception as error:  # datasets, Arrow, pandas and decompressors raise many kinds
@@ -206,10 +210,26 @@ def _with_read_settings(
     return source
 
 
+def _texts_as_written(
+    loaded: Any, source: Mapping[str, Any], split: str | None, files: LocalFiles
+) -> Any:
+    """What was loaded of JSON files, read anew where texts have become something else."""
+    table = loaded.get(split) if isinstance(loaded, Mapping) else loaded
+    rows = _split_rows(source, split)
+    if table is None or rows is None:
+        return loaded
+    if not has_json_columns(table) and is_as_written(table, rows):
+        return loaded
+    _name_the_line(files)
+    if "features" in source:
+        return BUILDER.build({**source, "features": json_features([files])})
+    return rows_as_written(rows.files, rows.split)
+
+
 def _as_written(source: Mapping[str, Any], split: str | None) -> Dataset | None:
     """The rows of a split as its files have them; None where the config decides how it is read."""
-    files = None if "features" in source else _files_of_split(source, split)
-    return None if files is None else rows_as_written(files)
+    rows = None if "features" in source else _split_rows(source, split)
+    return None if rows is None else rows_as_written(rows.files, rows.split)
 
 
 _HEADER_SETTINGS = frozenset({"features", "column_names", "names", "header", "skiprows", "dtype"})
@@ -255,7 +275,7 @@ def _name_the_line(files: LocalFiles) -> None:
     """Refuse files at the first row that cannot be read, if there is one."""
     for file in find_files(files.paths):
         is_empty = True
-        for row in rows_of_files(files, [file]):
+        for row in read_rows(file, field=files.field, delimiter=files.delimiter):
             if why := problem_of(row):
                 raise unreadable(why, file, row.line)
             is_empty = False
