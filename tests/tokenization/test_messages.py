@@ -312,7 +312,7 @@ def test_which_answers_are_trained(train_on, expected, template):
 
 
 def test_another_word_for_it_is_refused():
-    with pytest.raises(UserError, match="train_on='nothing'"):
+    with pytest.raises(UserError, match=r"train_on: expected .* got 'nothing'"):
         prepared(openai_map_fn, [{"messages": TALK}], train_on="nothing")
 
 

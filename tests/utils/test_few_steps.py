@@ -52,3 +52,5 @@ def test_a_run_that_is_not_built(loop, steps):
     batches = dict(train_dataloader=dict(batch_size=1), optim_wrapper=dict(accumulative_counts=16))
     advice = few_steps_advice_of(60, {**batches, "train_cfg": loop})
     assert (advice and int(advice.split()[0])) == steps
+    if advice:
+        assert ("one process" in advice) == ("max_epochs" in loop)

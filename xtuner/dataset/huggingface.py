@@ -39,20 +39,12 @@ from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
 from xtuner.registry import BUILDER
 from xtuner.tokenization import encode, messages, segments, thinking
-from xtuner.tokenization.thinking import TRAIN_THINKING
-from xtuner.utils.errors import UserError, Where, require_choice
-from xtuner.utils.lang import tr
+from xtuner.utils.dataset_settings import require_settings
 from xtuner.utils.types import RowFunction, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CHOICES = {
-    "long_samples": ("cut", "split", "drop", "error"),
-    "train_on": ("answers", "last_answer", "everything"),
-    "bad_rows": ("error", "drop"),
-    "train_thinking": TRAIN_THINKING,
-}
 # What of ``Steps`` is a plain value.
 PLAIN_STEPS = (
     "renames",
@@ -139,9 +131,23 @@ def process_hf_dataset(
     Raises:
         UserError: when rows cannot be read or mapped, naming the row; when no sample is left.
     """
-    chosen = (long_samples, train_on, bad_rows, train_thinking)
-    for (name, choices), value in zip(CHOICES.items(), chosen, strict=True):
-        require_choice(name, value, choices)
+    given = {
+        "dataset": dataset,
+        "long_samples": long_samples,
+        "train_on": train_on,
+        "bad_rows": bad_rows,
+        "train_thinking": train_thinking,
+        "part": part,
+        "val_size": val_size,
+        "seed": seed,
+        "max_dataset_length": max_dataset_length,
+        "map_num_proc": map_num_proc,
+        "rename_maps": rename_maps,
+        "max_length": max_length,
+        "pack_to_max_length": pack_to_max_length,
+        "do_dataset_tokenization": do_dataset_tokenization,
+    }
+    require_settings("process_hf_dataset", given)
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
     map_row = row_function(dataset_map_fn)
@@ -168,8 +174,7 @@ def process_hf_dataset(
         return _mapped(rows, numbers, steps)
     packing = None
     if pack_to_max_length:
-        if not max_length:
-            raise UserError(tr("packing needs max_length"), where=Where(key="max_length"))
+        assert max_length is not None  # require_settings has seen to it
         packing = Packing(use_varlen_attn, max_length, seed if shuffle_before_pack else None)
     keep = packing is None and not remove_unused_columns
     return _prepared_once(rows, numbers, steps, packing, keep, map_num_proc, unreadable)

@@ -20,7 +20,8 @@ from xtuner.dataset.json_file import read_json_rows
 from xtuner.dataset.prepare.rows import row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from xtuner.utils.errors import UserError, Where, require_choice
+from xtuner.utils.dataset_settings import require_settings
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import ImageProcessor, RowFunction, Tokenizer
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from datasets import Dataset as Table
 
 logger = logging.getLogger(__name__)
-BAD_IMAGES = ("drop", "error")
 NAMED = 50
 """Bad rows that are named one by one; of more the rest is counted."""
 
@@ -69,12 +69,13 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         pad_image_to_square: bool = False,
         bad_images: str = "drop",
     ) -> None:
-        require_choice("bad_images", bad_images, BAD_IMAGES)
-        if (data_path is None) == (offline_processed_text_folder is None):
-            raise UserError(
-                tr("give data_path or offline_processed_text_folder"),
-                where=Where(key="data_path"),
-            )
+        given = {
+            "bad_images": bad_images,
+            "data_path": data_path,
+            "offline_processed_text_folder": offline_processed_text_folder,
+            "max_dataset_length": max_dataset_length,
+        }
+        require_settings("LLaVADataset", given)
         self.image_folder = Path(image_folder)
         self.image_processor = (
             BUILDER.build(image_processor)

@@ -22,6 +22,7 @@ from xtuner.registry import BUILDER
 from xtuner.tokenization.content import content_of, text_of
 from xtuner.tokenization.offsets import encode_with_offsets
 from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES
+from xtuner.utils.dataset_settings import require_settings
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -73,7 +74,18 @@ def build_preference_dataset(
     Raises:
         UserError: when rows cannot be read, naming the row, or settings contradict each other.
     """
-    _check(is_dpo, is_reward, reward_token_id, max_length, max_packed_length, use_varlen_attn)
+    given = {
+        "dataset": dataset,
+        "is_dpo": is_dpo,
+        "is_reward": is_reward,
+        "reward_token_id": reward_token_id,
+        "max_length": max_length,
+        "max_packed_length": max_packed_length,
+        "use_varlen_attn": use_varlen_attn,
+        "num_proc": num_proc,
+        "seed": seed,
+    }
+    require_settings("build_preference_dataset", given)
     built: Tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
     if not built.chat_template:
         raise UserError(
@@ -135,36 +147,6 @@ def intel_orca_dpo_map_fn(example: Mapping[str, Any]) -> dict[str, Any]:
         "chosen": [{"role": "assistant", "content": example["chosen"]}],
         "rejected": [{"role": "assistant", "content": example["rejected"]}],
     }
-
-
-def _check(
-    is_dpo: bool,
-    is_reward: bool,
-    reward_token_id: int,
-    max_length: int,
-    max_packed_length: int,
-    use_varlen_attn: bool,
-) -> None:
-    if is_dpo == is_reward:
-        raise UserError(
-            tr("set one of is_dpo and is_reward"),
-            where=Where(key="is_reward"),
-        )
-    if is_reward and reward_token_id < 0:
-        raise UserError(
-            tr("a reward model needs the id of the token at which its reward is read"),
-            where=Where(key="reward_token_id"),
-        )
-    if use_varlen_attn and max_packed_length < 2 * max_length:
-        raise UserError(
-            tr(
-                "a row of {max_packed_length} tokens cannot hold a pair of two times {max_length}",
-                max_packed_length=max_packed_length,
-                max_length=max_length,
-            ),
-            hint="max_packed_length = max_length * 2",
-            where=Where(key="max_packed_length"),
-        )
 
 
 def _prepare(

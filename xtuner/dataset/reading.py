@@ -27,14 +27,13 @@ from xtuner.dataset.json_stream import (
     read_values,
     too_long,
 )
+from xtuner.utils.data_files import COMPRESSIONS, SUFFIXES, kind_of
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _COMPRESSED: Mapping[bytes, Callable[..., BinaryIO]] = {
     b"\x1f\x8b": cast(Callable[..., BinaryIO], gzip.open),
     b"BZh": cast(Callable[..., BinaryIO], bz2.open),
@@ -118,12 +117,6 @@ def _is_behind_link(file: str, pattern: str) -> bool:
 
 def _is_data(file: Path) -> bool:
     return file.is_file() and kind_of(file.name) in SUFFIXES
-
-
-def kind_of(name: str) -> str:
-    """The suffix of a data file's name, without that of its compression and in lower case."""
-    path = Path(name.lower())
-    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
 def read_rows(

@@ -10,19 +10,10 @@ from typing import Any
 
 from mmengine.config.lazy import LazyAttr, LazyObject
 
-from xtuner.dataset.reading import find_files, kind_of
+from xtuner.dataset.reading import find_files
+from xtuner.utils.data_files import SUFFIXES_OF, kind_of, loader_meant, loader_of, split_names
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-
-SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {
-    "json": (".json", ".jsonl"),
-    "csv": (".csv", ".tsv"),
-    "parquet": (".parquet",),
-    "arrow": (".arrow",),
-    "text": (".txt",),
-}
-"""``load_dataset(path=...)`` values that read files, and the suffixes of these."""
-
 
 PathsSetting = str | Path | Mapping[str, Any] | Sequence[str | Path] | None
 """Paths as a config gives them."""
@@ -87,6 +78,12 @@ def local_files(source: Mapping[str, Any]) -> LocalFiles | None:
         return LocalFiles(paths_in(files))
     if loader != "load_dataset":
         return None
+    if files and (meant := loader_meant(path)):
+        raise UserError(
+            tr("there is no loader {path!r}", path=path),
+            hint=tr("use path={path!r}.", path=meant),
+            where=Where(key="path"),
+        )
     if path not in SUFFIXES_OF:
         return (
             LocalFiles(paths_in(source.get("data_files") or path)) if Path(path).is_dir() else None
@@ -114,18 +111,6 @@ def split_of(source: Mapping[str, Any], split: str | None) -> str:
 def is_whole(split: str) -> bool:
     """Whether a split is one name."""
     return not any(sign in split for sign in "[+") and split != "all"
-
-
-def split_names(split: str, named: Mapping[str, Any]) -> list[str]:
-    """The splits that one is made of.
-
-    Args:
-        split: as ``load_dataset`` takes it.
-        named: all that there are, by name.
-    """
-    if split == "all":
-        return list(named)
-    return list(dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+")))
 
 
 def of_split(source: Mapping[str, Any], split: str | None) -> Mapping[str, Any]:
@@ -195,12 +180,6 @@ def _named_by(path: str) -> list[str]:
         return find_files([path])
     except UserError:
         return [path]
-
-
-def loader_of(file: str) -> str | None:
-    """The ``path`` of ``load_dataset`` for a file, by its suffix; None for an unknown one."""
-    kind = kind_of(file)
-    return next((name for name, kinds in SUFFIXES_OF.items() if kind in kinds), None)
 
 
 def _check_format(path: str, files: list[str]) -> None:

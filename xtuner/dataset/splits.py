@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtuner.dataset.reading import Row, Unreadable, find_files, problem_of, read_rows
-from xtuner.dataset.sources import LocalFiles, is_whole, local_files, split_names, split_of
+from xtuner.dataset.sources import LocalFiles, is_whole, local_files, split_of
+from xtuner.utils.data_files import split_names
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

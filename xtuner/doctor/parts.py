@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config.lazy import LazyAttr, LazyObject
 
 from xtuner.dataset.file_sections import DataFiles
+from xtuner.dataset.map_fns import map_function_named
 from xtuner.dataset.reading import Row, Unreadable, find_files
 from xtuner.dataset.sources import (
     dotted_name,
@@ -114,15 +115,7 @@ def _is_users_own(function: object) -> bool:
 def resolve(function: Any) -> Callable[[Any], Any]:
     """A map function given as an object, its registered or dotted name, or ``dict(type=...)``."""
     if isinstance(function, str):
-        from xtuner.registry import MAP_FUNC
-
-        found = MAP_FUNC.get(function)
-        if found is None:
-            raise UserError(
-                tr("there is no map function {function!r}", function=function),
-                hint=tr("'xtuner list-dataset-format' lists them."),
-            )
-        return found
+        return map_function_named(function)
     if isinstance(function, Mapping):
         from mmengine.config import ConfigDict
 

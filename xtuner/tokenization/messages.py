@@ -85,7 +85,7 @@ def encode_messages(
         tokenizer: a tokenizer with a chat template.
         tools: their JSON schemas, as a list or its text; None for none.
         train_on: ``answers``, ``last_answer`` or ``everything``.
-        thinking: of ``thinking.TRAIN_THINKING``.
+        thinking: of ``dataset_settings.TRAIN_THINKING``.
         template_arguments: given to the chat template, such as ``enable_thinking``.
         processor: renders the messages in place of the tokenizer; contents are lists of parts.
         expand: called with the text of each sample, one after the other.

@@ -210,7 +210,7 @@ def check_own_template(
         stops: the ids at which generation stops.
         probes: what to try; with each value of ``enable_thinking``, if the template knows it.
         arguments: the ``template_arguments`` of the training.
-        thinking: of ``thinking.TRAIN_THINKING``.
+        thinking: of ``dataset_settings.TRAIN_THINKING``.
     """
     checked = Checked()
     for given in _arguments(tokenizer, probes[0], dict(arguments or {}), checked):

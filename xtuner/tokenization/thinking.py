@@ -10,9 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-TRAIN_THINKING = ("keep", "mask_empty", "drop")
-"""Train blocks as they are; empty ones without loss; no reasoning, and no loss on empty ones."""
-
 # Spaces after the line breaks are the answer's: it may be indented code.
 _BLOCK = re.compile(r"<think>.*?</think>[ \t]*\n*", re.S)
 _EMPTY = re.compile(r"<think>\s*</think>[ \t]*\n*")
@@ -95,7 +92,7 @@ def turn_for(mode: str, turn: Mapping[str, Any]) -> Mapping[str, Any]:
     and there a template puts it that is told not to think.
 
     Args:
-        mode: of ``TRAIN_THINKING``.
+        mode: of ``dataset_settings.TRAIN_THINKING``.
         turn: ``input`` and ``output``.
     """
     output = turn.get("output")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xtuner.utils.lang import tr
@@ -91,16 +91,6 @@ def activity_of(error: BaseException) -> tuple[str, str | None]:
     """What was being done when an error was raised, and the work dir; empty where not known."""
     what, folder = error.__dict__.get("xtuner_activity", ("", None))
     return what, folder
-
-
-def require_choice(key: str, value: object, choices: Sequence[str]) -> None:
-    """Check that a setting has one of the values that it may have.
-
-    Raises:
-        UserError: when it has another.
-    """
-    if value not in choices:
-        raise UserError(f"{key}={value!r}", hint=tr("one of: {names}", names=", ".join(choices)))
 
 
 _NAMES = {"liger_kernel": "liger-kernel", "flash_attn": "flash-attn"}

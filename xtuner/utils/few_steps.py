@@ -6,14 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import N_, translate
 
 MIN_STEPS = 20
 """Below this many optimizer steps a fine-tuning hardly moves the model."""
 
 
 def few_steps_advice(
-    micro_batches: int, accumulative_counts: int, epoch_length: int | None
+    micro_batches: int,
+    accumulative_counts: int,
+    epoch_length: int | None,
+    *,
+    counted: str = "run",
 ) -> str | None:
     """What to set where a run has too few optimizer steps.
 
@@ -21,6 +25,8 @@ def few_steps_advice(
         micro_batches: of the whole run, on each process.
         accumulative_counts: micro-batches of an optimizer step.
         epoch_length: micro-batches of an epoch; None where the run is given in iterations.
+        counted: for what: the ``run`` as it is, ``one process``, or ``at most`` (rows that are
+            packed or left out make fewer).
 
     Returns:
         A sentence with the settings to change; None where there are enough steps.
@@ -37,20 +43,32 @@ def few_steps_advice(
             if epoch_length is not None
             else f"max_iters = {wanted}"
         )
-    return tr(
-        "{steps} optimizer steps are few to learn from; for at least {wanted}: {settings}",
-        steps=steps,
-        wanted=MIN_STEPS,
-        settings=", ".join(settings),
-    )
+    texts = {
+        "run": N_(
+            "{steps} optimizer steps are few to learn from; for at least {wanted}: {settings}"
+        ),
+        "one process": N_(
+            "{steps} optimizer steps (with one process; several take fewer) are few to learn from; "
+            "for at least {wanted}: {settings}"
+        ),
+        "at most": N_(
+            "at most {steps} optimizer steps (with one process; packing and several processes make "
+            "fewer) are few to learn from; for more: {settings}"
+        ),
+    }
+    values = {"steps": steps, "wanted": MIN_STEPS, "settings": ", ".join(settings)}
+    return translate(texts[counted]).format(**values)
 
 
-def few_steps_advice_of(rows: int, settings: Mapping[str, Any]) -> str | None:
+def few_steps_advice_of(
+    rows: int, settings: Mapping[str, Any], *, counted: str = "one process"
+) -> str | None:
     """``few_steps_advice`` for a run of one process that is not built.
 
     Args:
         rows: of the dataset, packed where they are packed.
         settings: a config's ``train_dataloader``, ``optim_wrapper`` and ``train_cfg``.
+        counted: as for ``few_steps_advice``; iterations are the same for all.
 
     Returns:
         None also where the settings do not tell how long the run is.
@@ -65,4 +83,5 @@ def few_steps_advice_of(rows: int, settings: Mapping[str, Any]) -> str | None:
     if iters:
         return few_steps_advice(iters, accumulative_counts, None)
     epoch_length = math.ceil(rows / batch_size)
-    return few_steps_advice(math.ceil(epoch_length * epochs), accumulative_counts, epoch_length)
+    micro_batches = math.ceil(epoch_length * epochs)
+    return few_steps_advice(micro_batches, accumulative_counts, epoch_length, counted=counted)

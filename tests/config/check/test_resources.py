@@ -29,7 +29,11 @@ ROW = json.dumps({"conversation": [{"input": "q", "output": "a"}]})
 
 def steps_found(text: str) -> int | None:
     found = findings(few_optimizer_steps, text)
-    return int(re.match(r"(\d+) optimizer", found[0].message)[1]) if found else None
+    if not found:
+        return None
+    steps = re.match(r"(at most )?(\d+) optimizer steps", found[0].message)
+    assert (steps[1] is not None) == found[0].key.endswith("max_epochs")
+    return int(steps[2])
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,9 @@ def steps_found(text: str) -> int | None:
         ("a.jsonl", f"{ROW}\n" * 60, False, 1, None),  # 180 steps
         ("a.jsonl", f"{ROW}\n" * 120, False, 16, None),  # 23 steps
         ("a.jsonl", f"{ROW}\n" * 60, True, 1, 12),  # at most 4 packs
+        ("a.jsonl", f"{ROW}\n" * 80, "False, max_dataset_length=60", 16, 12),
+        ("a.jsonl", f"{ROW}\n" * 75, "False, val_size=0.2", 16, 12),
+        ("a.jsonl", f"{ROW}\n" * 90, "False, val_size=30", 16, 12),
         ("a.csv", "text\n" + '"a\nb"\n' * 59, False, 16, 12),
         ("a.jsonl", "[broken", False, 16, None),
         ("a.parquet", "?", False, 16, None),

@@ -180,7 +180,8 @@ def test_evaluation_inputs():
 
 
 @pytest.mark.parametrize(
-    ("value", "wrong"), [("alpaca_map_fn", False), ("'alpaca'", False), ("True", True), ("3", True)]
+    ("value", "wrong"),
+    [("alpaca_map_fn", False), ("'alpaca_map_fn'", False), ("True", True), ("3", True)],
 )
 def test_map_function(value, wrong):
     text = f"train_dataset = dict(type=process_hf_dataset, dataset_map_fn={value})"

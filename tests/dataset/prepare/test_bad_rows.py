@@ -222,9 +222,9 @@ def test_template_arguments_reach_the_template():
 
 def test_unknown_policies_are_refused():
     write("a.jsonl", {"messages": [Q, A]})
-    with pytest.raises(UserError, match="bad_rows='skip'"):
+    with pytest.raises(UserError, match=r"bad_rows: expected .* got 'skip'"):
         prepared("a.jsonl", bad_rows="skip")
-    with pytest.raises(UserError, match="train_thinking='no'"):
+    with pytest.raises(UserError, match=r"train_thinking: expected .* got 'no'"):
         prepared("a.jsonl", train_thinking="no")
 
 

@@ -16,7 +16,7 @@ from xtuner.config.names import NotThere
 from xtuner.config.signatures import Parameters, missing, parameters_of
 from xtuner.config.values import dotted_name, is_imported, name_of
 from xtuner.utils.lang import N_, tr
-from xtuner.utils.templates import PROMPT_TEMPLATE, SYSTEM_TEMPLATE
+from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE, SYSTEM_TEMPLATE
 
 # Packages that published configs name but that only some users install.
 OPTIONAL_PACKAGES = frozenset({"modelscope", "deepspeed", "flash_attn", "lagent"})
@@ -203,6 +203,22 @@ def unknown_template(context: Context) -> Iterator[Finding]:
                 tr("there is no {name}.{template}", name=name, template=template),
                 _nearest(template, tuple(tables[name]), cutoff=0.3),
             )
+    for key, value in _templates(context):
+        if isinstance(value, dict) or is_imported(value):
+            continue
+        module, _, template = str(value).rpartition(".PROMPT_TEMPLATE.")
+        is_known = template in PROMPT_TEMPLATE or value == AUTO_TEMPLATE
+        if not is_known and module in ("", "xtuner.utils"):
+            message = tr("there is no prompt template {name!r}", name=value)
+            yield Finding(key, message, _nearest(template, tuple(PROMPT_TEMPLATE), cutoff=0.3))
+
+
+def _templates(context: Context) -> Iterator[tuple[str, Any]]:
+    """Prompt templates, or their names, each with its key."""
+    for key in context.typed("template_map_fn_factory"):
+        yield f"{key}.template", context.get(f"{key}.template", AUTO_TEMPLATE)
+    for key in context.typed("EvaluateChatHook"):
+        yield f"{key}.prompt_template", context.get(f"{key}.prompt_template") or AUTO_TEMPLATE
 
 
 @rule(

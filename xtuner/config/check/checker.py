@@ -17,6 +17,7 @@ from mmengine.config import Config
 from xtuner.config.check import (  # noqa: F401 (they register)
     calls,
     data_files,
+    datasets,
     packages,
     registered,
     resources,

@@ -11,13 +11,11 @@ from xtuner.config.check.code import WARNING
 from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.check.values import looks_local
 from xtuner.config.values import name_of
+from xtuner.utils.data_files import SUFFIXES, SUFFIXES_OF
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import N_, tr
 
 SECTIONS = ("train_dataloader", "val_dataloader", "test_dataloader", "train_dataset")
-FILE_LOADERS = ("json", "csv", "parquet", "arrow", "text")
-"""``load_dataset(path=...)`` values that read local files; any other is a name or a folder."""
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 OF_LOCAL_DATASETS = (
     *("data_path", "data_paths", "data_file", "image_folder", "image_folders", "folder"),
     "offline_processed_text_folder",
@@ -71,7 +69,7 @@ def named_paths(context: Context) -> Iterator[Named]:
 def loader_paths(context: Context, key: str) -> Iterator[Named]:
     """The local paths of the ``load_dataset`` at a key."""
     path = context.get(f"{key}.path")
-    reads_files = path in FILE_LOADERS
+    reads_files = path in SUFFIXES_OF
     if looks_local(path):
         yield Named(f"{key}.path", path)
     folder = context.get(f"{key}.data_dir")

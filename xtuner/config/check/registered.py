@@ -151,7 +151,7 @@ def unknown_name(context: Context) -> Iterator[Finding]:
             if package and packages.is_missing(package):
                 message = tr("{name} needs the package '{package}'", name=name, package=package)
                 yield Finding(f"{key}.type", message, f"pip install {package}")
-        elif not _may_be_registered(context, value, name):
+        elif not may_be_registered(context, value, name):
             kind = translate(registered.marked_kind)
             message = tr("there is no {kind} {name!r}", kind=kind, name=name)
             yield Finding(f"{key}.type", message, _hint(registered, name))
@@ -179,7 +179,7 @@ def _hint(registered: Registered, name: str) -> str:
     return tr("did you mean '{near}'?", near=known[near[0]])
 
 
-def _may_be_registered(context: Context, settings: dict[str, object], name: str) -> bool:
+def may_be_registered(context: Context, settings: dict[str, object], name: str) -> bool:
     """Whether something that the config loads may register a name; it is not loaded to find out."""
     if context.get("custom_imports"):
         return True

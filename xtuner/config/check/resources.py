@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from xtuner.config.check.code import WARNING
-from xtuner.config.check.data_files import FILE_LOADERS, loader_paths
+from xtuner.config.check.data_files import loader_paths
 from xtuner.config.check.problem import Context, Finding, rule
 from xtuner.config.check.training import base_path
 from xtuner.config.values import is_number, name_of
+from xtuner.utils.data_files import SUFFIXES_OF
 from xtuner.utils.few_steps import few_steps_advice_of
 from xtuner.utils.hub import model_file
 from xtuner.utils.lang import N_, tr
@@ -34,7 +35,8 @@ ADAM_STATES = 2
     N_("few optimizer steps"),
     N_(
         "A run of fewer than 20 optimizer steps hardly changes the model. Rows of small local "
-        "files are counted; packed rows are at most their bytes divided by max_length."
+        "files are counted; packed rows are at most their bytes divided by max_length, so there "
+        "may be fewer steps: 'xtuner check-custom-dataset' counts the packs."
     ),
     wrong="train_cfg = dict(type=TrainLoop, max_iters=16)\n"
     "optim_wrapper = dict(accumulative_counts=16)",
@@ -53,11 +55,12 @@ def few_optimizer_steps(context: Context) -> Iterator[Finding]:
     sections = {key: context.get(key) for key in keys if isinstance(context.get(key), dict)}
     settings = {key: {name: dict.get(value, name) for name in _NUMBERS if name in value}
                 for key, value in sections.items()}  # fmt: skip
-    advice = few_steps_advice_of(rows, settings)
+    advice = few_steps_advice_of(rows, settings, counted="at most")
     if advice is not None:
         yield Finding(f"train_cfg.{'max_iters' if by_iterations else 'max_epochs'}", advice)
 
 
+_OF_ROWS = ("max_dataset_length", "val_size")
 _NUMBERS = ("batch_size", "accumulative_counts", "max_epochs", "max_iters")
 
 
@@ -77,7 +80,10 @@ def most_rows(context: Context) -> int | None:
         if counted is None:
             return None
         rows, size = counted
-        rows = min(rows, context.get(f"{key}.max_dataset_length") or rows)
+        limit, held_out = (context.get(f"{key}.{name}") for name in _OF_ROWS)
+        rows = min(rows, int(limit)) if is_number(limit) else rows
+        if is_number(held_out) and held_out > 0:
+            rows -= int(held_out) if held_out >= 1 else max(1, round(rows * held_out))
         length = context.get(f"{key}.max_length")
         if context.get(f"{key}.pack_to_max_length", True) and is_number(length) and length > 0:
             rows = math.ceil((size + rows * TEMPLATE_TOKENS) / length)
@@ -87,7 +93,7 @@ def most_rows(context: Context) -> int | None:
 
 def _rows_of_loader(context: Context, key: str) -> tuple[int, int] | None:
     """The most rows of a ``load_dataset`` of local files, and their bytes."""
-    if context.get(f"{key}.path") not in FILE_LOADERS or context.get(f"{key}.data_dir"):
+    if context.get(f"{key}.path") not in SUFFIXES_OF or context.get(f"{key}.data_dir"):
         return None
     files = context.get(f"{key}.data_files")
     if isinstance(files, dict) and set(dict.keys(files)) != {"train"}:

@@ -11,7 +11,10 @@ from typing import TypeGuard
 
 from xtuner.config.check.code import ERROR, WARNING
 from xtuner.config.check.problem import Context, Finding, rule
+from xtuner.config.check.registered import may_be_registered
+from xtuner.config.names import NotThere, find
 from xtuner.config.values import is_number, name_of
+from xtuner.utils.dataset_settings import CHOICES
 from xtuner.utils.dtypes import DTYPE_NAMES
 from xtuner.utils.lang import N_, tr
 
@@ -372,14 +375,31 @@ def evaluation_inputs_not_a_list(context: Context) -> Iterator[Finding]:
 )
 def unknown_map_function(context: Context) -> Iterator[Finding]:
     """A row map function may be given by its key; the keys are those of list-dataset-format."""
-    for key in context.typed("process_hf_dataset", "process_ms_dataset", "VisionLanguageDataset"):
-        value = context.get(f"{key}.dataset_map_fn")
-        if is_number(value) or isinstance(value, bool | list):
-            yield Finding(
-                f"{key}.dataset_map_fn",
-                tr("expected a function, got {value!r}", value=value),
-                tr("'xtuner list-dataset-format' lists them."),
-            )
+    for key in context.typed(*CHOICES):
+        for name in ("dataset_map_fn", "template_map_fn"):
+            value = context.get(f"{key}.{name}")
+            if is_number(value) or isinstance(value, bool | list):
+                message = tr("expected a function, got {value!r}", value=value)
+            elif isinstance(value, str) and not _is_function_name(context, key, name, value):
+                message = tr("there is no map function {function!r}", function=value)
+            else:
+                continue
+            yield Finding(f"{key}.{name}", message, tr("'xtuner list-dataset-format' lists them."))
+
+
+def _is_function_name(context: Context, key: str, name: str, value: str) -> bool:
+    """Whether a text may name a map function; one of another module may register its own."""
+    if value == "auto" and context.kind(key).startswith("VisionLanguage"):
+        return True
+    if "." in value or may_be_registered(context, context.get(key), value):
+        return True
+    if not value.endswith("_map_fn"):
+        return False
+    try:
+        find("xtuner.dataset.map_fns", value)
+    except NotThere:
+        return False
+    return name == "dataset_map_fn"
 
 
 @rule(
@@ -413,10 +433,10 @@ def text_for_a_switch(context: Context) -> Iterator[Finding]:
 )
 def text_for_a_number(context: Context) -> Iterator[Finding]:
     """A number in quotes reaches torch as text."""
-    datasets = ("process_hf_dataset", "VisionLanguageDataset", "LLaVADataset")
-    for key in context.typed(*datasets, "build_preference_dataset"):
+    for key in context.typed(*CHOICES):
         length = context.get(f"{key}.max_length")
-        if length is not None and (not isinstance(length, int) or length <= 0):
+        is_whole = isinstance(length, int) and not isinstance(length, bool)
+        if length is not None and not (is_whole and length > 0):
             yield Finding(
                 f"{key}.max_length",
                 tr("expected a whole number above 0, got {length!r}", length=length),

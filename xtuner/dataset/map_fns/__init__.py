@@ -26,6 +26,10 @@ from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
     tiny_codes_map_fn,
 )
 from xtuner.dataset.map_fns.template_map_fn import template_map_fn, template_map_fn_factory
+from xtuner.registry import MAP_FUNC
+from xtuner.utils.errors import UserError, Where
+from xtuner.utils.lang import tr
+from xtuner.utils.types import RowFunction
 
 DATASET_FORMAT_MAPPING = {
     "alpaca": alpaca_map_fn,
@@ -50,6 +54,27 @@ DATASET_FORMAT_MAPPING = {
     "wizardlm": wizardlm_map_fn,
 }
 
+
+def map_function_named(name: str) -> RowFunction:
+    """A map function by its name.
+
+    Args:
+        name: of this package (``alpaca_map_fn``), registered, or with its module.
+
+    Raises:
+        UserError: where there is none of this name.
+    """
+    own = {each.__name__: each for each in (auto_map_fn, *DATASET_FORMAT_MAPPING.values())}
+    found: RowFunction | None = own.get(name) or MAP_FUNC.get(name)
+    if found is None:
+        raise UserError(
+            tr("there is no map function {function!r}", function=name),
+            hint=tr("'xtuner list-dataset-format' lists them."),
+            where=Where(key="dataset_map_fn"),
+        )
+    return found
+
+
 __all__ = [
     "DATASET_FORMAT_MAPPING",
     "alpaca_map_fn",
@@ -63,6 +88,7 @@ __all__ = [
     "law_reference_map_fn",
     "llava_image_only_map_fn",
     "llava_map_fn",
+    "map_function_named",
     "medical_map_fn",
     "msagent_react_map_fn",
     "oasst1_map_fn",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from xtuner.tokenization.chat_template import render_question
 from xtuner.tokenization.content import is_on
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.templates import AUTO_TEMPLATE
+from xtuner.utils.templates import AUTO_TEMPLATE, template_named
 
 Row = Mapping[str, Any]
 
@@ -71,13 +70,14 @@ def template_map_fn_factory(
     """Make the function that adds a template to rows.
 
     Args:
-        template: an entry of ``PROMPT_TEMPLATE``, its dotted name
-            (``'xtuner.utils.PROMPT_TEMPLATE.default'``), or ``PROMPT_TEMPLATE.auto``.
+        template: an entry of ``PROMPT_TEMPLATE``, its name (``'qwen_chat'`` or
+            ``'xtuner.utils.PROMPT_TEMPLATE.qwen_chat'``), or ``PROMPT_TEMPLATE.auto``.
         template_arguments: with ``PROMPT_TEMPLATE.auto``: given to the tokenizer's chat template,
             such as ``dict(enable_thinking=False)``.
 
     Raises:
-        UserError: for ``template_arguments`` with a named template, which takes none.
+        UserError: for a name that no template has, and for ``template_arguments`` with a named
+            template, which takes none.
     """
     if template_arguments and template != AUTO_TEMPLATE:
         raise UserError(
@@ -85,7 +85,6 @@ def template_map_fn_factory(
             hint=tr("template=PROMPT_TEMPLATE.auto uses the tokenizer's own chat template."),
             where=Where(key="template_arguments"),
         )
-    if isinstance(template, str) and template != AUTO_TEMPLATE:
-        module, _, names = template.partition(".PROMPT_TEMPLATE.")
-        template = getattr(importlib.import_module(module).PROMPT_TEMPLATE, names)
+    if isinstance(template, str):
+        template = template_named(template)
     return TemplateMapFn(template, dict(template_arguments or {}))

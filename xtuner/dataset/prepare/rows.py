@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
+from xtuner.dataset.map_fns import map_function_named
 from xtuner.dataset.prepare.json_columns import (
     are_json,
     has_json_columns,
@@ -35,7 +36,7 @@ from xtuner.dataset.sources import (
     split_of,
 )
 from xtuner.dataset.splits import SplitRows, files_of_splits, rows_of_files
-from xtuner.registry import BUILDER, MAP_FUNC
+from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import MapFunction, RowFunction
@@ -292,13 +293,7 @@ def _first_line(error: BaseException) -> str:
 def row_function(function: MapFunction | str | Mapping[str, Any] | None) -> RowFunction | None:
     """A row function from what a config may hold: itself, its registered name, or its builder."""
     if isinstance(function, str):
-        found = MAP_FUNC.get(function)
-        if found is None:
-            raise UserError(
-                tr("there is no map function {function!r}", function=function),
-                where=Where(key="dataset_map_fn"),
-            )
-        return found
+        return map_function_named(function)
     if isinstance(function, Mapping):
         return BUILDER.build(dict(function))
     return cast(RowFunction | None, function)

@@ -51,7 +51,7 @@ class Steps:
         with_output: False leaves the answers out.
         with_image_token: ``<image>`` stands for an image.
         bad_rows: rows that cannot be used: ``error`` or ``drop``.
-        thinking: of ``thinking.TRAIN_THINKING``.
+        thinking: of ``dataset_settings.TRAIN_THINKING``.
         place: where the row with a number is, None where that is not known.
     """
 

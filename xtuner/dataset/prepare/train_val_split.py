@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from xtuner.utils.errors import UserError, Where, require_choice
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-
-PARTS = ("train", "val")
 
 
 def drawn_indices(count: int, limit: int | None, seed: int) -> Sequence[int]:
@@ -34,9 +32,8 @@ def split_indices(numbers: Sequence[int], part: str, val_size: float, seed: int)
         seed: of the drawing.
 
     Raises:
-        UserError: for another part, a size below 0, or one that leaves nothing to train on.
+        UserError: for a size that leaves nothing to train on.
     """
-    require_choice("part", part, PARTS)
     if not val_size and part == "train":
         return numbers
     count = int(val_size) if val_size >= 1 else max(1, round(len(numbers) * val_size))

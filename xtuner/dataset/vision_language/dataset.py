@@ -49,9 +49,8 @@ from xtuner.dataset.vision_language.placeholders import placeholders_of
 from xtuner.dataset.vision_language.source_rows import SourceRows
 from xtuner.dataset.vision_language.video_refs import VideoRef
 from xtuner.tokenization import messages
-from xtuner.tokenization.thinking import TRAIN_THINKING
 from xtuner.utils.constants import IGNORE_INDEX
-from xtuner.utils.errors import require_choice
+from xtuner.utils.dataset_settings import require_settings
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 
@@ -61,12 +60,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Visual = Image.Image | Clip
-CHOICES = {
-    "long_samples": ("drop", "error", "shrink"),
-    "train_on": ("answers", "last_answer", "everything"),
-    "bad_rows": ("drop", "error"),
-    "train_thinking": TRAIN_THINKING,
-}
 PLAIN_STEPS = ("max_length", "max_pixels", "long_samples", "train_on", "bad_rows", "thinking")
 """What of ``VisionSteps`` is a plain value."""
 SMALLER_FIRST = 3.0
@@ -147,9 +140,20 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
         video_frames: int = 16,
         video_fps: float | None = 2.0,
     ) -> None:
-        chosen = (long_samples, train_on, bad_rows, train_thinking)
-        for (name, choices), value in zip(CHOICES.items(), chosen, strict=True):
-            require_choice(name, value, choices)
+        given = {
+            "dataset": dataset,
+            "long_samples": long_samples,
+            "train_on": train_on,
+            "bad_rows": bad_rows,
+            "train_thinking": train_thinking,
+            "part": part,
+            "val_size": val_size,
+            "seed": seed,
+            "max_dataset_length": max_dataset_length,
+            "map_num_proc": map_num_proc,
+            "max_pixels": max_pixels,
+        }
+        require_settings("VisionLanguageDataset", given)
         known = placeholders_of(processor)
         self.processor = known.processor
         rows, place, unreadable = load_usable_rows(dataset, split, bad_rows)

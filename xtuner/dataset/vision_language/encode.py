@@ -64,7 +64,7 @@ class VisionSteps:
         long_samples: what becomes of longer ones: ``drop``, ``error`` or ``shrink``.
         train_on: ``answers``, ``last_answer`` or ``everything``.
         bad_rows: rows that cannot be used: ``drop`` or ``error``.
-        thinking: of ``thinking.TRAIN_THINKING``.
+        thinking: of ``dataset_settings.TRAIN_THINKING``.
         place: where the row with a number is, None where that is not known.
         frames: which frames of videos are used.
     """

@@ -11,7 +11,8 @@ from xtuner.dataset.prepare.rows import row_function
 from xtuner.dataset.vision_language.dataset import VisionLanguageDataset
 from xtuner.dataset.vision_language.pairs import PairSide
 from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES
-from xtuner.utils.errors import UserError, Where, require_choice
+from xtuner.utils.dataset_settings import require_settings
+from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import RowFunction
 
@@ -58,16 +59,8 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         long_samples: str = "drop",
         **kwargs: Any,
     ) -> None:
-        require_choice("long_samples", long_samples, ("drop", "error"))
-        if pack_to_max_length:
-            raise UserError(
-                tr("pairs of answers are not packed when they are prepared."),
-                hint=tr(
-                    "set pack_to_max_length = False; with use_varlen_attn = True the pairs of a "
-                    "micro-batch share a row."
-                ),
-                where=Where(key="train_dataloader.dataset.pack_to_max_length"),
-            )
+        given = {"long_samples": long_samples, "pack_to_max_length": pack_to_max_length, **kwargs}
+        require_settings("VisionLanguagePreferenceDataset", given)
         map_row = row_function(dataset_map_fn)
         self.sides = {
             side: VisionLanguageDataset(

@@ -23,7 +23,7 @@ from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
-from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
+from xtuner.utils.templates import AUTO_TEMPLATE, template_named
 from xtuner.utils.terminal import printable
 
 if TYPE_CHECKING:
@@ -282,12 +282,4 @@ def _listed(value: str | Sequence[str] | None) -> list[str]:
 
 def _template(template: str | Mapping[str, Any] | None) -> str | Mapping[str, Any] | None:
     """The template itself, where a name was given."""
-    if isinstance(template, str) and template != AUTO_TEMPLATE:
-        name = template.rpartition(".")[2]
-        if name not in PROMPT_TEMPLATE:
-            raise UserError(
-                tr("EvaluateChatHook: there is no prompt template {name!r}.", name=name),
-                hint=tr("one of: {names}", names=", ".join(sorted(PROMPT_TEMPLATE))),
-            )
-        return PROMPT_TEMPLATE[name]
-    return template
+    return template_named(template) if isinstance(template, str) else template
