@@ -13,7 +13,7 @@ from xtuner.config.check.checker import check
 from xtuner.config.dump import spelled_out
 from xtuner.config.load import load
 from xtuner.config.override import override
-from xtuner.dataset.prepare.rows import row_function
+from xtuner.dataset.map_fns import row_function
 from xtuner.utils.errors import UserError
 
 MAP = """

@@ -15,11 +15,12 @@ from xtuner.dataset import (
     process_hf_dataset,
 )
 from xtuner.dataset.map_fns import map_function_named
+from xtuner.dataset.map_fns.template_map_fn import template_named
 from xtuner.dataset.preference_dataset import build_preference_dataset
 from xtuner.dataset.refcoco_json import InvRefCOCOJsonDataset
 from xtuner.utils.dataset_settings import CHOICES, wrong_settings
 from xtuner.utils.errors import UserError
-from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE, template_named
+from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
 
 BUILDERS = {
     builder.__name__: builder

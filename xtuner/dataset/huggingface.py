@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xtuner.dataset import map_fns
+from xtuner.dataset.map_fns import row_function
 from xtuner.dataset.prepare import arrow_writer, cache, samples
 from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import (
@@ -25,7 +26,6 @@ from xtuner.dataset.prepare.arrow_writer import (
 from xtuner.dataset.prepare.parallel_map import usable_processes
 from xtuner.dataset.prepare.rows import (
     load_usable_rows,
-    row_function,
 )
 from xtuner.dataset.prepare.samples import (
     Samples,
@@ -131,23 +131,7 @@ def process_hf_dataset(
     Raises:
         UserError: when rows cannot be read or mapped, naming the row; when no sample is left.
     """
-    given = {
-        "dataset": dataset,
-        "long_samples": long_samples,
-        "train_on": train_on,
-        "bad_rows": bad_rows,
-        "train_thinking": train_thinking,
-        "part": part,
-        "val_size": val_size,
-        "seed": seed,
-        "max_dataset_length": max_dataset_length,
-        "map_num_proc": map_num_proc,
-        "rename_maps": rename_maps,
-        "max_length": max_length,
-        "pack_to_max_length": pack_to_max_length,
-        "do_dataset_tokenization": do_dataset_tokenization,
-    }
-    require_settings("process_hf_dataset", given)
+    require_settings("process_hf_dataset", locals())
     if isinstance(tokenizer, Mapping):
         tokenizer = BUILDER.build(tokenizer)
     map_row = row_function(dataset_map_fn)

@@ -17,7 +17,7 @@ from xtuner.dataset.huggingface import process_hf_dataset
 from xtuner.dataset.image_rows import listed_files, map_rows
 from xtuner.dataset.images import load_image, pixel_values, problems_of
 from xtuner.dataset.json_file import read_json_rows
-from xtuner.dataset.prepare.rows import row_function
+from xtuner.dataset.map_fns import row_function
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from xtuner.utils.dataset_settings import require_settings
@@ -69,13 +69,7 @@ class LLaVADataset(Dataset[dict[str, Any]]):
         pad_image_to_square: bool = False,
         bad_images: str = "drop",
     ) -> None:
-        given = {
-            "bad_images": bad_images,
-            "data_path": data_path,
-            "offline_processed_text_folder": offline_processed_text_folder,
-            "max_dataset_length": max_dataset_length,
-        }
-        require_settings("LLaVADataset", given)
+        require_settings("LLaVADataset", locals())
         self.image_folder = Path(image_folder)
         self.image_processor = (
             BUILDER.build(image_processor)

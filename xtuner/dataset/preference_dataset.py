@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.dataset.json_file import read_json_rows
+from xtuner.dataset.map_fns import row_function
 from xtuner.dataset.prepare import cache, packing
-from xtuner.dataset.prepare.rows import RowPlaces, load_rows, row_function
+from xtuner.dataset.prepare.rows import RowPlaces, load_rows
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.vision_language.pairs import plain_pair
 from xtuner.registry import BUILDER
@@ -74,18 +75,7 @@ def build_preference_dataset(
     Raises:
         UserError: when rows cannot be read, naming the row, or settings contradict each other.
     """
-    given = {
-        "dataset": dataset,
-        "is_dpo": is_dpo,
-        "is_reward": is_reward,
-        "reward_token_id": reward_token_id,
-        "max_length": max_length,
-        "max_packed_length": max_packed_length,
-        "use_varlen_attn": use_varlen_attn,
-        "num_proc": num_proc,
-        "seed": seed,
-    }
-    require_settings("build_preference_dataset", given)
+    require_settings("build_preference_dataset", locals())
     built: Tokenizer = BUILDER.build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
     if not built.chat_template:
         raise UserError(

@@ -13,7 +13,9 @@ from xtuner.dataset.file_sections import DataFiles
 from xtuner.dataset.map_fns import map_function_named
 from xtuner.dataset.reading import Row, Unreadable, find_files
 from xtuner.dataset.sources import (
+    SplitRows,
     dotted_name,
+    files_of_splits,
     is_whole,
     local_files,
     name_of,
@@ -21,7 +23,6 @@ from xtuner.dataset.sources import (
     paths_in,
     split_of,
 )
-from xtuner.dataset.splits import SplitRows, files_of_splits
 from xtuner.doctor.layouts import AUTO, BY_MAP_FN, LAYOUTS, Layout
 from xtuner.doctor.scan import Part, Rows
 from xtuner.utils.errors import UserError

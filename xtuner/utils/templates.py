@@ -7,13 +7,9 @@ template.
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
-
-from xtuner.utils.errors import UserError
-from xtuner.utils.lang import tr
 
 
 class AttrDict(dict[str, Any]):
@@ -38,26 +34,3 @@ PROMPT_TEMPLATE = AttrDict(
     auto=AUTO_TEMPLATE,
 )
 SYSTEM_TEMPLATE = AttrDict(_TEXTS["system_template"])
-
-
-def template_named(name: str) -> Any:
-    """A prompt template by its name.
-
-    Args:
-        name: such as ``qwen_chat``, or with its module: ``xtuner.utils.PROMPT_TEMPLATE.qwen_chat``.
-
-    Raises:
-        UserError: where there is none of this name.
-    """
-    if name == AUTO_TEMPLATE:
-        return AUTO_TEMPLATE
-    module, _, last = name.rpartition(".PROMPT_TEMPLATE.")
-    try:
-        return (importlib.import_module(module).PROMPT_TEMPLATE if module else PROMPT_TEMPLATE)[
-            last
-        ]
-    except (ImportError, AttributeError, KeyError) as error:
-        raise UserError(
-            tr("there is no prompt template {name!r}", name=name),
-            hint=tr("one of: {names}", names=", ".join(sorted(PROMPT_TEMPLATE))),
-        ) from error

@@ -7,7 +7,6 @@ import pytest
 from tests.config.check.rules import findings, keys
 from xtuner.config.check import datasets
 from xtuner.config.check.calls import unknown_template
-from xtuner.config.check.values import unknown_map_function
 
 MORE = """
 from xtuner.dataset import ConcatDataset, LLaVADataset
@@ -122,15 +121,16 @@ def test_a_loader_that_no_builder_here_reads_may_have_any_splits():
         ("'alpacca_map_fn'", True),
         ("''", True),
         ("1", True),
+        ("True", True),
         ("[alpaca_map_fn]", True),
     ],
 )
 def test_map_functions_by_name(value, is_wrong):
     text = f"d = dict(type=process_hf_dataset, dataset_map_fn={value})"
-    assert keys(unknown_map_function, text) == (["d.dataset_map_fn"] if is_wrong else [])
+    assert keys(datasets.unknown_map_function, text) == (["d.dataset_map_fn"] if is_wrong else [])
     text = f"custom_imports = dict(imports=['mine'])\n{text}"  # it may register functions
     is_wrong = is_wrong and not value.startswith("'")
-    assert keys(unknown_map_function, text) == (["d.dataset_map_fn"] if is_wrong else [])
+    assert keys(datasets.unknown_map_function, text) == (["d.dataset_map_fn"] if is_wrong else [])
 
 
 @pytest.mark.parametrize(

@@ -179,15 +179,6 @@ def test_evaluation_inputs():
     assert not keys(values.evaluation_inputs_not_a_list, text.format("['one question']"))
 
 
-@pytest.mark.parametrize(
-    ("value", "wrong"),
-    [("alpaca_map_fn", False), ("'alpaca_map_fn'", False), ("True", True), ("3", True)],
-)
-def test_map_function(value, wrong):
-    text = f"train_dataset = dict(type=process_hf_dataset, dataset_map_fn={value})"
-    assert bool(keys(values.unknown_map_function, text)) is wrong
-
-
 def test_a_switch_in_quotes():
     text = "model = dict(type=SupervisedFinetune, use_varlen_attn='False', name='falsehood')"
     assert keys(values.text_for_a_switch, text) == ["model.use_varlen_attn"]

@@ -11,8 +11,6 @@ from typing import TypeGuard
 
 from xtuner.config.check.code import ERROR, WARNING
 from xtuner.config.check.problem import Context, Finding, rule
-from xtuner.config.check.registered import may_be_registered
-from xtuner.config.names import NotThere, find
 from xtuner.config.values import is_number, name_of
 from xtuner.utils.dataset_settings import CHOICES
 from xtuner.utils.dtypes import DTYPE_NAMES
@@ -363,43 +361,6 @@ def evaluation_inputs_not_a_list(context: Context) -> Iterator[Finding]:
                 tr("expected a list of questions, got one text"),
                 tr("put it into brackets: [...]"),
             )
-
-
-@rule(
-    "XT0324",
-    ERROR,
-    N_("dataset_map_fn is not a function"),
-    N_("It takes a function that turns a row into a conversation, or None."),
-    wrong="train_dataset = dict(type=process_hf_dataset, dataset_map_fn=True)",
-    right="train_dataset = dict(type=process_hf_dataset, dataset_map_fn=alpaca_map_fn)",
-)
-def unknown_map_function(context: Context) -> Iterator[Finding]:
-    """A row map function may be given by its key; the keys are those of list-dataset-format."""
-    for key in context.typed(*CHOICES):
-        for name in ("dataset_map_fn", "template_map_fn"):
-            value = context.get(f"{key}.{name}")
-            if is_number(value) or isinstance(value, bool | list):
-                message = tr("expected a function, got {value!r}", value=value)
-            elif isinstance(value, str) and not _is_function_name(context, key, name, value):
-                message = tr("there is no map function {function!r}", function=value)
-            else:
-                continue
-            yield Finding(f"{key}.{name}", message, tr("'xtuner list-dataset-format' lists them."))
-
-
-def _is_function_name(context: Context, key: str, name: str, value: str) -> bool:
-    """Whether a text may name a map function; one of another module may register its own."""
-    if value == "auto" and context.kind(key).startswith("VisionLanguage"):
-        return True
-    if "." in value or may_be_registered(context, context.get(key), value):
-        return True
-    if not value.endswith("_map_fn"):
-        return False
-    try:
-        find("xtuner.dataset.map_fns", value)
-    except NotThere:
-        return False
-    return name == "dataset_map_fn"
 
 
 @rule(

@@ -1,5 +1,10 @@
 """Functions from a row of a published format to ``{'conversation': [turn, ...]}``."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
 from xtuner.dataset.map_fns.auto import auto_map_fn
 from xtuner.dataset.map_fns.dataset_map_fns.dialogue import (
     llava_image_only_map_fn,
@@ -26,10 +31,10 @@ from xtuner.dataset.map_fns.dataset_map_fns.single_turn import (
     tiny_codes_map_fn,
 )
 from xtuner.dataset.map_fns.template_map_fn import template_map_fn, template_map_fn_factory
-from xtuner.registry import MAP_FUNC
+from xtuner.registry import BUILDER, MAP_FUNC
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.types import RowFunction
+from xtuner.utils.types import MapFunction, RowFunction
 
 DATASET_FORMAT_MAPPING = {
     "alpaca": alpaca_map_fn,
@@ -75,6 +80,15 @@ def map_function_named(name: str) -> RowFunction:
     return found
 
 
+def row_function(function: MapFunction | str | Mapping[str, Any] | None) -> RowFunction | None:
+    """A row function from what a config may hold: itself, its registered name, or its builder."""
+    if isinstance(function, str):
+        return map_function_named(function)
+    if isinstance(function, Mapping):
+        return BUILDER.build(dict(function))
+    return cast(RowFunction | None, function)
+
+
 __all__ = [
     "DATASET_FORMAT_MAPPING",
     "alpaca_map_fn",
@@ -95,6 +109,7 @@ __all__ = [
     "openai_map_fn",
     "openorca_map_fn",
     "pretrain_map_fn",
+    "row_function",
     "sql_map_fn",
     "stack_exchange_map_fn",
     "template_map_fn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from xtuner.tokenization.chat_template import render_question
 from xtuner.tokenization.content import is_on
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.templates import AUTO_TEMPLATE, template_named
+from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE
 
 Row = Mapping[str, Any]
 
@@ -88,3 +89,26 @@ def template_map_fn_factory(
     if isinstance(template, str):
         template = template_named(template)
     return TemplateMapFn(template, dict(template_arguments or {}))
+
+
+def template_named(name: str) -> Any:
+    """A prompt template by its name.
+
+    Args:
+        name: such as ``qwen_chat``, or with its module: ``xtuner.utils.PROMPT_TEMPLATE.qwen_chat``.
+
+    Raises:
+        UserError: where there is none of this name.
+    """
+    if name == AUTO_TEMPLATE:
+        return AUTO_TEMPLATE
+    module, _, last = name.rpartition(".PROMPT_TEMPLATE.")
+    try:
+        return (importlib.import_module(module).PROMPT_TEMPLATE if module else PROMPT_TEMPLATE)[
+            last
+        ]
+    except (ImportError, AttributeError, KeyError) as error:
+        raise UserError(
+            tr("there is no prompt template {name!r}", name=name),
+            hint=tr("one of: {names}", names=", ".join(sorted(PROMPT_TEMPLATE))),
+        ) from error

@@ -29,8 +29,7 @@ from xtuner.dataset.reading import (
     open_file,
     problem_of,
 )
-from xtuner.dataset.sources import LocalFiles, is_whole
-from xtuner.dataset.splits import SplitRows, rows_of_files, slices_of
+from xtuner.dataset.sources import LocalFiles, SplitRows, is_whole, rows_of_files, slices_of
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 

@@ -6,9 +6,8 @@ import errno
 from collections.abc import Mapping
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from xtuner.dataset.map_fns import map_function_named
 from xtuner.dataset.prepare.json_columns import (
     are_json,
     has_json_columns,
@@ -29,17 +28,18 @@ from xtuner.dataset.reading import (
 )
 from xtuner.dataset.sources import (
     LocalFiles,
+    SplitRows,
     as_files,
+    files_of_splits,
     is_odd,
     local_files,
     of_split,
+    rows_of_files,
     split_of,
 )
-from xtuner.dataset.splits import SplitRows, files_of_splits, rows_of_files
 from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
-from xtuner.utils.types import MapFunction, RowFunction
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -288,12 +288,3 @@ def _first_line(error: BaseException) -> str:
     """The cause of an error in one line: ``datasets`` wraps what the reader said in its own."""
     cause = error.__cause__ or error
     return str(cause).partition("\n")[0] or type(cause).__name__
-
-
-def row_function(function: MapFunction | str | Mapping[str, Any] | None) -> RowFunction | None:
-    """A row function from what a config may hold: itself, its registered name, or its builder."""
-    if isinstance(function, str):
-        return map_function_named(function)
-    if isinstance(function, Mapping):
-        return BUILDER.build(dict(function))
-    return cast(RowFunction | None, function)

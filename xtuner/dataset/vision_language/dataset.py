@@ -16,12 +16,13 @@ from torch.utils.data import Dataset
 from xtuner.dataset import images as image_files
 from xtuner.dataset import videos
 from xtuner.dataset.images import Size, decode_image
+from xtuner.dataset.map_fns import row_function
 from xtuner.dataset.prepare import arrow_writer, cache
 from xtuner.dataset.prepare import packing as packs
 from xtuner.dataset.prepare.arrow_writer import shuffled, unpacked_dataset, write_packed
 from xtuner.dataset.prepare.packing import Packs, best_fit_packs
 from xtuner.dataset.prepare.parallel_map import usable_processes
-from xtuner.dataset.prepare.rows import load_usable_rows, row_function
+from xtuner.dataset.prepare.rows import load_usable_rows
 from xtuner.dataset.prepare.samples import require_some
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
@@ -140,20 +141,7 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
         video_frames: int = 16,
         video_fps: float | None = 2.0,
     ) -> None:
-        given = {
-            "dataset": dataset,
-            "long_samples": long_samples,
-            "train_on": train_on,
-            "bad_rows": bad_rows,
-            "train_thinking": train_thinking,
-            "part": part,
-            "val_size": val_size,
-            "seed": seed,
-            "max_dataset_length": max_dataset_length,
-            "map_num_proc": map_num_proc,
-            "max_pixels": max_pixels,
-        }
-        require_settings("VisionLanguageDataset", given)
+        require_settings("VisionLanguageDataset", locals())
         known = placeholders_of(processor)
         self.processor = known.processor
         rows, place, unreadable = load_usable_rows(dataset, split, bad_rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from xtuner.dataset.prepare.rows import row_function
+from xtuner.dataset.map_fns import row_function
 from xtuner.dataset.vision_language.dataset import VisionLanguageDataset
 from xtuner.dataset.vision_language.pairs import PairSide
 from xtuner.utils.constants import IGNORE_INDEX, PREFERENCE_SIDES

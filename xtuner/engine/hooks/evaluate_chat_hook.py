@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from xtuner.dataset.map_fns.template_map_fn import template_named
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import answer_stops, render_question
 from xtuner.tokenization.image_prompt import encode_image_prompt, text_message, user_message
@@ -23,7 +24,7 @@ from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
-from xtuner.utils.templates import AUTO_TEMPLATE, template_named
+from xtuner.utils.templates import AUTO_TEMPLATE
 from xtuner.utils.terminal import printable
 
 if TYPE_CHECKING:
