@@ -61,7 +61,7 @@ def test_good_configs(case):
 
 
 def test_the_tables_are_large_and_name_each_case_once():
-    sizes = {"faulty_data": 150, "config_mistakes": 120, "good_data": 50, "good_configs": 10}
+    sizes = {"faulty_data": 150, "config_mistakes": 120, "good_data": 60, "good_configs": 40}
     for name, least in sizes.items():
         names = [case["name"] for case in walk.table(name)]
         assert len(set(names)) == len(names) >= least
