@@ -83,6 +83,7 @@ KINDS = (
     Kind(r"google/gemma-2-", "gemma2"),
     Kind(r"google/gemma-3-(270m|1b)", "gemma3_text"),
     Kind(r"google/gemma-3-", "gemma3"),
+    Kind(r"google/gemma-3n-", "gemma3n"),
     Kind(r"google/gemma-4-12B", "gemma4_unified"),
     Kind(r"google/gemma-4-", "gemma4"),
     Kind(r"bigcode/starcoder$", "gpt_bigcode"),

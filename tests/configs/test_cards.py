@@ -75,6 +75,8 @@ def samples() -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", few_fast(cards_of_kinds(), cards_of_kinds()[::5]))
 def test_two_steps_of_its_recipe(name, tmp_path):
     kind = kind_of(MODELS[name].path).model_type
+    if kind == "gemma3n":
+        pytest.importorskip("timm", reason="its vision tower is a model of timm")
     torch.manual_seed(0)
     auto = AutoModelForImageTextToText if kind in MULTIMODAL else AutoModelForCausalLM
     config = make_config(kind, **VARIANTS.get(name, {}))
@@ -89,7 +91,9 @@ def test_two_steps_of_its_recipe(name, tmp_path):
     trained = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     assert trained
     if "lora_targets" not in MODELS[name].settings:
-        assert not any(word in key for key in trained for word in NOT_ADAPTED)
+        # Gemma 3n's modality_router chooses no experts: it is one of its mixing layers
+        names = [key.replace("modality_router", "") for key in trained]
+        assert not any(word in name for name in names for word in NOT_ADAPTED)
 
     rows = samples()
     packed = default_collate_fn(rows, use_varlen_attn=True)["data"]

@@ -147,6 +147,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What a tiny model of a kind needs beside ``BASE``."""
 MULTIMODAL = {
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
     "glm46v": "glm4v_text",
@@ -229,6 +230,17 @@ WHOLE: dict[str, dict[str, Any]] = {
         "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
         "audio_config": {"adapter_out_dim": 64, "adapter_input_size": 64},
     },
+    "gemma3n": {  # needs timm, of which this is the smallest model
+        "vision_config": {"architecture": "test_resnet", "hidden_size": 32, "vocab_offset": 500},
+        "audio_config": {
+            "hidden_size": 32,
+            "vocab_offset": 506,
+            "conf_num_hidden_layers": 1,
+            "conf_num_attention_heads": 4,
+            "input_feat_size": 32,
+            "sscp_conv_channel_size": [8, 4],
+        },
+    },
     "phi4_multimodal": {
         "audio_config": {
             "num_blocks": 3,
@@ -254,7 +266,8 @@ def make_config(kind: str, **changes: Any) -> PreTrainedConfig:
         if inner == kind:
             return AutoConfig.for_model(kind, **settings)
         text = {**settings, "model_type": inner}
-        return AutoConfig.for_model(kind, text_config=text, vision_config=VISION)
+        parts = {"vision_config": VISION, **WHOLE.get(kind, {})}
+        return AutoConfig.for_model(kind, text_config=text, **parts)
     defaults = AutoConfig.for_model(kind)
     text_defaults = defaults.get_text_config()
     settings = {

@@ -147,6 +147,23 @@ CARDS = (
         chat=True,
         recipes=(*LARGE_CHAT, *LARGE_VISION),
     ),
+    # Text alone: their vision tower is a model of timm.
+    ModelCard(
+        name="gemma3n_e2b_it",
+        path="google/gemma-3n-E2B-it",
+        billions=5.4,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
+    ModelCard(
+        name="gemma3n_e4b_it",
+        path="google/gemma-3n-E4B-it",
+        billions=7.8,
+        template="auto",
+        chat=True,
+        recipes=CHAT,
+    ),
     ModelCard(
         name="gemma4_e2b_it",
         path="google/gemma-4-E2B-it",
