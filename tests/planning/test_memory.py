@@ -3,16 +3,32 @@
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    CLIPVisionModel,
+)
 
 from tests.helpers.architectures import make_architecture
-from xtuner.model import DPO, SupervisedFinetune
+from tests.helpers.image_text import image_text_folder
+from tests.helpers.tiers import slow
+from tests.helpers.tiny_internvl import save_internvl
+from tests.helpers.vision_language import save_clip
+from xtuner.model import (
+    DPO,
+    InternVL_V1_5,
+    LLaVAModel,
+    SupervisedFinetune,
+    VisionLanguageFinetune,
+)
 from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.planning.activations import Activations
 from xtuner.planning.memory import Head, StateSizes, memory_of, state_sizes
 from xtuner.planning.planned_model import build_planned_model
 from xtuner.planning.settings import RunSettings, Sharding
 from xtuner.registry import BUILDER
+from xtuner.tokenization.processor import load_processor
 
 KINDS = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "glm4"),
@@ -88,6 +104,61 @@ def test_4_bits_equal_a_real_instance(kind, tmp_path):
     planned = state_sizes(build_planned_model(settings), "AdamW", 1.0)
     assert (planned.trained, planned.frozen) == real_sizes(BUILDER.build(settings))
     assert 0 < planned.quantized < planned.frozen
+
+
+def vision_settings(kind, folder, method):
+    """A model of images and text; all is trained, or an adapter and the projector."""
+    lora = dict(type=LoraConfig, r=4, task_type="CAUSAL_LM") if method != "full" else None
+    bits = dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_use_double_quant=True)
+    quantized = {"quantization_config": bits} if method == "qlora" else {}
+    if kind == "internvl_chat":
+        path = save_internvl(folder / "model")
+        return dict(
+            type=InternVL_V1_5,
+            model_path=str(path),
+            llm_lora=lora,
+            freeze_visual_encoder=bool(lora),
+            quantization_llm=method == "qlora",
+        )
+    if kind == "llava":
+        make_architecture("llama", attention="eager").save_pretrained(folder / "llm")
+        llm = dict(
+            type=AutoModelForCausalLM.from_pretrained,
+            pretrained_model_name_or_path=str(folder / "llm"),
+            **quantized,
+        )
+        encoder = dict(
+            type=CLIPVisionModel.from_pretrained,
+            pretrained_model_name_or_path=str(save_clip(folder / "clip")),
+        )
+        return dict(
+            type=LLaVAModel, llm=llm, visual_encoder=encoder, llm_lora=lora,
+            freeze_visual_encoder=bool(lora),
+        )  # fmt: skip
+    path = str(image_text_folder(kind))
+    llm = dict(
+        type=AutoModelForImageTextToText.from_pretrained,
+        pretrained_model_name_or_path=path,
+        **quantized,
+    )
+    return dict(
+        type=VisionLanguageFinetune, llm=llm, lora=lora, freeze_projector=False,
+        freeze_visual_encoder=bool(lora), processor=dict(type=load_processor, name_or_path=path),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["internvl_chat", "llava", "qwen2_5_vl", slow("gemma4")])
+def test_state_of_models_of_images(kind, tmp_path):
+    for method in ("full", "lora", "qlora"):
+        if method == "qlora":
+            pytest.importorskip("bitsandbytes")
+        (tmp_path / method).mkdir()
+        settings = vision_settings(kind, tmp_path / method, method)
+        planned = state_sizes(build_planned_model(settings), "AdamW", 1.0)
+        model = BUILDER.build(settings)
+        assert (planned.trained, planned.frozen) == real_sizes(model), method
+        assert planned.optimizer == real_optimizer_state(model), method
+        assert (planned.quantized > 0) == (method == "qlora")
 
 
 def test_dpo_has_a_reference(tmp_path):

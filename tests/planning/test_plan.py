@@ -6,7 +6,9 @@ import pytest
 
 from tests.helpers.architectures import make_config
 from tests.helpers.image_text import image_text_folder
-from tests.helpers.tiny import make_tokenizer
+from tests.helpers.tiny import make_tokenizer, save_tiny
+from tests.helpers.tiny_internvl import save_internvl
+from tests.helpers.vision_language import PATCHES, save_clip
 from xtuner.config.load import load
 from xtuner.configs.render import width
 from xtuner.entry_point import main
@@ -69,6 +71,16 @@ def test_chinese_stands_in_columns(capsys, options, monkeypatch):
     assert len({width(line) for line in table}) == 1
 
 
+def test_what_is_applied_fits(capsys, options, tmp_path):
+    out = tmp_path / "smaller.py"
+    more = [*options, "batch_size=64", "model.use_activation_checkpointing=False"]
+    words = ["--no-data", "--gpu", "0.9GB"]
+    status, said = plan(capsys, *words, "--apply", out, "--cfg-options", *more)
+    assert status == 1 and "does not fit" in said.out
+    status = main(["plan", str(out), *words])
+    assert status == 0 and "It fits: " in capsys.readouterr().out
+
+
 def test_json(capsys, options):
     status, said = plan(capsys, "--json", "--no-data", "--cfg-options", *options)
     found = json.loads(said.out)
@@ -105,11 +117,32 @@ def test_images_are_counted_where_their_layers_are_trained(capsys):
     assert activations[0] < activations[1] < activations[2]
 
 
-def test_images_that_cannot_be_counted_are_said(capsys):
-    """Gemma 4 takes patches out by a mask that depends on weights."""
-    words = [f"base={str(image_text_folder('gemma4'))!r}", "frozen=False"]
+def test_images_that_cannot_be_counted_are_said(capsys, monkeypatch):
+    """A class that looks at values that depend on weights."""
+
+    def fail(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr("transformers.Gemma3Model.get_image_features", fail)
+    words = [f"base={str(image_text_folder('gemma3'))!r}", "frozen=False"]
     assert main(["plan", IMAGE_CONFIG, "--no-data", "--cfg-options", *words]) == 0
-    assert "what it keeps of images is not counted" in capsys.readouterr().out
+    assert "what they keep of images is not counted" in capsys.readouterr().out
+
+
+def test_llava_and_internvl(capsys, tmp_path):
+    """By config.json and tokenizer alone: InternVL's class loads all of its parts itself."""
+    folder = save_internvl(tmp_path / "internvl")
+    (folder / "model.safetensors").unlink()
+    words = ["plan", "internvl_v2_internlm2_5_8b_qlora_finetune", "--no-data", "--json"]
+    assert main([*words, "--cfg-options", f"path={folder}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == "counted" and found["sizes"]["quantized"] > 0
+    llm, clip = save_tiny(tmp_path / "llm"), save_clip(tmp_path / "clip")
+    words = [f"llm_name_or_path={llm}", f"visual_encoder_name_or_path={clip}", "max_length=100"]
+    name = "llava_internlm2_chat_1_8b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
+    assert main(["plan", name, "--no-data", "--json", "--cfg-options", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == "counted" and found["settings"]["length"] == 100 + PATCHES - 1
 
 
 def test_calibration_takes_real_steps(capsys, tmp_path, monkeypatch):

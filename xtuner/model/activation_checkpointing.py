@@ -105,6 +105,16 @@ def enable_activation_checkpointing(
                 )
 
 
+def disable_activation_checkpointing(model: nn.Module) -> None:
+    """Keep all activations from now on: undo ``enable_activation_checkpointing``."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.gradient_checkpointing = False
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, functools.partial) and forward.func is _recomputed:
+            module.forward = forward.args[1]
+
+
 def recomputed_share(model: nn.Module) -> float:
     """The part of a model's layers that is recomputed in the backward pass."""
     layers = _checkpointed_layers(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,6 +74,8 @@ class VisionLanguageModel(FinetuneModel):
             ranks share rows.
     """
 
+    lengthens_rows = False
+    """See ``vision_language.VisionLanguageModel``."""
     _blank: Any = None
     """A blank image as ``get_image_features`` takes it."""
     _computes_blanks: bool | None = None
@@ -345,6 +347,16 @@ class VisionLanguageModel(FinetuneModel):
         names = image_rows.arguments(body.get_image_features)
         arguments = {name: value for name, value in made.items() if name in names}
         return arguments, made["input_ids"].shape[1]
+
+    def encode_blank(self, side: int) -> tuple[Callable[[], object], int]:
+        """A call that computes a blank image's features, and how many tokens of a row it needs.
+
+        Args:
+            side: width and height in pixels; the processor may resize it.
+        """
+        arguments, tokens = self.blank_image(side)
+        body: Any = self.causal_lm.base_model
+        return functools.partial(body.get_image_features, **arguments, return_dict=True), tokens
 
     def _features_of_blank(self, device: torch.device, llm: PreTrainedModel) -> Tensor:
         """The sum of all that the language model is given of a blank image."""

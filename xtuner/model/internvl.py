@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,15 @@ class InternVL_V1_5(VisionLanguageModel):
         pretrained_pth: a checkpoint to start from.
         use_activation_checkpointing: recompute activations in the backward pass instead of storing
             them, see ``Checkpointing``.
+        loader: what loads the whole model, in place of ``AutoModel.from_pretrained``.
 
     Raises:
         UserError: when all weights of a quantised part are to be trained, or ``model_path`` is a
             model of another kind.
     """
 
-    needs_weights = True  # a converter cannot build it from its config alone
+    needs_weights = True
+    """A converter cannot build it from its config alone; a plan gives it a ``loader``."""
 
     def __init__(
         self,
@@ -69,10 +72,11 @@ class InternVL_V1_5(VisionLanguageModel):
         quantization_llm: bool = False,
         pretrained_pth: str | None = None,
         use_activation_checkpointing: bool | Mapping[str, Any] = True,
+        loader: Callable[..., Any] | None = None,
     ) -> None:
         _check(quantization_llm, freeze_llm, llm_lora, "llm")
         _check(quantization_vit, freeze_visual_encoder, visual_encoder_lora, "visual_encoder")
-        whole, tokenizer = _load(model_path, quantization_vit, quantization_llm)
+        whole, tokenizer = _load(model_path, quantization_vit, quantization_llm, loader)
         super().__init__(
             whole.language_model,
             lora=_targets(llm_lora),
@@ -121,6 +125,13 @@ class InternVL_V1_5(VisionLanguageModel):
         dtype = next(self.projector.parameters()).dtype
         features: Tensor = self.whole.extract_feature(tiles.to(dtype))
         return features
+
+    def encode_blank(self, side: int) -> tuple[Callable[[], object], int]:
+        """See ``VisionLanguageModel``."""
+        config = self.whole.config
+        grid = image_size(config) // config.vision_config.patch_size
+        tile = self._blank_tile(torch.device("cpu"))
+        return functools.partial(self._features, tile), int((grid * config.downsample_ratio) ** 2)
 
     def _blank_tile(self, device: torch.device) -> Tensor:
         size = image_size(self.whole.config)
@@ -179,7 +190,9 @@ def _targets(lora: object) -> Any:
     return None if lora is None else build(lora)
 
 
-def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any, Any]:
+def _load(
+    model_path: str, quantise_vit: bool, quantise_llm: bool, loader: Callable[..., Any] | None
+) -> tuple[Any, Any]:
     """The whole model and its tokenizer."""
     from transformers import BitsAndBytesConfig, PreTrainedConfig
 
@@ -210,7 +223,7 @@ def _load(model_path: str, quantise_vit: bool, quantise_llm: bool) -> tuple[Any,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    whole: Any = AutoModel.from_pretrained(model_path, **settings)
+    whole: Any = (loader or AutoModel.from_pretrained)(model_path, **settings)
     keep_4bit_layout(whole)
     tokenizer = load_pretrained(AutoTokenizer, model_path, trusted=False, consent=IN_CONFIG)
     return whole, tokenizer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class LLaVAModel(VisionLanguageModel):
         UserError: when ``pretrained_pth`` cannot be used.
     """
 
+    lengthens_rows = True
     save_formats = ("xtuner", "huggingface", "official")
 
     def __init__(
@@ -126,6 +128,13 @@ class LLaVAModel(VisionLanguageModel):
         seen = visual_features(self.visual_encoder, pixel_values, self.visual_select_layer)
         projected: Tensor = self.projector(seen.to(self.projector.dtype))
         return projected
+
+    def encode_blank(self, side: int) -> tuple[Callable[[], object], int]:
+        """See ``VisionLanguageModel``."""
+        config = _vision_config(self.visual_encoder)
+        image = torch.zeros(1, 3, config.image_size, config.image_size)
+        tokens = (config.image_size // config.patch_size) ** 2
+        return functools.partial(self._features, image), tokens
 
     def _blank_image(self) -> Tensor:
         size = _vision_config(self.visual_encoder).image_size

@@ -7,6 +7,7 @@ heads.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -81,12 +82,20 @@ def without_pretrained_weights(node: object, make: Make) -> Any:
         copied = {key: without_pretrained_weights(value, make) for key, value in node.items()}
         if "pretrained_pth" in copied:
             copied["pretrained_pth"] = None
+        if getattr(copied.get("type"), "needs_weights", False):
+            copied["loader"] = _meta_loader(_auto_model(), make)
         if is_model_loader(copied.get("type")):
             copied["type"] = _meta_loader(copied["type"].__self__, make)
         return copied
     if isinstance(node, list | tuple):
         return type(node)(without_pretrained_weights(item, make) for item in node)
     return node
+
+
+def _auto_model() -> Any:
+    from xtuner.model.transformers_models.auto import AutoModel
+
+    return AutoModel
 
 
 def is_model_loader(value: object) -> bool:
@@ -109,6 +118,7 @@ def _without_settings(
 
 
 def _meta_loader(owner: type[PreTrainedModel], make: Make) -> Callable[..., Any]:
+    @functools.wraps(owner.from_pretrained)
     def from_pretrained(
         pretrained_model_name_or_path: str, trust_remote_code: bool = False, **settings: object
     ) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,8 @@ class VisionLanguageModel(SupervisedFinetune):
 
     visual_encoder: Any
     projector: Any
+    lengthens_rows = False
+    """Whether an image takes more tokens in the model than it has in a row of the dataset."""
 
     def with_images(self, data: Batch) -> Batch:
         """Put the features of images in place of their tokens.
@@ -32,6 +34,14 @@ class VisionLanguageModel(SupervisedFinetune):
 
         Returns:
             The batch with ``inputs_embeds`` in place of ``input_ids`` and ``pixel_values``.
+        """
+        raise NotImplementedError
+
+    def encode_blank(self, side: int) -> tuple[Callable[[], object], int]:
+        """A call that computes a blank image's features, and to how many tokens it comes.
+
+        Args:
+            side: unused: these encoders take images of one size.
         """
         raise NotImplementedError
 

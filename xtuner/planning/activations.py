@@ -7,16 +7,19 @@ without memory. Of layers that are alike one runs, and counts for all.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from xtuner.model.activation_checkpointing import Checkpointing
+from xtuner.model.activation_checkpointing import (
+    Checkpointing,
+    disable_activation_checkpointing,
+)
 from xtuner.planning import stand_ins
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -92,7 +95,40 @@ class _FakeMode(FakeTensorMode):
         kwargs = kwargs or {}
         if self.computes_others and not any(issubclass(kind, FakeTensor) for kind in types):
             return func(*args, **kwargs)
+        if self.computes_others and func is torch.ops.aten.index.Tensor:
+            args = (args[0], _as_places(args[1]))
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _as_places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Indices with the places of true values for each mask whose values are known.
+
+    The shape of a result depends on how many these are, which a fake tensor cannot tell.
+    """
+    places: list[Tensor | None] = []
+    for index in indices:
+        if index is None or isinstance(index, FakeTensor) or index.dtype is not torch.bool:
+            places.append(index)
+        else:
+            places += index.nonzero(as_tuple=True)
+    return places
+
+
+NO_LAYER = -1
+
+
+class _Kept(NamedTuple):
+    """A storage that is kept for the backward pass.
+
+    Attributes:
+        layer: the repeated layer that kept it first; ``NO_LAYER`` for what is not in one.
+        is_input: whether it is the layer's input, which stays when the layer is recomputed.
+        size: in bytes.
+    """
+
+    layer: int
+    is_input: bool
+    size: int
 
 
 @dataclass
@@ -100,40 +136,58 @@ class _Recorder:
     """Where tensors that are kept for backward come from."""
 
     own: set[StorageWeakRef]
-    layer: int | None = None
-    seen: dict[StorageWeakRef, int] = field(default_factory=dict)
-    held: list[Tensor] = field(default_factory=list)
-    outside: int = 0
-    by_layer: dict[int, int] = field(default_factory=dict)
-    input_of: dict[int, int] = field(default_factory=dict)
+    layer: int = NO_LAYER
+    seen: dict[StorageWeakRef, _Kept] = field(default_factory=dict)
 
     def keep(self, tensor: Tensor) -> Tensor:
         """A hook of ``saved_tensors_hooks``: each storage counts where it is first kept."""
-        size = self._first_size(tensor)
-        if self.layer is None:
-            self.outside += size
-        else:
-            self.by_layer[self.layer] += size
+        self._add(tensor, self.layer, is_input=False)
         return tensor
 
     def enter(self, index: int, tensor: Tensor) -> None:
         """A layer begins; its input stays when the layer is recomputed."""
         self.layer = index
-        self.by_layer[index] = 0
-        self.input_of[index] = self._first_size(tensor)
+        self._add(tensor, index, is_input=True)
 
-    def _first_size(self, tensor: Tensor) -> int:
+    def _add(self, tensor: Tensor, layer: int, *, is_input: bool) -> None:
         storage = tensor.untyped_storage()
         key = StorageWeakRef(storage)
-        if key in self.own or key in self.seen:
-            return 0
-        self.seen[key] = storage.nbytes()
-        self.held.append(tensor)  # its storage would be another's later
-        return storage.nbytes()
+        if key not in self.own and key not in self.seen:
+            self.seen[key] = _Kept(layer, is_input, storage.nbytes())
+
+    def count(self, counts: Mapping[int, int]) -> Activations:
+        """Add up what is still there: to be called while the forward pass's output is.
+
+        An operation that the output does not depend on has then released what it kept. A layer that
+        is recomputed has its input, whether or not its operations keep that themselves.
+
+        Args:
+            counts: how many layers each layer stands for; 1 where it is not in.
+        """
+        alive = [(key, kept) for key, kept in self.seen.items() if not key.expired()]
+        inside: dict[int, int] = {}
+        in_layers = [kept for _, kept in alive if kept.layer != NO_LAYER]
+        for kept in in_layers:
+            if not kept.is_input:
+                inside[kept.layer] = inside.get(kept.layer, 0) + kept.size
+        inputs = [kept for kept in self.seen.values() if kept.is_input and kept.layer in inside]
+        return Activations(
+            outside=sum(kept.size for _, kept in alive if kept.layer == NO_LAYER),
+            layers=sum(kept.size * counts.get(kept.layer, 1) for kept in in_layers),
+            inputs=sum(kept.size * counts.get(kept.layer, 1) for kept in inputs),
+            largest_layer=max(inside.values(), default=0),
+            largest_tensor=max((kept.size for _, kept in alive), default=0),
+        )
 
 
 def trace_activations(
-    model: nn.Module, language_model: Any, *, batch_size: int, length: int, autocast: torch.dtype
+    model: nn.Module,
+    language_model: Any,
+    *,
+    batch_size: int,
+    length: int,
+    autocast: torch.dtype,
+    after_trained: bool = False,
 ) -> Activations:
     """Count what a micro-batch keeps for its backward pass, the loss left out.
 
@@ -144,6 +198,8 @@ def trace_activations(
         batch_size: sequences of the micro-batch.
         length: tokens of each.
         autocast: what matrix products are computed in; float32 for no autocast.
+        after_trained: whether weights before the language model are trained, so that gradients go
+            through all of it, though it may be frozen.
 
     Raises:
         UserError: when the class looks at values, which fake tensors do not have.
@@ -154,62 +210,46 @@ def trace_activations(
     with (
         FakeTensorMode(allow_non_fake_inputs=False),
         _recorded(model, layers, autocast) as recorder,
+        _with_gradient(language_model.get_input_embeddings(), after_trained),
     ):
-        _forward(language_model, batch_size, length)
-    # layers of a vision tower are not called for text
-    inside = [recorder.by_layer.get(index, 0) for index in range(len(layers))]
-    inputs = [recorder.input_of.get(index, 0) for index in range(len(layers))]
-    return Activations(
-        outside=recorder.outside,
-        layers=sum(n * (size + kept) for n, size, kept in zip(counts, inside, inputs, strict=True)),
-        inputs=sum(n * kept for n, kept in zip(counts, inputs, strict=True)),
-        largest_layer=max(inside, default=0),
-        largest_tensor=max(recorder.seen.values(), default=0),
-    )
+        output = _forward(language_model, batch_size, length)
+        found = recorder.count(dict(enumerate(counts)))
+        del output
+    return found
 
 
 def trace_image(
-    model: nn.Module,
-    language_model: Any,
-    arguments: Mapping[str, Any],
-    *,
-    autocast: torch.dtype,
+    model: nn.Module, encode: Callable[[], object], *, autocast: torch.dtype
 ) -> Activations | None:
     """Count what the layers for images keep of one image for the backward pass.
 
     Args:
         model: the whole model, on the meta device; its weights are replaced by fake tensors.
-        language_model: the transformers model in it.
-        arguments: of its ``get_image_features``.
+        encode: computes the features of a blank image, with these weights.
         autocast: what matrix products are computed in; float32 for no autocast.
 
     Returns:
         None for a class that looks at values that depend on weights.
     """
     mode = _FakeMode(allow_non_fake_inputs=True)
-    layers = _checkpointed_layers(language_model)
-    language_model.train()
+    model.train()
     try:
-        with mode, _recorded(model, layers, autocast) as recorder:
+        with mode, _recorded(model, _checkpointed_layers(model), autocast) as recorder:
             mode.computes_others = True
-            language_model.base_model.get_image_features(**arguments, return_dict=True)
+            output = encode()
+            found = recorder.count({})
+            del output
     except Exception:  # whatever a model's own code fails with
         return None
-    inside, inputs = recorder.by_layer, recorder.input_of
-    return Activations(
-        outside=recorder.outside,
-        layers=sum(inside.values()) + sum(inputs.values()),
-        inputs=sum(inputs.values()),
-        largest_layer=max(inside.values(), default=0),
-        largest_tensor=max(recorder.seen.values(), default=0),
-    )
+    return found
 
 
 @contextlib.contextmanager
 def _recorded(
     model: nn.Module, layers: list[nn.Module], autocast: torch.dtype
 ) -> Iterator[_Recorder]:
-    """Record what is kept, with fake tensors in place of a model's weights."""
+    """Record what is kept where nothing is recomputed; fake tensors are the model's weights."""
+    disable_activation_checkpointing(model)  # whose own hooks would take the place of ours
     _fill(model)
     weights = (*model.parameters(), *model.buffers())
     recorder = _Recorder({StorageWeakRef(weight.untyped_storage()) for weight in weights})
@@ -218,10 +258,25 @@ def _recorded(
         yield recorder
 
 
-def _forward(language_model: Any, batch_size: int, length: int) -> None:
+@contextlib.contextmanager
+def _with_gradient(embeddings: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let what the embeddings give depend on trained weights, where that is wanted."""
+
+    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output if output.requires_grad else output.requires_grad_()
+
+    handle = embeddings.register_forward_hook(hook) if wanted else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _forward(language_model: Any, batch_size: int, length: int) -> object:
     language_model.train()
     try:
-        language_model.base_model(
+        return language_model.base_model(
             input_ids=torch.zeros(batch_size, length, dtype=torch.long),
             # without a mask transformers looks for packed samples in the values of positions
             attention_mask=torch.ones(batch_size, length, dtype=torch.long),
@@ -296,7 +351,7 @@ def _hooks(layers: list[nn.Module], recorder: _Recorder) -> Iterator[None]:
         return enter
 
     def leave(*_: object) -> None:
-        recorder.layer = None
+        recorder.layer = NO_LAYER
 
     handles = []
     for index, layer in enumerate(layers):

@@ -28,6 +28,8 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from xtuner.model.image_text import VisionLanguageModel
+    from xtuner.model.vision_language import VisionLanguageModel as EncoderBeforeModel
 
 SIDE = 448
 """Pixels of a side of the image that is counted; large ones keep as much for each token."""
@@ -111,10 +113,15 @@ class Plan:
 
 
 class _Sized(NamedTuple):
-    """What is known of a model from its weights: see ``memory_of``."""
+    """What is known of a model from its weights: see ``memory_of``.
+
+    Attributes:
+        more_tokens: that rows have in the model, beside those of the dataset: of an image.
+    """
 
     sizes: StateSizes
     head: Head
+    more_tokens: int
 
 
 class _Traced(NamedTuple):
@@ -189,7 +196,8 @@ class Planner:
         if not isinstance(model, dict):
             where = Where(config.filename, key="model")
             raise UserError(tr("the config has no model."), where=where)
-        (sizes, head), (activations, images) = self._model(model, settings)
+        (sizes, head, more_tokens), (activations, images) = self._model(model, settings)
+        settings = replace(settings, length=settings.length + more_tokens)
         share = settings.batch_size * settings.sequences / settings.sequence_parallel
         memory = memory_of(sizes, activations.of_batches(share), settings, head=head)
         memory = replace(memory, activations=int(memory.activations * self._scale))
@@ -226,21 +234,43 @@ def _trace(model: nn.Module, language_model: Any, settings: RunSettings) -> _Tra
 
     The model is of no other use afterwards.
     """
-    from xtuner.model.image_text import VisionLanguageModel
-
     trains_images = _trains_vision(model, language_model)
     dtype = torch_dtype(settings.dtype)
-    of_images = None
-    if trains_images and isinstance(model, VisionLanguageModel):
-        arguments, tokens = model.blank_image(SIDE)
-        of_image = trace_image(model, language_model, arguments, autocast=dtype)
-        of_images = of_image.of_batches(settings.length / tokens) if of_image else None
+    of_images, length = None, settings.length
+    if trains_images and (encoder := _encoder_of(model)) is not None:
+        encode, tokens = encoder.encode_blank(SIDE)
+        length += _more_tokens(model)
+        of_image = trace_image(model, encode, autocast=dtype)
+        count = 1.0 if encoder.lengthens_rows else length / tokens
+        of_images = of_image.of_batches(count) if of_image else None
     found = trace_activations(
-        model, language_model, batch_size=1, length=settings.length, autocast=dtype
+        model,
+        language_model,
+        batch_size=1,
+        length=length,
+        autocast=dtype,
+        after_trained=trains_images,
     )
     if of_images is not None:
         return _Traced(found.with_images(of_images), "counted")
     return _Traced(found, "unknown" if trains_images else "")
+
+
+def _encoder_of(model: nn.Module) -> VisionLanguageModel | EncoderBeforeModel | None:
+    """The model itself, where it computes features of images."""
+    from xtuner.model import image_text, vision_language
+
+    known = (image_text.VisionLanguageModel, vision_language.VisionLanguageModel)
+    return model if isinstance(model, known) else None
+
+
+def _more_tokens(model: nn.Module) -> int:
+    """How many tokens an image adds to a row; a row of LLaVA's has one image."""
+    encoder = _encoder_of(model)
+    if encoder is None or not encoder.lengthens_rows:
+        return 0
+    _, tokens = encoder.encode_blank(SIDE)
+    return tokens - 1
 
 
 def _sizes(built: PlannedModel, language_model: Any, optimizer: str) -> _Sized:
@@ -249,7 +279,7 @@ def _sizes(built: PlannedModel, language_model: Any, optimizer: str) -> _Sized:
     trained = [w.numel() for w in head.parameters() if w.requires_grad] if head else []
     sizes = state_sizes(built, optimizer, _chosen_experts(config))
     head_sizes = Head(config.hidden_size, config.vocab_size, sum(trained))
-    return _Sized(sizes, head_sizes)
+    return _Sized(sizes, head_sizes, _more_tokens(built.model))
 
 
 def _trains_vision(model: nn.Module, language_model: Any) -> bool:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BLOCK_4BIT, BLOCK_OF_SCALES = 64, 256
 """Weights of a scale in bitsandbytes' 4 bits, and scales of a scale of scales."""
 
+BASE_LAYER = ".base_layer"
+"""What peft adds to the names of layers that have an adapter."""
+
 
 @dataclass
 class PlannedModel:
@@ -103,11 +106,14 @@ def _dtype(loading: Mapping[str, Any], config: PreTrainedConfig) -> torch.dtype:
 def _quantized_sizes(part: nn.Module, quantization: Any) -> dict[int, int]:
     """Bytes of the weights that bitsandbytes quantises, by the ``id`` of the weight."""
     from transformers import PreTrainedModel
+    from transformers.quantizers.quantizers_utils import should_convert_module
 
     from xtuner.model.lora.experts import expert_tensors, has_adapter
 
-    output = part.get_output_embeddings() if isinstance(part, PreTrainedModel) else None
-    skipped = set(getattr(quantization, "llm_int8_skip_modules", None) or ())
+    skipped = getattr(quantization, "llm_int8_skip_modules", None)
+    output = None  # what is named takes the place of the default
+    if not skipped and isinstance(part, PreTrainedModel):
+        output = part.get_output_embeddings()
     weights = [
         module.weight
         for name, module in part.named_modules()
@@ -115,7 +121,7 @@ def _quantized_sizes(part: nn.Module, quantization: Any) -> dict[int, int]:
         and module is not output
         and not module.weight.requires_grad
         and "lora_" not in name
-        and not skipped & set(name.split("."))
+        and should_convert_module(name.replace(BASE_LAYER, ""), skipped)
     ]
     if getattr(quantization, "load_in_8bit", False):
         return {id(w): w.numel() + 4 * w.shape[0] for w in weights}

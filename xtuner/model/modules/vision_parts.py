@@ -146,7 +146,9 @@ def keep_vision_unquantized(llm: Mapping[str, Any]) -> dict[str, Any]:
     quantization: Any = settings.pop("quantization_config", None)
     named = isinstance(quantization, Mapping)
     skipped = quantization.get(SKIPPED) if named else getattr(quantization, SKIPPED, None)
-    if quantization is None or skipped or not is_model_loader(settings.get("type")):
+    loader = settings.get("type")
+    loader = getattr(loader, "__wrapped__", loader)  # which a model without weights is made by
+    if quantization is None or skipped or not is_model_loader(loader):
         return dict(llm)
     model = build_meta_model(settings)
     parts, head = VisionParts.of(model), model.get_output_embeddings()

@@ -203,9 +203,9 @@ def _table(plan: Plan) -> Iterator[str]:
     if plan.memory.offloaded:
         yield tr("Main memory: {size} for each GPU.", size=_size(plan.memory.offloaded))
     if plan.images == "counted":
-        yield tr("The visual encoder is trained: activations are those of rows full of images.")
+        yield tr("Weights for images are trained: activations are those of rows with images.")
     elif plan.images:
-        yield tr("The visual encoder is trained: what it keeps of images is not counted.")
+        yield tr("Weights for images are trained: what they keep of images is not counted.")
 
 
 def _settings(plan: Plan) -> str:
