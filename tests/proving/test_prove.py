@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.dist import get_world_size
+from torch._dynamo.exc import TorchDynamoException
 
 from tests.proving.bases import FULL, LORA, document, options, save_base, save_rows
 from xtuner.checkpoint import run_state
@@ -21,8 +22,11 @@ from xtuner.engine.runner import loops
 from xtuner.entry_point import main
 from xtuner.export import trained_template
 from xtuner.model import sft
+from xtuner.model.backends import environment
+from xtuner.model.backends.cpu import kernels
 from xtuner.model.base import FinetuneModel
-from xtuner.proving import children, prove, run_proofs
+from xtuner.proving import children, gradient_proofs, prove, run_proofs
+from xtuner.proving import subject as subject_module
 from xtuner.proving.export_proofs import ExportProofs
 from xtuner.proving.gradient_proofs import GradientProofs
 from xtuner.proving.proof import CLAIMS, Measured, Proof, Skipped
@@ -30,6 +34,7 @@ from xtuner.proving.proof import prove as try_proof
 from xtuner.proving.reduce import Limits
 from xtuner.proving.run_proofs import RunProofs, save_initial
 from xtuner.proving.subject import Subject
+from xtuner.registry import BUILDER
 
 Patch = pytest.MonkeyPatch
 PADDED = ["pack_to_max_length=False", "use_varlen_attn=False"]
@@ -105,7 +110,8 @@ def failures(proofs: dict[str, Proof]) -> set[str]:
 def test_gradients_hold(prepared, key):
     found = prepared(key).gradients()
     assert not failures(found), found
-    assert {name for name, proof in found.items() if proof.state == "skipped"} == {"compiled"}
+    skipped = {name for name, proof in found.items() if proof.state == "skipped"}
+    assert skipped == {"compiled", "gpu"}
     for name in ("plain", "packed"):
         assert 0 < found[name].difference < CLAIMS[name].bound / 10
 
@@ -251,6 +257,71 @@ def test_gradients_fail(prepared, monkeypatch, mutate, key, name):
     mutate(monkeypatch)
     found = try_proof(name, getattr(proofs, name))
     assert found.state == "failed", found
+
+
+@pytest.mark.slow
+def test_compiled_kernels(prepared, monkeypatch):
+    """They hold, fail where they compute otherwise, and are skipped where the compiler fails."""
+    proofs = GradientProofs(Subject(prepared("lora").found.config), compile=True)
+    monkeypatch.setattr(gradient_proofs, "COMPILERS", (sys.executable,))
+
+    def scaled(function: Any) -> Any:
+        def wrong(*args: Any, **kwargs: Any) -> Any:
+            found = function(*args, **kwargs)
+            return (found[0] * 1.2, *found[1:]) if isinstance(found, tuple) else found
+
+        return wrong
+
+    def fails(function: Any) -> Any:
+        def raises(*_: Any, **__: Any) -> Any:
+            raise TorchDynamoException("no Python.h")
+
+        return raises
+
+    compilers = {"passed": lambda function: function, "failed": scaled, "skipped": fails}
+    for expected, compiler in compilers.items():
+        monkeypatch.setattr(torch, "compile", lambda function, to=compiler, **_: to(function))
+        forget_compiled_kernels(monkeypatch)
+        found = try_proof("compiled", proofs.compiled)
+        assert found.state == expected, found
+        assert expected != "passed" or "rms_norm" in found.detail
+
+
+def forget_compiled_kernels(patch: Patch) -> None:
+    for kernel in vars(kernels).values():
+        if isinstance(kernel, kernels.Kernel):
+            patch.setattr(kernel, "_compiled", None)
+
+
+def test_a_gpu_that_computes_otherwise(prepared, monkeypatch):
+    """There is none here: the CPU takes its place, and then its functions are wrong."""
+    proofs = GradientProofs(Subject(prepared("lora").found.config))
+    assert try_proof("gpu", proofs.on_gpu).detail == "there is no GPU on this machine."
+    monkeypatch.setattr(gradient_proofs, "gpu", lambda: torch.device("cpu"))
+    found = try_proof("gpu", proofs.on_gpu)
+    assert found.state == "passed" and found.difference is not None
+    wrong_softmax_scale(monkeypatch)
+    assert try_proof("gpu", proofs.on_gpu).state == "failed"
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_models_are_built_for_the_device_that_is_compared(prepared, monkeypatch, name):
+    """On a machine with a GPU the CPU's side has the functions of a CPU."""
+    seen = []
+    whole = BUILDER.build
+
+    def build(settings: Any) -> Any:
+        if settings.get("type") is sft.SupervisedFinetune:
+            seen.append(environment.training_device().type)
+            environment_of_cpu = environment.training_on(torch.device("cpu"))
+            with environment_of_cpu:
+                return whole(settings)
+        return whole(settings)
+
+    monkeypatch.setattr(subject_module.BUILDER, "build", build)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)
+    Subject(prepared("lora").found.config).model(torch.device(name))
+    assert seen == [name]
 
 
 @pytest.fixture(scope="module")

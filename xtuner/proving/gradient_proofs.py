@@ -47,6 +47,7 @@ class GradientProofs:
             prove("packed", self.packed),
             prove("checkpointed", self.checkpointed),
             prove("compiled", self.compiled),
+            prove("gpu", self.on_gpu),
             prove("gradients", self.gradients),
         ]
 
@@ -155,17 +156,33 @@ class GradientProofs:
             raise Skipped(tr("a compiler takes 10 to 40 seconds: --compile proves it."))
         if not any(map(shutil.which, COMPILERS)):
             raise Skipped(tr("there is no C++ compiler on this machine."))
-        wanted, batch = self.found, self.subject.batch(self.subject.rows)
-        model = self.subject.model(compile=True)
-        kernels.compile_kernels()
-        try:
-            difference = train_on(model, [batch]).difference(wanted)
-        finally:
-            kernels.Kernel.compiled = False
+        batch = self.subject.batch(self.subject.rows)
+        with torch.autocast("cpu", torch.bfloat16):
+            wanted = train_on(self.subject.model(), [batch])
+            model = self.subject.model(compile=True)
+            kernels.compile_kernels()
+            try:
+                difference = train_on(model, [batch]).difference(wanted)
+                failed = not kernels.Kernel.compiled
+            finally:
+                kernels.Kernel.compiled = False
+        if failed:
+            raise Skipped(tr("the C++ compiler of this machine fails (Python's headers?)."))
         names = [name for name, each in vars(kernels).items() if _is_compiled(each)]
         if not names:
             raise Skipped(tr("this model computes with no kernel that is compiled on a CPU."))
         return Measured(difference, ", ".join(names))
+
+    def on_gpu(self) -> Measured:
+        """The functions that are chosen for a GPU, on it, against those of the CPU."""
+        device = gpu()
+        if device is None:
+            raise Skipped(tr("there is no GPU on this machine."))
+        wanted, batch = self.found, self.subject.batch(self.subject.rows)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            found = train_on(self.subject.model(device), [batch])
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return Measured(found.difference(wanted), tr("{name}, float32", name=name))
 
     def gradients(self) -> Measured:
         """Which weights have a gradient, against those that peft and the config train."""
@@ -209,6 +226,11 @@ def _freeze_parts(plain: nn.Module, parts: VisionParts, settings: Mapping[str, A
     for name, weight in plain.named_parameters():
         if frozen[parts.part_of(name)] and "lora_" not in name:
             weight.requires_grad_(False)
+
+
+def gpu() -> torch.device | None:
+    """The GPU at hand; None where there is none."""
+    return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def _is_compiled(value: object) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xtuner.config.values import iter_dicts
+from xtuner.model.backends import environment
 from xtuner.proving.training import move_adapter, token_ids
 from xtuner.registry import BUILDER
 from xtuner.utils.constants import PREFERENCE_SIDES
@@ -20,6 +21,7 @@ from xtuner.utils.constants import PREFERENCE_SIDES
 Sample = Mapping[str, Any]
 INITIAL = "initial.pth"
 """The trained weights with which proofs begin, a checkpoint beside the config."""
+CPU = torch.device("cpu")
 _PACKED = ("pack_to_max_length", "use_varlen_attn")
 
 
@@ -57,19 +59,21 @@ class Subject:
 
         return self.cfg.model.type in (SupervisedFinetune, VisionLanguageFinetune)
 
-    def model(self, **changes: object) -> Any:
+    def model(self, device: torch.device = CPU, **changes: object) -> Any:
         """The config's model in evaluation mode, its adapter's weights away from their start.
 
         Args:
+            device: where it computes, by the functions that suit it.
             changes: to the config's ``model``.
         """
         settings = {**self.cfg.model, "use_activation_checkpointing": False, "compile": False}
         if settings.get("lora"):
             settings["lora"] = {**settings["lora"], "lora_dropout": 0.0}
         torch.manual_seed(0)
-        built = BUILDER.build(ConfigDict({**settings, **changes}))
+        with environment.training_on(device):
+            built = BUILDER.build(ConfigDict({**settings, **changes}))
         move_adapter(built)
-        return built.eval()
+        return built.to(device).eval()
 
     @functools.cached_property
     def rows(self) -> list[Sample]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from xtuner.engine.runner.transfer import to_device
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.types import Batch
 
@@ -93,9 +94,10 @@ def train_on(model: FinetuneModel, batches: Sequence[Batch]) -> Trained:
     """The loss and gradients of the product over micro-batches of one step.
 
     Args:
-        model: a ``FinetuneModel``.
+        model: a ``FinetuneModel``, on any device.
         batches: of the config's collate function.
     """
+    device = next(model.parameters()).device
     model.zero_grad()
     counts: dict[str, int] = {}
     for batch in batches:
@@ -103,16 +105,17 @@ def train_on(model: FinetuneModel, batches: Sequence[Batch]) -> Trained:
             counts[name] = counts.get(name, 0) + int(count)
     loss = 0.0
     for batch in batches:
-        share = model(batch, mode="loss", num_items_in_batch=counts)["loss"]
+        data = to_device(model.prepare_batch(batch, device), device)
+        share = model(data, mode="loss", num_items_in_batch=counts)["loss"]
         share.backward()
         loss += float(share.detach())
     return Trained(loss, gradients_of(model.llm))
 
 
 def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    """Gradients by the name of the weight."""
+    """Gradients by the name of the weight, on the CPU."""
     return {
-        name: weight.grad.clone()
+        name: weight.grad.to("cpu", copy=True)
         for name, weight in model.named_parameters()
         if weight.grad is not None
     }

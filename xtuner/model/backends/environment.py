@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ FUNCTIONS = {
     "flex_attention": ("torch.nn.attention.flex_attention", "flex_attention"),
 }
 """Where each function of ``Libraries`` is."""
+_CHOSEN: ContextVar[torch.device | None] = ContextVar("device", default=None)
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +69,17 @@ def training_device() -> torch.device:
     """The device that this process trains on."""
     from mmengine.device import get_device
 
-    return torch.device(get_device())
+    return _CHOSEN.get() or torch.device(get_device())
+
+
+@contextlib.contextmanager
+def training_on(device: torch.device) -> Iterator[None]:
+    """Build models for another device than the one that this process would train on."""
+    token = _CHOSEN.set(device)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
 
 
 def _found(name: str) -> LibraryFunction:
