@@ -95,6 +95,7 @@ class Published:
         measured: peak memory in GiB, as the source has it.
         whole_logits: whether the source's code keeps the logits of all tokens at once.
         source: where it stands.
+        dropout: of the adapter, as the source trains it; None for the config's own.
     """
 
     model: Model
@@ -105,6 +106,7 @@ class Published:
     measured: float
     whole_logits: bool
     source: str
+    dropout: float | None = None
 
     @property
     def logits(self) -> float:
@@ -117,8 +119,8 @@ class Published:
 _QWEN = "https://github.com/QwenLM/Qwen/blob/03cd81f5e4da/README.md"
 _TORCHTUNE = "https://github.com/pytorch/torchtune/blob/0031bfb080bd/README.md"
 PUBLISHED = (
-    Published(LLAMA_3_8B, "QLoRA", 2, 2048, 8, 7.4, False, _TORCHTUNE),
-    Published(LLAMA_3_8B, "LoRA", 2, 2048, 8, 16.2, False, _TORCHTUNE),
+    Published(LLAMA_3_8B, "QLoRA", 2, 2048, 8, 7.4, False, _TORCHTUNE, 0.0),
+    Published(LLAMA_3_8B, "LoRA", 2, 2048, 8, 16.2, False, _TORCHTUNE, 0.0),
     Published(QWEN_7B, "QLoRA", 1, 2048, 64, 13.9, True, _QWEN),
     Published(QWEN_7B, "LoRA", 1, 2048, 64, 23.8, True, _QWEN),
     Published(QWEN_7B, "LoRA", 1, 8192, 64, 36.6, True, _QWEN),
@@ -146,11 +148,13 @@ def row(model: Model) -> str:
 
 def published_row(each: Published) -> str:
     """A published measurement beside the plan of the same settings."""
-    options = (
+    options = [
         f"max_length={each.length}",
         f"batch_size={each.batch}",
         f"model.lora.r={each.rank}",
-    )
+    ]
+    if each.dropout is not None:
+        options.append(f"model.lora.lora_dropout={each.dropout}")
     memory = memory_of(each.model, each.method, *options)
     tensors = (memory.total - memory.libraries - memory.margin) / GIB
     host = re.sub(r"https://github\.com/([^/]+/[^/#]+).*", r"\1", each.source)

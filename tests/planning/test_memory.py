@@ -215,6 +215,15 @@ def test_checkpointing_keeps_inputs_and_one_layer():
     assert in_main_memory.activations == 10_000 and in_main_memory.offloaded == 2_000
 
 
+def test_the_loss_is_over_when_the_backward_pass_of_a_layer_begins():
+    """Blocks of logits, and what a layer needs later, are not there at one time."""
+    rows, vocabulary = 8, 8
+    blocks = 2 * rows * vocabulary + 3 * 4 * rows * vocabulary
+    hidden = rows * 4 * (2 + 4)
+    assert memory().loss == hidden + blocks
+    assert memory(checkpointing=Checkpointing()).loss == hidden  # a layer needs 10,000 bytes
+
+
 def test_gathered_weights():
     assert memory(sharding=Sharding("ddp", 4)).temporary == 0
     assert memory(sharding=Sharding("fsdp", 4)).temporary == 2 * (2 * 100 + 50)

@@ -20,6 +20,8 @@ from tests.helpers.image_text import image_text_folder, make_image
 from tests.helpers.tiny import save_tiny
 from xtuner.config import load_config
 from xtuner.config.check.checker import check
+from xtuner.configs.custom import card_of
+from xtuner.configs.names import why_unsupported
 from xtuner.entry_point import main
 from xtuner.quickstart.base import make_base
 from xtuner.tools.config_writers.own_config import read_own_rows
@@ -209,6 +211,30 @@ def test_the_folder_of_a_family_gives_a_config_that_is_right(kind, tmp_path, tin
     assert main([*words, str(tmp_path)]) == 0
     (config,) = tmp_path.glob("*.py")
     assert main(["check-cfg", str(config)]) == 0
+
+
+def test_what_the_catalogue_says_of_a_model_holds_for_its_folder(tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}] * 40)
+
+    def status(model: str, method: str) -> int:
+        words = ["copy-cfg", "--model", str(tmp_path / model), "--method", method, "--force"]
+        return main([*words, "--data", str(rows), str(tmp_path)])
+
+    for name in ("DeepSeek-V3-bf16", "DeepSeek-V3-Base"):
+        save_tiny(tmp_path / name)
+    assert status("DeepSeek-V3-bf16", "lora") == 1
+    said = capsys.readouterr().err
+    assert "DeepSeek-V3-bf16 cannot be trained by lora: of 671 billion parameters" in said
+    assert status("DeepSeek-V3-bf16", "qlora") == 0
+    assert status("DeepSeek-V3-Base", "lora") == 0  # it is the hub's weights that are FP8
+    config = json.loads((tmp_path / "DeepSeek-V3-Base" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "DeepSeek-V3-Base" / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert status("DeepSeek-V3-Base", "lora") == 1
+    assert "the weights are quantised" in capsys.readouterr().err
+    card = card_of("deepseek-ai/DeepSeek-V3-Base")
+    assert card is not None and why_unsupported(card, "dpo_lora") is not None
 
 
 def test_what_is_no_language_model_is_refused(tmp_path, capsys):

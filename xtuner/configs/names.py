@@ -265,6 +265,12 @@ def _refuse_mismatch(parsed: ConfigName, known: Iterable[str]) -> None:
             [parsed.name.replace("_varlen", "")],
             dataset=dataset.name,
         )
-    for word in (parsed.method_name, method.kind, method.weights):
-        if word in model.unsupported:
-            raise UnknownConfig(parsed.name, model.unsupported[word], nearest(parsed.name, known))
+    reason = why_unsupported(model, parsed.method_name)
+    if reason is not None:
+        raise UnknownConfig(parsed.name, reason, nearest(parsed.name, known))
+
+
+def why_unsupported(model: ModelCard, method: str) -> str | None:
+    """Why a model cannot be trained by a method of ``METHODS``; None where it can."""
+    words = (method, METHODS[method].kind, METHODS[method].weights)
+    return next((model.unsupported[word] for word in words if word in model.unsupported), None)

@@ -50,7 +50,8 @@ class Memory:
         temporary: weights that are here while a layer computes: gathered from other ranks, or
             dequantised.
         activations: what the forward pass keeps for the backward pass, and what that works with.
-        loss: blocks of logits and the gradients of head and hidden states.
+        loss: the gradients of head and hidden states, and of the blocks of logits what is more than
+            a layer needs later.
         libraries: of CUDA and of libraries, before the first tensor.
         margin: for fragmentation.
         offloaded: what is in main memory instead, no part of the total.
@@ -188,9 +189,13 @@ def memory_of(
     kept = activations.kept(settings.checkpointing)
     if settings.checkpointing is not None and settings.checkpointing.offload:
         offloaded += activations.inputs_of(settings.checkpointing.share)
-    kept += WORKING_TENSORS * activations.largest_tensor
+    working = WORKING_TENSORS * activations.largest_tensor
+    in_layer = working + (activations.largest_layer if settings.checkpointing else 0)
+    kept += working
     half = 2 if settings.dtype != "float32" else 4
-    loss = _loss(settings.tokens_of_gpu, head, half)
+    outside, blocks = _loss(settings.tokens_of_gpu, head, half)
+    # the loss is done before the backward pass of the last layer begins
+    loss = outside + max(0, blocks - in_layer)
     temporary = half * sizes.largest_quantized
     if sharding.name in ("zero3", "fsdp") and sharding.ranks > 1:
         # a layer is computed while the next one is gathered; the root's weights stay
@@ -234,12 +239,15 @@ def _state(sizes: StateSizes, sharding: Sharding) -> tuple[int, int, int, int]:
     return int(weights), int(gradients), int(optimizer), int(offloaded)
 
 
-def _loss(tokens: int, head: Head, half: int) -> int:
-    """Of ``backends.cross_entropy``: hidden states, their float32 gradient, blocks of logits."""
+def _loss(tokens: int, head: Head, half: int) -> tuple[int, int]:
+    """Of ``backends.cross_entropy``: what stays after it, and its blocks of logits.
+
+    Hidden states, their float32 gradient and that of the head stay.
+    """
     hidden = tokens * head.width * (half + 4)
     logits = tokens * head.vocabulary
     blocks = half * min(logits, SIZES.kept_logits) + 3 * 4 * min(logits, SIZES.part_of(logits))
-    return hidden + blocks + 4 * head.trained
+    return hidden + 4 * head.trained, blocks
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
             tr("cannot write {path}: {strerror}", path=path, strerror=error.strerror)
         ) from None
     print(tr("Copy to {path}", path=path))
-    print(tr("Edit its PART 1, then:"))
+    # a config of one's own data is complete; one of the catalogue has the paths of its data to set
+    print(tr("Its settings are in PART 1. Then:") if args.data else tr("Edit its PART 1, then:"))
     print(f"  {shlex.join(['xtuner', 'train', str(path)])}")
     return 0
 

@@ -29,7 +29,7 @@ def prepare_device(runner: FinetuneRunner) -> list[str]:
     if runner.device.type != "cpu":
         return []
     threads = torch.get_num_threads()
-    done = [tr("{threads} thread(s)", threads=threads)]
+    done = [tr("1 thread") if threads == 1 else tr("{threads} threads", threads=threads)]
     if keep_freed_memory():
         done.append(tr("freed memory is kept"))
     Kernel.compiled = False  # another run of this process may have set it

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from xtuner.configs.cards import ModelCard
 from xtuner.configs.custom import (
     Rows,
     card_of,
@@ -16,10 +17,12 @@ from xtuner.configs.custom import (
     render_for,
     render_own,
 )
+from xtuner.configs.models.deepseek import FP8
+from xtuner.configs.names import why_unsupported
 from xtuner.tools.config_writers.own_images import has_images, image_rows
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.hub import require_available
-from xtuner.utils.lang import tr
+from xtuner.utils.lang import tr, translate
 
 QUESTIONS = ("question", "prompt", "query", "instruction", "input", "q")
 ANSWERS = ("answer", "response", "completion", "output", "reply", "a")
@@ -52,6 +55,7 @@ def write_own_config(
                 hint=tr("'xtuner list-cfg --long' shows the datasets; --data takes your own file."),
             )
         name = f"{title}_{method}_{dataset}"
+        _require_supported(card, method, model)
         return name, render_for(card, method, known, name)
     rows = read_own_rows(data)
     if rows.image_folder is not None and card.kind != "vision":
@@ -69,19 +73,42 @@ def write_own_config(
             ),
             where=Where(model),
         )
+    _require_supported(card, f"dpo_{method}" if rows.pairs else method, model)
     stem = re.sub(r"\W+", "_", Path(rows.files[0]).name.partition(".")[0]).strip("_") or "data"
     name = f"{title}_dpo_{method}_{stem}" if rows.pairs else f"{title}_{method}_{stem}"
     return name, render_own(card, method, rows, name)
 
 
+def _require_supported(card: ModelCard, method: str, model: str) -> None:
+    """Refuse what the catalogue says of a model."""
+    reason = why_unsupported(card, method)
+    if reason is not None:
+        raise UserError(
+            tr(
+                "{name} cannot be trained by {method}: {reason}",
+                name=card.title,
+                method=method,
+                reason=translate(reason),
+            ),
+            where=Where(model),
+        )
+
+
 def _card(model: str) -> Any:
     """The card of a model: the catalogue's where it knows it, else what the folder says."""
+    from transformers import PreTrainedConfig
+
     from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 
     folder = Path(model).expanduser()
     path = str(folder.resolve()) if folder.is_dir() else model
     require_available(path, Where(key="--model"))
     known = card_of(model)
+    if known is not None and folder.is_dir():
+        # what the card says of the hub's weights need not hold of these
+        _require_plain(PreTrainedConfig.get_config_dict(path)[0], model)
+        left = {method: why for method, why in known.unsupported.items() if why != FP8}
+        return replace(known, path=path, unsupported=left)
     if known is not None:
         return replace(known, path=path)
     _require_known_class(path)
@@ -101,12 +128,7 @@ def _card(model: str) -> Any:
             hint=tr("'xtuner list-cfg' shows the models, those for images too."),
             where=Where(model),
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            tr("the weights are quantised: an adapter cannot be merged into them"),
-            hint=tr("give the model in 16 bits; --method qlora quantises it while loading."),
-            where=Where(model),
-        )
+    _require_plain(config.to_dict(), model)
     text = config.get_text_config()
     length = min(MAX_LENGTH, getattr(text, "max_position_embeddings", None) or MAX_LENGTH)
     settings = {"max_length": length} if length != MAX_LENGTH else {}
@@ -118,6 +140,15 @@ def _card(model: str) -> Any:
         chat_template=with_images or _has_chat_template(path, model),
         kind="vision" if with_images else "text",
     )
+
+
+def _require_plain(config: Mapping[str, Any], model: str) -> None:
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            tr("the weights are quantised: an adapter cannot be merged into them"),
+            hint=tr("give the model in 16 bits; --method qlora quantises it while loading."),
+            where=Where(model),
+        )
 
 
 def _require_known_class(path: str) -> None:
