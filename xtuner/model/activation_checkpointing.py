@@ -107,6 +107,7 @@ def enable_activation_checkpointing(
 
 def disable_activation_checkpointing(model: nn.Module) -> None:
     """Keep all activations from now on: undo ``enable_activation_checkpointing``."""
+    module: Any
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False
