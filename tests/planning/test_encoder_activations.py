@@ -11,11 +11,18 @@ from tests.helpers.tiny_internvl import save_internvl
 from tests.helpers.vision_language import PATCHES, SIZE, make_clip
 from tests.planning.test_activations import adapter, bytes_kept
 from xtuner.model import InternVL_V1_5, LLaVAModel
+from xtuner.model.backends.cpu import fused_layers
 from xtuner.model.meta_model import build_meta_model, make_model
 from xtuner.model.transformers_models.auto import AutoModel
 from xtuner.planning import plan, stand_ins
 from xtuner.planning.activations import trace_image
 from xtuner.planning.settings import RunSettings, Sharding
+
+
+@pytest.fixture(autouse=True)
+def without_cpu_kernels(monkeypatch):
+    """The plan is of a GPU; the functions of a CPU keep less."""
+    monkeypatch.setattr(fused_layers, "_compute_dtype", lambda x: None)
 
 
 def settings(length):
