@@ -11,13 +11,12 @@ from xtuner.configs.models.recipes import (
     PRETRAIN,
     qlora,
 )
-from xtuner.utils.lang import N_
 
-FP8 = N_(
+FP8 = (
     "its weights on the hub are FP8, which cannot be trained: convert them to bfloat16 and put "
     "their place into a copy of deepseek_v3_qlora_alpaca_e3"
 )
-TOO_LARGE = N_("of 671 billion parameters only 4-bit ones fit into today's machines: use qlora")
+TOO_LARGE = "of 671 billion parameters only 4-bit ones fit into today's machines: use qlora"
 
 CARDS = (
     ModelCard(
