@@ -333,35 +333,20 @@ class VisionLanguageModel(FinetuneModel):
         finally:
             handle.remove()
 
-    def blank_image(self, side: int) -> tuple[dict[str, Any], int]:
-        """A blank image as ``get_image_features`` takes it, and how many tokens of a row it needs.
-
-        Args:
-            side: width and height in pixels.
-        """
-        from PIL import Image
-
-        image, token = Image.new("RGB", (side, side)), self.processor.image_token
-        made = self.processor(images=[[image]], text=[token], return_tensors="pt")
-        body: Any = self.causal_lm.base_model
-        names = image_rows.arguments(body.get_image_features)
-        arguments = {name: value for name, value in made.items() if name in names}
-        return arguments, made["input_ids"].shape[1]
-
     def encode_blank(self, side: int) -> tuple[Callable[[], object], int]:
         """A call that computes a blank image's features, and how many tokens of a row it needs.
 
         Args:
             side: width and height in pixels; the processor may resize it.
         """
-        arguments, tokens = self.blank_image(side)
+        arguments, tokens = _blank_image(self, side)
         body: Any = self.causal_lm.base_model
         return functools.partial(body.get_image_features, **arguments, return_dict=True), tokens
 
     def _features_of_blank(self, device: torch.device, llm: PreTrainedModel) -> Tensor:
         """The sum of all that the language model is given of a blank image."""
         if self._blank is None:
-            self._blank, _ = self.blank_image(BLANK)
+            self._blank, _ = _blank_image(self, BLANK)
         images = {
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in self._blank.items()
@@ -383,6 +368,18 @@ class VisionLanguageFinetune(VisionLanguageModel, SupervisedFinetune):
     def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
         with self._blank_image(data), image_rows.explained():
             return super()._loss_sum_of_all_logits(data, shard)
+
+
+def _blank_image(model: VisionLanguageModel, side: int) -> tuple[dict[str, Any], int]:
+    """A blank image as ``get_image_features`` takes it, and how many tokens of a row it needs."""
+    from PIL import Image
+
+    image, token = Image.new("RGB", (side, side)), model.processor.image_token
+    made = model.processor(images=[[image]], text=[token], return_tensors="pt")
+    body: Any = model.causal_lm.base_model
+    names = image_rows.arguments(body.get_image_features)
+    arguments = {name: value for name, value in made.items() if name in names}
+    return arguments, made["input_ids"].shape[1]
 
 
 def _built(value: object) -> Any:
