@@ -16,6 +16,7 @@ from tests.helpers.image_text import (
     samples_of,
 )
 from tests.helpers.support import require_same
+from tests.helpers.tiers import few_fast, slow
 from tests.helpers.tiny import make_model
 from xtuner.model import VisionLanguageFinetune
 from xtuner.model.modules.vision_parts import VisionParts
@@ -76,20 +77,11 @@ def test_the_parts_of_a_family(kind):
         VisionParts.of(make_model())
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm", "mistral3"])
-def test_an_adapter_on_both_is_pefts_on_the_plain_class(kind):
-    """Packed rows, activations recomputed, the projector trained as a whole."""
-    model = make(
-        kind,
-        use_varlen_attn=True,
-        lora={"type": LoraConfig, **LORA},
-        visual_encoder_lora={"type": LoraConfig, **OF_ENCODER},
-        freeze_projector=False,
-    )
+def require_same_as_peft(model, kind, packed):
+    """Loss and gradients of a model with an adapter, and peft's of each sample by the plain class."""
     move_adapter(model)
     processor = processor_of(kind)
-    data = collated(processor, samples_of(processor), packed=True)
-    loss = model.train()(data)["loss"]
+    loss = model.train()(collated(processor, samples_of(processor), packed=packed))["loss"]
     loss.backward()
     config = model.llm.peft_config["default"]
     plain = get_peft_model(plain_image_text(kind), config).eval()
@@ -99,7 +91,34 @@ def test_an_adapter_on_both_is_pefts_on_the_plain_class(kind):
     wanted.gradients = {k: v for k, v in wanted.gradients.items() if k in found.gradients}
     require_same(found, wanted)
     assert found.gradients.keys() == trained(model)
+
+
+@pytest.mark.parametrize("kind", few_fast(FAMILIES, ("qwen2_5_vl", "gemma3", "smolvlm")))
+def test_an_adapter_on_both_is_pefts_on_the_plain_class(kind):
+    """Packed rows, activations recomputed, the projector trained as a whole."""
+    model = make(
+        kind,
+        use_varlen_attn=True,
+        lora={"type": LoraConfig, **LORA},
+        visual_encoder_lora={"type": LoraConfig, **OF_ENCODER},
+        freeze_projector=False,
+    )
+    require_same_as_peft(model, kind, packed=True)
     assert parts_of(model) == {"language_model", "visual_encoder", "projector"}
+
+
+@pytest.mark.parametrize("recomputed", [True, slow(False)])
+@pytest.mark.parametrize("packed", [True, slow(False)])
+@pytest.mark.parametrize("kind", few_fast(FAMILIES, ("qwen3_vl", "mistral3")))
+def test_an_adapter_is_pefts_on_the_plain_class(kind, packed, recomputed):
+    model = make(
+        kind,
+        use_varlen_attn=packed,
+        use_activation_checkpointing=recomputed,
+        lora={"type": LoraConfig, **LORA},
+    )
+    require_same_as_peft(model, kind, packed)
+    assert parts_of(model) == {"language_model"}
 
 
 def test_an_adapter_is_on_the_language_model_alone_by_default():
