@@ -78,7 +78,7 @@ def test_the_parts_of_a_family(kind):
 
 
 def require_same_as_peft(model, kind, packed):
-    """Loss and gradients of a model with an adapter, and peft's of each sample by the plain class."""
+    """Its loss and gradients, and peft's of each sample by the plain class."""
     move_adapter(model)
     processor = processor_of(kind)
     loss = model.train()(collated(processor, samples_of(processor), packed=packed))["loss"]
