@@ -113,6 +113,12 @@ INTERNALS = [
         "says which attention a model calls; without it eager attention would mix packed samples",
     ),
     Internal(
+        "transformers.PreTrainedModel._set_gradient_checkpointing",
+        "model/activation_checkpointing.py",
+        "gives layers the function that recomputes them; without it offload has no effect",
+        takes("gradient_checkpointing_func"),
+    ),
+    Internal(
         "transformers.PreTrainedModel._from_config",
         "model/meta_model.py",
         "builds a model without weights where a config names a class; without it convert fails",
@@ -381,6 +387,7 @@ INTERNALS = [
 
 # Attributes that only instances have: the class's source says so in the entry of another name.
 OF_INSTANCES = {
+    "_gradient_checkpointing_func": "transformers.PreTrainedModel._set_gradient_checkpointing",
     "_weight_conversions": "transformers.core_model_loading.revert_weight_conversion",
     "_module": "mmengine.config.lazy.LazyObject",
     "_imported": "mmengine.config.lazy.LazyObject",

@@ -140,7 +140,7 @@ def data_that_are_not_there(case: Case) -> None:
     case.rows = case.folder / "missing.jsonl"
 
 
-@before("data", "none")
+@before("check", "none")
 def a_template_that_does_not_exist(case: Case) -> None:
     case.words += ["train_dataloader.dataset.template_map_fn.template='none'"]
 

@@ -42,7 +42,7 @@ def proofs_of(config):
 @pytest.mark.parametrize("name", KINDS)
 def test_they_hold(config_of, name):
     found = proofs_of(config_of(name))
-    assert {each.name for each in found.values() if each.state == "skipped"} == {"compiled"}
+    assert {each.name for each in found.values() if each.state == "skipped"} == {"compiled", "gpu"}
     assert not [each for each in found.values() if each.state == "failed"]
     assert 0 < found["plain"].difference < CLAIMS["plain"].bound / 10
 
