@@ -230,8 +230,28 @@ def _unforeseen(error: BaseException, words: Sequence[str]) -> int:
     if known is not None:
         _print_error(str(known))
         return known.status
+    mistakes = _mistakes_in_config(words)
+    if mistakes is not None:
+        _print_error(str(mistakes))
+        return mistakes.status
     _print_error(crash.report(error, shlex.join(["xtuner", *words])))
     return crash.INTERNAL_ERROR
+
+
+def _mistakes_in_config(words: Sequence[str]) -> UserError | None:
+    """What ``check-cfg`` finds in the command's config: the likely cause of an unforeseen error."""
+    from xtuner.config.check import check_or_raise
+    from xtuner.config.load import load
+
+    for word in words:
+        if word.endswith((".py", ".yaml", ".yml", ".json")) and os.path.isfile(word):
+            try:
+                check_or_raise(load(word))
+            except UserError as mistakes:
+                return mistakes
+            except Exception:  # the check may fail for the same reason as the command
+                return None
+    return None
 
 
 def _dispatch(words: list[str]) -> int:

@@ -319,7 +319,7 @@ def steps(setting: Setting) -> Facts:
             clock = _Waits(3, 5, said)
             _train(name, setting, clock)
         waits = clock.count()
-        losses = [round(loss, 3) for _, _, loss in clock._steps]
+        losses = [round(loss, 3) for *_, loss in clock._steps]
         found[name] = {"losses": losses, "waits of 5 steps": dict(waits)}
         if not losses[-1] < losses[0] or sum(waits.values()) > 3 * 5:
             wrong.append(name)
