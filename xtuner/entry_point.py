@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from xtuner.utils.argument_parser import (
     USAGE_ERROR,
@@ -244,7 +245,7 @@ def _mistakes_in_config(words: Sequence[str]) -> UserError | None:
     from xtuner.config.load import load
 
     for word in words:
-        if word.endswith((".py", ".yaml", ".yml", ".json")) and os.path.isfile(word):
+        if word.endswith((".py", ".yaml", ".yml", ".json")) and Path(word).is_file():
             try:
                 check_or_raise(load(word))
             except UserError as mistakes:

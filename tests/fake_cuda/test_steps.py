@@ -30,7 +30,7 @@ pytestmark = [
 ]
 HERE = Path(__file__).parent
 METHODS = ("full", "lora", "qlora")
-WAITS, WAITS_OF_IMAGES = 3, 16
+WAITS, WAITS_OF_IMAGES = 3, 17
 """Most waits of an optimizer step; transformers' visual encoders ask for the sizes of images, once
 for all layers."""
 CASES = {

@@ -172,11 +172,11 @@ class FusedCrossEntropy(torch.autograd.Function):
             for rows in groups:
                 logits = _Logits(narrow[rows], weight, targets[rows], transform, sizes)
                 total += logits.loss(config)
+                grad_rows = None if grad_hidden is None else grad_hidden[rows]
                 for block in logits.blocks if need_hidden or need_weight else ():
                     matrix, grad_logits = logits.backward(block, config, wide or dtype)
-                    if grad_hidden is not None:
-                        found = grad_logits @ matrix
-                        grad_hidden[rows] += found[: len(logits.targets)]
+                    if grad_rows is not None:
+                        grad_rows += (grad_logits @ matrix)[: len(logits.targets)]
                     if grad_weight is not None:
                         factor = logits.hidden.to(grad_logits.dtype)
                         _add_product(grad_weight[block], grad_logits.T, factor, rows.start == 0)
