@@ -58,6 +58,33 @@ def test_without_a_template_the_tokenizers_own_is_used(model_folder, monkeypatch
     assert out.startswith(f"user: {QUESTIONS[0]}\nassistant: ")
 
 
+@pytest.mark.parametrize("arguments", [[], ["--template-arguments", "enable_thinking=False"]])
+def test_arguments_reach_the_tokenizers_template(
+    arguments, tmp_path, model_folder, monkeypatch, capsys
+):
+    """The prompt, as the model gets it."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% if enable_thinking is defined and not enable_thinking %}no thoughts{% endif %}"
+    )
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    prompts = []
+    generate = type(model).generate
+
+    def record(self, inputs=None, **settings):
+        ids = settings["input_ids"] if inputs is None else inputs
+        prompts.append(tokenizer.decode(ids[0]))
+        return generate(self, inputs, **settings)
+
+    monkeypatch.setattr(type(model), "generate", record)
+    words = [str(tmp_path), "--max-new-tokens", "2", *arguments]
+    assert ask(words, "hi\n", monkeypatch, capsys)[0] == 0
+    assert [prompt.endswith("no thoughts") for prompt in prompts] == [bool(arguments)]
+
+
 def test_neither_template_is_said(tmp_path, model_folder, monkeypatch, capsys):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     tokenizer.chat_template = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_the_tokenizers_own_template(tokenizer):
     assert tokenizer.decode(hook.prompt("Q")) == (
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_arguments_reach_the_tokenizers_template(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{{ messages[0]['content'] }}"
+        "{% if enable_thinking is defined and not enable_thinking %}no thoughts{% endif %}"
+    )
+    for arguments, ending in ((None, "Q"), ({"enable_thinking": False}, "Qno thoughts")):
+        hook = chat_hook(
+            tokenizer, prompt_template=PROMPT_TEMPLATE.auto, template_arguments=arguments
+        )
+        assert tokenizer.decode(hook.prompt("Q")).endswith(ending)
 
 
 def test_asking_leaves_the_training_as_it_is(tmp_path, tokenizer):
