@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from xtuner import __version__
+from xtuner import __version__, entry_point
 from xtuner.entry_point import COMMANDS, main
 from xtuner.utils.errors import RunStopped
 
@@ -159,3 +159,15 @@ def test_english_is_english_whatever_the_locale(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert capsys.readouterr().out.startswith("usage: xtuner train")
+
+
+def test_an_unforeseen_error_is_answered_with_the_mistakes_of_the_config(tmp_path, monkeypatch):
+    """Not with what is wrong with a file of data as a config."""
+    config, data = tmp_path / "c.py", tmp_path / "d.json"
+    config.write_text("model = dict(compile='sometimes')\n", "utf-8")
+    data.write_text('{"a": 1}', "utf-8")
+    found = entry_point._mistakes_in_config(["log-dataset", str(data), str(config)])
+    assert found is not None and "c.py" in str(found)
+    assert entry_point._mistakes_in_config(["preprocess", "arxiv", str(data), "out"]) is None
+    data.write_text("[1, 2]", "utf-8")
+    assert entry_point._mistakes_in_config([str(data), str(tmp_path / "none.py")]) is None

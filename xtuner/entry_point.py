@@ -245,13 +245,20 @@ def _mistakes_in_config(words: Sequence[str]) -> UserError | None:
     from xtuner.config.load import load
 
     for word in words:
-        if word.endswith((".py", ".yaml", ".yml", ".json")) and Path(word).is_file():
-            try:
-                check_or_raise(load(word))
-            except UserError as mistakes:
-                return mistakes
-            except Exception:  # the check may fail for the same reason as the command
-                return None
+        if not (word.endswith((".py", ".yaml", ".yml", ".json")) and Path(word).is_file()):
+            continue
+        try:
+            document = load(word)
+            if document.values.get("model") is None:  # a file of data, or of another program
+                continue
+        except Exception:
+            continue
+        try:
+            check_or_raise(document)
+        except UserError as mistakes:
+            return mistakes
+        except Exception:  # the check may fail for the same reason as the command
+            return None
     return None
 
 
