@@ -103,12 +103,26 @@ def test_chinese_texts_have_the_placeholders_of_the_english() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-AFTER_CHINESE = re.compile(r"[\u4e00-\u9fff）][,;:!?](?!\d)|[A-Za-z}][,;](?=[\u4e00-\u9fff])")
+AFTER_CHINESE = re.compile(
+    r"[\u4e00-\u9fff）][,;:!?](?!\d)|[A-Za-z}][,;](?=[\u4e00-\u9fff])"
+    r"|[\u4e00-\u9fff] ?\(|[\w}\]]: (?=[\u4e00-\u9fff])|[\u4e00-\u9fff] ?(?<!命令 )\.\.\."
+)
 ONE_TERM = {
     r"图像(?!处理器)": "图片",
     r"(?<!工作)(?<!配置)目录": "文件夹",
     r"[你您]的": "自己的, or nothing",
-    r"“(xtuner|--)": "commands in '...', as in English",
+    r"“(xtuner|--|from|def|\{)": "code in '...', as in English",
+    r"(?<!自己的)(?<!助手的)名字": "名称",
+    r"(配置|文件夹)里(?!也)": "...中",
+    r"\bHub\b": "hub",
+    r"张 GPU": "块 GPU",
+    r"(?<!_)\bembeddings?\b": "词嵌入",
+    r"内核|(?<!liger-)kernel": "算子",
+    r"停止词(?!$)": "停止 token, where it is one",
+    r"划分": "split",
+    r"(?<!图像)(?<!日志)处理器": "processor",
+    r"整理函数": "collate 函数",
+    r"\d 位": "比特",
 }
 
 
