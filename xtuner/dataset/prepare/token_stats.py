@@ -87,10 +87,11 @@ class TokenStats:
         """What does not reach training, a line for each reason."""
         lines = []
         if self.rows_truncated:
-            lines.append(tr("cut at max_length: ") + _named(self.rows_truncated))
+            lines.append(tr("cut at max_length: {rows}", rows=_named(self.rows_truncated)))
         for reason, rows in self.dropped.items():
             if rows:
-                lines.append(tr("dropped, ") + translate(REASONS[reason]) + ": " + _named(rows))
+                why = translate(REASONS[reason])
+                lines.append(tr("dropped, {why}: {rows}", why=why, rows=_named(rows)))
         return lines + [f"  {each}" for each in self.bad_rows]
 
     def to_dict(self) -> dict[str, Any]:
