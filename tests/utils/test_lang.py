@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from babel.messages.mofile import read_mo
 
+from xtuner.configs.models import MODELS
 from xtuner.utils.lang import LOCALE, N_, is_chinese, tr, translate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,6 +85,11 @@ def test_every_message_has_a_chinese_text() -> None:
     assert not fuzzy, f"fuzzy entries are not used: check and unmark them: {fuzzy}"
 
 
+def test_why_a_model_cannot_be_trained_is_a_message() -> None:
+    reasons = {reason for card in MODELS.values() for reason in card.unsupported.values()}
+    assert reasons and not reasons - CATALOGUE.keys(), "mark them by N_"
+
+
 def test_no_entry_is_stale() -> None:
     stale = CATALOGUE.keys() - {use.message for use in USES}
     assert not stale, f"run `make messages`: {sorted(stale)}"
@@ -112,7 +118,6 @@ ONE_TERM = {
     r"(?<!工作)(?<!配置)目录": "文件夹",
     r"[你您]的": "自己的, or nothing",
     r"“(xtuner|--|from|def|\{)": "code in '...', as in English",
-    r"(?<!自己的)(?<!助手的)名字": "名称",
     r"(配置|文件夹)里(?!也)": "...中",
     r"\bHub\b": "hub",
     r"张 GPU": "块 GPU",

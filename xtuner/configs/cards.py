@@ -13,6 +13,14 @@ class Code(str):
     __slots__ = ()
 
 
+def N_(message: str, /) -> str:
+    """Mark a reason for the catalogue of messages; who shows it translates it.
+
+    ``xtuner.utils.lang`` has the same: this package imports nothing of the others.
+    """
+    return message
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """One model that can be trained.
@@ -28,8 +36,8 @@ class ModelCard:
         settings: settings that differ from the defaults and the dataset's.
         recipes: what ``list-cfg`` shows of it: the rest of a name after the model's.
         kind: ``text``, or ``vision`` if its chat template takes images too.
-        unsupported: method -> why this model cannot be trained so (``full`` covers every
-            ``*_full``; ``dpo`` covers every ``dpo_*``).
+        unsupported: method -> why this model cannot be trained so, marked by ``N_`` (``full``
+            covers every ``*_full``; ``dpo`` covers every ``dpo_*``).
     """
 
     name: str

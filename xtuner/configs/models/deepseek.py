@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xtuner.configs.cards import ModelCard
+from xtuner.configs.cards import N_, ModelCard
 from xtuner.configs.models.recipes import (
     CHAT,
     CUSTOM_SFT,
@@ -12,11 +12,11 @@ from xtuner.configs.models.recipes import (
     qlora,
 )
 
-FP8 = (
+FP8 = N_(
     "its weights on the hub are FP8, which cannot be trained: convert them to bfloat16 and put "
     "their place into a copy of deepseek_v3_qlora_alpaca_e3"
 )
-TOO_LARGE = "of 671 billion parameters only 4-bit ones fit into today's machines: use qlora"
+TOO_LARGE = N_("of 671 billion parameters only 4-bit ones fit into today's machines: use qlora")
 
 CARDS = (
     ModelCard(
