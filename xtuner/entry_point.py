@@ -108,7 +108,7 @@ COMMANDS: Mapping[str, Command] = {
     "check-cfg": Command(N_("check a config for errors"), "check_cfg"),
     "plan": Command(N_("plan a run: memory, steps, disk"), "before_training.plan"),
     "prove": Command(
-        N_("prove that a config's model computes what the plain libraries compute"),
+        N_("prove that a config computes as the plain libraries do"),
         "before_training.prove",
     ),
     "rehearse": Command(
@@ -336,7 +336,7 @@ def _overview(path: str, level: Mapping[str, Command]) -> str:
             "  xtuner convert pth_to_hf CHECKPOINT ADAPTER_DIR",
             "  xtuner convert merge BASE_MODEL ADAPTER_DIR MERGED_DIR",
             "  xtuner chat MERGED_DIR",
-            tr("'xtuner list-cfg' lists configs that are there already: 'xtuner copy-cfg NAME .'."),
+            tr("'xtuner list-cfg' lists ready-made configs: 'xtuner copy-cfg NAME .'."),
             "",
             tr("First time? 'xtuner train quickstart' needs no network."),
         ]

@@ -202,7 +202,7 @@ def cache_item(name: str, folder: Path) -> Item:
     text = tr("{size:.1f} GiB", size=size / GIB)
     if not whole:
         text = tr("more than {size}", size=text)
-    return Item(disk.status, name, f"{text}; {disk.found}", disk.advice)
+    return Item(disk.status, name, tr("{size}; {room}", size=text, room=disk.found), disk.advice)
 
 
 def _size(folder: Path) -> tuple[int, bool]:

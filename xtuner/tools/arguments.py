@@ -37,6 +37,57 @@ def add_dtype(parser: argparse._ActionsContainer, help_text: str, flag: str = "-
     parser.add_argument(flag, choices=("auto", *SHORT_NAMES), default="auto", help=help_text)
 
 
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--launcher``."""
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help=tr("who started the processes"),
+    )
+
+
+def add_model_settings(parser: argparse.ArgumentParser) -> None:
+    """Declare how a model is loaded for its answers: its dtype, its bits, its overflow."""
+    add_dtype(parser, tr("dtype to load the model in (default: its own)"), "--torch-dtype")
+    parser.add_argument(
+        "--bits", type=int, choices=(4, 8), help=tr("load the model quantised to 4 or 8 bits")
+    )
+    parser.add_argument("--offload-folder", help=tr("folder for weights that do not fit in memory"))
+
+
+def add_bot_name(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--bot-name``, which some templates have a place for."""
+    parser.add_argument(
+        "--bot-name", default="BOT", help=tr("the assistant's name, where the template has one")
+    )
+
+
+def add_stop_words(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--stop-words``."""
+    parser.add_argument("--stop-words", nargs="+", default=[], help=tr("additional stop words"))
+
+
+def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
+    """Declare ``--max-new-tokens``."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=default,
+        help=tr("maximum number of tokens of an answer"),
+    )
+
+
+def add_visual_select_layer(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--visual-select-layer``."""
+    parser.add_argument(
+        "--visual-select-layer",
+        type=int,
+        default=-2,
+        help=tr("index of the visual encoder layer whose features LLaVA uses"),
+    )
+
+
 def add_trust_remote_code(parser: argparse.ArgumentParser) -> None:
     """Declare ``--trust-remote-code``; without it no code of a model folder runs."""
     parser.add_argument(

@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.tools.arguments import add_dtype, add_trust_remote_code
+from xtuner.tools.arguments import (
+    add_bot_name,
+    add_max_new_tokens,
+    add_model_settings,
+    add_stop_words,
+    add_trust_remote_code,
+    add_visual_select_layer,
+)
 from xtuner.utils.errors import UserError, Where, require
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import AUTO_TEMPLATE, PROMPT_TEMPLATE, SYSTEM_TEMPLATE
@@ -30,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("model_name_or_path", help=tr("a folder or a hub name"))
     _add_images(parser)
-    add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
+    add_model_settings(parser)
     templates = sorted(PROMPT_TEMPLATE)
     parser.add_argument(
         "--prompt-template",
@@ -53,24 +60,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     system.add_argument(
         "--system-template",
         choices=sorted(SYSTEM_TEMPLATE),
-        help=tr("a predefined system prompt"),
+        metavar="NAME",
+        help=tr("a predefined system prompt: {names}", names=", ".join(sorted(SYSTEM_TEMPLATE))),
     )
-    parser.add_argument(
-        "--bits", type=int, choices=(4, 8), help=tr("load the model quantised to 4 or 8 bits")
-    )
-    parser.add_argument("--bot-name", default="BOT", help=tr("default: BOT"))
+    add_bot_name(parser)
     parser.add_argument(
         "--with-plugins",
         nargs="+",
         choices=PLUGINS,
-        help=tr("tools of MOSS models"),
+        metavar="PLUGIN",
+        help=tr("tools of MOSS models: {names}", names=", ".join(PLUGINS)),
     )
     parser.add_argument(
         "--no-streamer", action="store_true", help=tr("print complete answers, without streaming")
     )
-    parser.add_argument("--lagent", action="store_true", help=tr("ReAct agent"))
-    parser.add_argument("--stop-words", nargs="+", default=[], help=tr("additional stop words"))
-    parser.add_argument("--offload-folder", help=tr("folder for weights that do not fit in memory"))
+    parser.add_argument(
+        "--lagent", action="store_true", help=tr("let the model call tools as a ReAct agent")
+    )
+    add_stop_words(parser)
     add_trust_remote_code(parser)
     _add_sampling(parser)
 
@@ -80,12 +87,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     extra.add_argument("--adapter", help=tr("an adapter's folder"))
     extra.add_argument("--llava", help=tr("a LLaVA model's folder"))
     parser.add_argument("--visual-encoder", help=tr("the visual encoder of LLaVA"))
-    parser.add_argument(
-        "--visual-select-layer",
-        type=int,
-        default=-2,
-        help=tr("index of the visual encoder layer whose features LLaVA uses"),
-    )
+    add_visual_select_layer(parser)
     parser.add_argument(
         "--image",
         action="append",
@@ -96,16 +98,26 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=2048, help=tr("maximum number of tokens of an answer")
-    )
+    add_max_new_tokens(parser, 2048)
     parser.add_argument(
         "--temperature", type=float, default=0.1, help=tr("sampling temperature, 0: greedy")
     )
-    parser.add_argument("--top-k", type=int, default=40)
-    parser.add_argument("--top-p", type=float, default=0.75)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--top-k", type=int, default=40, help=tr("draw from the k likeliest tokens")
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.75,
+        help=tr("draw from the likeliest tokens that have this probability together"),
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help=tr("above 1: tokens that are there already become less likely"),
+    )
+    parser.add_argument("--seed", type=int, default=0, help=tr("random seed"))
 
 
 def run(args: argparse.Namespace) -> int:

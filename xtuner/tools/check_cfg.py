@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("config", nargs="+", help=tr("paths or names"))
     add_config_options(parser)
-    parser.add_argument("--json", action="store_true", help=tr("for editors and CI"))
+    parser.add_argument("--json", action="store_true", help=tr("print JSON, for editors and CI"))
 
 
 def run(args: argparse.Namespace) -> int:

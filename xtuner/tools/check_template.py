@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         help=tr(
-            "a JSON or JSON-lines file of rows with 'messages' or 'conversation' to try besides"
+            "rows of your own to try, too: a JSON or JSON-lines file with 'messages' or "
+            "'conversation'"
         ),
     )
     add_trust_remote_code(parser)

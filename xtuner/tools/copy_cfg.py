@@ -15,9 +15,10 @@ from xtuner.utils.lang import tr, translate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
+    indent = "\n" + " " * len(tr("usage: "))
     parser.usage = (
-        "%(prog)s NAME DIR\n       %(prog)s --model FOLDER_OR_HUB_ID [--method full|lora|qlora] "
-        "(--data FILE ... | --dataset NAME) DIR"
+        f"%(prog)s NAME DIR{indent}%(prog)s --model FOLDER_OR_HUB_ID"
+        f"{indent}    [--method full|lora|qlora] (--data FILE | --dataset NAME) DIR"
     )
     parser.add_argument(
         "words",

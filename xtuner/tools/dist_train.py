@@ -13,7 +13,7 @@ from xtuner.utils.lang import tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line: that of ``train`` with the number of processes."""
-    parser.usage = "xtuner dist_train CONFIG [NPROC] [arguments of train]"
+    parser.usage = "%(prog)s CONFIG [NPROC] " + tr("[arguments of train]")
     train.add_arguments(parser)
     parser.add_argument(
         "processes",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr, translate
+from xtuner.utils.terminal import padded
 
 if TYPE_CHECKING:
     from xtuner.config.document import ConfigDocument
@@ -176,8 +177,6 @@ def _flash_attention(document: ConfigDocument) -> Iterator[Item]:
 
 
 def _line(item: Item) -> str:
-    from rich.cells import set_cell_size
-
-    status = set_cell_size(translate(item.status), 9)
+    status = padded(translate(item.status), 9)
     advice = f"\n{'':9}{'':{NAME_WIDTH}}{item.advice}" if item.advice else ""
-    return f"{status}{set_cell_size(item.name, NAME_WIDTH)}{item.found}{advice}"
+    return f"{status}{padded(item.name, NAME_WIDTH)}{item.found}{advice}"

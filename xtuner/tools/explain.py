@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr, translate
+from xtuner.utils.terminal import wrapped
 
 if TYPE_CHECKING:
     from xtuner.config.check.code import Code
     from xtuner.doctor.rules import Rule
 
-WIDTH = 88
+WIDTH = 79
 INDENT = "    "
 
 
@@ -70,12 +71,16 @@ def _listed(of_configs: Mapping[str, Code], of_data: Mapping[str, Rule]) -> Iter
     yield tr("'xtuner explain CODE' says what a code means and what to do.")
 
 
+def _title(name: str, level: str, title: str) -> str:
+    return tr("{name} ({level}): {title}", name=name, level=translate(level), title=title)
+
+
 def _of_config(code: Code) -> str:
     return "\n".join(
         (
-            f"{code.code} ({translate(code.severity)}): {code.title}",
+            _title(code.code, code.severity, code.title),
             "",
-            textwrap.fill(code.reason, WIDTH, break_long_words=False),
+            "\n".join(wrapped(code.reason, WIDTH)),
             "",
             tr("Example:"),
             textwrap.indent(code.wrong, INDENT),
@@ -89,9 +94,9 @@ def _of_config(code: Code) -> str:
 def _of_data(name: str, rule: Rule) -> str:
     return "\n".join(
         (
-            f"{name} ({translate(rule.level)}): {rule.title}",
+            _title(name, rule.level, rule.title),
             "",
-            rule.advice,
+            "\n".join(wrapped(rule.advice, WIDTH)),
             "",
             tr("'xtuner check-custom-dataset CONFIG' shows the rows and what to change."),
         )

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 from typing import Any
 
 from xtuner.configs import UnknownConfig, describe, names
 from xtuner.configs.datasets import DATASETS
+from xtuner.configs.models import FAMILIES, MODELS
 from xtuner.configs.settings import METHODS
 from xtuner.configs.unknown import nearest
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import padded, width
 
 RULER = 60
+_KINDS_OF_TRAINING = {
+    **{method: method for method in ("full", "lora", "qlora")},
+    **{kind: f"{kind}_qlora" for kind in ("dpo", "orpo", "reward")},
+}
+"""What ``--models`` shows, and what of a name stands for it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,13 +81,8 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         print(_nothing(args))
     print("=" * RULER)
-    print(
-        tr(
-            "{count} configs. 'xtuner list-cfg --models' is shorter; any other model, as a local "
-            "folder too:\n'xtuner copy-cfg --model FOLDER_OR_HUB_ID --data FILE DIR'.",
-            count=len(chosen),
-        )
-    )
+    print(tr("{count} configs. 'xtuner list-cfg --models' lists the models.", count=len(chosen)))
+    print(tr("Any other model: 'xtuner copy-cfg --model FOLDER_OR_HUB_ID --data FILE DIR'."))
     return 0 if chosen else 1
 
 
@@ -98,24 +101,57 @@ def _plain(text: str) -> str:
 
 
 def _print_models(pattern: str) -> int:
-    """Print a line for each family of models: its models and how they can be trained."""
-    families: dict[str, dict[str, set[str]]] = {}
-    for name in names():
-        facts = describe(name)
-        if not facts["model"] or _plain(pattern) not in _plain(facts["model"]):
-            continue
-        family, _, size = facts["model"].partition("_")
-        methods = families.setdefault(family, {}).setdefault(size or "-", set())
-        methods.add(facts["method"])
-    for family, sizes in families.items():
+    """Print a line for each model, by family: its name, its size, how it can be trained."""
+    shown = {
+        model: facts
+        for model, facts in _models().items()
+        if _plain(pattern) in _plain(f"{model} {facts['path']}")
+    }
+    widest = max(map(len, shown), default=0)
+    for family, models in itertools.groupby(shown, key=lambda model: shown[model]["family"]):
         print(family)
-        width = max(map(len, sizes))
-        for size, methods in sizes.items():
-            print(f"  {size:<{width}}  {', '.join(sorted(methods))}")
-    if not families:
+        for model in models:
+            methods = ", ".join(shown[model]["methods"])
+            print(f"  {model:<{widest}}  {_size(shown[model]['billions']):>6}  {methods}")
+    if not shown:
         print(tr("No model fits."))
+    print(_grammar())
     print(tr("Any other model: 'xtuner copy-cfg --model FOLDER_OR_HUB_ID --data FILE DIR'."))
-    return 0 if families else 1
+    return 0 if shown else 1
+
+
+def _models() -> dict[str, dict[str, Any]]:
+    """Family, path, size and methods of each model: the cards, then LLaVA and InternVL."""
+    models: dict[str, dict[str, Any]] = {
+        card.name: {
+            "family": family.__name__.rpartition(".")[2],
+            "path": card.path,
+            "billions": card.billions,
+            "methods": _methods_of(card.name),
+        }
+        for family in FAMILIES
+        for card in family.CARDS
+    }
+    for facts in map(describe, names()):
+        model = facts["model"]
+        if model and model not in MODELS:  # of a family with names of its own
+            row = models.setdefault(model, {**facts, "methods": []})
+            row["family"] = model.partition("_")[0]
+            row["methods"] += [facts["method"]] * (facts["method"] not in row["methods"])
+    return models
+
+
+def _methods_of(model: str) -> list[str]:
+    """The ways to train a model of the catalogue that have a name."""
+    return [
+        method
+        for method, rest in _KINDS_OF_TRAINING.items()
+        if _resolves(f"{model}_{rest}_alpaca_e3") or _resolves(f"{model}_{rest}")
+    ]
+
+
+def _size(billions: float | None) -> str:
+    return f"{billions:g}B" if billions else "-"
 
 
 def _fits(facts: dict[str, Any], args: argparse.Namespace) -> bool:
@@ -138,7 +174,7 @@ def _table(chosen: list[str]) -> list[str]:
     rows = []
     for name in chosen:
         facts = describe(name)
-        size = f"{facts['billions']:g}B" if facts["billions"] else "-"
+        size = _size(facts["billions"])
         rows.append((name, size, facts["method"], facts["dataset"] or "-", facts["path"]))
     head = (
         tr("name"),
@@ -147,9 +183,9 @@ def _table(chosen: list[str]) -> list[str]:
         tr("dataset"),
         tr("model"),
     )
-    widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else [0] * 4
+    widths = [max(width(row[column]) for row in (head, *rows)) for column in range(4)]
     return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row[:4], widths, strict=True))
+        "  ".join(padded(cell, widest) for cell, widest in zip(row[:4], widths, strict=True))
         + f"  {row[4]}"
         for row in ([head, *rows] if rows else [])
     ]
@@ -181,10 +217,11 @@ def _nothing(args: argparse.Namespace) -> str:
     if near:
         lines.append(tr("The nearest names:"))
         lines += [f"  {name}" for name in near]
-    lines.append(
-        tr(
-            "A name is <model>_<method>_<dataset>_e<epochs>; those that make sense work in "
-            "copy-cfg and train\neven when they are not listed."
-        )
+    return "\n".join([*lines, _grammar()])
+
+
+def _grammar() -> str:
+    return tr(
+        "A name is <model>_<method>_<dataset>_e<epochs>; those that make sense work in\n"
+        "copy-cfg and train even when they are not listed."
     )
-    return "\n".join(lines)

@@ -6,6 +6,7 @@ import argparse
 
 from xtuner.doctor.layouts import AUTO, LAYOUTS, MESSAGES, SHAREGPT, TURNS, Layout
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import width
 
 RULER = 60
 SHAPES = {
@@ -42,14 +43,19 @@ def run(args: argparse.Namespace) -> int:
         chosen.append(AUTO)
     plain = [layout for layout in chosen if not layout.map_fn and not layout.preference]
     if plain:
-        print(tr("without a map function:").center(RULER, "-"))
+        print(_ruler(tr("without a map function:")))
         print("\n".join(map(_line, plain)))
     pairs = [layout for layout in chosen if layout.preference]
     if pairs:
-        print(tr("for DPO, ORPO and reward models:").center(RULER, "-"))
+        print(_ruler(tr("for DPO, ORPO and reward models:")))
         print("\n".join(map(_line, pairs)))
     print("=" * RULER)
     return 0 if chosen else 1
+
+
+def _ruler(title: str) -> str:
+    """A title in the middle of a line."""
+    return title.center(RULER - width(title) + len(title), "-")
 
 
 def _fits(layout: Layout, pattern: str) -> bool:

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="PNG",
-        help=tr("the picture (default: curves.png in the first)"),
+        help=tr("the picture (default: curves.png in the first work dir)"),
     )
 
 

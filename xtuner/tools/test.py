@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=tr("name or path of a config"))
     parser.add_argument(
         "--checkpoint",
-        help=tr("an iter_N.pth, or a folder of DeepSpeed; without it the base model is measured"),
+        help=tr(
+            "an iter_N.pth, or a folder of DeepSpeed or FSDP; without it the base model is measured"
+        ),
     )
     parser.add_argument("--work-dir", help=tr("where the results go"))
     add_shared_arguments(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from xtuner.tools.arguments import add_config_options
+from xtuner.tools.arguments import add_config_options, add_launcher
 from xtuner.utils.lang import tr
 
 
@@ -63,12 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``train`` and ``test`` have in common."""
     add_config_options(parser)
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm", "mpi"),
-        default="none",
-        help=tr("who started the processes"),
-    )
+    add_launcher(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 

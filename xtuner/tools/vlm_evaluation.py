@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtuner.tools.arguments import add_dtype, add_trust_remote_code
+from xtuner.tools.arguments import (
+    add_bot_name,
+    add_launcher,
+    add_max_new_tokens,
+    add_model_settings,
+    add_stop_words,
+    add_trust_remote_code,
+    add_visual_select_layer,
+)
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.templates import PROMPT_TEMPLATE
@@ -31,23 +39,21 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", required=True, help=tr("the questions"))
     parser.add_argument("--work-dir", help=tr("where the results go"))
     parser.add_argument("--llava", help=tr("a LLaVA model's folder"))
-    parser.add_argument("--visual-encoder", help=tr("folder or hub name"))
-    parser.add_argument("--visual-select-layer", type=int, default=-2)
+    parser.add_argument("--visual-encoder", help=tr("the visual encoder of LLaVA"))
+    add_visual_select_layer(parser)
     parser.add_argument(
         "--prompt-template",
         choices=sorted(name for name in PROMPT_TEMPLATE if name != "auto"),
         metavar="NAME",
         help=tr("the prompt template of a LLaVA's training"),
     )
-    parser.add_argument("--stop-words", nargs="+", default=[])
-    add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
-    parser.add_argument("--bits", type=int, choices=(4, 8))
-    parser.add_argument("--bot-name", default="BOT")
-    parser.add_argument("--offload-folder")
-    parser.add_argument("--max-new-tokens", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    add_stop_words(parser)
+    add_model_settings(parser)
+    add_bot_name(parser)
+    add_max_new_tokens(parser, 100)
+    parser.add_argument("--seed", type=int, default=0, help=tr("random seed"))
     add_trust_remote_code(parser)
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    add_launcher(parser)
 
 
 def begin(args: argparse.Namespace, command: str) -> None:

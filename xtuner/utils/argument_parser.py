@@ -8,11 +8,13 @@ import difflib
 import gettext
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from typing import NoReturn
 
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import DOMAIN, LOCALE, N_, is_chinese, tr
+from xtuner.utils.terminal import width, wrapped
 
 USAGE_ERROR = 2
 OF_ARGPARSE = (
@@ -68,6 +70,22 @@ def argparse_in_users_language() -> Iterator[None]:
             os.environ["LANGUAGE"] = language
 
 
+def _wider(text: str) -> int:
+    """Columns that a text takes beyond its number of characters."""
+    return width(text) - len(text)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's, which counts characters, for a language whose characters take two columns."""
+
+    def __init__(self, prog: str) -> None:
+        columns = shutil.get_terminal_size().columns - 2
+        super().__init__(prog, width=columns - _wider(tr("usage: ")))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(text, width) if is_chinese() else super()._split_lines(text, width)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's, for one command.
 
@@ -84,8 +102,18 @@ class ArgumentParser(argparse.ArgumentParser):
             prog=prog,
             description=description,
             epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
+
+    def format_help(self) -> str:
+        """The help, with the marks and the indentation of the user's language."""
+        text = super().format_help()
+        if not is_chinese():
+            return text
+        for group in self._action_groups:
+            text = text.replace(f"\n{group.title}:\n", f"\n{tr('{title}:', title=group.title)}\n")
+        usage, gap, rest = text.partition("\n\n")
+        return usage.replace("\n", "\n" + " " * _wider(tr("usage: "))) + gap + rest
 
     def show_defaults(self) -> None:
         """Add the defaults to the help texts; to be called when all arguments are declared."""

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xtuner.configs.render import width
 from xtuner.tools.arguments import add_config_options
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr, translate
+from xtuner.utils.terminal import padded, width
 
 if TYPE_CHECKING:
     from xtuner.config.document import ConfigDocument
@@ -199,7 +199,7 @@ def _table(plan: Plan) -> Iterator[str]:
     widest = max(width(what) for what, _ in rows)
     yield tr("Memory of each GPU ({settings}):", settings=_settings(plan))
     for what, size in rows:
-        yield f"  {what}{' ' * (widest - width(what))}  {_size(size):>10}"
+        yield f"  {padded(what, widest)}  {_size(size):>10}"
     if plan.memory.offloaded:
         yield tr("Main memory: {size} for each GPU.", size=_size(plan.memory.offloaded))
     if plan.images == "counted":

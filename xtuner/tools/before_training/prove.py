@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from xtuner.tools.arguments import add_config_options
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import padded
 
 if TYPE_CHECKING:
     from xtuner.proving.proof import Proof
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def lines_of(proof: Proof) -> Iterator[str]:
     """A proof in the terminal: what is equal, how far apart, the bound, why that bound."""
-    yield f"{_word(proof):<8} {proof.claim}"
+    yield f"{padded(_word(proof), 8)} {proof.claim}"
     if proof.difference is not None:
         measured = tr(
             "difference {difference}, bound {bound} ({why})",

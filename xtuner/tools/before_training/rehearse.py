@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from xtuner.configs.render import width
 from xtuner.tools.arguments import add_config_options
 from xtuner.utils.lang import tr
+from xtuner.utils.terminal import padded
 
 if TYPE_CHECKING:
     from xtuner.proving.rehearsal import Rehearsal, Stage
@@ -69,7 +69,7 @@ def lines_of(stage: Stage) -> Iterator[str]:
     """A stage in the terminal."""
     words = {"ok": tr("ok"), "failed": tr("FAILS"), "skipped": tr("skipped")}
     state, title = words[stage.state], stage.title
-    head = f"{state}{' ' * (8 - width(state))} {title}{' ' * (9 - width(title))}"
+    head = f"{padded(state, 8)} {padded(title, 9)}"
     yield f"{head} {stage.seconds:5.1f} s  {stage.detail}".rstrip()
     if stage.state == "failed":
         yield f"         {tr('cause: {cause}', cause=_indented(stage.cause))}"

@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-format",
         choices=sorted(FORMATS),
-        help=tr("row layout; without it rows have 'conversation'"),
+        metavar="NAME",
+        help=tr(
+            "row layout; without it rows have 'conversation'. One of: {names}",
+            names=", ".join(sorted(FORMATS)),
+        ),
     )
     parser.add_argument("--prompt-template", help=tr("how turns are written"))
     parser.add_argument("--max-length", type=int, default=32768, help=tr("tokens"))

@@ -7,7 +7,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from xtuner.tools.arguments import add_dtype, add_max_shard_size, add_trust_remote_code
+from xtuner.tools.arguments import (
+    add_dtype,
+    add_max_shard_size,
+    add_trust_remote_code,
+    add_visual_select_layer,
+)
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -26,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-format",
         choices=("xtuner", "official", "huggingface"),
         default="huggingface",
-        help=tr("default: huggingface"),
+        help=tr("layout to write"),
     )
     parser.add_argument(
         "--llm",
@@ -36,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--visual-encoder",
         help=tr("the visual encoder, where it is not in the folder"),
     )
-    parser.add_argument("--visual-select-layer", type=int, default=-2, help=tr("default: -2"))
-    add_dtype(parser, tr("default: the model's own"), "--torch-dtype")
+    add_visual_select_layer(parser)
+    add_dtype(parser, tr("dtype to write (default: as trained)"), "--torch-dtype")
     add_max_shard_size(parser)
     add_trust_remote_code(parser)
 
