@@ -475,7 +475,7 @@ def test_the_command(capsys, monkeypatch, tmp_path, base, rows):
     words = ["--cfg-options", *options(base, rows), "model.lora.r=0"]
     assert main(["rehearse", LORA, *words]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("FAILS    check") and "cause: " in said and "failed after" in said
+    assert said.startswith("FAILED   check") and "cause: " in said and "failed after" in said
     assert main(["rehearse", LORA, "--json", *words]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["ok"] and found["stages"][0]["name"] == "check"

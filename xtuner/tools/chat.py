@@ -346,7 +346,7 @@ def _about(model: PreTrainedModel | VisionLanguageModel, prompt: ChatPrompt) -> 
         "raw": tr("no chat template: the text is passed to the model unchanged"),
     }[prompt.kind]
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"[{model.device}, {dtype}; {how}]"
+    return f"[{model.device}, {dtype}{tr('; ')}{how}]"
 
 
 def _notice(text: str) -> None:

@@ -182,7 +182,8 @@ def _lines(config: str, plan: Plan, found: Sequence[Remedy], given: Sequence[str
     if plan.fits is not False:
         return
     for number, each in enumerate(found, 1):
-        yield f"  {number}. {each.change.what}: {_size(each.plan.memory.total)}"
+        total = _size(each.plan.memory.total)
+        yield "  " + tr("{n}. {what}: {size}", n=number, what=each.change.what, size=total)
         for word in (*each.change.words, *each.change.options):
             yield f"       {word}"
     if not found or not found[-1].plan.fits:
@@ -210,10 +211,13 @@ def _table(plan: Plan) -> Iterator[str]:
 
 def _settings(plan: Plan) -> str:
     settings, sharding = plan.settings, plan.settings.sharding
+    rows = f"{settings.batch_size} x {settings.sequences}"
     parts = [
-        f"{settings.batch_size} x {settings.sequences} x {settings.length:,} tokens"
-        if settings.sequences > 1
-        else f"{settings.batch_size} x {settings.length:,} tokens",
+        tr(
+            "{rows} x {length:,} tokens",
+            rows=rows if settings.sequences > 1 else settings.batch_size,
+            length=settings.length,
+        ),
         settings.optimizer,
         settings.dtype,
         tr("activations recomputed") if settings.checkpointing else tr("activations kept"),

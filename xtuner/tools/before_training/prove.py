@@ -103,7 +103,7 @@ def _last_lines(report: Report) -> Iterator[str]:
 
     yield ""
     yield from (str(model) for model in report.models)
-    yield tr("computed with: {changes}", changes="; ".join(report.changes))
+    yield tr("computed with: {changes}", changes=tr("; ").join(report.changes))
     yield summary(report.proofs)
 
 
@@ -134,7 +134,7 @@ def page(config: str, report: Report) -> Iterator[str]:
     yield summary(report.proofs) + f" (xtuner {__version__}, {libraries})"
     yield ""
     yield from (f"- {model}" for model in report.models)
-    yield "- " + tr("computed with: {changes}", changes="; ".join(report.changes))
+    yield "- " + tr("computed with: {changes}", changes=tr("; ").join(report.changes))
     yield ""
     titles = tr("what is equal | difference | bound | why that bound, or what was found")
     yield f"| | {titles} |"

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def lines_of(stage: Stage) -> Iterator[str]:
     """A stage in the terminal."""
-    words = {"ok": tr("ok"), "failed": tr("FAILS"), "skipped": tr("skipped")}
+    words = {"ok": tr("ok"), "failed": tr("FAILED"), "skipped": tr("skipped")}
     state, title = words[stage.state], stage.title
     head = f"{padded(state, 8)} {padded(title, 9)}"
     yield f"{head} {stage.seconds:5.1f} s  {stage.detail}".rstrip()
@@ -91,7 +91,7 @@ def _last_lines(
 ) -> Iterator[str]:
     yield ""
     if _changes(rehearsal):
-        yield tr("rehearsed with: {changes}", changes="; ".join(_changes(rehearsal)))
+        yield tr("rehearsed with: {changes}", changes=tr("; ").join(_changes(rehearsal)))
     if needs:
         yield tr(
             "the real run: {parameters:,} parameters, {trained:,} trained; {memory} of GPU memory; "
