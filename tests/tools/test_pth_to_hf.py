@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.own_llm import OwnForCausalLM
+from tests.helpers.tiers import slow
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.config import load_config
 from xtuner.entry_point import main
@@ -94,6 +97,29 @@ def test_full_model(work, tiny_llama, tmp_path, capsys):
     text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert main(["check-template", str(out)]) == 0
+
+
+OWN = "llm=dict(type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=path)"
+
+
+@pytest.mark.parametrize("large", [False, slow(True)])
+@pytest.mark.parametrize("how", ["make", "load"])
+def test_a_model_that_a_function_makes(how, large, work, tiny_llama, tmp_path, monkeypatch, capsys):
+    """Of a class that transformers does not know, and on the meta device or only with weights."""
+    text = CONFIG.replace(OWN, f"llm=dict(type={how}, path=path)")
+    text = f"from tests.helpers.own_llm import {how}\n{text}"
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", text)
+    model = trained(work, tiny_llama)
+    monkeypatch.setattr(verify, "AUTO_VERIFY_BYTES", 0 if large else 10**9)
+    assert convert(work, tmp_path / "hf") == 0
+    said = capsys.readouterr().out
+    assert ("tensors were read again" if large else "largest difference of logits") in said
+    stock = OwnForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
+    assert torch.equal(logits(stock), logits(model.llm))
+    if not large:
+        trained(work, tiny_llama, LORA.format(save=[]))
+        assert convert(work, tmp_path / "adapter") == (1 if how == "make" else 0)
+        assert how == "load" or "no folder is its base" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lora", ["", LORA.format(save=["embed_tokens", "lm_head"])])

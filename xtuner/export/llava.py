@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtuner.registry import BUILDER
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from mmengine import Config
+    from torch import Tensor
 
+    from xtuner.model.llava import LLaVAModel
     from xtuner.utils.types import ImageProcessor, Tokenizer
 
 
@@ -38,6 +41,35 @@ def require_llava(model: Mapping[str, Any], save_format: str) -> None:
         )
 
 
+def complete_parts(model: LLaVAModel, section: Mapping[str, Any]) -> None:
+    """Give the parts that are written as a whole the values that training leaves alone.
+
+    A checkpoint has what was trained: not the encoder's layers behind the selected one, and one of
+    two tied weights.
+
+    Args:
+        model: without values, but for those of the checkpoint; changed in place.
+        section: the config's ``model`` section.
+    """
+    whole = {
+        "llm": not (model.has_adapter or model.freeze_llm),
+        "visual_encoder": not (
+            hasattr(model.visual_encoder, "peft_config") or model.freeze_visual_encoder
+        ),
+    }
+    for name in (name for name, written in whole.items() if written):
+        part: Any = getattr(model, name)
+        part.tie_weights()
+        state = part.state_dict()
+        absent = [key for key, value in state.items() if value.is_meta]
+        if absent:
+            base: dict[str, Tensor] = BUILDER.build(section[name]).state_dict()
+            dtypes = {value.dtype for value in state.values() if not value.is_meta}
+            dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
+            values = {key: base[key].to(dtype or base[key].dtype) for key in absent}
+            part.load_state_dict(values, strict=False, assign=True)
+
+
 def write_processor(cfg: Config, tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer and image processor of Hugging Face's layout, with training's settings.
 
@@ -47,8 +79,6 @@ def write_processor(cfg: Config, tokenizer: Tokenizer, folder: Path) -> None:
         tokenizer: ``<image>`` is added to it.
         folder: with the model's ``config.json``.
     """
-    from xtuner.registry import BUILDER
-
     section = cfg.get("image_processor")
     if section is None:
         print(tr("the config has no image_processor: none is written"))

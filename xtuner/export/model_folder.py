@@ -43,6 +43,12 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
     Raises:
         UserError: no such folder, not such a folder, or a hub name that cannot be fetched.
     """
+    if not name_or_path:
+        raise UserError(
+            tr("the config makes this model itself: no folder is its base."),
+            hint=tr("save it with save_pretrained, and load it in the config from there."),
+            where=Where(key="model.llm"),
+        )
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if (folder / marker).is_file():

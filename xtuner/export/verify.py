@@ -265,6 +265,32 @@ def check_weights(
         )
 
 
+def check_tensor(
+    name: str,
+    expected: torch.Tensor | None,
+    found: torch.Tensor,
+    before: torch.Tensor | None = None,
+) -> None:
+    """Compare a tensor; what no arithmetic was done on must be the same, to the bit, when cast.
+
+    Args:
+        name: of the tensor, for the message.
+        expected: the exact one; None where there must be none.
+        found: the written one.
+        before: the base's, where an adapter was added to it.
+
+    Raises:
+        UserError: when rounding does not explain the difference.
+    """
+    if expected is not None and before is None:
+        if torch.equal(expected.to(found.dtype), found):
+            return
+        expected = None
+    rounded = found.dtype if found.dtype.is_floating_point else torch.float32
+    wanted = {} if expected is None else {name: expected}
+    check_weights(wanted, {name: found}, rounded, {} if before is None else {name: before})
+
+
 def check_experts(
     model: nn.Module,
     exact: Mapping[str, torch.Tensor],

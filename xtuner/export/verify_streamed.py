@@ -14,7 +14,7 @@ import torch
 
 from xtuner.export.model_folder import read_json
 from xtuner.export.streaming_merge import ADAPTER, StreamingMerge
-from xtuner.export.verify import check_weights
+from xtuner.export.verify import check_tensor, check_weights
 from xtuner.export.weights import Weights
 from xtuner.utils.lang import tr
 
@@ -35,11 +35,11 @@ def check_merged(merge: StreamingMerge, folder: Path) -> None:
     written = Weights(folder)
     _check_names(written, {info.name for info in merge.plan})
     for name in written.infos:
-        _check_one(name, _expected(merge, name), written, _before(merge, name))
+        check_tensor(name, _expected(merge, name), written.read(name), _before(merge, name))
     tied = read_json(folder / "config.json").get("tie_word_embeddings", False)
     for name, source in merge.tied.items() if tied else ():
         if name in written.infos and source in written.infos:
-            _check_one(name, written.read(source), written)
+            check_tensor(name, written.read(source), written.read(name))
     say_verified(len(written.infos))
 
 
@@ -63,30 +63,13 @@ def check_trained(
     _check_names(written, {*trained, *(copied if others else ())})
     for name in written.infos:
         expected = trained[name] if name in trained else others.read(name) if others else None
-        _check_one(name, expected, written)
+        check_tensor(name, expected, written.read(name))
     say_verified(len(written.infos))
 
 
 def _check_names(written: Weights, expected: set[str]) -> None:
     wrong = dict.fromkeys(written.infos.keys() ^ expected, torch.empty(0))
     check_weights(wrong, {}, torch.float32)
-
-
-def _check_one(
-    name: str,
-    expected: torch.Tensor | None,
-    written: Weights,
-    before: torch.Tensor | None = None,
-) -> None:
-    """Compare a tensor; what no arithmetic was done on must be the same, to the bit, when cast."""
-    found = written.read(name)
-    if expected is not None and before is None:
-        if torch.equal(expected.to(found.dtype), found):
-            return
-        expected = None
-    rounded = found.dtype if found.dtype.is_floating_point else torch.float32
-    wanted = {} if expected is None else {name: expected}
-    check_weights(wanted, {name: found}, rounded, {} if before is None else {name: before})
 
 
 def _before(merge: StreamingMerge, name: str) -> torch.Tensor | None:

@@ -79,9 +79,11 @@ def write_full_model(
         for name, info in weights.infos.items()
         if name.removeprefix(PREFIX) not in tied
     ]
-    folder = find_model(str(llm.name_or_path))
-    copy_side_files(folder, out)
-    base, untrained = _untrained(folder, {info.name for info in plan} | tied)
+    untrained: list[TensorInfo] = []
+    if llm.name_or_path:  # a model that the config makes itself has no base
+        folder = find_model(str(llm.name_or_path))
+        copy_side_files(folder, out)
+        base, untrained = _untrained(folder, {info.name for info in plan} | tied)
     if untrained:
         names = shown((info.name for info in untrained), 3)
         print(tr("copied from the base, as training does not build them: {names}", names=names))
@@ -148,6 +150,9 @@ def write_adapter(
     """
     from safetensors.torch import save_file
 
+    base_name = str(llm.get_base_model().name_or_path)
+    if not base_name:
+        find_model(base_name)  # refuses
     tensors = {
         name: tensor.to(_dtype(tensor.dtype, dtype)).clone().contiguous()
         for name, tensor in trained_tensors(llm, weights).items()
@@ -156,7 +161,6 @@ def write_adapter(
         save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     else:
         torch.save(tensors, out / "adapter_model.bin")
-    base_name = str(llm.get_base_model().name_or_path)
     config = llm.peft_config["default"]
     config.base_model_name_or_path = base_name
     config.inference_mode = True

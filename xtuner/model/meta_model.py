@@ -60,8 +60,16 @@ def build_meta_model(model: Mapping[str, Any], make: Make | None = None) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.device("meta"):
-            return BUILDER.build(without_pretrained_weights(model, make or _without_settings))
+        section = without_pretrained_weights(model, make or _without_settings)
+        try:
+            with torch.device("meta"):
+                return BUILDER.build(section)
+        except RuntimeError as error:
+            if "from_pretrained" not in str(error):
+                raise
+        # a function of the user's own loads the model: only with its weights
+        built: Any = BUILDER.build(section)
+        return built.to("meta")
 
 
 def keep_on_meta(model: nn.Module) -> None:

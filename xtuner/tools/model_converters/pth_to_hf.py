@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     check_space(out, weights.nbytes)
     with written_aside(out) as aside:
         aside.mkdir(parents=True)
-        _write(cfg, meta_model, weights, aside, dtype, args)
+        written = _write(cfg, meta_model, weights, aside, dtype, args)
         tokenizer = _write_tokenizer(cfg, aside, args.force)
         if args.save_format == "huggingface" and tokenizer is not None:
             llava_format.write_processor(cfg, tokenizer, aside)
@@ -114,7 +114,10 @@ def run(args: argparse.Namespace) -> int:
             write_reward_token(aside, reward_token)
         write_config(cfg, aside / "xtuner_config.py")
         if args.verify is not False:
-            _verify_result(cfg, weights, aside, meta_model, dtype, args.verify)
+            if hasattr(meta_model, "visual_encoder"):
+                _verify_vision(cfg, weights, aside, written, dtype, args)
+            else:
+                _verify_result(cfg, weights, aside, meta_model, dtype, args.verify)
         _fit_reader(meta_model, aside, args.reader)
     print(tr("wrote {out}", out=out))
     if args.save_format == "xtuner":
@@ -177,11 +180,14 @@ def _write(
     aside: Path,
     dtype: torch.dtype | None,
     args: argparse.Namespace,
-) -> None:
+) -> FinetuneModel:
+    """Write the model; the one it was written of, with values where it was not streamed."""
     from rich.progress import Progress
 
     from xtuner.export import write_model
+    from xtuner.export.llava import complete_parts
     from xtuner.export.shards import parse_size
+    from xtuner.model.llava import LLaVAModel
 
     size, safe = parse_size(args.max_shard_size), args.safe_serialization
     if args.save_format != "xtuner":  # these hold the parts too that were not trained
@@ -191,17 +197,20 @@ def _write(
         model.load_state_dict(weights.tensors, strict=False)
         model.tokenizer = model.tokenizer or BUILDER.build(cfg.get("tokenizer"))
         model.to_hf(aside, dtype=dtype, max_shard_size=size, save_format=args.save_format)
-        return
+        written: FinetuneModel = model
+        return written
     if not write_model.can_stream(meta_model, weights):
         import torch
 
         # Read straight from the mapped file, whatever load_state_dict of the model would copy.
         torch.nn.Module.load_state_dict(meta_model, weights.tensors, strict=False, assign=True)
+        if isinstance(meta_model, LLaVAModel):
+            complete_parts(meta_model, cfg.model)
         meta_model.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size)
-        return
+        return meta_model
     if write_model.is_adapter(meta_model.llm):
         write_model.write_adapter(meta_model.llm, weights, aside, dtype=dtype, safe=safe)
-        return
+        return meta_model
     with Progress() as progress:
         task = progress.add_task(tr("writing"), total=weights.nbytes)
         write_model.write_full_model(
@@ -213,6 +222,7 @@ def _write(
             safe=safe,
             progress=lambda nbytes: progress.advance(task, nbytes),
         )
+    return meta_model
 
 
 def _unquantised(model: Mapping[str, Any]) -> Any:
@@ -285,37 +295,121 @@ def _verify_result(
     from xtuner.export.verify_streamed import check_trained
     from xtuner.model.reward import RewardModel
 
-    if not hasattr(meta_model, "llm") or hasattr(meta_model, "visual_encoder"):
+    if not hasattr(meta_model, "llm"):
+        name = type(meta_model).__name__
+        print(tr("not verified: only {name} itself knows what its 'to_hf' writes.", name=name))
         return
     llm: Any = meta_model.llm
     size = 2 * sum(parameter.numel() for parameter in llm.parameters())
     if asked or size <= verify.AUTO_VERIFY_BYTES:
         _verify(cfg, weights, aside, meta_model, dtype)
     elif write_model.can_stream(meta_model, weights):
-        base = None if write_model.is_adapter(llm) else find_model(str(llm.name_or_path))
+        whole = not write_model.is_adapter(llm) and llm.name_or_path
+        base = find_model(str(llm.name_or_path)) if whole else None
         check_trained(write_model.trained_tensors(llm, weights), aside, base)
     elif isinstance(meta_model, RewardModel) and meta_model.has_adapter:
         named = write_model.trained_tensors(llm, weights)
         head = weights.read("v_head.weight")
         check_trained(meta_model.classifier_adapter(named, head), aside)
     elif isinstance(llm, PreTrainedModel):
-        _check_reloaded(cfg, weights, aside, is_reward=isinstance(meta_model, RewardModel))
+        is_reward = isinstance(meta_model, RewardModel)
+        _check_reloaded(cfg, weights, aside, meta_model, is_reward=is_reward)
     else:
-        print(tr("not verified, as it is large: '--verify' does so."))
+        name = type(llm).__name__
+        print(tr("not verified, as {name} is large: '--verify' does so.", name=name))
 
 
-def _check_reloaded(cfg: Config, weights: TrainedWeights, aside: Path, *, is_reward: bool) -> None:
+def _verify_vision(
+    cfg: Config,
+    weights: TrainedWeights,
+    aside: Path,
+    written: FinetuneModel,
+    written_dtype: torch.dtype | None,
+    args: argparse.Namespace,
+) -> None:
+    """Verify a LLaVA or InternVL model: each weight, and of small models the logits.
+
+    Args:
+        cfg: the config.
+        weights: the checkpoint's.
+        aside: what was written.
+        written: what it was written of.
+        written_dtype: the dtype that was asked for.
+        args: the command's.
+    """
+    from xtuner.export import verify, verify_vision
+    from xtuner.model.internvl import InternVL_V1_5
+    from xtuner.model.llava import LLaVAModel
+    from xtuner.registry import BUILDER
+
+    model: Any = written
+    parts = isinstance(model, LLaVAModel) and args.save_format == "xtuner"
+    with verify.quiet_transformers():
+        if parts:
+            verify_vision.check_parts(model, weights, aside)
+        elif isinstance(model, LLaVAModel):
+            verify_vision.check_merged_llava(model, aside, args.save_format)
+        elif isinstance(model, InternVL_V1_5):
+            verify_vision.check_internvl(model, aside)
+        size = 2 * sum(parameter.numel() for parameter in model.parameters())
+        rounds = verify.has_experts(model.llm)  # routers may choose others then
+        if rounds or not (args.verify or size <= verify.AUTO_VERIFY_BYTES):
+            return
+        dtype = _rounding(cfg, weights, written_dtype)
+        if parts:
+            section = _with_present_checkpoint(cfg.model)
+            trained = BUILDER.build(section)
+            trained.load_state_dict(weights.tensors, strict=False)
+            expected = verify_vision.compute_logits(trained)
+            del trained
+            encoder = BUILDER.build(cfg.model.visual_encoder)
+            again = verify_vision.read_parts(model, cfg.model.llm, encoder, aside)
+            found = verify_vision.compute_logits(again)
+        else:
+            expected = verify_vision.compute_logits(model)
+            if args.save_format == "official":
+                encoder = BUILDER.build(cfg.model.visual_encoder)
+                again = verify_vision.read_official(model, encoder, aside)
+                found = verify_vision.compute_logits(again)
+            else:
+                found = verify_vision.compute_stock_logits(aside, model)
+    difference = verify.compare(expected, found)
+    verify.check_difference(difference, dtype, tr("the trained model"))
+
+
+def _with_present_checkpoint(model: Mapping[str, Any]) -> Any:
+    """The model's config; without the checkpoint of its pretraining where that is gone."""
+    section: Any = copy.deepcopy(model)
+    before = section.get("pretrained_pth")
+    if before is not None and not Path(before).exists():
+        section["pretrained_pth"] = None
+    return section
+
+
+def _loader(cfg: Config, meta_model: FinetuneModel) -> type:
+    """The class that loads what was written: the config's, or that of the model a function made."""
+    loader = getattr(cfg.model.llm.type, "__self__", None)
+    return loader if isinstance(loader, type) else type(meta_model.llm)
+
+
+def _check_reloaded(
+    cfg: Config,
+    weights: TrainedWeights,
+    aside: Path,
+    meta_model: FinetuneModel,
+    *,
+    is_reward: bool,
+) -> None:
     """Compare a checkpoint with the model that was written of it, loaded by its class."""
     from xtuner.export.in_memory_merge import load_base
     from xtuner.export.verify_reloaded import check_trained_model
 
-    loader = getattr(cfg.model.llm.type, "__self__", None)
     model = load_base(
         aside,
         None,
         "cpu",
         num_labels=1 if is_reward else None,
-        auto_class=loader if isinstance(loader, type) else None,
+        auto_class=_loader(cfg, meta_model),
         trust_remote_code=bool(cfg.model.llm.get("trust_remote_code")),
     )
     check_trained_model(weights, model)
@@ -329,7 +423,6 @@ def _verify(
     written_dtype: torch.dtype | None,
 ) -> None:
     """Compare the model as trained with what was written, loaded by stock libraries."""
-    import torch
 
     from xtuner.export import verify, write_model
     from xtuner.registry import BUILDER
@@ -337,12 +430,7 @@ def _verify(
     adapter = write_model.is_adapter(meta_model.llm)
     classifier = hasattr(meta_model, "v_head")
     measure: Any = verify.compute_rewards if classifier else verify.compute_logits
-    dtypes = {info.dtype for info in weights.infos.values()}
-    dtype = torch.float32 if dtypes == {torch.float32} else torch.bfloat16
-    if written_dtype in (torch.bfloat16, torch.float16):
-        dtype = written_dtype
-    if adapter and cfg.model.llm.get("quantization_config"):
-        dtype = torch.float16  # what the base computes in, whatever the adapter is kept in
+    dtype = _rounding(cfg, weights, written_dtype)
     with verify.quiet_transformers():
         trained = BUILDER.build(cfg.model)
         trained.load_state_dict(weights.tensors, strict=False)
@@ -359,11 +447,10 @@ def _verify(
             written = verify.load_with_peft(cfg.model.llm, aside, classifier=classifier)
         else:
             trusted = bool(cfg.model.llm.get("trust_remote_code"))
-            loader = getattr(cfg.model.llm.type, "__self__", None)
             written = verify.load_with_transformers(
                 aside,
                 classifier=classifier,
-                auto_class=loader if isinstance(loader, type) else None,
+                auto_class=_loader(cfg, meta_model),
                 trust_remote_code=trusted,
             )
         written = verify.to_fp32(written)
@@ -375,6 +462,20 @@ def _verify(
         )
     else:
         verify.check_difference(difference, dtype, what)
+
+
+def _rounding(
+    cfg: Config, weights: TrainedWeights, written_dtype: torch.dtype | None
+) -> torch.dtype:
+    """The dtype that weights or products were rounded to."""
+    import torch
+
+    if (cfg.model.get("llm") or {}).get("quantization_config"):
+        return torch.float16  # what the base computes in, whatever the adapter is kept in
+    if written_dtype in (torch.bfloat16, torch.float16):
+        return written_dtype
+    dtypes = {info.dtype for info in weights.infos.values()}
+    return torch.float32 if dtypes == {torch.float32} else torch.bfloat16
 
 
 def _fit_reader(meta_model: FinetuneModel, aside: Path, reader: str) -> None:
