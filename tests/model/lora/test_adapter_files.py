@@ -82,3 +82,19 @@ def test_a_tensor_that_the_file_lacks_is_named(saved, tmp_path):
     save_file(tensors, tmp_path / FILE, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks tensors: .*v_sconv\.weight_proj\.lora_B"):
         load_adapter(make(), tmp_path)
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    from peft import peft_model
+
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    model = get_peft_model(make_architecture("llama", attention="eager"), lora)
+    model.save_pretrained(tmp_path)
+    read, load = [], peft_model.load_peft_weights
+    monkeypatch.setattr(
+        peft_model,
+        "load_peft_weights",
+        lambda *args, **how: read.append(args) or load(*args, **how),
+    )
+    load_adapter(make_architecture("llama", attention="eager"), tmp_path)
+    assert len(read) == 1

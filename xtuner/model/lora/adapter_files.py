@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "default"
+LACKS = "Found missing adapter keys"
+"""How peft's warning of layers without tensors begins."""
 
 
 def load_adapter(
@@ -49,12 +51,17 @@ def load_adapter(
     from peft.utils.save_and_load import load_peft_weights
 
     path = os.fspath(folder)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         wrapped = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    lacks = [str(each.message).startswith(LACKS) for each in caught]
+    for each, known in zip(caught, lacks, strict=True):
+        if not known:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if any(lacks) and not partial:
+        # only a further reading names them: nearly always the file is read once
         result = wrapped.load_adapter(path, ADAPTER, is_trainable=is_trainable)
-    missing = list(result.missing_keys)
-    if missing and not partial:
+        missing = list(result.missing_keys)
         _copy_missing(wrapped, missing, load_peft_weights(path, device="cpu"), path)
     return wrapped
 
