@@ -292,6 +292,41 @@ def test_bad_input(work, tiny_llama, tmp_path, capsys, monkeypatch):
     assert "only 0.00 GB are free" in refused(convert(work, out), capsys, out)
 
 
+def test_checkpoints_given_as_models_and_the_other_way_round(tmp_path, capsys):
+    """One sentence, and the command that goes on from there."""
+    run = tmp_path / "run"
+    model = tmp_path / "model"
+    for name in ("iter_4.pth/mp_rank_00_model_states.pt", "iter_12.pth", "config.py"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("model = dict()\n")
+    (tmp_path / "global_step4").mkdir()
+    shutil.copy(run / "iter_4.pth" / "mp_rank_00_model_states.pt", tmp_path / "global_step4")
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    part, other = run / "iter_4.pth", tmp_path / "global_step4"
+    convert, out = ["convert", "pth_to_hf"], str(tmp_path / "out")
+    cases = [
+        ([*convert, *part.iterdir()], "this is a part of", part),
+        ([*convert, *other.iterdir()], "this is a part of", other),
+        ([*convert, run], "has checkpoints; it is none", run / "iter_12.pth"),
+        ([*convert, run / "config.py"], "no checkpoint of training", "[CONFIG] PTH OUT"),
+        ([*convert, model / "model.safetensors"], "no checkpoint of training", "PTH OUT"),
+        (["chat", run], "no config.json", run / "iter_12.pth"),
+        (["chat", part], "no config.json", part),
+        (["chat", run / "iter_12.pth"], "a file, not the folder", run / "iter_12.pth"),
+        (["chat", *part.iterdir()], "a file, not the folder", part),
+        (["chat", model / "model.safetensors"], "give the folder", model),
+        (["convert", "merge", model, run / "iter_12.pth"], "a file, not", run / "iter_12.pth"),
+        (["convert", "split", part], "no config.json", part),
+    ]
+    for words, wrong, wanted in cases:
+        words = [str(word) for word in words] + [out] * (words[0] == "convert")
+        assert main(words) == 1, words
+        said = capsys.readouterr().err
+        assert wrong in said and str(wanted) in said and len(said.splitlines()) == 2, said
+
+
 def test_a_template_that_serving_cannot_follow_is_refused(work, tiny_llama, tmp_path, capsys):
     trained(work, tiny_llama, template="internlm_chat")  # its <eoa> is no token here
     out = tmp_path / "hf"

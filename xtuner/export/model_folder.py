@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,12 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
             hint=_marker_hint(folder, marker),
             where=Where(str(folder)),
         )
+    if folder.is_file():
+        raise UserError(
+            tr("this is a file, not the folder of a model."),
+            hint=_file_hint(folder, marker),
+            where=Where(str(folder)),
+        )
     looks_local = name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~"))
     if looks_local or folder.exists() or folder.parent.is_dir():
         raise UserError(
@@ -77,7 +84,38 @@ def _marker_hint(folder: Path, marker: str) -> str:
         return tr("it is an adapter: pass its base model here and this folder as the adapter.")
     if marker == "adapter_config.json" and (folder / "config.json").is_file():
         return tr("it is a full model, not an adapter: there is nothing to merge.")
+    from xtuner.checkpoint.checkpoint import checkpoints_of
+
+    checkpoint = checkpoint_around(folder) or next(iter(checkpoints_of(folder)), None)
+    if checkpoint is not None:
+        return convert_hint(checkpoint)
     return tr("'xtuner convert pth_to_hf' converts a training checkpoint into such a folder.")
+
+
+def _file_hint(file: Path, marker: str) -> str:
+    checkpoint = checkpoint_around(file)
+    if checkpoint is not None:
+        return convert_hint(checkpoint)
+    if (file.parent / marker).is_file():
+        return tr("give the folder: {folder}", folder=shlex.quote(str(file.parent)))
+    return tr("'xtuner convert pth_to_hf' converts a training checkpoint into such a folder.")
+
+
+def checkpoint_around(path: Path) -> Path | None:
+    """The checkpoint of training that a path is, or that it is a part of."""
+    from xtuner.checkpoint.deepspeed import is_deepspeed_folder
+    from xtuner.checkpoint.folder import is_sharded_folder
+
+    named = (each for each in (path, *path.parents) if each.suffix == ".pth")
+    folder = path if path.is_dir() else path.parent
+    is_folder = is_deepspeed_folder(folder) or is_sharded_folder(folder)
+    return next(named, folder if is_folder else None)
+
+
+def convert_hint(checkpoint: Path) -> str:
+    """What to type to make a model's folder of a checkpoint."""
+    words = ["xtuner", "convert", "pth_to_hf", str(checkpoint), "OUT"]
+    return tr("convert the checkpoint: {command}", command=shlex.join(words))
 
 
 def _download(name: str) -> Path:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from xtuner.model.base import FinetuneModel
 
 
+OTHER_FILES = (".py", ".json", ".yaml", ".yml", ".safetensors", ".gguf")
+"""What files of no checkpoint end with."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.usage = "%(prog)s [CONFIG] PTH OUT [options]"
@@ -142,16 +146,7 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
         )
     from xtuner.checkpoint.checkpoint import config_beside
 
-    whole = next((each for each in checkpoint.parents if each.suffix == ".pth"), None)
-    if whole is not None:
-        raise UserError(
-            tr("this is a part of the checkpoint {whole}.", whole=whole),
-            hint=tr(
-                "convert the folder: {command}",
-                command=_command("convert", "pth_to_hf", whole, "OUT"),
-            ),
-            where=Where(str(checkpoint)),
-        )
+    _require_checkpoint(checkpoint)
     config = config_beside(checkpoint)
     if len(words) == 3:
         return _as_trained(words[0], config), checkpoint, out
@@ -162,6 +157,33 @@ def _paths(words: list[str]) -> tuple[str, Path, Path]:
             where=Where(str(checkpoint)),
         )
     return str(config), checkpoint, out
+
+
+def _require_checkpoint(path: Path) -> None:
+    """Refuse what is no whole checkpoint: a part of one, a run's folder, a file of another kind."""
+    from xtuner.checkpoint.checkpoint import checkpoints_of
+    from xtuner.export.model_folder import checkpoint_around, convert_hint
+
+    whole = checkpoint_around(path)
+    if whole is not None and whole != path:
+        raise UserError(
+            tr("this is a part of the checkpoint {whole}.", whole=whole),
+            hint=convert_hint(whole),
+            where=Where(str(path)),
+        )
+    newest = next(iter(checkpoints_of(path)), None)
+    if whole is None and newest is not None:
+        raise UserError(
+            tr("this folder has checkpoints; it is none itself."),
+            hint=convert_hint(newest),
+            where=Where(str(path)),
+        )
+    if path.suffix in OTHER_FILES:
+        raise UserError(
+            tr("this is no checkpoint of training."),
+            hint="xtuner convert pth_to_hf [CONFIG] PTH OUT",
+            where=Where(str(path)),
+        )
 
 
 def _as_trained(given: str, beside: Path | None) -> str:
