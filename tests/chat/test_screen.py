@@ -102,6 +102,19 @@ def test_the_history_is_private(tmp_path):
     assert file.read_text() == "old"
 
 
+def test_a_history_that_cannot_be_kept_ends_no_chat(tmp_path, monkeypatch, capsys):
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    screen._history().append_string("kept for this chat")
+    assert "not kept for another time" in capsys.readouterr().err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    history = screen._history()
+    assert (tmp_path / "xtuner" / "chat_history").stat().st_mode & 0o777 == 0o600
+    history.filename = "/dev/full"
+    history.append_string("lost")
+
+
 def test_saving_needs_a_file_that_can_be_written(session, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     run(session, ["/save", f"/save {tmp_path / 'file' / 'below'}"], monkeypatch)

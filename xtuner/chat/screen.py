@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from xtuner.utils.terminal import printable
 if TYPE_CHECKING:
     from PIL.Image import Image
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyPressEvent
 
 USER, ASSISTANT = "user: ", "assistant: "
@@ -59,7 +61,6 @@ def run_chat(session: ChatSession, *, stream: bool = True) -> bool:
 def _typed() -> Iterator[str]:
     """Lines typed in a terminal, with editing, history and several lines at once."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
@@ -68,11 +69,7 @@ def _typed() -> Iterator[str]:
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xtuner"
-    cache.mkdir(parents=True, exist_ok=True)
-    editor: PromptSession[str] = PromptSession(
-        USER, history=FileHistory(str(_private(cache / "chat_history"))), key_bindings=keys
-    )
+    editor: PromptSession[str] = PromptSession(USER, history=_history(), key_bindings=keys)
     while True:
         try:
             yield editor.prompt()
@@ -80,6 +77,24 @@ def _typed() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             _note(tr("[Ctrl-D or exit: quit]"))
+
+
+def _history() -> History:
+    """What was typed before, in a file where there can be one: a full disk ends no chat."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class Kept(FileHistory):
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):
+                super().store_string(string)
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xtuner"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return Kept(str(_private(cache / "chat_history")))
+    except OSError as error:
+        _note(tr("[what you type is not kept for another time: {error}]", error=error))
+        return InMemoryHistory()
 
 
 def _private(file: Path) -> Path:
