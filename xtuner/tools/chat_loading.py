@@ -141,7 +141,7 @@ def load_for_chat(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            tr("the model cannot be loaded: {error}", error=error),
+            tr("the model cannot be loaded: {error}", error=str(error).partition("\n\n")[0]),
             where=Where(str(folder)),
         ) from error
     require_whole(report, str(folder))

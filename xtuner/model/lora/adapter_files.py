@@ -52,12 +52,12 @@ def load_adapter(
 
     path = os.fspath(folder)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.filterwarnings("always", LACKS)
         wrapped = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     lacks = [str(each.message).startswith(LACKS) for each in caught]
     for each, known in zip(caught, lacks, strict=True):
         if not known:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+            warnings.showwarning(each.message, each.category, each.filename, each.lineno)
     if any(lacks) and not partial:
         # only a further reading names them: nearly always the file is read once
         result = wrapped.load_adapter(path, ADAPTER, is_trainable=is_trainable)
