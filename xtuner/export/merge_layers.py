@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xtuner.export.streaming_merge import ADAPTER
 from xtuner.export.verify import check_weights
 from xtuner.export.verify_streamed import adds_product, lora_product
+from xtuner.model.lora.merge import merge_in_fp32
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,22 +51,12 @@ def _merge(
     adapter_names: list[str] | None = None,
 ) -> None:
     """Replace ``merge`` of one layer, for one call."""
-    delattr(layer, "merge")
-    parameters = {
-        key: parameter
-        for key, parameter in layer.get_base_layer().named_parameters(recurse=False)
-        if parameter.is_floating_point()
-    }
-    dtypes = {key: parameter.dtype for key, parameter in parameters.items()}
-    compares = compares and "weight" in parameters  # not of experts, which are one tensor
-    before = parameters["weight"].detach().clone() if compares else None
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()
-    layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-    for key, parameter in parameters.items():
-        parameter.data = parameter.data.to(dtypes[key])
+    weight = dict(layer.get_base_layer().named_parameters(recurse=False)).get("weight")
+    # not of experts, which are one tensor
+    compares = compares and weight is not None and weight.is_floating_point()
+    before = weight.detach().clone() if compares and weight is not None else None
+    merge_in_fp32(layer, None, safe_merge, adapter_names)
     product = lora_product(layer) if compares else None
-    if before is not None and product is not None:
-        after = parameters["weight"].detach()
+    if before is not None and product is not None and weight is not None:
         exact = {name: before.float() + product.to(before.device)}
-        check_weights(exact, {name: after}, dtypes["weight"], {name: before})
+        check_weights(exact, {name: weight.detach()}, before.dtype, {name: before})

@@ -270,6 +270,7 @@ def check_tensor(
     expected: torch.Tensor | None,
     found: torch.Tensor,
     before: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Compare a tensor; what no arithmetic was done on must be the same, to the bit, when cast.
 
@@ -278,6 +279,7 @@ def check_tensor(
         expected: the exact one; None where there must be none.
         found: the written one.
         before: the base's, where an adapter was added to it.
+        dtype: that the sum was rounded to; that of ``found`` when None.
 
     Raises:
         UserError: when rounding does not explain the difference.
@@ -286,7 +288,7 @@ def check_tensor(
         if torch.equal(expected.to(found.dtype), found):
             return
         expected = None
-    rounded = found.dtype if found.dtype.is_floating_point else torch.float32
+    rounded = dtype or (found.dtype if found.dtype.is_floating_point else torch.float32)
     wanted = {} if expected is None else {name: expected}
     check_weights(wanted, {name: found}, rounded, {} if before is None else {name: before})
 

@@ -87,11 +87,14 @@ class Expected:
         known = set(names).union(*(group for group in self.tied if group & names))
         return self.weights.keys() - known
 
-    def check(self, found: Mapping[str, Tensor], *, grown: bool = False) -> int:
+    def check(
+        self, found: Mapping[str, Tensor], dtype: torch.dtype | None = None, *, grown: bool = False
+    ) -> int:
         """Compare with what was read.
 
         Args:
             found: the weights that were written.
+            dtype: that was asked for; sums with an adapter are rounded to their base's when None.
             grown: they may have more rows, of zeros.
 
         Returns:
@@ -107,7 +110,8 @@ class Expected:
             if grown and len(written) > len(exact) and not written[len(exact) :].any():
                 written = written[: len(exact)]
             before = self.before[name]() if name in self.before else None
-            check_tensor(name, exact, written, before)
+            own = None if before is None else dtype or before.dtype
+            check_tensor(name, exact, written, before, own)
         return len(found)
 
 
@@ -144,13 +148,16 @@ def check_parts(model: LLaVAModel, weights: TrainedWeights, folder: Path) -> Non
     say_verified(count)
 
 
-def check_merged_llava(model: LLaVAModel, folder: Path, save_format: str) -> None:
+def check_merged_llava(
+    model: LLaVAModel, folder: Path, save_format: str, dtype: torch.dtype | None
+) -> None:
     """Check a LLaVA model in another project's layout against the one in memory.
 
     Args:
         model: as trained.
         folder: what was written.
         save_format: ``huggingface`` or ``official``.
+        dtype: that was asked for.
 
     Raises:
         UserError: naming the weights that are others.
@@ -160,10 +167,10 @@ def check_merged_llava(model: LLaVAModel, folder: Path, save_format: str) -> Non
     if save_format == "official":
         expected.add(llm, str)
         expected.add(_own(model.projector.model), "model.mm_projector.{}".format)
-        count = expected.check(Files(folder))
+        count = expected.check(Files(folder), dtype)
         if (folder / "visual_encoder").is_dir():
             part = _plain(model.visual_encoder)
-            count += encoder.check(_read(folder / "visual_encoder", part, encoder))
+            count += encoder.check(_read(folder / "visual_encoder", part, encoder), dtype)
         say_verified(count)
         return
     from transformers import LlavaForConditionalGeneration
@@ -177,7 +184,7 @@ def check_merged_llava(model: LLaVAModel, folder: Path, save_format: str) -> Non
         name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower."): tensor
         for name, tensor in whole.state_dict().items()
     }
-    say_verified(expected.check(found, grown=True))
+    say_verified(expected.check(found, dtype, grown=True))
 
 
 def _with_prefix(name: str, old: str, new: str) -> str:
@@ -189,12 +196,13 @@ def _name_of_projector(name: str) -> str:
     return f"multi_modal_projector.linear_{2 if number == '2' else 1}.{kind}"
 
 
-def check_internvl(model: InternVL_V1_5, folder: Path) -> None:
+def check_internvl(model: InternVL_V1_5, folder: Path, dtype: torch.dtype | None) -> None:
     """Check an InternVL that was written against the one in memory.
 
     Args:
         model: as trained.
         folder: what was written.
+        dtype: that was asked for.
 
     Raises:
         UserError: naming the weights that are others.
@@ -203,7 +211,7 @@ def check_internvl(model: InternVL_V1_5, folder: Path) -> None:
     expected.add(_merged(model.llm), "language_model.{}".format)
     expected.add(_merged(model.visual_encoder), "vision_model.{}".format)
     expected.add(_own(model.projector), "mlp1.{}".format)
-    say_verified(expected.check(_read(folder, model.whole, expected)))
+    say_verified(expected.check(_read(folder, model.whole, expected), dtype))
 
 
 def read_parts(
@@ -390,7 +398,7 @@ def _merged(part: Part) -> Expected:
     if not _is_plain_lora(part, layers):
         from xtuner.model.lora.merge import merged_copy
 
-        return _own(merged_copy(part))
+        return _own(merged_copy(part, torch.float32))
     base, expected = _own(part.get_base_model()), Expected()
     for name, read in base.weights.items():
         if ".lora_" in name or ".original_module." in name:

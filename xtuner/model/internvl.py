@@ -154,8 +154,8 @@ class InternVL_V1_5(VisionLanguageModel):
         """
         whole = copy.copy(self.whole)
         whole._modules = dict(self.whole._modules)
-        whole.language_model = merged_copy(self.llm)
-        whole.vision_model = merged_copy(self.visual_encoder)
+        whole.language_model = merged_copy(self.llm, dtype)
+        whole.vision_model = merged_copy(self.visual_encoder, dtype)
         weights = {
             name: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
             for name, value in whole.state_dict().items()

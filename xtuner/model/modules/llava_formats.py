@@ -76,7 +76,7 @@ def write_huggingface(
 
     if model.projector.config.depth != 2:
         raise UserError(tr("Hugging Face's LLaVA has projectors of depth 2 only"))
-    llm, encoder = merged_copy(model.llm), merged_copy(model.visual_encoder)
+    llm, encoder = merged_copy(model.llm, dtype), merged_copy(model.visual_encoder, dtype)
     vision = getattr(encoder.config, "vision_config", encoder.config)
     image_token = _image_token(model, llm)
     config = LlavaConfig(
@@ -202,7 +202,7 @@ def write_official(
     model: Any, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str
 ) -> None:
     """The LLaVA project's ``LlavaLlamaForCausalLM``: a Llama with ``model.mm_projector``."""
-    llm = merged_copy(model.llm)
+    llm = merged_copy(model.llm, dtype)
     if llm.config.model_type != "llama":
         raise UserError(
             tr(
@@ -238,7 +238,10 @@ def write_official(
         (aside / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         if trained:
             _save(
-                merged_copy(model.visual_encoder), aside / "visual_encoder", dtype, max_shard_size
+                merged_copy(model.visual_encoder, dtype),
+                aside / "visual_encoder",
+                dtype,
+                max_shard_size,
             )
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(aside)

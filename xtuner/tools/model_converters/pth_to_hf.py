@@ -17,6 +17,7 @@ from xtuner.tools.arguments import (
     add_reader,
     add_safe_serialization,
 )
+from xtuner.tools.model_converters.verify_vision import rounding, verify_vision_model
 from xtuner.utils.dtypes import torch_dtype
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         write_config(cfg, aside / "xtuner_config.py")
         if args.verify is not False:
             if hasattr(meta_model, "visual_encoder"):
-                _verify_vision(cfg, weights, aside, written, dtype, args)
+                verify_vision_model(cfg, weights, aside, written, dtype, args)
             else:
                 _verify_result(cfg, weights, aside, meta_model, dtype, args.verify)
         _fit_reader(meta_model, aside, args.reader)
@@ -341,73 +342,6 @@ def _verify_result(
         print(tr("not verified, as {name} is large: '--verify' does so.", name=name))
 
 
-def _verify_vision(
-    cfg: Config,
-    weights: TrainedWeights,
-    aside: Path,
-    written: FinetuneModel,
-    written_dtype: torch.dtype | None,
-    args: argparse.Namespace,
-) -> None:
-    """Verify a LLaVA or InternVL model: each weight, and of small models the logits.
-
-    Args:
-        cfg: the config.
-        weights: the checkpoint's.
-        aside: what was written.
-        written: what it was written of.
-        written_dtype: the dtype that was asked for.
-        args: the command's.
-    """
-    from xtuner.export import verify, verify_vision
-    from xtuner.model.internvl import InternVL_V1_5
-    from xtuner.model.llava import LLaVAModel
-    from xtuner.registry import BUILDER
-
-    model: Any = written
-    parts = isinstance(model, LLaVAModel) and args.save_format == "xtuner"
-    with verify.quiet_transformers():
-        if parts:
-            verify_vision.check_parts(model, weights, aside)
-        elif isinstance(model, LLaVAModel):
-            verify_vision.check_merged_llava(model, aside, args.save_format)
-        elif isinstance(model, InternVL_V1_5):
-            verify_vision.check_internvl(model, aside)
-        size = 2 * sum(parameter.numel() for parameter in model.parameters())
-        rounds = verify.has_experts(model.llm)  # routers may choose others then
-        if rounds or not (args.verify or size <= verify.AUTO_VERIFY_BYTES):
-            return
-        dtype = _rounding(cfg, weights, written_dtype)
-        if parts:
-            section = _with_present_checkpoint(cfg.model)
-            trained = BUILDER.build(section)
-            trained.load_state_dict(weights.tensors, strict=False)
-            expected = verify_vision.compute_logits(trained)
-            del trained
-            encoder = BUILDER.build(cfg.model.visual_encoder)
-            again = verify_vision.read_parts(model, cfg.model.llm, encoder, aside)
-            found = verify_vision.compute_logits(again)
-        else:
-            expected = verify_vision.compute_logits(model)
-            if args.save_format == "official":
-                encoder = BUILDER.build(cfg.model.visual_encoder)
-                again = verify_vision.read_official(model, encoder, aside)
-                found = verify_vision.compute_logits(again)
-            else:
-                found = verify_vision.compute_stock_logits(aside, model)
-    difference = verify.compare(expected, found)
-    verify.check_difference(difference, dtype, tr("the trained model"))
-
-
-def _with_present_checkpoint(model: Mapping[str, Any]) -> Any:
-    """The model's config; without the checkpoint of its pretraining where that is gone."""
-    section: Any = copy.deepcopy(model)
-    before = section.get("pretrained_pth")
-    if before is not None and not Path(before).exists():
-        section["pretrained_pth"] = None
-    return section
-
-
 def _loader(cfg: Config, meta_model: FinetuneModel) -> type:
     """The class that loads what was written: the config's, or that of the model a function made."""
     loader = getattr(cfg.model.llm.type, "__self__", None)
@@ -452,7 +386,7 @@ def _verify(
     adapter = write_model.is_adapter(meta_model.llm)
     classifier = hasattr(meta_model, "v_head")
     measure: Any = verify.compute_rewards if classifier else verify.compute_logits
-    dtype = _rounding(cfg, weights, written_dtype)
+    dtype = rounding(cfg, weights, written_dtype)
     with verify.quiet_transformers():
         trained = BUILDER.build(cfg.model)
         trained.load_state_dict(weights.tensors, strict=False)
@@ -484,20 +418,6 @@ def _verify(
         )
     else:
         verify.check_difference(difference, dtype, what)
-
-
-def _rounding(
-    cfg: Config, weights: TrainedWeights, written_dtype: torch.dtype | None
-) -> torch.dtype:
-    """The dtype that weights or products were rounded to."""
-    import torch
-
-    if (cfg.model.get("llm") or {}).get("quantization_config"):
-        return torch.float16  # what the base computes in, whatever the adapter is kept in
-    if written_dtype in (torch.bfloat16, torch.float16):
-        return written_dtype
-    dtypes = {info.dtype for info in weights.infos.values()}
-    return torch.float32 if dtypes == {torch.float32} else torch.bfloat16
 
 
 def _fit_reader(meta_model: FinetuneModel, aside: Path, reader: str) -> None:
