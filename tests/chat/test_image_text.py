@@ -7,15 +7,22 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from tests.helpers.image_text import FAMILIES, image_text_folder, make_image
+from tests.helpers.tiers import few_fast
+from tests.helpers.videos import TAKE_VIDEOS, load_with_videos, make_video
+from xtuner.chat import screen
 from xtuner.chat.image_text import ImageTextPrompt
 from xtuner.chat.prompt import ChatImage, Turn
 from xtuner.chat.session import ChatSession, Sampling
+from xtuner.dataset.images import ORIENTATION, decode_image
+from xtuner.engine.hooks import EvaluateChatHook
 from xtuner.entry_point import main
 from xtuner.tokenization.processor import load_processor
 from xtuner.tools.chat_loading import load_for_chat
@@ -89,6 +96,39 @@ def test_the_model_sees_the_images_of_its_turn_and_of_earlier_ones():
     assert len(seen) == 3
 
 
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return make_video(tmp_path_factory.mktemp("videos") / "a video.mp4", 9)
+
+
+@pytest.mark.parametrize("kind", few_fast(TAKE_VIDEOS, ("qwen2_5_vl", "llava_onevision")))
+def test_prompts_with_videos_are_those_of_the_processor(kind, video):
+    processor = load_with_videos(image_text_folder(kind))
+    prompt = ImageTextPrompt(processor.tokenizer, None, [], processor)
+    clip = prompt.read_video(str(video))
+    stacks = kind in ("llava_onevision", "internvl")
+    used = np.linspace(0, 8, 16).round() if stacks else (0, 3, 5, 8)
+    assert list(clip.shape.used) == list(used)
+    metadata = dict(total_num_frames=9, fps=4.0, duration=2.25, frames_indices=list(used))
+    visuals = [clip]
+    settings = dict(videos=[clip.array()], video_metadata=[metadata], do_sample_frames=False)
+    if kind not in ("smolvlm", "glm4v"):
+        visuals.append(make_image(40, 28, 1))
+        settings["images"] = [visuals[1:]]
+    parts = [{"type": "video"}, {"type": "image"}][: len(visuals)]
+    content = [*parts, {"type": "text", "text": "What happens?"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    theirs = processor(text=[text], add_special_tokens=False, return_tensors="pt", **settings)
+    turns = [Turn("What happens?", images=tuple(map(ChatImage, visuals)))]
+    assert prompt.ids(turns) == theirs["input_ids"][0].tolist()
+    ours = prompt.model_inputs(turns)
+    assert any("pixel_values" in name for name in ours)
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name])
+
+
 def chat(words, text, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     status = main(["chat", *words, "--max-new-tokens", "3", "--temperature", "0"])
@@ -120,6 +160,70 @@ def test_typed_with_an_adapter_images_and_a_saved_conversation(
         {"type": "image", "image": str(photo)},
         {"type": "text", "text": "what?"},
     ]
+
+
+def test_typed_with_videos(video, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("xtuner.tokenization.processor.load_processor", load_with_videos)
+    folder = str(image_text_folder("qwen2_5_vl"))
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(3):
+        make_image(40, 28, number).save(frames / f"{number}.png")
+    saved = tmp_path / "saved.jsonl"
+    lines = ["what?", f"/video '{frames}'", f"/image {photo}", "and this?", f"/save {saved}", ""]
+    status, out, err = chat([folder, "--video", str(video)], "\n".join(lines), monkeypatch, capsys)
+    assert status == 0 and out.count("assistant: ") == 2
+    assert err.count("the next question is about") == 2
+    (row,) = map(json.loads, saved.read_text("utf-8").splitlines())
+    seen = [part for message in row["messages"] for part in message["content"]]
+    assert [part for part in seen if "type" in part and part["type"] != "text"] == [
+        {"type": "video", "video": str(video)},
+        {"type": "video", "video": str(frames)},
+        {"type": "image", "image": str(photo)},
+    ]
+    reasons = {
+        "": "usage: /video FILE",
+        "none.mp4": "the video cannot be read: No such file",
+        str(saved): "the video cannot be read: is no video",
+        str(tmp_path / "empty"): "the video cannot be read: is a folder without images",
+    }
+    (tmp_path / "empty").mkdir()
+    typed = "".join(f"/video {name}\n" for name in reasons)
+    _, _, err = chat([folder], typed, monkeypatch, capsys)
+    assert [reason for reason in reasons.values() if reason not in err] == []
+    smolvlm = str(image_text_folder("smolvlm"))
+    words = [smolvlm, "--video", str(video), "--image", str(photo)]
+    status, _, err = chat(words, "what?\n/clear\nhi\n", monkeypatch, capsys)
+    assert status == 1 and "SmolVLMProcessor takes no images and videos in one conversation" in err
+
+
+def test_photos_are_turned_as_in_training(tmp_path, capsys):
+    file = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    make_image(40, 28, 1).save(file, exif=exif)
+    prompt = prompt_of("qwen2_5_vl")
+    session = ChatSession(None, prompt)
+    screen._command(session, f"/image {file}", stream=False)
+    hook = EvaluateChatHook(
+        prompt.tokenizer,
+        ["What?"],
+        evaluation_images=[str(file)],
+        processor=prompt.processor,
+    )
+    seen = [session.images[0].image, *hook._about(0)]
+    assert [image.size for image in seen] == [decode_image(file).size] * 2 == [(28, 40)] * 2
+
+
+def test_videos_for_a_model_without_them_are_refused(video, answering_model, monkeypatch, capsys):
+    for folder, reason in (
+        (str(answering_model), "this model takes no videos"),
+        (str(image_text_folder("gemma3")), "Gemma3Processor takes no videos"),
+    ):
+        status, _, err = chat([folder, "--video", str(video)], "hi\n", monkeypatch, capsys)
+        assert status == 1 and reason in err
+        _, _, err = chat([folder], f"/video {video}\nexit\n", monkeypatch, capsys)
+        assert reason in err
 
 
 def test_what_cannot_be_shown_is_said(photo, answering_model, monkeypatch, capsys):

@@ -117,7 +117,7 @@ def test_images_come_before_videos_and_numbers_choose():
 def test_frames_are_spread_over_a_video():
     assert FrameSampling(4).of(9, 4.0) == (0, 3, 5, 8)
     assert FrameSampling(8, fps=2.0).of(9, 4.0) == (0, 3, 5, 8)  # 2.25 seconds
-    assert FrameSampling(8).of(3, 4.0) == (0, 1, 2)
+    assert FrameSampling(8, fps=None).of(3, 4.0) == (0, 1, 2)
     assert FrameSampling(4, exactly=True).of(3, 4.0) == (0, 1, 1, 2)
     assert FrameSampling(8, fps=0.01).of(9, 4.0) == (0,)
 
@@ -186,8 +186,25 @@ def test_frames_in_memory_and_videos_in_bytes(folder, qwen):
     (ref,) = conversation_of({"messages": [ASK, SAY], "videos": [frames]}).images
     shape = ref.shape(folder, FrameSampling(3))
     assert shape == VideoShape(40, 30, 5, 2.0, (0, 2, 4))
-    read = ref.read(folder, shape)
-    assert np.array_equal(np.asarray(read[1]), np.asarray(frames[2].convert("RGB")))
+    read = ref.clip(folder, shape)
+    assert np.array_equal(read.array()[1], np.asarray(frames[2].convert("RGB")))
+
+
+def test_a_folder_of_frames_is_a_video(folder, qwen):
+    inside = folder / "frames"
+    inside.mkdir()
+    for number in (1, 2, 10):
+        make_image(40, 30, number).save(inside / f"frame{number}.png")
+    (inside / "about.txt").write_text("from a camera", "utf-8")
+    rows = [{"messages": [ASK, SAY], "videos": ["frames"]}]
+    (clip,) = dataset_of(folder, qwen, rows)[0]["images"][0]
+    assert clip.shape == VideoShape(40, 30, 3, 2.0, (0, 1, 2))
+    for number, frame in zip((1, 2, 10), clip.array(), strict=True):
+        assert np.array_equal(frame, np.asarray(make_image(40, 30, number)))
+    (folder / "nothing").mkdir()
+    rows = [{"messages": [ASK, SAY], "videos": ["nothing"]}]
+    with pytest.raises(UserError, match="nothing: is a folder without images"):
+        dataset_of(folder, qwen, rows, bad_rows="error")
 
 
 BAD = {
@@ -211,7 +228,7 @@ def test_broken_videos_are_named_and_end_no_run(folder, qwen, caplog):
     with pytest.raises(UserError, match=r"text\.mp4: is no video"):
         dataset_of(folder, qwen, rows[:3], bad_rows="error")
     frames = {"messages": [ASK, SAY], "videos": [["0.png", "text.mp4"]]}
-    with pytest.raises(UserError, match="a video of 2 frames: is no image"):
+    with pytest.raises(UserError, match=r"a video of 2 frames: text\.mp4: is no image"):
         dataset_of(folder, qwen, [frames], bad_rows="error")
 
 

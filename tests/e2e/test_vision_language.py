@@ -9,6 +9,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,8 +19,9 @@ from transformers import AutoModelForImageTextToText
 from tests.e2e.test_own_code import say
 from tests.e2e.test_printed_commands import PRINTED
 from tests.helpers.image_text import save_image_text
+from tests.helpers.videos import load_with_videos
 from xtuner.config.check.checker import check
-from xtuner.tokenization.image_prompt import encode_image_prompt, user_message
+from xtuner.dataset.vision_language.image_prompt import encode_image_prompt, user_message
 from xtuner.tokenization.processor import load_processor
 
 COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
@@ -67,7 +70,7 @@ def answers_of(folder: Path, photos: Path) -> list[str]:
     red, blue = (Image.open(photos / f"{color}3.png") for color in COLORS)
     said = []
     for question, images in ((ONE, [red]), (ONE, [blue]), (TWO, [red, blue]), (TWO, [blue, red])):
-        inputs = encode_image_prompt(processor, [user_message(question, len(images))], images)
+        inputs = encode_image_prompt(processor, [user_message(question, images)], images)
         answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         new = answer[0, inputs["input_ids"].shape[1] :]
         said.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
@@ -112,3 +115,53 @@ def test_photos_become_answers(place, capsys, monkeypatch):
     shown, folder = run_printed(capsys, monkeypatch, say(capsys, *words, "lr=1e-2", "max_epochs=4"))
     assert shown.index("assistant: blue\n") < shown.index("assistant: red\n")
     assert answers_of(folder, place / "photos")[:2] == ["blue", "red"]
+
+
+def save_video(file: Path, color: str, seed: int) -> str:
+    """A second in one color."""
+    draw = random.Random(seed)
+    shade = [value + draw.randint(-20, 20) for value in COLORS[color]]
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 4, (56, 56))
+    for _ in range(4):
+        writer.write(np.full((56, 56, 3), shade[::-1], dtype=np.uint8))
+    writer.release()
+    return file.name
+
+
+def test_videos_become_answers(tmp_path, capsys, monkeypatch):
+    """What the model said at the end of its training chat says with the adapter, and merged."""
+    monkeypatch.setattr("xtuner.tokenization.processor.load_processor", load_with_videos)
+    monkeypatch.chdir(tmp_path)
+    save_image_text(tmp_path / "vlm", "qwen2_5_vl")
+    (tmp_path / "videos").mkdir()
+    rows = []
+    for number in range(12):
+        for color in COLORS:
+            name = save_video(tmp_path / "videos" / f"{color}{number}.mp4", color, number)
+            row = image_row(ONE, [], color) | {"videos": [name]}
+            row["messages"][0]["content"] = f"<video>{ONE}"
+            rows.append(row)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "videos/rows.jsonl").write_text(lines, "utf-8")
+    words = ["--model", "vlm", "--method", "lora", "--data", "videos/rows.jsonl", "."]
+    (train,) = PRINTED.findall(say(capsys, "copy-cfg", *words))
+    assert check(shlex.split(train)[2]) == []
+    options = ["dataloader_num_workers=0", "accumulative_counts=1", "batch_size=4", "lr=1e-2"]
+    words = [*shlex.split(train)[1:], "--cfg-options", *options, "max_epochs=8"]
+    said = say(capsys, *words, "freeze_projector=False")
+    *_, red, blue = said.split("Sample output")
+    assert ("red" in red, "blue" in red, "red" in blue, "blue" in blue) == (
+        True,
+        False,
+        False,
+        True,
+    )
+    convert, merge, chat = (shlex.split(each)[1:] for each in PRINTED.findall(said))
+    say(capsys, *convert)
+    say(capsys, *merge)
+    lines = [ONE, "/clear", "/video videos/blue5.mp4", ONE, "exit"]
+    for model in (convert[-1], chat[1]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+        words = ["chat", model, "--video", "videos/red5.mp4", "--temperature", "0"]
+        shown = say(capsys, *words)
+        assert shown.index("assistant: red\n") < shown.index("assistant: blue\n")

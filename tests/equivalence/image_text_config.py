@@ -1,4 +1,4 @@
-# A few optimizer steps of a tiny vision-language model; one row in two has an image.
+# A few optimizer steps of a tiny vision-language model on rows of text, images and videos.
 from datasets import load_dataset
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import DistSamplerSeedHook, LoggerHook, ParamSchedulerHook
@@ -7,11 +7,11 @@ from peft import LoraConfig
 from torch.optim import AdamW
 from transformers import AutoModelForImageTextToText
 
+from tests.helpers.videos import load_with_videos
 from xtuner.dataset import VisionLanguageDataset, VisionLanguagePreferenceDataset
 from xtuner.dataset.collate_fns import vision_language_collate_fn
 from xtuner.engine.runner import TrainLoop
 from xtuner.model import VisionLanguageDPO, VisionLanguageFinetune
-from xtuner.tokenization.processor import load_processor
 
 base = "set by the test"
 data_files = "set by the test"
@@ -22,7 +22,7 @@ pairs = False  # of answers, for DPO
 ways = 1  # processes
 steps = 3
 
-processor = dict(type=load_processor, name_or_path=base)
+processor = dict(type=load_with_videos, name_or_path=base)
 model = dict(
     type=VisionLanguageDPO if pairs else VisionLanguageFinetune,
     llm=dict(type=AutoModelForImageTextToText.from_pretrained, pretrained_model_name_or_path=base),
@@ -39,7 +39,7 @@ train_dataloader = dict(
         type=VisionLanguagePreferenceDataset if pairs else VisionLanguageDataset,
         dataset=dict(type=load_dataset, path="json", data_files=data_files),
         processor=processor,
-        max_length=64,
+        max_length=66,
         pack_to_max_length=packed and not pairs,
     ),
     sampler=dict(type=DefaultSampler, shuffle=False),

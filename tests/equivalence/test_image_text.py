@@ -1,4 +1,4 @@
-"""Two processes train what one does on rows of which some have no image, in each way of sharing."""
+"""Two processes train what one does on text, images and videos, in each way of sharing a model."""
 
 from __future__ import annotations
 
@@ -33,19 +33,24 @@ FAST = [("packed", ""), ("full", "--fsdp"), ("frozen", "--fsdp")]
 
 
 def save_rows(folder: Path) -> Path:
-    """Rows with an image and rows of text in turn: processes have one kind each.
+    """Rows of text, and between them rows with an image, a video or both.
 
-    32 rows are 20 packed ones, as many for each process.
+    Batches of one process have none of these, one, or both, while those of the other have another:
+    it calls the visual encoder as often. 30 rows are 18 packed ones, as many for each process.
     """
     rows = []
-    for number in range(32):
-        seen = "<image>" if number % 2 else ""
+    for number in range(30):
+        seen = ("", "<image>", "", "<video>", "", "<image><video>")[number % 6]
         answer = {"role": "assistant", "content": f"number {number} of them"}
         messages = [{"role": "user", "content": f"{seen}What is {number}?"}, answer]
         name = f"{number}.png"
         make_image(56, 28 + number % 12, number).save(folder / name)
         rejected = {"rejected_response": f"not {number}"}  # read by pairs alone
-        rows.append({"messages": messages, "images": [name] if seen else [], **rejected})
+        files = {
+            "images": [name] if "<image>" in seen else [],
+            "videos": [[name, name]] if "<video>" in seen else [],
+        }
+        rows.append({"messages": messages, **files, **rejected})
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     return file

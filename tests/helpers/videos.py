@@ -53,9 +53,9 @@ def make_video(file: Path, frames: int, size: tuple[int, int] = (56, 28), fps: f
     return file
 
 
-def load_with_videos(name_or_path: str | Path) -> Any:
-    """The processor of a family, with its own video processor."""
-    processor: Any = load_processor(name_or_path)
+def load_with_videos(name_or_path: str | Path, trust_remote_code: bool = False) -> Any:
+    """As ``load_processor``, with the family's own video processor."""
+    processor: Any = load_processor(name_or_path, trust_remote_code)
     known = getattr(processor, "video_processor", None)
     if isinstance(known, MissingVideoProcessor):
         settings = known.to_dict()

@@ -1,21 +1,26 @@
-"""DPO and ORPO of vision-language models equal the plain class, answer by answer."""
+"""DPO, ORPO and rewards of vision-language models equal the plain class, answer by answer."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from tests.helpers.image_text import (
     collated,
     image_text_folder,
+    make_image,
     plain_image_text,
     processed,
     samples_of,
 )
 from tests.helpers.tiers import slow
-from xtuner.model import VisionLanguageDPO, VisionLanguageORPO
+from xtuner.dataset import VisionLanguagePreferenceDataset
+from xtuner.dataset.collate_fns import vision_language_collate_fn
+from xtuner.model import VisionLanguageDPO, VisionLanguageORPO, VisionLanguageRewardModel
 from xtuner.proving.training import move_adapter, train_on
 from xtuner.tokenization.processor import load_processor
 from xtuner.utils.errors import UserError
@@ -131,3 +136,78 @@ def count_of(processor, sample):
     ids = processed(processor, [sample])["input_ids"]
     types = torch.tensor(processor.create_mm_token_type_ids(ids.tolist()))[0]
     return int((types[1:] == 0).sum())
+
+
+QUESTIONS = (("What is it?", "a square", "a dog", 1), ("Which one?", "the first", "none", 2))
+
+
+def own_reward(processor, model, question, answer, images, token):
+    """The logit of a class of transformers for one conversation that ends in the token."""
+    seen = [{"type": "image", "image": image} for image in images]
+    messages = [
+        {"role": "user", "content": [*seen, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    batch = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    more = {"input_ids": token, "attention_mask": 1}
+    shape = batch["input_ids"].shape
+    for name, value in batch.items():
+        if value.shape == shape:
+            batch[name] = torch.cat([value, value.new_full((1, 1), more.get(name, 0))], 1)
+    return model(**batch).logits[0, 0]
+
+
+@pytest.mark.parametrize("packed", [True, slow(False)])
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
+def test_rewards_are_those_of_transformers_class(kind, packed, tmp_path):
+    processor = load_processor(str(image_text_folder(kind)))
+    token = processor.tokenizer.eos_token_id
+    images = [make_image(56, 28, 1), make_image(28, 28, 2)]
+    rows = [
+        {"question": q, "chosen": good, "rejected": bad, "images": images[:count]}
+        for q, good, bad, count in QUESTIONS
+    ]
+    data = VisionLanguagePreferenceDataset(
+        Dataset.from_list(rows), processor, 128, is_reward=True, reward_token_id=token
+    )
+    batch = vision_language_collate_fn(list(data), processor, use_varlen_attn=packed)["data"]
+    model = VisionLanguageRewardModel(
+        plain_image_text(kind, attn_implementation="sdpa"),
+        processor=processor,
+        use_varlen_attn=packed,
+        loss_type="ranking",
+        penalty_type="none",
+    ).eval()
+    model.to_hf(tmp_path / "hf")
+    found = train_on(model, [batch])
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "hf", attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    plain.config.get_text_config().pad_token_id = None
+    rewards = [
+        own_reward(processor, plain, question, answer, images[:count], token)
+        for question, good, bad, count in QUESTIONS
+        for answer in (good, bad)
+    ]
+    chosen, rejected = torch.stack(rewards[::2]), torch.stack(rewards[1::2])
+    loss = -nn.functional.logsigmoid(chosen - rejected).mean()
+    loss.backward()
+    assert abs((chosen - rejected).mean()) > 1e-4
+    assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    gradients = {name: weight.grad for name, weight in plain.named_parameters()}
+    ours = {**found.gradients, "score.weight": model.v_head.weight.grad}
+    assert len(ours) > 10
+    for name, gradient in ours.items():
+        scale = gradients[name].abs().max() + 1e-8
+        assert (gradient - gradients[name]).abs().max() < 1e-3 * scale, name
+
+
+def test_reward_models_that_nothing_could_load_are_refused():
+    with pytest.raises(UserError, match="no class for a reward model of qwen2_5_vl") as error:
+        VisionLanguageRewardModel(
+            plain_image_text("qwen2_5_vl"),
+            processor=load_processor(str(image_text_folder("qwen2_5_vl"))),
+        )
+    assert "it has one for: gemma3, qwen3_5." in error.value.hint

@@ -12,17 +12,23 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from PIL import Image
 from torch import nn
 
 from tests.helpers.image_text import image_text_folder, make_image, plain_image_text
 from tests.helpers.support import require_same
-from tests.helpers.tiers import few_fast
+from tests.helpers.tiers import few_fast, slow
 from tests.helpers.videos import TAKE_VIDEOS, load_with_videos, make_video
 from xtuner.dataset import VisionLanguageDataset
 from xtuner.dataset.collate_fns import vision_language_collate_fn
 from xtuner.model import VisionLanguageFinetune
-from xtuner.proving.training import Trained, gradients_of
+from xtuner.proving.training import Trained, gradients_of, move_adapter
 
 FRAMES = 4
 VIDEOS = {"a.mp4": (9, (56, 28), 4.0), "b.mp4": (6, (64, 48), 2.0)}
@@ -145,3 +151,27 @@ def test_loss_and_gradients_equal_the_plain_class(kind, folder):
         loss = model(model.prepare_batch(batch["data"], torch.device("cpu")))["loss"]
         loss.backward()
         require_same(Trained(loss.item(), gradients_of(model.llm)), wanted)
+
+
+@pytest.mark.parametrize("packed", [True, slow(False)])
+@pytest.mark.parametrize("kind", few_fast(TAKE_VIDEOS, ("qwen3_vl", "internvl")))
+def test_an_adapter_on_videos_is_pefts_on_the_plain_class(kind, packed, folder):
+    data = dataset_of(kind, folder)
+    rows = [data[index] for index in range(len(data))]
+    model = VisionLanguageFinetune(
+        plain_image_text(kind, attn_implementation="sdpa"),
+        processor=processor_of(kind),
+        use_varlen_attn=packed,
+        use_activation_checkpointing=packed,
+        lora={"type": LoraConfig, "r": 4, "lora_alpha": 16, "task_type": "CAUSAL_LM"},
+    ).train(packed)
+    move_adapter(model)
+    batch = vision_language_collate_fn(rows, processor_of(kind), use_varlen_attn=packed)
+    loss = model(model.prepare_batch(batch["data"], torch.device("cpu")))["loss"]
+    loss.backward()
+    plain = get_peft_model(plain_image_text(kind), model.llm.peft_config["default"]).eval()
+    set_peft_model_state_dict(plain, get_peft_model_state_dict(model.llm))
+    wanted = plain_training(kind, folder, plain, rows)
+    found = Trained(loss.item(), gradients_of(model.llm))
+    assert found.gradients and all("lora" in name for name in found.gradients)
+    require_same(found, wanted)

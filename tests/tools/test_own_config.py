@@ -176,6 +176,61 @@ def test_pairs_of_answers_give_a_config_for_dpo(tmp_path, tiny_llama, capsys, la
     assert "DPO, LoRA, on 30 pairs of your own" in (tmp_path / "dpo.py").read_text()
 
 
+@pytest.mark.parametrize(
+    ("layout", "method", "kind", "lr"),
+    [
+        ("texts", "orpo_qlora", "ORPO", 5e-5),
+        ("texts", "reward_full", "RewardModel", 2e-5),
+        ("of ms-swift", "orpo_full", "VisionLanguageORPO", 5e-6),
+        ("of ms-swift", "reward_lora", "VisionLanguageRewardModel", 1e-4),
+    ],
+)
+def test_pairs_of_answers_by_another_method(tmp_path, tiny_llama, capsys, layout, method, kind, lr):
+    file = write_rows(tmp_path / "pairs.jsonl", [PAIRS[layout]] * 30)
+    make_image(28, 28, 0).save(tmp_path / "a.png")
+    model = image_text_folder("gemma3") if layout == "of ms-swift" else tiny_llama
+    words = ["--model", model, "--method", method, "--data", file, tmp_path / "own.py"]
+    say(capsys, "copy-cfg", *words)
+    assert [problem for problem in check(tmp_path / "own.py") if problem.severity == "error"] == []
+    cfg = load_config(tmp_path / "own.py")
+    assert (cfg.model.type.__name__, cfg.lr) == (kind, lr)
+    if "reward" in method:
+        assert cfg.train_dataset.is_reward and cfg.train_dataset.reward_token_id >= 0
+
+
+def test_a_method_for_pairs_needs_pairs_and_a_class_that_loads_the_result(tmp_path, capsys):
+    make_image(28, 28, 0).save(tmp_path / "a.png")
+    pairs = write_rows(tmp_path / "pairs.jsonl", [PAIRS["of ms-swift"]] * 2)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"image": "a.png", "question": "q", "answer": "a"}])
+    model = str(image_text_folder("qwen2_5_vl"))
+    for method, words, message in (
+        ("orpo_lora", ["--data", str(rows)], "these rows are none"),
+        ("orpo_lora", ["--dataset", "alpaca"], "give yours with --data"),
+        ("reward_full", ["--data", str(pairs)], "no class for a reward model of qwen2_5_vl"),
+    ):
+        words = ["copy-cfg", "--model", model, "--method", method, *words, str(tmp_path)]
+        assert main(words) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_rows_with_videos_are_asked_about(tmp_path, capsys):
+    make_image(28, 28, 0).save(tmp_path / "a.png")
+    rows = [
+        {"question": "What happens?", "answer": "it moves", "videos": ["a.mp4"]},
+        {"question": "And here?", "answer": "nothing", "videos": [["a.png", "a.png"]]},
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    model = image_text_folder("qwen2_5_vl")
+    say(capsys, "copy-cfg", "--model", model, "--data", file, tmp_path / "own.py")
+    assert [problem for problem in check(tmp_path / "own.py") if problem.severity == "error"] == []
+    cfg = load_config(tmp_path / "own.py")
+    hook = cfg.custom_hooks[1]
+    image = str(tmp_path / "a.png")
+    assert list(hook.evaluation_videos) == [str(tmp_path / "a.mp4"), (image, image)]
+    assert "evaluation_images" not in hook
+    assert (hook.video_frames, cfg.train_dataset.video_frames) == (16, 16)
+
+
 def test_pairs_of_answers_that_no_config_trains_on(tmp_path, tiny_llama, capsys):
     text, pictured = (write_rows(tmp_path / f"{name}.jsonl", [PAIRS[layout]])
                       for name, layout in (("t", "texts"), ("i", "of ms-swift")))  # fmt: skip

@@ -13,25 +13,27 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from xtuner.tokenization.chat_template import answer_stops, render_question
 from xtuner.tokenization.rendering import rendered
 from xtuner.tokenization.segments import bos_and_eos, encode_segments
+from xtuner.utils.errors import UserError
+from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import GenerationConfig
 
+    from xtuner.dataset.videos import Clip, Visual
     from xtuner.utils.types import Tokenizer
 
 
 @dataclass(frozen=True)
 class ChatImage:
-    """An image in a conversation, and the file that it was read from; None if there is none."""
+    """An image or a video in a conversation, and the file that it was read from, if any."""
 
-    image: Image
+    image: Visual
     file: str | None = None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its images, and its answer, None before it is generated."""
+    """A question with its images and videos, and its answer, None before it is generated."""
 
     question: str
     answer: str | None = None
@@ -81,6 +83,20 @@ class ChatPrompt:
     def model_inputs(self, turns: Sequence[Turn], system: str = "") -> dict[str, Any]:
         """What the model takes beside the ids of a conversation."""
         return {}
+
+    def read_video(self, file: str) -> Clip:
+        """Read a video for the next question.
+
+        Args:
+            file: a file, a folder of frames, or an address.
+
+        Raises:
+            UserError: when the model takes no videos, or this one cannot be read.
+        """
+        raise UserError(
+            tr("this model takes no videos."),
+            hint=tr("chat with a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct."),
+        )
 
     def stops(
         self, generation_config: GenerationConfig | None = None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtuner.chat.prompt import ChatImage
 from xtuner.chat.session import ChatSession
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import write_text
@@ -141,8 +142,8 @@ def _command(session: ChatSession, line: str, stream: bool) -> None:
         session.system = rest.strip()
         session.reset()
         _note(tr("[system prompt set; history cleared]"))
-    elif word == "/image":
-        _attach(session, rest.strip())
+    elif word in ("/image", "/video"):
+        _attach(session, word, rest.strip())
     elif word == "/save":
         _save(session, rest.strip())
     elif word == "/undo":
@@ -163,11 +164,12 @@ def _command(session: ChatSession, line: str, stream: bool) -> None:
         _note(tr("[there is no command {word}; /help lists them]", word=word))
 
 
-def read_image(file: str) -> Image:
-    """Read an image, upright as a viewer shows it.
+def read_image(file: str, upright: bool = True) -> Image:
+    """Read an image as training does.
 
     Args:
         file: a path or an ``http(s)`` address.
+        upright: turned as a viewer shows it, which LLaVA's rows are not.
 
     Raises:
         UserError: when it cannot be read.
@@ -175,22 +177,25 @@ def read_image(file: str) -> Image:
     from xtuner.dataset.images import load_image
 
     try:
-        return load_image(file)
+        return load_image(file, upright)
     except OSError as error:
         raise UserError(
             tr("the image cannot be read: {error}", error=error), where=Where(file)
         ) from error
 
 
-def _attach(session: ChatSession, file: str) -> None:
-    """Add the image of ``/image FILE`` to the next question."""
+def _attach(session: ChatSession, word: str, file: str) -> None:
+    """Add the image of ``/image FILE`` or the video of ``/video FILE`` to the next question."""
     if not file:
-        _note(tr("[usage: /image FILE]"))
+        _note(tr("[usage: {word} FILE]", word=word))
         return
     file = file.strip("'\"")
     file = file if "://" in file else str(Path(file).expanduser())
+    prompt = session.prompt
     try:
-        session.attach(read_image(file), file)
+        is_image = word == "/image"
+        visual = read_image(file, prompt.takes_images) if is_image else prompt.read_video(file)
+        session.attach(visual, file)
     except UserError as error:
         _note(f"[{error}]")
         return
@@ -205,6 +210,7 @@ def _help() -> str:
         "/retry": tr("answer the last question again"),
         "/undo": tr("remove the last question"),
         "/image FILE": tr("ask the next question about an image (too)"),
+        "/video FILE": tr("ask the next question about a video (too)"),
         "/save FILE": tr("write the conversation (JSON lines of messages)"),
         "Alt-Enter": tr("start a new line"),
         "Ctrl-C": tr("stop generating"),
@@ -223,8 +229,7 @@ def _save(session: ChatSession, file: str) -> None:
     for turn in session.turns:
         content: str | list[dict[str, Any]] = turn.question
         if turn.images:
-            images = [{"type": "image", "image": each.file} for each in turn.images]
-            content = [*images, {"type": "text", "text": turn.question}]
+            content = [*map(_part, turn.images), {"type": "text", "text": turn.question}]
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": turn.answer or ""})
     try:
@@ -233,6 +238,14 @@ def _save(session: ChatSession, file: str) -> None:
         _note(tr("[not saved: {error}]", error=error))
         return
     _note(tr("[saved in {file}]", file=file))
+
+
+def _part(visual: ChatImage) -> dict[str, Any]:
+    """An image or a video as a part of a message."""
+    from xtuner.dataset.videos import Clip
+
+    kind = "video" if isinstance(visual.image, Clip) else "image"
+    return {"type": kind, kind: visual.file}
 
 
 def _note(text: str) -> None:

@@ -17,9 +17,9 @@ from xtuner.utils.lang import tr
 from xtuner.utils.stop_criteria import StopWordStoppingCriteria
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedConfig
 
+    from xtuner.dataset.videos import Visual
     from xtuner.utils.types import Tokenizer
 
 Say = Callable[[str], None]
@@ -80,7 +80,7 @@ class ChatSession:
         run_tools: maps the text after ``<|Commands|>:`` to the text of the results; None for none.
         notice: called with messages for the user, such as that history was dropped.
         turns: questions and their answers, oldest first.
-        images: go with the next question.
+        images: and videos; they go with the next question.
     """
 
     model: GenerativeModel
@@ -92,11 +92,11 @@ class ChatSession:
     turns: list[Turn] = field(default_factory=list)
     images: list[ChatImage] = field(default_factory=list)
 
-    def attach(self, image: Image, file: str | None = None) -> None:
+    def attach(self, image: Visual, file: str | None = None) -> None:
         """Ask the next question about this image (too).
 
         Args:
-            image: in RGB.
+            image: in RGB; or a video of ``prompt.read_video``.
             file: that it was read from; ``/save`` writes it.
 
         Raises:

@@ -19,8 +19,8 @@ MIN_PACKS = 200
 ENOUGH_STEPS = 200
 MAX_EPOCHS = 10
 MAX_ACCUMULATION = 16
-PAIRS_LR = {"full": 5e-7, "lora": 5e-6, "qlora": 5e-6}
-"""Of DPO by ``Method.weights``; adapters, which begin at zero, take ten times that of weights."""
+PAIRS_LR = {"dpo": (5e-7, 5e-6), "orpo": (5e-6, 5e-5), "reward": (2e-5, 1e-4)}
+"""By ``Method.kind`` of weights and of adapters, which begin at zero and take ten times that."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Rows:
         fields: question and answer, where a function of the config's own reads them.
         questions: a few, to ask while training.
         image_folder: what the paths of images are relative to; None for rows of text.
-        images: those of ``questions``.
+        images: those of ``questions``, None where a question has none.
+        videos: likewise; a list of frames is a tuple.
         loader: the ``path`` of ``load_dataset`` that reads the files.
         load: its further keyword argument, as it is written.
-        pairs: whether a row is a pair of answers, for DPO.
+        pairs: whether a row is a pair of answers.
     """
 
     files: tuple[str, ...]
@@ -49,7 +50,8 @@ class Rows:
     fields: tuple[str, str] | None = None
     questions: tuple[str, ...] = ()
     image_folder: str | None = None
-    images: tuple[str, ...] = ()
+    images: tuple[str | None, ...] = ()
+    videos: tuple[str | tuple[str, ...] | None, ...] = ()
     loader: str = "json"
     load: str = ""
     pairs: bool = False
@@ -76,11 +78,11 @@ def render_for(card: ModelCard, method: str, dataset: DatasetCard, name: str) ->
 
 
 def render_own(card: ModelCard, method: str, rows: Rows, name: str) -> str:
-    """The text of a config that trains on the user's rows, pairs of answers by DPO.
+    """The text of a config that trains on the user's rows.
 
     Args:
         card: the model; ``path`` is what is loaded.
-        method: full, lora or qlora.
+        method: of ``METHODS``, one for pairs of answers where the rows are such.
         rows: what is known of them.
         name: of the config, for its headline.
     """
@@ -89,8 +91,10 @@ def render_own(card: ModelCard, method: str, rows: Rows, name: str) -> str:
     card = replace(card, settings={**card.settings, "max_length": length})
     dataset = own_dataset(rows, length)
     if rows.pairs:
-        dataset = replace(dataset, settings={**dataset.settings, "lr": PAIRS_LR[method]})
-        return render_for(card, f"dpo_{method}", dataset, name)
+        known = METHODS[method]
+        lr = PAIRS_LR[known.kind][known.adapters]
+        dataset = replace(dataset, settings={**dataset.settings, "lr": lr})
+        return render_for(card, method, dataset, name)
     text = render_for(card, method, dataset, name)
     if rows.fields is None:
         return text
@@ -151,8 +155,10 @@ def _own_images(rows: Rows, settings: dict[str, Any]) -> DatasetCard:
     part = "preference_vision" if rows.pairs else source.part
     source = replace(source, part=part, path=path, load=rows.load, loader=rows.loader)
     settings |= {"image_folder": rows.image_folder}
-    if rows.images:
-        settings["evaluation_images"] = list(rows.images)
+    if rows.questions:
+        for name, given in (("evaluation_images", rows.images), ("evaluation_videos", rows.videos)):
+            is_any = any(each is not None for each in given)
+            settings[name] = list(given) if is_any else []
     return replace(
         known,
         title=_title(rows),

@@ -24,7 +24,7 @@ from xtuner.configs.fragments import (
     part,
     renamed,
 )
-from xtuner.configs.settings import DEFAULTS, EXCEPTIONS, IMAGES, LAYOUT, METHODS
+from xtuner.configs.settings import DEFAULTS, EXCEPTIONS, IMAGES, LAYOUT, METHODS, WITH_IMAGES
 
 if TYPE_CHECKING:
     from xtuner.configs.names import ConfigName
@@ -45,6 +45,11 @@ BENCHMARK = {
     "log_interval": 1,
     "throughput": True,
 }
+VISUALS = {
+    "evaluation_images": (),
+    "evaluation_videos": ("video_frames", "video_fps"),
+}
+"""Settings of what questions are about, and what belongs to them."""
 SPLITS = ("data_files", "data_hub", "data_json", "data_ms")
 """Parts whose rows ``val_size`` can split."""
 MAP_FNS = "xtuner.dataset.map_fns"
@@ -234,6 +239,7 @@ def _source(parsed: ConfigName, source: Source, values: Mapping[str, Any]) -> Fr
     placeholders: Placeholders = {
         "VARIABLE": source.variable,
         "LOCAL_FILES": {"path": literal(source.loader), "data_files": "data_files", **more},
+        "REWARD": {"is_reward": "True", "reward_token_id": "reward_token_id"} if reward else {},
     }
     if _takes_images(parsed):
         return filled(fragment, placeholders)
@@ -263,7 +269,7 @@ def _runtime(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
     fields = {"is_intern_repo_dataset": "True"} if _is_intern(parsed) else {}
     hooks = [info_hook(fields)]
     if parsed.method.kind != "reward":
-        hooks.append(_chat_hook(parsed))
+        hooks.append(_chat_hook(parsed, values))
     if values["use_varlen_attn"]:
         hooks.append(part("hook_varlen"))
     if values["throughput"]:
@@ -281,9 +287,11 @@ def _is_intern(parsed: ConfigName) -> bool:
     return parsed.dataset.sources[0].part.startswith("intern_")
 
 
-def _chat_hook(parsed: ConfigName) -> Fragment:
+def _chat_hook(parsed: ConfigName, values: Mapping[str, Any]) -> Fragment:
     own_template = parsed.dataset.kind in ("pretrain", "vision")
-    images = ("processor", "evaluation_images") if _takes_images(parsed) else ()
+    images = ["processor"] if _takes_images(parsed) else []
+    for name, more in VISUALS.items():
+        images += [name, *more] if images and values.get(name) else []
     fields = {key: literal(value) for key, value in parsed.dataset.hook.items()}
     return filled(
         part("hook_chat"),
@@ -355,7 +363,8 @@ def _settings(texts: Sequence[str], modules: Mapping[str, str], values: Mapping[
         free |= more
     groups = []
     for title, group in LAYOUT:
-        lines = [_setting(name, values[name], why) for name, why in group.items() if name in free]
+        why_of = {**group, **(WITH_IMAGES if "video_frames" in free else {})}
+        lines = [_setting(name, values[name], why_of[name]) for name in group if name in free]
         if lines:
             groups.append(f"# {title}\n" + "".join(lines))
     return "\n".join(groups)

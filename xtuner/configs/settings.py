@@ -44,7 +44,7 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "bot_name": "name of the assistant",
             "use_varlen_attn": "packed samples do not attend to each other",
             "dpo_loss_type": "sigmoid, robust, hinge, ipo, kto_pair, sppo_hard or nca_pair",
-            "loss_beta": "strength of the penalty for leaving the reference model",
+            "loss_beta": "DPO: pull of the reference model; ORPO: weight of the odds ratio",
             "label_smoothing": "share of pairs whose labels may be swapped",
             "reward_token_id": "a token that ends a sample; the reward is read there",
             "loss_type": "ranking or focal",
@@ -73,6 +73,8 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "data_files": "your data: one file or more",
             "dataset_folder": "all files of this kind below it are read",
             "max_pixels": "larger images are scaled down to this many pixels",
+            "video_frames": "frames of each video at most, where rows have videos",
+            "video_fps": "frames of each second of a video",
             "max_dataset_length": "rows at most, taken at random",
             "prompt_template": "chat template; use the same in `xtuner chat`",
             "max_length": "tokens of a row; longer samples are truncated",
@@ -109,16 +111,22 @@ LAYOUT: tuple[tuple[str, Mapping[str, str]], ...] = (
             "evaluation_freq": "micro-batches between sample outputs",
             "SYSTEM": "system prompt of the questions",
             "evaluation_images": "images that the questions are about",
+            "evaluation_videos": "videos that the questions are about",
             "evaluation_inputs": "prompts that are answered while training",
         },
     ),
 )
+
+WITH_IMAGES: Mapping[str, str] = {"max_length": "tokens of a row at most; images are never cut"}
+"""What is said of settings of rows with images instead."""
 
 DEFAULTS: Mapping[str, Any] = {
     "use_varlen_attn": True,
     "freeze_visual_encoder": True,
     "freeze_projector": True,
     "max_pixels": Code("1280 * 28 * 28"),
+    "video_frames": 16,
+    "video_fps": 2.0,
     "max_length": 2048,
     "pack_to_max_length": True,
     "sequence_parallel_size": 1,

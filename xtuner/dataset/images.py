@@ -21,6 +21,8 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 READERS = 8
 """Threads that look at image headers: it is waiting for the disk, not work."""
+SMALLER_FIRST = 3.0
+"""How much larger than needed Pillow may leave an image before it is resampled carefully."""
 NOT_READ = ("EPS",)
 """Formats of Pillow that start another program."""
 ORIENTATION = 0x0112
@@ -144,6 +146,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         scale = 257.0 if values.max(initial=0) > 255 or image.mode != "I" else 1.0
         image = Image.fromarray((values / scale).round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def scaled_image(image: Image.Image, size: Size) -> Image.Image:
+    """An image in another size."""
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=SMALLER_FIRST)
 
 
 def decode_base64_to_image(text: str) -> Image.Image:

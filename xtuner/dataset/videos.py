@@ -53,7 +53,7 @@ class FrameSampling:
     """
 
     frames: int = 16
-    fps: float | None = None
+    fps: float | None = 2.0
     exactly: bool = False
 
     def of(self, count: int, fps: float) -> tuple[int, ...]:
@@ -85,6 +85,10 @@ class Clip:
     def array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """(T, H, W, 3) of the frames."""
         return np.stack([np.asarray(frame) for frame in self.frames])
+
+
+Visual = Image.Image | Clip
+"""An image or a video, decoded."""
 
 
 def blank_clip(shape: VideoShape) -> Clip:

@@ -11,7 +11,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "orpo": ("ORPO",),
         "reward": ("RewardModel",),
         "image_text": ("VisionLanguageFinetune",),
-        "image_text_preference": ("VisionLanguageDPO", "VisionLanguageORPO"),
+        "image_text_preference": (
+            "VisionLanguageDPO",
+            "VisionLanguageORPO",
+            "VisionLanguageRewardModel",
+        ),
         "llava": ("LLaVAModel",),
         "internvl": ("InternVL_V1_5",),
     },

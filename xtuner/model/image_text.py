@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 BLANK = 32
 """Pixels of a side of the image that stands for none, before the processor resizes it."""
 
+IMAGES, VIDEOS = "pixel_values", "pixel_values_videos"
+"""What a class takes of images and of videos."""
 NOT_USED = frozenset(("last_hidden_state", "hidden_states", "attentions"))
 """Of the outputs of ``get_image_features``: what the visual encoder gives, before the projector."""
 
@@ -80,6 +82,8 @@ class VisionLanguageModel(FinetuneModel):
     """A blank image as ``get_image_features`` takes it."""
     _computes_blanks: bool | None = None
     """Whether a batch without images has a blank one; None until the first such batch."""
+    _encoder_calls = 1
+    """How often every process calls the visual encoder in a batch."""
     _unreached: Collection[str] = ()
     """Names of weights that were to be trained, and that no image reaches."""
 
@@ -220,8 +224,20 @@ class VisionLanguageModel(FinetuneModel):
         image_rows.require_images(data, self._token_types(data))
         return super().prepare_batch(self._with_positions(data), device)
 
+    def num_items(self, data: Batch) -> dict[str, int]:
+        """As the class of the loss; and ``mixed``: 1 for a batch with images and videos.
+
+        The class calls its visual encoder twice there. Where processes share its weights, all of
+        them do, in the whole step.
+        """
+        counts = super().num_items(data)
+        if VIDEOS in self._arguments:
+            counts["mixed"] = int(_encoder_calls(data) > 1)
+        return counts
+
     def compute_loss(self, data: Batch, num_items_in_batch: Mapping[str, int]) -> dict[str, Tensor]:
         """Compute the loss, images included."""
+        self._encoder_calls = 2 if num_items_in_batch.get("mixed") else 1
         return super().compute_loss(self._with_positions(data), num_items_in_batch)
 
     def hidden_states(self, data: Batch, shard: SequenceShard | None = None) -> Tensor:
@@ -306,7 +322,7 @@ class VisionLanguageModel(FinetuneModel):
 
     @contextlib.contextmanager
     def _blank_image(self, data: Batch, llm: PreTrainedModel | None = None) -> Iterator[None]:
-        """Make all weights for images part of a batch without images, without effect.
+        """Make all weights for images part of a batch without them, without effect.
 
         They then have gradients of 0, for which other processes may wait; weights that processes
         share are gathered in the same order everywhere, frozen ones too. Probes are no batches:
@@ -317,15 +333,19 @@ class VisionLanguageModel(FinetuneModel):
             llm: a transformers model instead of the one that is trained.
         """
         llm = self.causal_lm if llm is None else llm
+        sharded = is_sharded(self.causal_lm)
         if self._computes_blanks is None:
-            self._computes_blanks = self._trains_vision or is_sharded(self.causal_lm)
-        if not self._computes_blanks or data.get("images"):
+            self._computes_blanks = self._trains_vision or sharded
+        missing = (self._encoder_calls if sharded else 1) - _encoder_calls(data)
+        if not self._computes_blanks or missing < 1:
             yield
             return
 
         def add_nothing(module: object, args: object, output: Tensor) -> Tensor:
-            features = self._features_of_blank(output.device, llm)
-            return output + features.to(output.dtype) * 0.0
+            for _ in range(missing):
+                features = self._features_of_blank(output.device, llm)
+                output = output + features.to(output.dtype) * 0.0
+            return output
 
         handle = llm.get_input_embeddings().register_forward_hook(add_nothing)
         try:
@@ -368,6 +388,12 @@ class VisionLanguageFinetune(VisionLanguageModel, SupervisedFinetune):
     def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
         with self._blank_image(data), image_rows.explained():
             return super()._loss_sum_of_all_logits(data, shard)
+
+
+def _encoder_calls(data: Batch) -> int:
+    """How often the class calls its visual encoder for a batch: for images, and for videos."""
+    images = data.get("images") or {}
+    return max(bool(images), sum(name in images for name in (IMAGES, VIDEOS)))
 
 
 def _blank_image(model: VisionLanguageModel, side: int) -> tuple[dict[str, Any], int]:

@@ -1,4 +1,4 @@
-"""DPO and ORPO of a vision-language model: two answers about the same images."""
+"""DPO, ORPO and reward models of vision-language models: two answers about the same images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from xtuner.model.image_text import VisionLanguageModel
 from xtuner.model.modules import image_rows
 from xtuner.model.orpo import ORPO
 from xtuner.model.preference import CompletionLogps, PreferenceModel
+from xtuner.model.reward import RewardModel
+from xtuner.model.reward_classes import require_image_classifier
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 from xtuner.utils.types import Batch
@@ -65,3 +67,19 @@ class VisionLanguageDPO(_VisionLanguagePreference, DPO):
     def reference_logps(self, data: Batch) -> Tensor:
         """As ``DPO``, images included."""
         return super().reference_logps(self._with_positions(data))
+
+
+class VisionLanguageRewardModel(VisionLanguageModel, RewardModel):
+    """A reward model of a vision-language model.
+
+    Loss and head as ``RewardModel``, images as ``VisionLanguageFinetune``; arguments of both
+    classes. Batches are pairs of ``VisionLanguagePreferenceDataset(is_reward=True, ...)``.
+
+    Raises:
+        UserError: for a family that transformers has no sequence classifier with images for: no
+            other program could load the result.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        require_image_classifier(self.causal_lm.config)

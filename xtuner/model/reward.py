@@ -166,8 +166,9 @@ class RewardModel(FinetuneModel):
                 self._write_adapter(aside, dtype)
             else:
                 self._write_classifier(aside, dtype, max_shard_size)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(aside)
+            beside: Any = self.processor or self.tokenizer
+            if beside is not None:
+                beside.save_pretrained(aside)
 
     def _write_adapter(self, aside: Path, dtype: torch.dtype | None) -> None:
         import json
@@ -210,8 +211,10 @@ class RewardModel(FinetuneModel):
 
         config = copy.deepcopy(self.llm.config)
         config.num_labels = 1
-        if self.tokenizer is not None and config.pad_token_id is None:
-            config.pad_token_id = self.tokenizer.pad_token_id
+        config._attn_implementation = "eager"  # nothing is computed
+        text = config.get_text_config()
+        if self.tokenizer is not None and text.pad_token_id is None:
+            text.pad_token_id = self.tokenizer.pad_token_id
         settings = hub_settings(config.model_type, self.reward_token_id)
         config.update(settings)
         with torch.device("meta"):

@@ -12,7 +12,10 @@ from xtuner.config.values import is_number, iter_dicts, last_name, own_values
 from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.utils.dtypes import dtype_name
 
-PREFERENCE_MODELS = ("DPO", "VisionLanguageDPO", "ORPO", "VisionLanguageORPO", "RewardModel")
+PREFERENCE_MODELS = (
+    *("DPO", "VisionLanguageDPO", "ORPO", "VisionLanguageORPO"),
+    *("RewardModel", "VisionLanguageRewardModel"),
+)
 """Model classes whose samples are two sequences: chosen and rejected."""
 LENGTHS = ("max_packed_length", "max_length")
 DEFAULT_LENGTH = 2048

@@ -95,6 +95,27 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=tr("an image to ask about; may be given several times"),
     )
+    parser.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=tr("a video to ask about, or a folder of its frames; may be given several times"),
+    )
+    parser.add_argument(
+        "--video-frames",
+        type=int,
+        default=16,
+        metavar="N",
+        help=tr("frames of a video at most (default: 16); as video_frames of the training"),
+    )
+    parser.add_argument(
+        "--video-fps",
+        type=float,
+        default=2.0,
+        metavar="N",
+        help=tr("frames per second of a video (default: 2); as video_fps of the training"),
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +155,15 @@ def run(args: argparse.Namespace) -> int:
 
     _check_images(args, folder)
     if is_reward_model(folder, adapter):
-        run_reward_chat(folder, adapter, args.torch_dtype, trust_remote_code=args.trust_remote_code)
+        if args.video:
+            raise UserError(tr("a reward model is shown images alone here."), hint="--image FILE")
+        run_reward_chat(
+            folder,
+            adapter,
+            args.torch_dtype,
+            images=args.image,
+            trust_remote_code=args.trust_remote_code,
+        )
         return 0
     import torch
 
@@ -161,6 +190,8 @@ def _check(args: argparse.Namespace) -> None:
             tr("a chat about images needs a template."),
             hint="--prompt-template vicuna",
         )
+    if args.video_frames < 1 or not args.video_fps > 0:
+        raise UserError(tr("--video-frames and --video-fps have to be above 0."), status=2)
     if args.with_plugins:
         moss = "moss_sft"
         if args.prompt_template != moss or args.system_template != moss:
@@ -173,18 +204,24 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_images(args: argparse.Namespace, folder: Path) -> None:
-    """Refuse images that the model would not see."""
+    """Refuse images and videos that the model would not see."""
     from xtuner.tools.chat_loading import is_image_text
 
-    if not args.image:
+    if not (args.image or args.video):
         return
     if is_image_text(folder) and not args.llava:
         if args.prompt_template:
             raise UserError(
-                tr("images go into the model's own chat template."),
+                tr("images and videos go into the model's own chat template."),
                 hint=tr("leave --prompt-template out."),
             )
         return
+    if args.video:
+        raise UserError(
+            tr("this model takes no videos."),
+            hint=tr("chat with a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct."),
+            where=Where(str(folder)),
+        )
     if not args.llava and not _is_internvl(folder):
         raise UserError(
             tr("this model takes no images."),
@@ -249,7 +286,9 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
         notice=_notice,
     )
     for file in args.image:
-        session.attach(read_image(file), file)
+        session.attach(read_image(file, prompt.takes_images), file)
+    for file in args.video:
+        session.attach(prompt.read_video(file), file)
     return session
 
 
@@ -318,14 +357,19 @@ def _image_text(
 ) -> Callable[..., ChatPrompt]:
     """What makes the prompts of a vision-language model; of text alone without its processor."""
     from xtuner.chat.prompt import ChatPrompt
+    from xtuner.dataset.videos import FrameSampling
     from xtuner.tools.chat_loading import image_text_prompt
 
     try:
         return image_text_prompt(
-            folder, adapter, template_arguments, trust_remote_code=args.trust_remote_code
+            folder,
+            adapter,
+            template_arguments,
+            frames=FrameSampling(args.video_frames, args.video_fps),
+            trust_remote_code=args.trust_remote_code,
         )
     except UserError as error:
-        if args.image:
+        if args.image or args.video:
             raise
         _notice(tr("[text only, no images: {error}]", error=error.message))
         return ChatPrompt

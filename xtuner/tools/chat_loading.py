@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from xtuner.chat.prompt import ChatPrompt
+    from xtuner.dataset.videos import FrameSampling
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -53,6 +54,7 @@ def image_text_prompt(
     adapter: Path | None,
     template_arguments: Mapping[str, Any] | None = None,
     *,
+    frames: FrameSampling | None = None,
     trust_remote_code: bool = False,
 ) -> Callable[..., ChatPrompt]:
     """What makes the prompts of a vision-language model of transformers.
@@ -61,6 +63,7 @@ def image_text_prompt(
         folder: the model's.
         adapter: the adapter's, whose processor is used where it has one.
         template_arguments: given to the chat template.
+        frames: which frames of videos are used; as in training by default.
         trust_remote_code: whether code of the folders may run.
 
     Returns:
@@ -70,8 +73,10 @@ def image_text_prompt(
     from xtuner.tokenization.processor import load_processor
 
     own = adapter if adapter is not None and has_processor(adapter) else folder
+    sampling = {} if frames is None else {"frames": frames}
     return functools.partial(
         ImageTextPrompt,
+        **sampling,
         processor=load_processor(str(own), trust_remote_code=trust_remote_code),
         template_arguments=dict(template_arguments or {}),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
 
+    from xtuner.dataset.videos import Visual
     from xtuner.utils.types import Tokenizer
 
 
@@ -31,6 +33,7 @@ def run_reward_chat(
     adapter: Path | None,
     dtype: str = "auto",
     *,
+    images: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> None:
     """Read question and answer in turns and print rewards, until ``exit`` or the end of the input.
@@ -39,11 +42,21 @@ def run_reward_chat(
         folder: the model's folder.
         adapter: the adapter's, if there is one.
         dtype: as ``--torch-dtype``.
+        images: files that all questions are about.
         trust_remote_code: whether code of the folders may run.
     """
     model, tokenizer = _load(folder, adapter, dtype, trust_remote_code)
     file = (adapter or folder) / REWARD_FILE
     token = read_json(file).get("reward_token_id") if file.is_file() else None
+    processor, visuals = None, []
+    if images:
+        from xtuner.chat.screen import read_image
+        from xtuner.tokenization.processor import load_processor
+        from xtuner.tools.chat_loading import has_processor
+
+        own = adapter if adapter is not None and has_processor(adapter) else folder
+        processor = load_processor(own, trust_remote_code)
+        visuals = [read_image(each) for each in images]
     shown = sys.stdin.isatty()
     while True:
         question = _read("user: ", shown)
@@ -52,7 +65,10 @@ def run_reward_chat(
             return
         if not shown:
             print(f"user: {question}\nassistant: {answer}")
-        reward = score(model, tokenizer, question, answer, token)
+        if processor is None:
+            reward = score(model, tokenizer, question, answer, token)
+        else:
+            reward = score_with_images(model, processor, visuals, question, answer, token)
         print(tr("reward: {reward:.3f}", reward=reward), flush=True)
 
 
@@ -82,6 +98,52 @@ def score(
     model.config.get_text_config().pad_token_id = None
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids], device=model.device)).logits
+    return float(logits[0, 0])
+
+
+def score_with_images(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    visuals: Sequence[Visual],
+    question: str,
+    answer: str,
+    token: int | None,
+) -> float:
+    """The reward of an answer about images.
+
+    Args:
+        model: as for ``score``.
+        processor: of the model.
+        visuals: images and videos.
+        question: of the user.
+        answer: of the assistant.
+        token: as for ``score``.
+    """
+    import torch
+
+    from xtuner.dataset.vision_language.image_prompt import (
+        encode_image_prompt,
+        text_message,
+        user_message,
+    )
+    from xtuner.dataset.vision_language.placeholders import OF_TEXT
+
+    messages = [user_message(question, visuals), text_message("assistant", answer)]
+    inputs = encode_image_prompt(processor, messages, visuals, is_answered=True)
+    if token is not None:
+        added = {"input_ids": token, "attention_mask": 1}
+        for name, value in inputs.items():
+            if name in OF_TEXT:
+                end = value.new_full((1, 1), added.get(name, 0))
+                inputs[name] = torch.cat([value, end], 1)
+    model.config.get_text_config().pad_token_id = None  # as for ``score``
+    with torch.no_grad():
+        logits = model(
+            **{
+                name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+                for name, value in inputs.items()
+            }
+        ).logits
     return float(logits[0, 0])
 
 

@@ -12,13 +12,17 @@ from xtuner.utils.errors import UserError
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr, translate
 
+_WEIGHTS = ("full", "lora", "qlora")
+_OF_PAIRS = ("dpo", "orpo", "reward")
+METHODS = (*_WEIGHTS, *(f"{kind}_{weights}" for kind in _OF_PAIRS for weights in _WEIGHTS))
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     indent = "\n" + " " * len(tr("usage: "))
     parser.usage = (
         f"%(prog)s NAME DIR{indent}%(prog)s --model FOLDER_OR_HUB_ID"
-        f"{indent}    [--method full|lora|qlora] (--data FILE | --dataset NAME) DIR"
+        f"{indent}    [--method METHOD] (--data FILE | --dataset NAME) DIR"
     )
     parser.add_argument(
         "words",
@@ -28,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help=tr("any model: its folder or its name on the hub"))
     parser.add_argument(
-        "--method", choices=("full", "lora", "qlora"), help=tr("how to train it (default: lora)")
+        "--method",
+        choices=METHODS,
+        metavar="METHOD",
+        help=tr(
+            "how to train it: full, lora (default) or qlora; pairs of answers by DPO, or, with "
+            "orpo_lora or reward_lora, likewise for full and qlora, by ORPO or as a reward model"
+        ),
     )
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument(

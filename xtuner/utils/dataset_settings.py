@@ -93,6 +93,7 @@ def wrong_settings(builder: str, settings: Mapping[str, Any]) -> Iterator[WrongS
     if "seed" in settings and not _is_whole(settings["seed"]):
         yield WrongSetting("seed", _expected(tr("a whole number"), settings["seed"]))
     yield from _wrong_split(settings)
+    yield from _wrong_videos(settings)
     if builder in ("process_hf_dataset", "process_ms_dataset"):
         yield from _wrong_texts(settings)
     elif builder == "build_preference_dataset":
@@ -125,6 +126,15 @@ def _wrong_split(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
         yield WrongSetting("val_size", tr("part='val' needs a val_size above 0"), hint)
 
 
+def _wrong_videos(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
+    frames, fps = settings.get("video_frames", 1), settings.get("video_fps")
+    if not (_is_whole(frames) and frames > 0):
+        yield WrongSetting("video_frames", _expected(tr("a whole number above 0"), frames))
+    is_number = isinstance(fps, Real) and not isinstance(fps, bool) and 0 < fps < math.inf
+    if fps is not None and not is_number:
+        yield WrongSetting("video_fps", _expected(tr("a number above 0, or None"), fps))
+
+
 def _wrong_texts(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
     packs = settings.get("pack_to_max_length", True)
     encodes = settings.get("do_dataset_tokenization", True)
@@ -142,6 +152,7 @@ def _wrong_texts(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
 
 
 def _wrong_pairs_with_images(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
+    yield from _wrong_reward_token(settings)
     if settings.get("pack_to_max_length"):
         yield WrongSetting(
             "pack_to_max_length",
@@ -155,16 +166,20 @@ def _wrong_pairs_with_images(settings: Mapping[str, Any]) -> Iterator[WrongSetti
         yield WrongSetting("train_on", tr("of pairs the last answer is trained: remove it"))
 
 
-def _wrong_pairs(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
-    is_reward = settings.get("is_reward", False)
-    if settings.get("is_dpo", True) == is_reward:
-        yield WrongSetting("is_reward", tr("set one of is_dpo and is_reward"))
+def _wrong_reward_token(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
     token = settings.get("reward_token_id", -1)
-    if is_reward and not (_is_whole(token) and token >= 0):
+    if settings.get("is_reward") and not (_is_whole(token) and token >= 0):
         yield WrongSetting(
             "reward_token_id",
             tr("a reward model needs the id of the token at which its reward is read"),
         )
+
+
+def _wrong_pairs(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
+    is_reward = settings.get("is_reward", False)
+    if settings.get("is_dpo", True) == is_reward:
+        yield WrongSetting("is_reward", tr("set one of is_dpo and is_reward"))
+    yield from _wrong_reward_token(settings)
     length, packed = settings.get("max_length"), settings.get("max_packed_length", 16384)
     if not (_is_whole(length) and _is_whole(packed)):
         return

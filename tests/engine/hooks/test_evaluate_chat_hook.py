@@ -12,6 +12,10 @@ from transformers import AutoModelForImageTextToText
 
 from tests.engine.toy import run_with
 from tests.helpers.image_text import image_text_folder, make_image
+from tests.helpers.videos import load_with_videos, make_video
+from xtuner.chat.image_text import ImageTextPrompt
+from xtuner.chat.prompt import ChatImage, Turn
+from xtuner.dataset.videos import FrameSampling
 from xtuner.engine.hooks import EvaluateChatHook
 from xtuner.tokenization.processor import load_processor
 from xtuner.utils import PROMPT_TEMPLATE
@@ -108,6 +112,40 @@ def test_mistakes_in_its_settings_are_named(tokenizer):
         chat_hook(tokenizer, prompt_template="internlm9")
     with pytest.raises(UserError, match="2 evaluation_images for 1"):
         chat_hook(tokenizer, evaluation_images=["a.png", "b.png"])
+    with pytest.raises(UserError, match="evaluation_videos need a processor"):
+        chat_hook(tokenizer, evaluation_videos="a.mp4")
+    gemma = load_processor(image_text_folder("gemma3"))
+    with pytest.raises(UserError, match="Gemma3Processor takes no videos"):
+        chat_hook(tokenizer, processor=gemma, evaluation_videos="a.mp4")
+
+
+def test_questions_about_videos_are_those_of_chat(tmp_path):
+    folder = image_text_folder("qwen2_5_vl")
+    processor = load_with_videos(folder)
+    video = str(make_video(tmp_path / "a.mp4", 9))
+    image = tmp_path / "one.png"
+    make_image(40, 28, 1).save(image)
+    hook = chat_hook(
+        processor.tokenizer,
+        processor=processor,
+        evaluation_inputs=["What happens?", "What is it?", "And this?", "And now?"],
+        evaluation_images=[None, str(image), None, None],
+        evaluation_videos=[video, None, [str(image)] * 3, str(tmp_path / "none.mp4")],
+        video_frames=3,
+    )
+    assert hook._askable() == [0, 1, 2]
+    prompt = ImageTextPrompt(processor.tokenizer, None, [], processor, frames=FrameSampling(3, 2.0))
+    seen = [prompt.read_video(video), make_image(40, 28, 1), None]
+    for number, visual in enumerate(seen[:2]):
+        turns = [Turn(hook.inputs[number], images=(ChatImage(visual),))]
+        ours = hook._model_inputs(number)
+        assert ours["input_ids"][0].tolist() == prompt.ids(turns)
+        for name, value in prompt.model_inputs(turns).items():
+            assert torch.equal(ours[name], value)
+    assert hook._model_inputs(2)["video_grid_thw"].tolist() == [[2, 2, 2]]
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    answer = hook._answer(model, torch.device("cpu"), 0, 4)
+    assert answer.count(processor.video_token) == 1
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "smolvlm"])

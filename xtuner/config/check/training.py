@@ -25,7 +25,11 @@ TEXT_PARTS = (
 """Models and collate functions that take no rows with images."""
 WITH_IMAGES = {
     "VisionLanguageDataset": ("VisionLanguageFinetune",),
-    "VisionLanguagePreferenceDataset": ("VisionLanguageDPO", "VisionLanguageORPO"),
+    "VisionLanguagePreferenceDataset": (
+        "VisionLanguageDPO",
+        "VisionLanguageORPO",
+        "VisionLanguageRewardModel",
+    ),
 }
 """Dataset → the models for its rows."""
 
@@ -169,8 +173,8 @@ def varlen_disagrees(context: Context) -> Iterator[Finding]:
     N_("images for a model or a collate function of text"),
     N_(
         "Rows of VisionLanguageDataset need VisionLanguageFinetune and vision_language_collate_fn, "
-        "which hand the images on; pairs of VisionLanguagePreferenceDataset need VisionLanguageDPO "
-        "or VisionLanguageORPO. Reward models take text alone."
+        "which hand the images on; pairs of VisionLanguagePreferenceDataset need "
+        "VisionLanguageDPO, VisionLanguageORPO or VisionLanguageRewardModel."
     ),
     wrong="model = dict(type=SupervisedFinetune)\n"
     "train_dataloader = dict(dataset=dict(type=VisionLanguageDataset))",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from xtuner.dataset import images as image_files
 from xtuner.dataset import videos
-from xtuner.dataset.images import Size, decode_image
+from xtuner.dataset.images import decode_image, scaled_image
 from xtuner.dataset.map_fns import row_function
 from xtuner.dataset.prepare import arrow_writer, cache
 from xtuner.dataset.prepare import packing as packs
@@ -27,7 +27,7 @@ from xtuner.dataset.prepare.samples import require_some
 from xtuner.dataset.prepare.token_stats import TokenStats, attach
 from xtuner.dataset.prepare.train_val_split import drawn_indices, split_indices
 from xtuner.dataset.sources import local_files
-from xtuner.dataset.videos import Clip, FrameSampling, VideoShape, blank_clip
+from xtuner.dataset.videos import FrameSampling, VideoShape, Visual, blank_clip
 from xtuner.dataset.vision_language import (
     content_parts,
     encode,
@@ -60,11 +60,8 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 logger = logging.getLogger(__name__)
-Visual = Image.Image | Clip
 PLAIN_STEPS = ("max_length", "max_pixels", "long_samples", "train_on", "bad_rows", "thinking")
 """What of ``VisionSteps`` is a plain value."""
-SMALLER_FIRST = 3.0
-"""How much larger than needed Pillow may leave an image before it is resampled carefully."""
 
 
 class VisionLanguageDataset(Dataset[dict[str, Any]]):
@@ -291,12 +288,11 @@ class VisionLanguageDataset(Dataset[dict[str, Any]]):
             assert isinstance(ref, VideoRef)
             now = ref.shape(self.steps.folder, self.steps.frames)
             _require_unchanged((*now[:2], now.total), (*facts[:2], shape.total))
-            frames = ref.read(self.steps.folder, shape)
-            return Clip(shape, [_scaled(frame, shape[:2]) for frame in frames])
+            return ref.clip(self.steps.folder, shape)
         assert isinstance(ref, ImageRef)
         image = decode_image(ref.open(self.steps.folder))
         _require_unchanged(image.size, tuple(facts[:2]))
-        return _scaled(image, shape[:2])
+        return scaled_image(image, shape[:2])
 
     def _blank(self, facts: Sequence[int]) -> Visual:
         """What is processed in place of an image or a video that cannot be read."""
@@ -313,12 +309,6 @@ def _require_unchanged(now: Sequence[int], then: Sequence[int]) -> None:
                 then=" x ".join(map(str, then)),
             )
         )
-
-
-def _scaled(image: Image.Image, size: Size) -> Image.Image:
-    if image.size == size:
-        return image
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=SMALLER_FIRST)
 
 
 def _image_folder(folder: str | None, dataset: object) -> Path:

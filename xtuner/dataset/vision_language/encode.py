@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -325,9 +325,8 @@ def _size(
 
 def _shape(video: VideoRef, steps: VisionSteps) -> VideoShape:
     steps.placeholders.videos.require()
-    frames = replace(steps.frames, exactly=steps.placeholders.videos.need_equal_lengths)
     try:
-        return video.shape(steps.folder, frames)
+        return video.shape(steps.folder, steps.placeholders.videos.sampling(steps.frames))
     except OSError as error:
         raise BadRowError(f"{video}: {error.strerror or error}") from error
 

@@ -164,6 +164,11 @@ class ImagePlaceholders:
         text = self.collapsed(self.videos.text(VideoShape(56, 56, 2, 1.0, (0, 1)))).text
         return self.repeated(text) == self.repeated(self._unit)
 
+    @property
+    def can_mix(self) -> bool:
+        """Whether one sample may have images and videos."""
+        return self.videos.differ_from_images and not self.frames_are_images
+
     def texts(self, shapes: Sequence[Shape]) -> list[PlaceholderText]:
         """What the placeholders of one sample become.
 
@@ -174,9 +179,7 @@ class ImagePlaceholders:
             ValueError: when the processor refuses one of them.
         """
         images = sum(not isinstance(shape, VideoShape) for shape in shapes)
-        if 0 < images < len(shapes) and (
-            self.frames_are_images or not self.videos.differ_from_images
-        ):
+        if 0 < images < len(shapes) and not self.can_mix:
             kind = type(self.processor).__name__
             raise ValueError(tr("{kind} takes no images and videos in one row", kind=kind))
         several = images > 1

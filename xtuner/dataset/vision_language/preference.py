@@ -1,4 +1,4 @@
-"""Pairs of answers about the same images, for DPO of vision-language models."""
+"""Pairs of answers about the same images, for DPO, ORPO and reward models of models that see."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         dataset_map_fn: row → a row of this layout; None where rows have it already.
         pack_to_max_length: False; the collate function joins the pairs of a micro-batch.
         long_samples: ``drop`` pairs with an answer longer than ``max_length``, or ``error``.
-        **kwargs: ``image_folder``, ``max_pixels``, ``bad_rows``, ``max_dataset_length``,
-            ``val_size``, ``part``, ``seed``, ``split`` and ``map_num_proc`` as
-            ``VisionLanguageDataset``.
+        is_reward: for a reward model: each answer ends in ``reward_token_id``, where the reward is
+            read.
+        reward_token_id: see ``is_reward``.
+        **kwargs: ``image_folder``, ``max_pixels``, ``video_frames``, ``video_fps``, ``bad_rows``,
+            ``max_dataset_length``, ``val_size``, ``part``, ``seed``, ``split`` and
+            ``map_num_proc`` as ``VisionLanguageDataset``.
 
     Attributes:
         table: the pairs without their images, a ``datasets.Dataset`` with the columns of
@@ -57,16 +60,20 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         *,
         pack_to_max_length: bool = False,
         long_samples: str = "drop",
+        is_reward: bool = False,
+        reward_token_id: int = -1,
         **kwargs: Any,
     ) -> None:
         given = {"long_samples": long_samples, "pack_to_max_length": pack_to_max_length, **kwargs}
-        require_settings("VisionLanguagePreferenceDataset", given)
+        given |= {"is_reward": is_reward, "reward_token_id": reward_token_id}
+        require_settings("VisionLanguagePreferenceDataset", {"max_length": max_length, **given})
+        self.ends = (reward_token_id,) if is_reward else ()
         map_row = row_function(dataset_map_fn)
         self.sides = {
             side: VisionLanguageDataset(
                 dataset,
                 processor,
-                max_length,
+                max_length - len(self.ends),
                 dataset_map_fn=PairSide(side, map_row),
                 pack_to_max_length=False,
                 long_samples=long_samples,
@@ -108,7 +115,8 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
     def length(self) -> list[int]:
         """Tokens of both answers with their prompts, those of placeholders included."""
         columns = (self.table[f"{side}_length"] for side in PREFERENCE_SIDES)
-        return [sum(lengths) for lengths in zip(*columns, strict=True)]
+        more = 2 * len(self.ends)
+        return [sum(lengths) + more for lengths in zip(*columns, strict=True)]
 
     @property
     def modality_length(self) -> list[int]:
@@ -127,4 +135,15 @@ class VisionLanguagePreferenceDataset(Dataset[dict[str, Any]]):
         rejected = self.sides["rejected"].row(rejected_index, chosen["images"])
         if set(chosen["labels"]) == {IGNORE_INDEX}:  # an image could not be read
             rejected["labels"] = [IGNORE_INDEX] * len(rejected["labels"])
-        return {"chosen": chosen, "rejected": rejected}
+        pair = {"chosen": chosen, "rejected": rejected}
+        return {name: self._rewarded(name, side) for name, side in pair.items()}
+
+    def _rewarded(self, name: str, side: dict[str, Any]) -> dict[str, Any]:
+        """An answer with its reward token, whose label is the side of the pair."""
+        if not self.ends:
+            return side
+        is_trained = set(side["labels"]) != {IGNORE_INDEX}
+        label = PREFERENCE_SIDES.index(name) if is_trained else IGNORE_INDEX
+        ids = [*side["input_ids"], *self.ends]
+        labels = [IGNORE_INDEX] * len(side["labels"]) + [label]
+        return {**side, "input_ids": ids, "labels": labels, "length": len(ids)}

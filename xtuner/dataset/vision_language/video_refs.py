@@ -1,17 +1,26 @@
-"""What a row may give as a video: a file or a list of frames."""
+"""What a row may give as a video: a file, a folder of frames or a list of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, TypeVar
 
 from PIL import Image
 
-from xtuner.dataset.images import decode_image, read_size
+from xtuner.dataset.images import decode_image, read_size, scaled_image
 from xtuner.dataset.prepare.cache import cache_folder
-from xtuner.dataset.videos import FrameSampling, VideoShape, read_frames, read_header, rounded_fps
+from xtuner.dataset.videos import (
+    Clip,
+    FrameSampling,
+    VideoShape,
+    read_frames,
+    read_header,
+    rounded_fps,
+)
 from xtuner.dataset.vision_language.image_refs import ImageRef, image_ref
 from xtuner.utils.errors import BadRowError
 from xtuner.utils.files import written_aside
@@ -22,6 +31,7 @@ KEYS = ("video", "video_url", "path", "url", "file", "source", "frames")
 FPS_KEYS = ("fps", "sample_fps", "raw_fps")
 FPS_OF_FRAMES = 2.0
 """Frames per second of a list of frames that does not say it."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class VideoRef:
     """A video that is not opened yet.
 
     Attributes:
-        source: its file; None of a list of frames.
+        source: its file, or a folder of images; None of a list of frames.
         frames: images.
         fps: of the frames, per second; None where the row does not say it.
     """
@@ -59,31 +69,39 @@ class VideoRef:
             OSError: when it cannot be read.
             BadRowError: as ``ImageRef.file``.
         """
-        if self.source is None:
-            (width, height), *_ = [read_size(frame.open(folder)) for frame in self.frames]
-            count, fps = len(self.frames), rounded_fps(self.fps or FPS_OF_FRAMES)
+        found = self._found(folder)
+        if isinstance(found, Path):
+            width, height, count, fps, _ = read_header(found)
         else:
-            width, height, count, fps, _ = read_header(self._file(folder))
+            (width, height), *_ = [_named(read_size, frame, folder) for frame in found]
+            count, fps = len(found), rounded_fps(self.fps or FPS_OF_FRAMES)
         return VideoShape(width, height, count, fps, sampling.of(count, fps))
 
-    def read(self, folder: Path, shape: VideoShape) -> list[Image.Image]:
+    def clip(self, folder: Path, shape: VideoShape) -> Clip:
         """Decode the used frames.
 
         Args:
             folder: as for ``shape``.
-            shape: as measured.
+            shape: as measured, or in another size, to which frames are scaled.
 
         Raises:
             OSError: when it cannot be read.
         """
-        if self.source is None:
-            return [decode_image(self.frames[number].open(folder)) for number in shape.used]
-        return read_frames(self._file(folder), shape)
+        found = self._found(folder)
+        if isinstance(found, Path):
+            frames = read_frames(found, shape)
+        else:
+            frames = [_named(decode_image, found[number], folder) for number in shape.used]
+        return Clip(shape, [scaled_image(frame, shape[:2]) for frame in frames])
 
-    def _file(self, folder: Path) -> Path:
-        assert self.source is not None
+    def _found(self, folder: Path) -> Path | tuple[ImageRef, ...]:
+        """The file, or the frames."""
+        if self.source is None:
+            return self.frames
         file = self.source.file(folder)
-        return _written(self.source.data) if file is None else file
+        if file is None:
+            return _written(self.source.data)
+        return _frames_in(file) if file.is_dir() else file
 
 
 def video_ref(value: object) -> VideoRef:
@@ -108,6 +126,37 @@ def video_ref(value: object) -> VideoRef:
     if source.image is not None:
         raise BadRowError(tr("its video is {value}, which is no video", value=f"{value!r:.60}"))
     return VideoRef(source)
+
+
+def _frames_in(folder: Path) -> tuple[ImageRef, ...]:
+    """The images of a folder in the order of their names, 2 before 10.
+
+    Raises:
+        OSError: when there are none.
+    """
+    Image.init()
+    files = [each for each in folder.iterdir() if each.suffix.lower() in Image.EXTENSION]
+    if not files:
+        raise OSError(tr("is a folder without images"))
+    files.sort(
+        key=lambda file: [
+            (int(part), "") if part.isdecimal() else (0, part)
+            for part in re.split(r"(\d+)", file.name)
+        ]
+    )
+    return tuple(ImageRef(str(file.absolute())) for file in files)
+
+
+def _named(read: Callable[[Path | IO[bytes] | Image.Image], T], frame: ImageRef, folder: Path) -> T:
+    """Read a frame.
+
+    Raises:
+        OSError: when it cannot be read, with its name.
+    """
+    try:
+        return read(frame.open(folder))
+    except OSError as error:
+        raise OSError(f"{frame}: {error.strerror or error}") from error
 
 
 def _written(data: bytes) -> Path:

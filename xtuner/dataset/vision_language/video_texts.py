@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from xtuner.dataset.videos import Clip, VideoShape, blank_clip
+from xtuner.dataset.videos import Clip, FrameSampling, VideoShape, blank_clip
 from xtuner.tokenization.processor import MissingVideoProcessor
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -64,6 +65,10 @@ class VideoTexts:
         """Whether the model takes them as other arguments than images."""
         parts = self.processor.image_processor, self.processor.video_processor
         return set.isdisjoint(*(set(part.model_input_names) for part in parts))
+
+    def sampling(self, wanted: FrameSampling) -> FrameSampling:
+        """Which frames of a video are used."""
+        return replace(wanted, exactly=self.need_equal_lengths)
 
     @functools.cached_property
     def need_equal_lengths(self) -> bool:

@@ -15,9 +15,16 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from xtuner.dataset.map_fns.template_map_fn import template_named
+from xtuner.dataset.videos import FrameSampling, Visual
+from xtuner.dataset.vision_language.image_prompt import (
+    encode_image_prompt,
+    load_video,
+    text_message,
+    user_message,
+)
+from xtuner.dataset.vision_language.placeholders import placeholders_of
 from xtuner.registry import BUILDER
 from xtuner.tokenization.chat_template import answer_stops, render_question
-from xtuner.tokenization.image_prompt import encode_image_prompt, text_message, user_message
 from xtuner.tokenization.rendering import rendered
 from xtuner.tokenization.segments import encode_segments, prefix_ids, split_images
 from xtuner.utils.constants import DEFAULT_IMAGE_TOKEN
@@ -28,7 +35,6 @@ from xtuner.utils.templates import AUTO_TEMPLATE
 from xtuner.utils.terminal import printable
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
     from xtuner.engine.runner.finetune_runner import FinetuneRunner
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS_BEFORE_TRAINING = 50
+Video = str | Sequence[str]
+"""A file, a folder of frames, or a list of frames."""
 
 
 @HOOKS.register_module()
@@ -50,7 +58,12 @@ class EvaluateChatHook(Hook):
         tokenizer: the tokenizer, or its config.
         evaluation_inputs: a question, or several.
         evaluation_images: a picture for each question, or one for all (path or URL); for models
-            that see. Questions whose picture cannot be read are not asked, and that is said.
+            that see. None for a question without one. Questions whose picture cannot be read are
+            not asked, and that is said.
+        evaluation_videos: videos, likewise: a file, a folder of frames or a list of frames for
+            each question. They need ``processor``.
+        video_frames: frames of a video at most, as ``VisionLanguageDataset``.
+        video_fps: frames per second of a video, as ``VisionLanguageDataset``.
         image_processor: the image processor of LLaVA or InternVL 1.5, or its config.
         processor: the processor of a ``VisionLanguageFinetune``, or its config. It makes the
             prompts, by its own chat template; ``prompt_template`` is not read.
@@ -72,7 +85,7 @@ class EvaluateChatHook(Hook):
         self,
         tokenizer: Tokenizer | Mapping[str, Any],
         evaluation_inputs: str | Sequence[str],
-        evaluation_images: str | Sequence[str] | None = None,
+        evaluation_images: str | Sequence[str | None] | None = None,
         image_processor: ImageProcessor | Mapping[str, Any] | None = None,
         system: str = "",
         prompt_template: str | Mapping[str, Any] | None = None,
@@ -83,21 +96,18 @@ class EvaluateChatHook(Hook):
         generation_kwargs: Mapping[str, Any] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         processor: ProcessorMixin | Mapping[str, Any] | None = None,
+        evaluation_videos: str | Sequence[Video | None] | None = None,
+        video_frames: int = 16,
+        video_fps: float | None = 2.0,
     ) -> None:
         self.tokenizer = _built(tokenizer)
         self.processor = _built(processor)
         self.image_processor = _built(image_processor)
         self.inputs = _listed(evaluation_inputs)
-        self.images = _listed(evaluation_images)
-        if self.images and len(self.images) not in (1, len(self.inputs)):
-            raise UserError(
-                tr(
-                    "EvaluateChatHook: {images} evaluation_images for {inputs} evaluation_inputs.",
-                    images=len(self.images),
-                    inputs=len(self.inputs),
-                ),
-                hint=tr("give one picture for all questions, or one for each."),
-            )
+        self.images: list[str | None] = _listed(evaluation_images)
+        self.videos: list[Video | None] = _listed(evaluation_videos)
+        self.frames = FrameSampling(video_frames, video_fps)
+        self._require_fitting()
         self.system = system or ""
         self.template = _template(prompt_template)
         self.every_n_iters = every_n_iters
@@ -106,7 +116,32 @@ class EvaluateChatHook(Hook):
         self.generation_kwargs = dict(generation_kwargs or {})
         self.template_arguments = dict(template_arguments or {})
         self._is_due = False
-        self._pictures: list[torch.Tensor | Image | None] | None = None
+        self._seen: list[list[torch.Tensor | Visual | None]] | None = None
+
+    def _require_fitting(self) -> None:
+        """Refuse other numbers of pictures or videos than of questions, and a model without videos.
+
+        Raises:
+            UserError: with the numbers.
+        """
+        for name, given in (("images", self.images), ("videos", self.videos)):
+            if given and len(given) not in (1, len(self.inputs)):
+                raise UserError(
+                    tr(
+                        "EvaluateChatHook: {count} {name} for {inputs} evaluation_inputs.",
+                        count=len(given),
+                        name=f"evaluation_{name}",
+                        inputs=len(self.inputs),
+                    ),
+                    hint=tr("give one for all questions, or one for each."),
+                )
+        if self.videos and self.processor is None:
+            raise UserError(
+                tr("EvaluateChatHook: evaluation_videos need a processor."),
+                hint=tr("add processor=processor."),
+            )
+        if any(video is not None for video in self.videos):
+            placeholders_of(self.processor).videos.require()
 
     def before_train(self, runner: FinetuneRunner) -> None:
         """Ask the model as it is before the training."""
@@ -195,25 +230,24 @@ class EvaluateChatHook(Hook):
         return self.tokenizer.decode(self._once(shown))
 
     def _once(self, ids: list[int]) -> list[int]:
-        """The ids with one image token in place of the many of an image."""
-        mark = getattr(self.processor, "image_token_id", None)
+        """The ids with one token in place of the many of an image or a video."""
+        marks = {getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video")}
         pairs = zip([None, *ids], ids, strict=False)
-        return [token for before, token in pairs if token != mark or before != mark]
+        return [token for before, token in pairs if token not in marks or before != token]
 
     def _model_inputs(self, number: int) -> dict[str, torch.Tensor]:
         """What the model gets for a question: ids (1, S), their mask, its picture."""
         question = self.inputs[number]
-        picture = self._picture(number) if self.images else None
+        seen: list[Any] = self._about(number)
         if self.processor is not None:
             messages = [text_message("system", self.system)] if self.system else []
-            messages.append(user_message(question, images=int(picture is not None)))
-            pictures: Any = [] if picture is None else [picture]
-            return encode_image_prompt(self.processor, messages, pictures, self.template_arguments)
-        if self.images:
+            messages.append(user_message(question, seen))
+            return encode_image_prompt(self.processor, messages, seen, self.template_arguments)
+        if seen:
             question = f"{DEFAULT_IMAGE_TOKEN}\n{question}"
         ids = torch.tensor([self.prompt(question)])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return inputs | ({"pixel_values": picture} if isinstance(picture, torch.Tensor) else {})
+        return inputs | ({"pixel_values": seen[0]} if seen else {})
 
     def _settings(
         self, max_new_tokens: int, generation_config: GenerationConfig | None
@@ -238,34 +272,43 @@ class EvaluateChatHook(Hook):
         return [token for piece in encoded for token in piece]
 
     def _askable(self) -> list[int]:
-        """The questions whose picture is there; all where there are no pictures."""
+        """The questions whose pictures and videos are there."""
         numbers = range(len(self.inputs))
-        return [n for n in numbers if not self.images or self._picture(n) is not None]
+        return [n for n in numbers if not any(each is None for each in self._about(n))]
 
-    def _picture(self, number: int) -> torch.Tensor | Image | None:
-        """A question's picture: (1, 3, H, W), or for a processor the image; None if unreadable."""
-        if self._pictures is None:
+    def _about(self, number: int) -> list[torch.Tensor | Visual | None]:
+        """A question's picture and video; None for one that cannot be read."""
+        if self._seen is None:
             # Read by one process: were a picture there for some only, the others would wait.
-            read = [[self._read(image) for image in self.images]]
+            read: list[Any] = [None]
+            if is_main_process():
+                images = [self._read(image) for image in self.images]
+                read = [[images, [self._read(video, is_video=True) for video in self.videos]]]
             broadcast_object_list(read)
-            (self._pictures,) = read
-        return self._pictures[number if len(self.images) > 1 else 0]
+            (self._seen,) = read
+        found: list[torch.Tensor | Visual | None] = []
+        for given, seen in zip((self.images, self.videos), self._seen or (), strict=True):
+            index = number if len(given) > 1 else 0
+            if given and given[index] is not None:
+                found.append(seen[index])
+        return found
 
-    def _read(self, image: str) -> torch.Tensor | Image | None:
+    def _read(self, place: Video | None, is_video: bool = False) -> torch.Tensor | Visual | None:
+        """A picture: (1, 3, H, W), or for a processor the image; or a video."""
         from xtuner.dataset.images import load_image, pixel_values
 
-        if not is_main_process():
+        if place is None:
             return None
         try:
-            read = load_image(image)
+            if is_video:
+                return load_video(place, self.processor, self.frames)
+            read = load_image(place, upright=self.processor is not None)  # as training does
             if self.processor is not None:
                 return read
             pixels: torch.Tensor = pixel_values(read, self.image_processor, square=True)
         except (OSError, ValueError) as error:
             logger.warning(
-                tr("evaluation_images: %s cannot be read (%s); it is not asked about"),
-                image,
-                error,
+                tr("EvaluateChatHook: %s cannot be read (%s); it is not asked about"), place, error
             )
             return None
         return pixels[None]
@@ -275,7 +318,7 @@ def _built(value: object) -> Any:
     return BUILDER.build(value) if isinstance(value, dict) else value
 
 
-def _listed(value: str | Sequence[str] | None) -> list[str]:
+def _listed(value: str | Sequence[Any] | None) -> list[Any]:
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)

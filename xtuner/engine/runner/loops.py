@@ -241,7 +241,7 @@ class TrainLoop(BaseLoop):
         # Ranks that share rows have all counted the same.
         size = get_sequence_parallel_world_size()
         *added, tokens = (n / size for n in add_over_ranks(numbers, self.runner.device))
-        return {name: max(1, int(n)) for name, n in zip(names, added, strict=True)}, int(tokens)
+        return {name: int(n) for name, n in zip(names, added, strict=True)}, int(tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to check its losses as this one would."""

@@ -130,7 +130,7 @@ class LossByDataset:
             self._loss(batches, num_items, runner)
             for batches, num_items in zip(self._batches, self._num_items, strict=True)
         ]
-        weights = [max(num_items.values()) for num_items in self._num_items]
+        weights = [max(1, *num_items.values()) for num_items in self._num_items]
         mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
         metrics = _named("", mean / sum(weights))
         if len(losses) > 1:
@@ -147,7 +147,7 @@ class LossByDataset:
         names = sorted(counts)
         added = add_over_ranks([counts[name] for name in names], runner.device)
         size = get_sequence_parallel_world_size()
-        return {name: max(1, int(count / size)) for name, count in zip(names, added, strict=True)}
+        return {name: int(count / size) for name, count in zip(names, added, strict=True)}
 
     def _loss(
         self, batches: ShardedBatches, num_items: Mapping[str, float], runner: FinetuneRunner

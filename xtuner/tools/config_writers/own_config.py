@@ -19,6 +19,7 @@ from xtuner.configs.custom import (
 )
 from xtuner.configs.models.deepseek import FP8
 from xtuner.configs.names import why_unsupported
+from xtuner.configs.settings import METHODS
 from xtuner.tools.config_writers.own_images import has_images, image_rows
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.hub import require_available
@@ -28,6 +29,11 @@ QUESTIONS = ("question", "prompt", "query", "instruction", "input", "q")
 ANSWERS = ("answer", "response", "completion", "output", "reply", "a")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
 """Columns of pairs of answers: of TRL and LLaMA-Factory, of ms-swift."""
+SPARE_TOKENS = (
+    *("<|reward|>", "[UNUSED_TOKEN_130]", "<|reserved_special_token_0|>", "<|fim_pad|>"),
+    *("<unused0>", "<|extra_0|>"),
+)
+"""Tokens of InternLM2, Llama 3, Qwen and Gemma that no text has."""
 MAX_LENGTH = 2048
 
 
@@ -38,7 +44,7 @@ def write_own_config(
 
     Args:
         model: a folder or a name on the hub.
-        method: full, lora or qlora.
+        method: of ``copy_cfg.METHODS``.
         data: files of the user's rows; empty for ``dataset``.
         dataset: a dataset of the catalogue.
 
@@ -55,6 +61,10 @@ def write_own_config(
                 hint=tr("'xtuner list-cfg --long' shows the datasets; --data takes your own file."),
             )
         name = f"{title}_{method}_{dataset}"
+        if METHODS[method].kind != "sft":
+            raise UserError(
+                tr("{method} learns from pairs of answers: give yours with --data.", method=method)
+            )
         _require_supported(card, method, model)
         return name, render_for(card, method, known, name)
     rows = read_own_rows(data)
@@ -73,10 +83,60 @@ def write_own_config(
             ),
             where=Where(model),
         )
-    _require_supported(card, f"dpo_{method}" if rows.pairs else method, model)
+    method = _method_for(rows, method)
+    _require_supported(card, method, model)
+    if METHODS[method].kind == "reward":
+        card = _with_reward_token(card, model, with_images=rows.image_folder is not None)
     stem = re.sub(r"\W+", "_", Path(rows.files[0]).name.partition(".")[0]).strip("_") or "data"
-    name = f"{title}_dpo_{method}_{stem}" if rows.pairs else f"{title}_{method}_{stem}"
+    name = f"{title}_{method}_{stem}"
     return name, render_own(card, method, rows, name)
+
+
+def _method_for(rows: Rows, method: str) -> str:
+    """The method for these rows: DPO for pairs of answers unless another one is asked for.
+
+    Raises:
+        UserError: for a method that learns from pairs, and rows that are none.
+    """
+    kind = METHODS[method].kind
+    if rows.pairs and kind == "sft":
+        return f"dpo_{method}"
+    if kind != "sft" and not rows.pairs:
+        raise UserError(
+            tr("{method} learns from pairs of answers, and these rows are none.", method=method),
+            hint=tr('a row: {"prompt": ..., "chosen": ..., "rejected": ...}'),
+            where=Where(rows.files[0]),
+        )
+    return method
+
+
+def _with_reward_token(card: ModelCard, model: str, *, with_images: bool) -> ModelCard:
+    """A card that names the token at which a reward is read: a spare one, or the end of a text.
+
+    Raises:
+        UserError: when the model cannot become a reward model.
+    """
+    from xtuner.model.reward_classes import require_image_classifier
+    from xtuner.model.transformers_models.auto import AutoConfig, AutoTokenizer
+
+    if with_images:
+        require_image_classifier(AutoConfig.from_pretrained(card.path, trust_remote_code=False))
+    if "reward_token_id" in card.settings:
+        return card
+    tokenizer = AutoTokenizer.from_pretrained(card.path, trust_remote_code=False)
+    known = tokenizer.get_vocab()
+    spare = [known[name] for name in SPARE_TOKENS if name in known]
+    token = spare[0] if spare else tokenizer.eos_token_id
+    if token is None or token == tokenizer.pad_token_id:  # which classifiers look before
+        raise UserError(
+            tr("the tokenizer has no token at which a reward could be read."),
+            hint=tr(
+                "copy a config with --method orpo_lora, or set eos_token and pad_token to two "
+                "tokens in tokenizer_config.json."
+            ),
+            where=Where(model),
+        )
+    return replace(card, settings={**card.settings, "reward_token_id": token})
 
 
 def _require_supported(card: ModelCard, method: str, model: str) -> None:

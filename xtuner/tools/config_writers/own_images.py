@@ -8,6 +8,7 @@ from typing import Any
 
 from xtuner.configs.custom import Rows
 from xtuner.dataset.vision_language.content_parts import Conversation, conversation_of
+from xtuner.dataset.vision_language.image_refs import ImageRef
 from xtuner.dataset.vision_language.pairs import PairSide
 from xtuner.dataset.vision_language.video_refs import VideoRef
 from xtuner.utils.constants import PREFERENCE_SIDES
@@ -68,7 +69,9 @@ def image_rows(files: Sequence[str], rows: Sequence[Any], pairs: bool = False) -
     )
     characters = sum(len(_text(message)) for talk in talks for message in talk.messages)
     folder = _image_folder(talks, Path(files[0]).resolve().parent)
-    asked = [talk for talk in talks if _has_one_image(talk)][:QUESTIONS]
+    asked = [talk for talk in talks if _can_be_asked(talk)][:QUESTIONS]
+    seen = [_places(talk.images[0], folder) for talk in asked]
+    are_videos = [isinstance(talk.images[0], VideoRef) for talk in asked]
     return Rows(
         tuple(str(Path(file).resolve()) for file in files),
         len(rows),
@@ -77,15 +80,27 @@ def image_rows(files: Sequence[str], rows: Sequence[Any], pairs: bool = False) -
         questions=tuple(_question(talk) for talk in asked),
         image_folder=str(folder),
         images=tuple(
-            place if "://" in place else str(folder / place)
-            for place in (talk.images[0].place for talk in asked)
+            None if is_video else places[0]
+            for places, is_video in zip(seen, are_videos, strict=True)
+        ),
+        videos=tuple(
+            (places if len(places) > 1 else places[0]) if is_video else None
+            for places, is_video in zip(seen, are_videos, strict=True)
         ),
         pairs=pairs,
     )
 
 
-def _has_one_image(talk: Conversation) -> bool:
-    return len(talk.images) == 1 and not isinstance(talk.images[0], VideoRef)
+def _can_be_asked(talk: Conversation) -> bool:
+    """Whether it has one image or video, which is a file or at an address."""
+    return len(talk.images) == 1 and all(_places(talk.images[0], Path()))
+
+
+def _places(ref: ImageRef | VideoRef, folder: Path) -> tuple[str, ...]:
+    """Where an image, a video or its frames are; empty texts for those in memory."""
+    frames = ref.frames if isinstance(ref, VideoRef) else ()
+    places = [frame.place for frame in frames] or [ref.place]
+    return tuple(place if "://" in place or not place else str(folder / place) for place in places)
 
 
 def _image_folder(talks: Sequence[Conversation], folder: Path) -> Path:

@@ -512,7 +512,8 @@ def _next_steps(
 def _image(cfg: Config) -> str:
     """An image to ask about: one that the run has asked about."""
     images = cfg.get("evaluation_images") or "FILE"
-    return str(images if isinstance(images, str) else images[0])
+    given = [images] if isinstance(images, str) else images
+    return str(next(filter(None, given), "FILE"))
 
 
 def _template_name(cfg: Config) -> str | None:
