@@ -41,7 +41,6 @@ from xtuner.utils.types import Batch
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, ProcessorMixin
-    from transformers.utils.generic import ModelOutput
 
 BLANK = 32
 """Pixels of a side of the image that stands for none, before the processor resizes it."""
@@ -245,7 +244,7 @@ class VisionLanguageModel(FinetuneModel):
         with self._blank_image(data), image_rows.explained():
             return super().hidden_states(data, shard)
 
-    def compute_outputs(self, data: Batch) -> ModelOutput | Tensor:
+    def compute_outputs(self, data: Batch) -> Any:
         """As ``FinetuneModel``, images included."""
         return super().compute_outputs(self._with_positions(data))
 

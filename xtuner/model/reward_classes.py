@@ -57,7 +57,8 @@ def _has_classifier(kind: Any) -> bool:
 
     if kind not in CLASSIFIERS or getattr(kind, "is_encoder_decoder", False):
         return False
-    return "pixel_values" in inspect.signature(CLASSIFIERS[kind].forward).parameters
+    classifier: Any = CLASSIFIERS[kind]
+    return "pixel_values" in inspect.signature(classifier.forward).parameters
 
 
 def hub_settings(model_type: str, reward_token_id: int | None) -> dict[str, Any]:

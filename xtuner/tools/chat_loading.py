@@ -73,7 +73,7 @@ def image_text_prompt(
     from xtuner.tokenization.processor import load_processor
 
     own = adapter if adapter is not None and has_processor(adapter) else folder
-    sampling = {} if frames is None else {"frames": frames}
+    sampling: dict[str, Any] = {} if frames is None else {"frames": frames}
     return functools.partial(
         ImageTextPrompt,
         **sampling,

@@ -130,8 +130,8 @@ def _wrong_videos(settings: Mapping[str, Any]) -> Iterator[WrongSetting]:
     frames, fps = settings.get("video_frames", 1), settings.get("video_fps")
     if not (_is_whole(frames) and frames > 0):
         yield WrongSetting("video_frames", _expected(tr("a whole number above 0"), frames))
-    is_number = isinstance(fps, Real) and not isinstance(fps, bool) and 0 < fps < math.inf
-    if fps is not None and not is_number:
+    is_number = isinstance(fps, int | float) and not isinstance(fps, bool)
+    if fps is not None and not (is_number and 0 < fps < math.inf):
         yield WrongSetting("video_fps", _expected(tr("a number above 0, or None"), fps))
 
 

@@ -287,7 +287,8 @@ class EvaluateChatHook(Hook):
             broadcast_object_list(read)
             (self._seen,) = read
         found: list[torch.Tensor | Visual | None] = []
-        for given, seen in zip((self.images, self.videos), self._seen or (), strict=True):
+        lists: tuple[Sequence[Any], Sequence[Any]] = self.images, self.videos
+        for given, seen in zip(lists, self._seen or (), strict=True):
             index = number if len(given) > 1 else 0
             if given and given[index] is not None:
                 found.append(seen[index])
@@ -300,7 +301,7 @@ class EvaluateChatHook(Hook):
         if place is None:
             return None
         try:
-            if is_video:
+            if is_video or not isinstance(place, str):
                 return load_video(place, self.processor, self.frames)
             read = load_image(place, upright=self.processor is not None)  # as training does
             if self.processor is not None:
