@@ -268,23 +268,8 @@ class VisionLanguageModel(FinetuneModel):
             )
         if several and data.get("images") and "images" not in self.probed_rows:
             self.probed_rows |= {"images"}
-            self._probe_images(data)
+            _probe_images(self, data, self._token_types(data))
         return shard
-
-    def _probe_images(self, data: Batch) -> None:
-        llm, training = self.causal_lm, self.training
-        if is_sharded(llm):  # other ranks may have no images in this batch
-            return
-        self.eval()  # dropout would make two calls differ
-        try:
-            image_rows.require_separate_samples(
-                functools.partial(outputs_of, self, llm),
-                data,
-                self._token_types(data),
-                type(llm).__name__,
-            )
-        finally:
-            self.train(training)
 
     def inputs(self, data: Batch) -> dict[str, Any]:
         """The arguments of the transformers model, those of its images included."""
@@ -387,6 +372,20 @@ class VisionLanguageFinetune(VisionLanguageModel, SupervisedFinetune):
     def _loss_sum_of_all_logits(self, data: Batch, shard: SequenceShard) -> Tensor:
         with self._blank_image(data), image_rows.explained():
             return super()._loss_sum_of_all_logits(data, shard)
+
+
+def _probe_images(model: VisionLanguageModel, data: Batch, types: Tensor) -> None:
+    """Refuse a class whose packed samples with images see each other."""
+    llm, training = model.causal_lm, model.training
+    if is_sharded(llm):  # other ranks may have no images in this batch
+        return
+    model.eval()  # dropout would make two calls differ
+    try:
+        image_rows.require_separate_samples(
+            functools.partial(outputs_of, model, llm), data, types, type(llm).__name__
+        )
+    finally:
+        model.train(training)
 
 
 def _encoder_calls(data: Batch) -> int:
