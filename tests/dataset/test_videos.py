@@ -190,23 +190,6 @@ def test_frames_in_memory_and_videos_in_bytes(folder, qwen):
     assert np.array_equal(read.array()[1], np.asarray(frames[2].convert("RGB")))
 
 
-def test_a_folder_of_frames_is_a_video(folder, qwen):
-    inside = folder / "frames"
-    inside.mkdir()
-    for number in (1, 2, 10):
-        make_image(40, 30, number).save(inside / f"frame{number}.png")
-    (inside / "about.txt").write_text("from a camera", "utf-8")
-    rows = [{"messages": [ASK, SAY], "videos": ["frames"]}]
-    (clip,) = dataset_of(folder, qwen, rows)[0]["images"][0]
-    assert clip.shape == VideoShape(40, 30, 3, 2.0, (0, 1, 2))
-    for number, frame in zip((1, 2, 10), clip.array(), strict=True):
-        assert np.array_equal(frame, np.asarray(make_image(40, 30, number)))
-    (folder / "nothing").mkdir()
-    rows = [{"messages": [ASK, SAY], "videos": ["nothing"]}]
-    with pytest.raises(UserError, match="nothing: is a folder without images"):
-        dataset_of(folder, qwen, rows, bad_rows="error")
-
-
 BAD = {
     "missing.mp4": "No such file",
     "text.mp4": "is no video",
