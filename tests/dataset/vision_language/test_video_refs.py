@@ -61,4 +61,4 @@ def test_what_is_wrong_is_named(folder, video, why):
 def test_no_video_leaves_the_folder(folder):
     for video in ("../frames", ["frames/frame1.png", "../a.png"]):
         with pytest.raises(BadRowError, match="outside image_folder"):
-            video_ref(video).shape(folder / "frames", FrameSampling())
+            video_ref(video).shape(folder, FrameSampling())
