@@ -4,9 +4,9 @@
 
 Stage 1 (three minutes): attention kernels, loss, full, LoRA, QLoRA, liger-kernel, torch.compile and
 float16 against the plain computation on the CPU; train, kill, resume, convert, chat; two processes.
-Stage 2 (six minutes): tokens/s, share of the measured matmul rate and peak memory of models of 1.5B
-to 8B with random weights, beside what ``xtuner plan`` says of the memory, and beside TRL and a
-plain loop.
+Stage 2 (six minutes): the loss beside liger-kernel's and torch's; tokens/s, share of the measured
+matmul rate and peak memory of models of 1.5B to 8B with random weights, beside what ``xtuner plan``
+says of the memory, and beside TRL and a plain loop.
 
 Each check is a process of its own with a time limit. Results are kept in ``--results`` as
 ``gpu_check.json``, a table as ``gpu_check.md``: a second call goes on with what is missing or was
@@ -76,9 +76,9 @@ def machine(device: str) -> Facts:
 
 def all_items(dry: bool) -> list[Item]:
     """The checks of both stages, in the order in which they run."""
-    from gpu_checks import commands, correctness, speeds
+    from gpu_checks import commands, correctness, losses, speeds
 
-    return [*correctness.items(), *commands.items(dry), *speeds.items(dry)]
+    return [*correctness.items(), *commands.items(dry), *losses.items(), *speeds.items(dry)]
 
 
 def import_libraries() -> None:

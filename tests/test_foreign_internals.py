@@ -263,6 +263,23 @@ INTERNALS = [
         "keeps the experts of a mixture in 4 bits; without it QLoRA of mixtures fails",
         takes("module", "param_name", "compress_statistics", "quant_type"),
     ),
+    Internal(
+        "bitsandbytes.optim.optimizer.sync_gpu",
+        "engine/paged_states.py",
+        "waits for the GPU after each weight; without the name it would do so again",
+    ),
+    Internal(
+        "bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer",
+        "engine/paged_states.py",
+        "makes paged memory; without it paged states cannot be resumed",
+        takes("p", "dtype"),
+    ),
+    Internal(
+        "bitsandbytes.optim.optimizer.Optimizer8bit.load_state_dict",
+        "engine/paged_states.py",
+        "move_to_device leaves states in main memory; without it resuming needs room for all",
+        takes("move_to_device"),
+    ),
     # torch
     Internal(
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",

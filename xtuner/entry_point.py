@@ -8,6 +8,7 @@ that module and add its line to ``COMMANDS``.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xtuner.tools.json_output import json_alone
 from xtuner.utils.argument_parser import (
     USAGE_ERROR,
     ArgumentParser,
@@ -285,7 +287,8 @@ def _dispatch(words: list[str]) -> int:
         parser.show_defaults()
         args = parser.parse_args(rest)
     args.argv = rest
-    return int(module.run(args) or 0)
+    with json_alone() if getattr(args, "json", False) else contextlib.nullcontext():
+        return int(module.run(args) or 0)
 
 
 def _find(words: list[str]) -> tuple[str, Command, list[str]]:

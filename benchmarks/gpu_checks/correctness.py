@@ -181,13 +181,21 @@ def method(
     dtype: str = "bfloat16",
     compiled: bool = False,
     liger: bool = False,
+    offload: bool = False,
 ) -> Facts:
     """Full, LoRA or QLoRA against the plain computation, packed and padded."""
     _use_liger(liger)
+    checkpointing = dict(offload=True) if offload else True
     found, wrong, used = {}, [], {}
     scale = 1024.0 if dtype == "float16" else 1.0
     for layout in ("packed", "padded"):
-        model = tiny.finetuned(name, setting.device, packed=layout == "packed", compiled=compiled)
+        model = tiny.finetuned(
+            name,
+            setting.device,
+            packed=layout == "packed",
+            compiled=compiled,
+            checkpointing=checkpointing,
+        )
         gaps = _gaps(model, dtype, setting.device, scale=scale)
         found[layout] = [f"{gap:.1e}" for gap in gaps]
         wrong += [layout] * _too_far(gaps, dtype)
@@ -290,6 +298,31 @@ def gradient_scaler(setting: Setting) -> Facts:
     return {"moved": moved, "scales": scales, "wrong": not right}
 
 
+def eight_bits(setting: Setting) -> Facts:
+    """Three steps of AdamW8bit, saved and resumed after two, against those of a CPU."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise AbsentError(str(error)) from None
+    from xtuner.engine.optim import FinetuneOptimWrapper
+
+    outcomes = []
+    for device in (setting.device, "cpu"):
+        draw = torch.Generator().manual_seed(0)
+        weight = torch.randn(256, 64, generator=draw).to(device).requires_grad_()
+        wrapper = FinetuneOptimWrapper(AdamW8bit([weight], lr=1e-2))
+        for step in range(3):
+            if step == 2:
+                state = wrapper.state_dict()
+                wrapper = FinetuneOptimWrapper(AdamW8bit([weight], lr=1e-2))
+                wrapper.load_state_dict(state)
+            weight.grad = torch.randn(256, 64, generator=draw).to(device)
+            wrapper.step()
+        outcomes.append(weight.detach())
+    off = tiny.gap(*outcomes)
+    return {"gap": f"{off:.1e}", "wrong": not off < 1e-3}
+
+
 class _Waits(measuring.Clock):
     """Counts, from the first timed step on, what the host waits for the GPU for."""
 
@@ -361,5 +394,7 @@ def items() -> list[Item]:
         found.append(Item(f"liger/{name}", 1, liger))
         found.append(Item(f"float16/{name}", 1, half))
         found.append(Item(f"compile/{name}", 1, compiled, 120))
+    found.append(Item("offload/lora", 1, partial(method, name="lora", offload=True)))
     found.append(Item("float16/scaler", 1, gradient_scaler))
+    found.append(Item("optimizer/AdamW8bit", 1, eight_bits))
     return found

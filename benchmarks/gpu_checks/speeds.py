@@ -50,6 +50,8 @@ CASES = (
 )
 """(shape, method, tokens of a step), the most important first."""
 BESIDE_PEERS = (*CASES[:3], CASES[4])
+OFFLOADED = (("qwen2_5_7b", "lora", 8192), ("qwen2_5_7b", "lora", 32768))
+"""Cases that are measured with inputs of layers in main memory, too."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,14 @@ class DeviceClock(measuring.Clock):
         return torch.cuda.max_memory_allocated() / 2**20
 
 
-def ours(setting: Setting, case: Case) -> Facts:
-    """By the training loop of ``xtuner train``."""
+def ours(setting: Setting, case: Case, *, offload: bool = False) -> Facts:
+    """By the training loop of ``xtuner train``.
+
+    Args:
+        setting: where it runs.
+        case: what is trained.
+        offload: keep the inputs of layers in main memory.
+    """
     from xtuner.model.modules import attention
 
     llm = build(case, setting, attention.register())
@@ -95,6 +103,8 @@ def ours(setting: Setting, case: Case) -> Facts:
     length = case.tokens(setting)
     packs = [row | {"cumulative_len": [0, length]} for row in rows(llm, length, clock.total)]
     model = dict(llm=llm, lora=measuring.adapter(case.method))
+    if offload:
+        model["use_activation_checkpointing"] = dict(offload=True)
     measuring.run_ours(setting.folder, model, packs, 1, clock, setting.device)
     return _facts(clock, llm, case, setting)
 
@@ -321,6 +331,9 @@ def items(dry: bool) -> list[Item]:
             if name == "ours" or each in BESIDE_PEERS:
                 check = partial(timed, case=case, side=side)
                 found.append(Item(f"{case.name}/{name}", 2, check, 60, alone=True))
+        if each in OFFLOADED:
+            check = partial(timed, case=case, side=partial(ours, offload=True))
+            found.append(Item(f"{case.name}/ours, offload", 2, check, 60, alone=True))
         check = partial(planned, case=case)
         found.append(Item(f"{case.name}/plan", 2, check, 60, on_cpu=True))
     return found

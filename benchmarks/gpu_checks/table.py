@@ -8,7 +8,7 @@ from datetime import date
 
 from gpu_checks.items import Facts, Result
 
-SIDES = ("ours", "trl", "plain")
+SIDES = ("ours", "ours, offload", "trl", "plain")
 LONGEST = 160
 """Characters of an error in the table."""
 
@@ -34,6 +34,7 @@ def tables(machine: Facts, results: Sequence[Result], missing: Sequence[str]) ->
     checks = [result for result in results if result not in speeds]
     if checks:
         parts.append(_checks(checks))
+    parts += [_losses(result.facts["losses"]) for result in checks if "losses" in result.facts]
     if speeds:
         parts.append(_speeds(speeds, _matmul_rate(results)))
     wrong = [result for result in results if not result.is_final]
@@ -50,6 +51,20 @@ def _checks(results: Sequence[Result]) -> str:
         wrong = result.facts.get("wrong")
         why += f": {', '.join(wrong)}" if isinstance(wrong, list) and wrong else ""
         rows.append(f"| {result.name} | {result.status}{_plain(why)} | {result.seconds} |")
+    return "\n".join(rows)
+
+
+def _losses(found: Facts) -> str:
+    """Milliseconds and memory of each loss."""
+    sides = list(next(iter(found.values())))
+    head = " | ".join(f"{side}: ms, GiB" for side in sides)
+    rows = [f"| loss of | {head} |", "|---" * (1 + len(sides)) + "|"]
+    for name, figures in found.items():
+        cells = [
+            _plain(each.get("why", "")) or f"{each['ms']}, {each.get('peak GiB', '')}"
+            for each in (figures[side] for side in sides)
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from gpu_checks.quantizing import quantize
 
@@ -75,6 +74,7 @@ def finetuned(
     architecture: str = "qwen2",
     packed: bool = True,
     compiled: bool = False,
+    checkpointing: bool | dict[str, Any] = True,
 ) -> Any:
     """``SupervisedFinetune`` of a tiny model; its adapter computes something from the start."""
     from peft import LoraConfig
@@ -89,7 +89,11 @@ def finetuned(
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     lora.init_lora_weights = False
     model = SupervisedFinetune(
-        llm, lora=None if full else lora, use_varlen_attn=packed, compile=compiled
+        llm,
+        lora=None if full else lora,
+        use_varlen_attn=packed,
+        compile=compiled,
+        use_activation_checkpointing=checkpointing,
     )
     return model.to(device).train()
 
@@ -128,18 +132,10 @@ def outcome(model: Any, dtype: str, device: str, scale: float = 1.0) -> Outcome:
 
 def plain_outcome(model: Any) -> Outcome:
     """The same by the plain computation."""
+    from xtuner.proving.training import plain_training
+
     plain = plain_copy(model)
-    losses, count = [], 0
-    for row in rows():
-        labels = torch.tensor(row["labels"])[1:]
-        if not len(labels):
-            continue
-        logits = plain(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
-        losses.append(cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
-        count += int((labels != IGNORED).sum())
-    loss = sum(losses) / count
-    loss.backward()
-    return Outcome(loss.item(), _gradient(plain))
+    return Outcome(plain_training(plain, rows()).loss, _gradient(plain))
 
 
 def plain_copy(model: Any) -> Any:

@@ -22,6 +22,7 @@ class Case:
         rank: of adapters.
         dropout: of adapters.
         offload: whether the inputs of layers are kept in main memory.
+        optimizer: ``AdamW``, or a class of bitsandbytes.
     """
 
     method: str = "full"
@@ -35,6 +36,7 @@ class Case:
     rank: int = 16
     dropout: float = 0.0
     offload: bool = False
+    optimizer: str = "AdamW"
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Found:
         gigabytes: read and written by them.
         peak_gib: most memory that was allocated at once.
         weights_gib: memory of the model before the first step.
+        states: tensors of the optimizer after it was saved and resumed, by where they are: ``gpu``,
+            ``main memory`` or ``paged``.
     """
 
     error: str = ""
@@ -58,6 +62,7 @@ class Found:
     gigabytes: float = 0.0
     peak_gib: float = 0.0
     weights_gib: float = 0.0
+    states: dict[str, int] = field(default_factory=dict)
 
 
 SHAPES = {
@@ -74,6 +79,13 @@ SHAPES = {
         intermediate_size=18944,
         num_attention_heads=28,
         num_key_value_heads=4,
+    ),
+    "qwen2_5_0_5b": dict(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_attention_heads=14,
+        num_key_value_heads=2,
     ),
     "llama2_7b": dict(
         vocab_size=32000,

@@ -6,6 +6,7 @@ integers and booleans, on which the flow of the program depends, the values are 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import traceback
 import weakref
@@ -49,6 +50,21 @@ PRODUCTS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2), "ate
 """Matrix products, with the places of their factors."""
 
 
+class _Stream:
+    """A stream whose work is done at once, in the order of the program."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or DEVICE
+
+    def record_event(self) -> None:
+        """There is nothing to wait for."""
+
+    def wait_event(self, event: object) -> None:
+        """All before it is done."""
+
+    wait_stream = wait_event
+
+
 def pretend(capability: tuple[int, int]) -> None:
     """Let torch answer as on one GPU of a compute capability."""
     fake_tensor.init_gpu_context = lambda *_: None
@@ -61,6 +77,9 @@ def pretend(capability: tuple[int, int]) -> None:
         "get_device_capability": lambda *_: capability,
         "is_bf16_supported": lambda including_emulation=True: native or including_emulation,
         "is_current_stream_capturing": lambda: False,
+        "Stream": _Stream,
+        "current_stream": _Stream,
+        "stream": lambda _: contextlib.nullcontext(),
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
@@ -181,10 +200,13 @@ class Recorder(TorchDispatchMode):
             return [1.0] * value.numel() if known is None else self._real(known.tolist)
 
         FakeTensor.tolist = tolist
+        self._synchronize = torch.cuda.synchronize
+        torch.cuda.synchronize = lambda *_: self._wait("synchronize")
         return super().__enter__()
 
     def __exit__(self, *args):
         FakeTensor.tolist = self._tolist
+        torch.cuda.synchronize = self._synchronize
         return super().__exit__(*args)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -255,6 +277,7 @@ class Recorder(TorchDispatchMode):
         args, kwargs = tree_map_only(Tensor, _known, (args, kwargs))
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device("cpu")
+        kwargs.pop("pin_memory", None)
         return self._real(lambda: func(*args, **kwargs))
 
     def _without_masks(self, indices: list[Tensor | None]) -> list[Tensor | None]:

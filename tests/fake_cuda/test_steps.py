@@ -33,6 +33,7 @@ METHODS = ("full", "lora", "qlora")
 WAITS, WAITS_OF_IMAGES = 3, 17
 """Most waits of an optimizer step; transformers' visual encoders ask for the sizes of images, once
 for all layers."""
+LAYERS = 12
 CASES = {
     **{
         f"{method}, {rows}": Case(method=method, rows=rows)
@@ -57,6 +58,17 @@ CASES = {
     "lora with dropout": Case("lora", dropout=0.1),
     "lora, offload": Case("lora", offload=True),
 }
+OF_BITSANDBYTES = {
+    f"{optimizer}, {method}": Case(
+        method, shape="llama2_7b", rank=64, optimizer=optimizer, tokens=128
+    )
+    for optimizer, methods in {
+        "AdamW8bit": ("lora", "qlora"),
+        "PagedAdamW8bit": METHODS,
+        "PagedAdamW32bit": ("full", "qlora"),
+    }.items()
+    for method in methods
+}
 OF_IMAGES = {
     f"{kind}, {rows}": Case("lora", rows, kind)
     for kind in ("qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
@@ -65,6 +77,9 @@ OF_IMAGES = {
 LARGE = {
     "loss of 8,192 rows": Case("lora", task="loss", shape="qwen2_5_7b", tokens=8192),
     "7B QLoRA": Case("qlora", shape="llama2_7b", layers=32, tokens=2048, rank=64, dropout=0.1),
+    "0.5B LoRA": Case("lora", shape="qwen2_5_0_5b", layers=24, tokens=512),
+    "7B LoRA": Case("lora", shape="qwen2_5_7b", layers=LAYERS, tokens=8192),
+    "7B LoRA, offload": Case("lora", shape="qwen2_5_7b", layers=LAYERS, tokens=8192, offload=True),
 }
 
 
@@ -108,7 +123,9 @@ def found_in(cases: dict[str, Case], libraries: Path, folder: Path) -> dict[str,
 
 @pytest.fixture(scope="module")
 def steps(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    return found_in(CASES | OF_IMAGES, libraries, tmp_path_factory.mktemp("steps"))
+    return found_in(
+        CASES | OF_BITSANDBYTES | OF_IMAGES, libraries, tmp_path_factory.mktemp("steps")
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -117,6 +134,16 @@ def test_a_step_fails_nowhere_and_waits_little(name, steps):
     assert not found.error
     assert sum(found.waits.values()) <= WAITS, found.waits
     assert found.launches > 0 and found.peak_gib > found.weights_gib > 0
+
+
+@pytest.mark.parametrize("name", OF_BITSANDBYTES)
+def test_states_in_8_bits_and_pages_are_stepped_and_resumed(name, steps):
+    """What cannot be seen here: the kernels themselves, and when pages move."""
+    found = steps[name]
+    assert not found.error
+    assert sum(found.waits.values()) <= WAITS, found.waits
+    assert set(found.states) <= {"gpu", "paged"}
+    assert ("paged" in found.states) == name.startswith("Paged")
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
@@ -157,3 +184,12 @@ def test_7b_qlora_fits_8_gib(large):
     found = large["7B QLoRA"]
     assert not found.error
     assert found.peak_gib < 8
+
+
+def test_inputs_of_layers_leave_the_gpu(large):
+    """All but those of three layers: the one that is computed, and one before and after it."""
+    kept, offloaded = large["7B LoRA"], large["7B LoRA, offload"]
+    assert not kept.error and not offloaded.error
+    assert sum(offloaded.waits.values()) <= WAITS, offloaded.waits
+    of_a_layer = 8192 * 3584 * 2 / 2**30
+    assert kept.peak_gib - offloaded.peak_gib > (LAYERS - 3) * of_a_layer

@@ -11,7 +11,8 @@ import json
 import sys
 import traceback
 import types
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.fake_cuda.cases import SHAPES, Case, Found
@@ -237,13 +239,7 @@ def train(case: Case) -> Found:
         recorder.hold(tensor)
     weights = recorder.live
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    wrapper = FinetuneOptimWrapper(
-        torch.optim.AdamW(trained, lr=1e-4, fused=True),
-        dtype="bfloat16" if case.capability >= (8, 0) else "float16",
-        clip_grad=dict(max_norm=1.0),
-        loss_scale=2.0**10,
-    )
-    wrapper.device = "cuda"
+    wrapper = _optimizer(case, trained)
     for _ in range(2):
         data = {**batch, "data": model.prepare_batch(batch["data"], DEVICE)}
         there = batch_on_gpu(mode, data)
@@ -257,6 +253,10 @@ def train(case: Case) -> Found:
             loops._read(shares, wrapper.clip())
             wrapper.step()
             wrapper.zero_grad()
+    again = _optimizer(case, trained)
+    with mode:
+        again.load_state_dict(wrapper.state_dict())
+        states = Counter(map(_place, _states(again)))
     report = {concept: name for concept, name, _ in model.backends_report(wrapper.dtype)}
     return Found(
         attention=report["attention"],
@@ -265,7 +265,48 @@ def train(case: Case) -> Found:
         gigabytes=recorder.bytes / 1e9,
         peak_gib=recorder.peak / GIB,
         weights_gib=weights / GIB,
+        states=dict(states),
     )
+
+
+def _optimizer(case: Case, trained: Sequence[nn.Parameter]) -> FinetuneOptimWrapper:
+    if case.optimizer == "AdamW":
+        optimizer: Any = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    else:
+        import bitsandbytes as bnb
+
+        bnb.functional.get_paged = _paged
+        for name in ("fill", "prefetch_tensor"):  # by ctypes, on the address of a tensor
+            setattr(bnb.functional, name, lambda *_, **__: None)
+        # fake tensors have no address, which their own copy asks for
+        bnb.optim.optimizer.deepcopy = lambda state: tree_map_only(Tensor, torch.clone, state)
+        optimizer = getattr(bnb.optim, case.optimizer)(trained, lr=1e-4)
+    wrapper = FinetuneOptimWrapper(
+        optimizer,
+        dtype="bfloat16" if case.capability >= (8, 0) else "float16",
+        clip_grad=dict(max_norm=1.0),
+        loss_scale=2.0**10,
+    )
+    wrapper.device = "cuda"
+    return wrapper
+
+
+def _paged(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that is shared by the GPU and the CPU, as bitsandbytes marks it."""
+    found: Any = torch.zeros(shape, dtype=dtype)
+    found.is_paged, found.page_deviceid = True, device.index
+    return found
+
+
+def _states(wrapper: FinetuneOptimWrapper) -> Iterator[Tensor]:
+    for values in wrapper.optimizer.state.values():
+        yield from (value for value in values.values() if isinstance(value, Tensor))
+
+
+def _place(value: Tensor) -> str:
+    if getattr(value, "is_paged", False):
+        return "paged"
+    return "gpu" if value.device.type == "cuda" else "main memory"
 
 
 def loss(case: Case) -> Found:

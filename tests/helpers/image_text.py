@@ -24,7 +24,7 @@ from transformers.utils import is_torchvision_available
 from tests.helpers.architectures import BASE, DELTA_NET, SETTINGS, WINDOWS
 from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset.collate_fns import default_collate_fn
-from xtuner.proving.training import Trained, gradients_of
+from xtuner.proving.training import Trained, plain_training
 
 VOCABULARY = 576
 """Rows of the embeddings: 512 of the tokenizer, the family's special tokens, and spare ones."""
@@ -542,17 +542,10 @@ def make_image(width: int, height: int, seed: int) -> Any:
 
 def own_loss(processor: Any, model: Any, samples: Sequence[Sample]) -> Trained:
     """The mean loss over all labelled tokens, each sample alone, by a class of transformers."""
-    model.zero_grad()
-    batches = [processed(processor, [sample]) for sample in samples]
-    labels = [labels_of(processor, batch["input_ids"][0])[1:] for batch in batches]
-    total = sum(int((each != -100).sum()) for each in labels)
-    loss = 0.0
-    for batch, wanted in zip(batches, labels, strict=True):
-        logits = model(**batch, use_cache=False).logits[0, :-1].float()
-        share = nn.functional.cross_entropy(logits, wanted, reduction="sum") / total
-        share.backward()
-        loss += share.item()
-    return Trained(loss, gradients_of(model))
+    rows = [{"batch": processed(processor, [sample])} for sample in samples]
+    for row in rows:
+        row["labels"] = labels_of(processor, row["batch"]["input_ids"][0])
+    return plain_training(model, rows, lambda row: row["batch"])
 
 
 def plain_image_text(kind: str, **settings: Any) -> Any:

@@ -80,33 +80,6 @@ def test_every_second_layer_is_recomputed(kind):
         assert recomputed_share(llm) == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("kind", ["llama", "ctrl"])
-def test_inputs_of_layers_are_kept_in_main_memory(kind, monkeypatch):
-    """On a CPU that is taken for a GPU: each input is copied, and nothing changes."""
-    copied = []
-
-    def copy(tensor):
-        device, kept = to_main_memory(tensor)
-        if kept is not tensor:
-            copied.append(kept.shape)
-        return device, kept
-
-    to_main_memory = activation_checkpointing._to_main_memory
-    monkeypatch.setattr(activation_checkpointing, "_to_main_memory", copy)
-    settings = {} if kind == "llama" else dict(resid_pdrop=0.0, embd_pdrop=0.0)
-    make = functools.partial(make_architecture, kind, attention="eager", **settings)
-    wanted = gradients(make())
-    llm = make()
-    enable_activation_checkpointing(llm, {"offload": True})
-    torch.testing.assert_close(gradients(llm), wanted)
-    assert not copied  # nothing to save where there is no GPU
-    monkeypatch.setattr(activation_checkpointing.environment, "waits_for", lambda device: True)
-    llm.zero_grad()
-    torch.testing.assert_close(gradients(llm), wanted)
-    config = llm.config.get_text_config()
-    assert copied.count((*IDS.shape, config.hidden_size)) == config.num_hidden_layers
-
-
 def test_the_setting_of_a_config():
     assert Checkpointing.of(True) == Checkpointing() == Checkpointing.of({"offload": False})
     assert Checkpointing.of({}) == Checkpointing()

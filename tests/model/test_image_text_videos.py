@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from datasets import load_dataset
 from peft import (
     LoraConfig,
@@ -19,7 +18,6 @@ from peft import (
     set_peft_model_state_dict,
 )
 from PIL import Image
-from torch import nn
 
 from tests.helpers.image_text import image_text_folder, make_image, plain_image_text
 from tests.helpers.support import require_same
@@ -28,7 +26,7 @@ from tests.helpers.videos import TAKE_VIDEOS, load_with_videos, make_video
 from xtuner.dataset import VisionLanguageDataset
 from xtuner.dataset.collate_fns import vision_language_collate_fn
 from xtuner.model import VisionLanguageFinetune
-from xtuner.proving.training import Trained, gradients_of, move_adapter
+from xtuner.proving.training import Trained, move_adapter, plain_training, train_on
 
 FRAMES = 4
 VIDEOS = {"a.mp4": (9, (56, 28), 4.0), "b.mp4": (6, (64, 48), 2.0)}
@@ -117,26 +115,22 @@ def dataset_of(kind: str, folder: Path, **settings: Any) -> VisionLanguageDatase
     return VisionLanguageDataset(source, processor_of(kind), 4096, **settings)
 
 
-def plain_training(kind: str, folder: Path, llm: Any, rows: Any) -> Trained:
-    """The mean loss over all labelled tokens, each row alone, by a class of transformers."""
-    total = sum(int((torch.tensor(each["labels"])[1:] >= 0).sum()) for each in rows)
-    loss = 0.0
-    for each, made in zip(rows_of(kind), rows, strict=True):
-        batch = own_batch(processor_of(kind), folder, each)
-        assert batch["input_ids"][0].tolist() == list(made["input_ids"])
-        logits = llm(**batch, use_cache=False).logits[0, :-1].float()
-        targets = torch.tensor(made["labels"])[1:]
-        share = nn.functional.cross_entropy(logits, targets, reduction="sum") / total
-        share.backward()
-        loss += share.item()
-    return Trained(loss, gradients_of(llm))
+def of_transformers(kind: str, folder: Path, llm: Any, rows: Any) -> Trained:
+    """Each row alone by a class of transformers, in its processor's own batch."""
+    samples = [
+        {"batch": own_batch(processor_of(kind), folder, each), "labels": made["labels"]}
+        for each, made in zip(rows_of(kind), rows, strict=True)
+    ]
+    for sample, made in zip(samples, rows, strict=True):
+        assert sample["batch"]["input_ids"][0].tolist() == list(made["input_ids"])
+    return plain_training(llm, samples, lambda sample: sample["batch"])
 
 
 @pytest.mark.parametrize("kind", few_fast(TAKE_VIDEOS, ("qwen2_5_vl", "smolvlm", "gemma4")))
 def test_loss_and_gradients_equal_the_plain_class(kind, folder):
     data = dataset_of(kind, folder)
     rows = [data[index] for index in range(len(data))]
-    wanted = plain_training(kind, folder, plain_image_text(kind), rows)
+    wanted = of_transformers(kind, folder, plain_image_text(kind), rows)
     assert wanted.loss > 3
     for packed in (False, True):
         model = VisionLanguageFinetune(
@@ -148,9 +142,7 @@ def test_loss_and_gradients_equal_the_plain_class(kind, folder):
             use_activation_checkpointing=packed,
         ).train(packed)
         batch = vision_language_collate_fn(rows, processor_of(kind), use_varlen_attn=packed)
-        loss = model(model.prepare_batch(batch["data"], torch.device("cpu")))["loss"]
-        loss.backward()
-        require_same(Trained(loss.item(), gradients_of(model.llm)), wanted)
+        require_same(train_on(model, [batch["data"]]), wanted)
 
 
 @pytest.mark.parametrize("packed", [True, slow(False)])
@@ -167,11 +159,9 @@ def test_an_adapter_on_videos_is_pefts_on_the_plain_class(kind, packed, folder):
     ).train(packed)
     move_adapter(model)
     batch = vision_language_collate_fn(rows, processor_of(kind), use_varlen_attn=packed)
-    loss = model(model.prepare_batch(batch["data"], torch.device("cpu")))["loss"]
-    loss.backward()
+    found = train_on(model, [batch["data"]])
     plain = get_peft_model(plain_image_text(kind), model.llm.peft_config["default"]).eval()
     set_peft_model_state_dict(plain, get_peft_model_state_dict(model.llm))
-    wanted = plain_training(kind, folder, plain, rows)
-    found = Trained(loss.item(), gradients_of(model.llm))
+    wanted = of_transformers(kind, folder, plain, rows)
     assert found.gradients and all("lora" in name for name in found.gradients)
     require_same(found, wanted)

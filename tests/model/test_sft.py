@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.helpers.architectures import make_architecture, make_config
@@ -16,6 +15,7 @@ from xtuner.model.backends import cross_entropy as head_loss
 from xtuner.model.backends.gpu import compiled
 from xtuner.model.modules.attention import register
 from xtuner.parallel.sequence.shard import SequenceShard
+from xtuner.proving.training import plain_training, train_on
 from xtuner.utils import cpu
 from xtuner.utils.errors import UserError
 
@@ -61,19 +61,11 @@ def padded(rows, side):
     return {name: torch.stack(value) for name, value in batch.items()}
 
 
-def plain_gradients(model, rows):
+def by_transformers(model, rows):
     """Each sample alone through transformers' own eager attention and full logits."""
     model = copy.deepcopy(model).eval()
     model.set_attn_implementation("eager")
-    total, count = torch.zeros(()), 0
-    for ids, labels in rows:
-        logits = model(input_ids=ids[None]).logits[0, :-1].float()
-        targets = labels[1:]
-        total = total + cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-        count += int((targets != IGNORED).sum())
-    loss = total / count
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}, count
+    return plain_training(model, [{"input_ids": ids, "labels": labels} for ids, labels in rows])
 
 
 ARCHITECTURES = {
@@ -111,18 +103,19 @@ def test_loss_and_gradients_equal_plain_transformers(arch, layout, monkeypatch):
         assert SequenceShard(sum(LENGTHS), bucketed=True).tokens > sum(LENGTHS)
     llm = build(arch)
     rows = samples()
-    expected, gradients, count = plain_gradients(llm, rows)
+    expected = by_transformers(llm, rows)
     model = SupervisedFinetune(
         llm, use_varlen_attn=layout == "packed", use_activation_checkpointing=False
     )
     batch = packed(rows) if layout == "packed" else padded(rows, layout)
-    assert model.num_items(batch) == {"tokens": count}
-    loss = model(batch)["loss"]
-    loss.backward()
-    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-5)
-    for name, parameter in llm.named_parameters():
+    counts = model.num_items(batch)
+    assert counts == {"tokens": sum(int((labels[1:] != IGNORED).sum()) for _, labels in rows)}
+    found = train_on(model, [batch])
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.gradients.keys() == expected.gradients.keys()
+    for name, value in expected.gradients.items():
         torch.testing.assert_close(
-            parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            found.gradients[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -153,16 +146,20 @@ def gradient(model, batch, autocast=False):
     return torch.cat([loss.detach().view(1), *grads]).double()
 
 
+def flat(trained):
+    """Loss and gradients as one vector."""
+    parts = [torch.tensor([trained.loss]), *map(torch.flatten, trained.gradients.values())]
+    return torch.cat(parts).double()
+
+
 @pytest.mark.parametrize("layout", ["packed", "right"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_bf16_is_as_exact_as_plain_transformers_in_bf16(arch, layout):
     llm = build(arch).train(False)
     rows = samples()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, theirs, _ = plain_gradients(llm, rows)
-    exact_loss, exact, _ = plain_gradients(llm, rows)
-    plain = torch.cat([loss.view(1), *(grad.flatten() for grad in theirs.values())]).double()
-    exact = torch.cat([exact_loss.view(1), *(grad.flatten() for grad in exact.values())]).double()
+        plain = flat(by_transformers(llm, rows))
+    exact = flat(by_transformers(llm, rows))
     model = SupervisedFinetune(llm, use_varlen_attn=layout == "packed").eval()
     found = gradient(model, packed(rows) if layout == "packed" else padded(rows, layout), True)
     assert (found - exact).norm() < 1.5 * (plain - exact).norm()

@@ -1,5 +1,7 @@
 """Planned bytes are those of real instances, to the byte."""
 
+import dataclasses
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -24,7 +26,14 @@ from xtuner.model import (
 )
 from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.planning.activations import Activations
-from xtuner.planning.memory import Head, StateSizes, memory_of, state_sizes
+from xtuner.planning.memory import (
+    Head,
+    StateSizes,
+    memory_of,
+    optimizer_bytes,
+    paged_bytes,
+    state_sizes,
+)
 from xtuner.planning.planned_model import build_planned_model
 from xtuner.planning.settings import RunSettings, Sharding
 from xtuner.registry import BUILDER
@@ -174,18 +183,21 @@ SIZES = StateSizes(
     largest_layer=100, root=50, count=1_200, computed=1_200, largest_quantized=0,
 )  # fmt: skip
 ACTIVATIONS = Activations(
-    outside=0, layers=100_000, inputs=2_000, largest_layer=10_000, largest_tensor=0
-)
+    outside=0, layers=100_000, inputs=2_000, largest_layer=10_000, largest_tensor=0,
+    largest_input=100,
+)  # fmt: skip
+
+
+SETTINGS = RunSettings(
+    batch_size=1, sequences=1, length=8, accumulative_counts=1, epochs=1.0, iters=None,
+    optimizer="AdamW", dtype="bfloat16", checkpointing=None, save_interval=None, kept=None,
+    sharding=Sharding(),
+)  # fmt: skip
 
 
 def memory(**changes):
-    settings = dict(
-        batch_size=1, sequences=1, length=8, accumulative_counts=1, epochs=1.0, iters=None,
-        optimizer="AdamW", dtype="bfloat16", checkpointing=None, save_interval=None, kept=None,
-        sharding=Sharding(),
-    )  # fmt: skip
-    settings |= changes
-    return memory_of(SIZES, ACTIVATIONS, RunSettings(**settings), head=Head(4, 8, 0))
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return memory_of(SIZES, ACTIVATIONS, settings, head=Head(4, 8, 0))
 
 
 def state(**changes):
@@ -212,7 +224,8 @@ def test_checkpointing_keeps_inputs_and_one_layer():
     # 1,000 of inputs and 50,000 of the layers that are not recomputed
     assert memory(checkpointing=Checkpointing(every_n_layers=2)).activations == 61_000
     in_main_memory = memory(checkpointing=Checkpointing(offload=True))
-    assert in_main_memory.activations == 10_000 and in_main_memory.offloaded == 2_000
+    # two inputs stay: the one in use, and the next one
+    assert in_main_memory.activations == 10_200 and in_main_memory.offloaded == 2_000
 
 
 def test_the_loss_is_over_when_the_backward_pass_of_a_layer_begins():
@@ -227,6 +240,53 @@ def test_the_loss_is_over_when_the_backward_pass_of_a_layer_begins():
 def test_gathered_weights():
     assert memory(sharding=Sharding("ddp", 4)).temporary == 0
     assert memory(sharding=Sharding("fsdp", 4)).temporary == 2 * (2 * 100 + 50)
+
+
+def state_of_bitsandbytes(optimizer, weight, monkeypatch):
+    """Bytes that a real optimizer keeps for a weight, and those that would be paged on a GPU."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    made = getattr(bitsandbytes.optim, optimizer)([weight])
+    paged = []
+    plain = made.get_state_buffer
+
+    def buffer(p, dtype=torch.float32):
+        found = plain(p, dtype)
+        if made.is_paged and p.numel() >= 1e5:  # bitsandbytes' own condition
+            paged.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(made, "get_state_buffer", buffer)
+    weight.grad = torch.ones_like(weight)
+    made.step()
+    values = made.state[weight].items()
+    return sum(v.nbytes for k, v in values if torch.is_tensor(v) and "qmap" not in k), sum(paged)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["AdamW8bit", "PagedAdamW8bit", "PagedAdamW32bit", "Lion8bit"]
+)
+def test_states_of_bitsandbytes(optimizer, monkeypatch):
+    for shape in ((50, 50), (100, 100), (400, 300)):
+        weight = torch.nn.Parameter(torch.ones(shape))
+        found = optimizer_bytes(weight, optimizer), paged_bytes(weight, optimizer)
+        assert found == state_of_bitsandbytes(optimizer, weight, monkeypatch)
+
+
+def test_paged_states_are_in_main_memory():
+    sizes = dataclasses.replace(SIZES, paged=6_000)
+    settings = dataclasses.replace(SETTINGS, optimizer="PagedAdamW32bit")
+    found = memory_of(sizes, ACTIVATIONS, settings, head=Head(4, 8, 0))
+    assert (found.optimizer, found.offloaded) == (2_000, 6_000)
+
+
+def test_optimizers_that_are_not_fused_copy_the_weights():
+    """In their step, when activations are gone: only what these do not cover counts."""
+    fused, others = memory(length=1), memory(length=1, fused=False)
+    assert others.temporary == fused.temporary  # 4,000 bytes are less than the activations
+    few = dataclasses.replace(ACTIVATIONS, layers=1_000)
+    settings = dataclasses.replace(SETTINGS, fused=False)
+    found = memory_of(SIZES, few, settings, head=Head(4, 8, 0))
+    assert found.temporary == 4_000 - found.activations - found.loss
 
 
 def test_the_parts_are_the_total():

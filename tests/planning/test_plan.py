@@ -104,10 +104,11 @@ def test_a_model_that_is_not_here(capsys):
 
 def test_images_are_counted_where_their_layers_are_trained(capsys):
     """A frozen visual encoder keeps nothing of them."""
-    activations = []
+    activations, base = [], str(image_text_folder("gemma3"))
+    capsys.readouterr()  # of libraries that are imported to make the folder
     for settings in ("True True", "True False", "False False"):
         encoder, projector = settings.split()
-        words = [f"base={str(image_text_folder('gemma3'))!r}", "adapter=True",
+        words = [f"base={base!r}", "adapter=True",
                  f"model.freeze_visual_encoder={encoder}",
                  f"model.freeze_projector={projector}"]  # fmt: skip
         assert main(["plan", IMAGE_CONFIG, "--no-data", "--json", "--cfg-options", *words]) == 0

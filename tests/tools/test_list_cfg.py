@@ -44,6 +44,14 @@ def test_narrowed_by_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None
     assert found[0]["path"] == "Qwen/Qwen2.5-7B-Instruct"
 
 
+def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list-cfg", "--models", "--json", "-p", "qwen2_5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"full", "lora", "qlora"} <= {*found["qwen2_5_7b_instruct"]["methods"]}
+    assert main(["list-cfg", "--models", "--json", "-p", "nobody"]) == 1
+    assert json.loads(capsys.readouterr().out) == {}
+
+
 def test_long_shows_size_and_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list-cfg", "-p", "internlm2_1_8b_full_alpaca_e3", "--long"]) == 0
     assert lines(capsys)[-4].split() == [

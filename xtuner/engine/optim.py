@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.optim.optimizer.optimizer_wrapper import OptimWrapper
 
+from xtuner.engine import paged_states
 from xtuner.utils.dtypes import torch_dtype
 
 
@@ -105,10 +106,11 @@ class FinetuneOptimWrapper(OptimWrapper):
 
     def step(self, **kwargs: object) -> None:
         """Step the optimizer. Under loss scaling a step whose gradients overflowed is left out."""
-        if self.scaler is None:
-            self.optimizer.step(**kwargs)
-            return
-        self.scaler.step(self.optimizer, **kwargs)
+        with paged_states.without_waits(self.optimizer):
+            if self.scaler is None:
+                self.optimizer.step(**kwargs)
+                return
+            self.scaler.step(self.optimizer, **kwargs)
         self.scaler.update()
 
     def skip_step(self) -> None:
@@ -119,7 +121,7 @@ class FinetuneOptimWrapper(OptimWrapper):
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and, under ``loss_scaler``, the loss scale."""
-        state = super().state_dict()
+        state = paged_states.state_dict(self.optimizer, super().state_dict())
         if self.scaler is not None:
             state["loss_scaler"] = {
                 **self.scaler.state_dict(),
@@ -139,7 +141,8 @@ class FinetuneOptimWrapper(OptimWrapper):
         if self.scaler is not None and saved and before == self._initial_scale:
             progress = {name: saved[name] for name in ("scale", "_growth_tracker")}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **progress})
-        super().load_state_dict(state)
+        with paged_states.loading(self.optimizer):
+            super().load_state_dict(state)
         _require_shapes(self.optimizer)
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from xtuner.model.backends import environment
+from xtuner.model.input_offload import InputOffload
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
@@ -30,8 +29,7 @@ class Checkpointing:
     Args:
         every_n_layers: the first of so many layers is recomputed; the others store their
             activations.
-        offload: keep the inputs of these layers in pinned main memory. They are copied there and
-            back on the stream of the computation.
+        offload: keep the inputs of these layers in pinned main memory (``input_offload.py``).
     """
 
     every_n_layers: int = 1
@@ -98,11 +96,11 @@ def enable_activation_checkpointing(
     if chosen.every_n_layers > 1:
         _leave_out_layers(model, chosen.every_n_layers)
     if chosen.offload:
+        offload = InputOffload()
         for module in model.modules():
             if hasattr(module, "_gradient_checkpointing_func"):
-                module._gradient_checkpointing_func = _offloading(
-                    module._gradient_checkpointing_func
-                )
+                function = module._gradient_checkpointing_func
+                module._gradient_checkpointing_func = offload.around(function)
 
 
 def disable_activation_checkpointing(model: nn.Module) -> None:
@@ -145,34 +143,6 @@ def _leave_out_layers(model: nn.Module, every_n_layers: int) -> None:
         layer.gradient_checkpointing = index % every_n_layers == 0
 
 
-def _offloading(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A checkpointing function that keeps inputs on a GPU in main memory instead."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with saved_tensors_hooks(_to_main_memory, _from_main_memory):
-            return function(*args, **kwargs)
-
-    return call
-
-
-def _to_main_memory(tensor: Tensor) -> tuple[torch.device, Tensor]:
-    """As torch's ``save_on_cpu``, which makes the CPU wait for each copy.
-
-    Both copies are on the stream of the computation, which is all the order that they need.
-    """
-    if not environment.waits_for(tensor.device):
-        return tensor.device, tensor
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=torch.cuda.is_available())
-    copy.copy_(tensor, non_blocking=True)
-    return tensor.device, copy
-
-
-def _from_main_memory(kept: tuple[torch.device, Tensor]) -> Tensor:
-    device, tensor = kept
-    return tensor.to(device, non_blocking=True)
-
-
 def _wrap_layers(model: Any, chosen: Checkpointing) -> None:
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -184,7 +154,7 @@ def _wrap_layers(model: Any, chosen: Checkpointing) -> None:
         )
     function = functools.partial(checkpoint, use_reentrant=False)
     if chosen.offload:
-        function = functools.partial(_offloading(checkpoint), use_reentrant=False)
+        function = functools.partial(InputOffload().around(checkpoint), use_reentrant=False)
     layer: Any
     for layer in lists[0][:: chosen.every_n_layers]:  # of the outermost
         layer.forward = functools.partial(_recomputed, layer, layer.forward, function)

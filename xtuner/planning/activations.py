@@ -36,6 +36,7 @@ class Activations:
         largest_layer: by the layer that keeps most; there once when layers are recomputed.
         largest_tensor: the largest tensor that is kept, as a measure of what the backward pass
             itself needs.
+        largest_input: the largest input of a repeated layer.
     """
 
     outside: int
@@ -43,13 +44,16 @@ class Activations:
     inputs: int
     largest_layer: int
     largest_tensor: int
+    largest_input: int = 0
 
     def kept(self, checkpointing: Checkpointing | None) -> int:
         """Bytes at the beginning of the backward pass, or while it recomputes a layer."""
         if checkpointing is None:
             return self.outside + self.layers
         stored = int(self.layers * (1 - checkpointing.share))
-        inputs = 0 if checkpointing.offload else self.inputs_of(checkpointing.share)
+        inputs = self.inputs_of(checkpointing.share)
+        if checkpointing.offload:  # the one in use, and the next, which is on its way
+            inputs = min(inputs, 2 * self.largest_input)
         return self.outside + inputs + stored + self.largest_layer
 
     def inputs_of(self, share: float) -> int:
@@ -64,6 +68,7 @@ class Activations:
             int(self.inputs * count),
             int(self.largest_layer * count),
             int(self.largest_tensor * count),
+            int(self.largest_input * count),
         )
 
     def with_images(self, images: Activations) -> Activations:
@@ -74,6 +79,7 @@ class Activations:
             self.inputs + images.inputs,
             max(self.largest_layer, images.largest_layer),
             max(self.largest_tensor, images.largest_tensor),
+            max(self.largest_input, images.largest_input),
         )
 
 
@@ -177,6 +183,7 @@ class _Recorder:
             inputs=sum(kept.size * counts.get(kept.layer, 1) for kept in inputs),
             largest_layer=max(inside.values(), default=0),
             largest_tensor=max((kept.size for _, kept in alive), default=0),
+            largest_input=max((kept.size for kept in inputs), default=0),
         )
 
 

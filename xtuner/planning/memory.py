@@ -37,6 +37,8 @@ STATES = {
 """Values that an optimizer keeps for each trained one, momentum included; 2 for others."""
 BLOCK_8BIT, LARGE_FOR_8BIT = 256, 4096
 """Values of a scale in bitsandbytes' 8-bit states; smaller tensors have float32 states."""
+LARGE_FOR_PAGES = 100_000
+"""Values of a weight from which on a paged optimizer of bitsandbytes pages its states."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class StateSizes:
         quantized: those of ``frozen`` that are quantised, which FSDP does not shard.
         trained_count: trained parameters.
         optimizer: bytes of the optimizer's state.
+        paged: those of them that move to main memory where the GPU has no room.
         largest_layer: parameters of the largest repeated layer.
         root: parameters outside of repeated layers.
         count: parameters in all.
@@ -110,6 +113,7 @@ class StateSizes:
     count: int
     computed: int
     largest_quantized: int
+    paged: int = 0
 
 
 class Head(NamedTuple):
@@ -139,6 +143,7 @@ def state_sizes(built: PlannedModel, optimizer: str, chosen_experts: float) -> S
         quantized=sum(built.quantized.get(id(weight), 0) for weight in frozen),
         trained_count=sum(weight.numel() for weight in trained),
         optimizer=sum(optimizer_bytes(weight, optimizer) for weight in trained),
+        paged=sum(paged_bytes(weight, optimizer) for weight in trained),
         largest_layer=max(in_layers, default=0),
         root=count - sum(in_layers),
         count=count,
@@ -158,15 +163,36 @@ def optimizer_bytes(weight: nn.Parameter, optimizer: str) -> int:
         weight: its shape and dtype count.
         optimizer: name of the optimizer's class.
     """
-    count = weight.numel()
-    base = optimizer.removeprefix("Paged").removesuffix("8bit").removesuffix("32bit")
-    states = STATES.get(base, 2)
-    if optimizer.endswith("8bit") and count >= LARGE_FOR_8BIT:
-        return states * (count + 4 * -(-count // BLOCK_8BIT))
-    if optimizer != base:  # bitsandbytes keeps float32
-        return states * 4 * count
+    count, states = weight.numel(), _states(optimizer)
+    if _is_of_bitsandbytes(optimizer):
+        size, scales = _values_and_scales(count, optimizer)
+        return states * (size + scales)
     step = 4 if states > 1 else 0  # torch's Adam family has a step in float32
     return states * weight.element_size() * count + step
+
+
+def paged_bytes(weight: nn.Parameter, optimizer: str) -> int:
+    """Those of ``optimizer_bytes`` that are paged: values, but no scales."""
+    count = weight.numel()
+    if not optimizer.startswith("Paged") or count < LARGE_FOR_PAGES:
+        return 0
+    return _states(optimizer) * _values_and_scales(count, optimizer)[0]
+
+
+def _states(optimizer: str) -> int:
+    name = optimizer.removeprefix("Paged").removesuffix("8bit").removesuffix("32bit")
+    return STATES.get(name, 2)
+
+
+def _is_of_bitsandbytes(optimizer: str) -> bool:
+    return optimizer.startswith("Paged") or optimizer.endswith("bit")
+
+
+def _values_and_scales(count: int, optimizer: str) -> tuple[int, int]:
+    """Bytes of one of bitsandbytes' states."""
+    if optimizer.endswith("8bit") and count >= LARGE_FOR_8BIT:
+        return count, 4 * -(-count // BLOCK_8BIT)
+    return 4 * count, 0
 
 
 def memory_of(
@@ -186,6 +212,7 @@ def memory_of(
     """
     sharding = settings.sharding
     weights, gradients, optimizer, offloaded = _state(sizes, sharding)
+    optimizer, offloaded = optimizer - sizes.paged, offloaded + sizes.paged
     kept = activations.kept(settings.checkpointing)
     if settings.checkpointing is not None and settings.checkpointing.offload:
         offloaded += activations.inputs_of(settings.checkpointing.share)
@@ -200,6 +227,10 @@ def memory_of(
     if sharding.name in ("zero3", "fsdp") and sharding.ranks > 1:
         # a layer is computed while the next one is gathered; the root's weights stay
         temporary += half * min(sizes.count, 2 * sizes.largest_layer + sizes.root)
+    if not settings.fused and not sharding.offload_optimizer:
+        # the step copies all trained weights; activations are gone by then
+        copies = int(sharding.of(sizes.trained, from_stage=1))
+        temporary += max(0, copies - temporary - kept - loss)
     state, transient = weights + gradients + optimizer, temporary + kept + loss
     return Memory(
         weights=weights,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from xtuner.config.document import ConfigDocument
 from xtuner.config.override import override
-from xtuner.config.values import own_values
+from xtuner.config.signatures import parameters_of
+from xtuner.config.values import last_name, own_values
 from xtuner.planning.plan import Machine, Plan, Planner
 from xtuner.planning.settings import LENGTHS
 from xtuner.utils.errors import UserError
@@ -20,18 +22,21 @@ MOST_GPUS = 64
 LEAST_GAIN = 0.98
 """A change must leave less than this share of the memory."""
 BITS_4 = (
-    "model.llm.quantization_config=dict(type='transformers.BitsAndBytesConfig',load_in_4bit=True,"
-    "bnb_4bit_compute_dtype='bfloat16',bnb_4bit_quant_type='nf4',bnb_4bit_use_double_quant=True)"
+    "dict(type='transformers.BitsAndBytesConfig',load_in_4bit=True,bnb_4bit_compute_dtype='{dtype}',"
+    "bnb_4bit_quant_type='nf4',bnb_4bit_use_double_quant=True)"
 )
 LORA = (
-    "model.lora=dict(type='peft.LoraConfig',r=16,lora_alpha=32,lora_dropout=0.0,bias='none',"
-    "task_type='CAUSAL_LM')"
+    "dict(type='peft.LoraConfig',r=16,lora_alpha=32,lora_dropout=0.0,bias='none',"
+    "task_type='{task}')"
 )
-ADAMW_8BIT = "bitsandbytes.optim.AdamW8bit"
+LR_OF_ADAPTERS = 2e-4
+"""That of the catalogue's adapters for supervised fine-tuning."""
+ADAMW_8BIT, PAGED = "bitsandbytes.optim.AdamW8bit", "bitsandbytes.optim.PagedAdamW8bit"
 SETTINGS = {
     "batch_size": "train_dataloader.batch_size",
     "accumulative_counts": "optim_wrapper.accumulative_counts",
     "optim_type": "optim_wrapper.optimizer.type",
+    "lr": "optim_wrapper.optimizer.lr",
 }
 """Settings at the top of rendered configs, and the keys that they are for."""
 
@@ -53,18 +58,23 @@ class Change:
     words: tuple[str, ...] = ()
 
 
+Step = Callable[[ConfigDocument, Plan], Change | None]
+"""Finds a change of a run that does not fit; None where there is none."""
+
+
 @dataclass(frozen=True)
 class Remedy:
-    """A change and the plan with it and with those before it."""
+    """A change, the plan with it and with those before it, and what finds such changes."""
 
     change: Change
     plan: Plan
+    step: Step
 
 
 def remedies(planner: Planner, document: ConfigDocument, plan: Plan) -> list[Remedy]:
     """The changes, one on top of the other, with which a run fits.
 
-    A change that saves nothing is left out.
+    A change that saves nothing is left out; one that is made again takes the place of the first.
 
     Args:
         planner: made ``plan``.
@@ -74,6 +84,7 @@ def remedies(planner: Planner, document: ConfigDocument, plan: Plan) -> list[Rem
     Returns:
         In order; the last plan fits, unless nothing does.
     """
+    original = document
     found: list[Remedy] = []
     for step in STEPS:
         while not plan.fits:
@@ -87,17 +98,63 @@ def remedies(planner: Planner, document: ConfigDocument, plan: Plan) -> list[Rem
                 break
             if better.memory.total > LEAST_GAIN * plan.memory.total:
                 break
+            if found and found[-1].step is step:
+                del found[-1]
             document, plan = changed, better
-            found.append(Remedy(change, plan))
+            found.append(Remedy(change, plan, step))
+    return _needed(planner, original, found) if plan.fits else found
+
+
+def _needed(planner: Planner, document: ConfigDocument, found: list[Remedy]) -> list[Remedy]:
+    """Leave out what later changes have made needless: 8-bit states once an adapter is trained."""
+    for each in found[-2::-1]:  # what costs most is tried first
+        if each.step in CHANGE_GPUS:
+            continue
+        others = [other for other in found if other.change is not each.change]
+        try:
+            fewer = list(_one_by_one(planner, document, others))
+        except UserError:  # a later change is of this one
+            continue
+        if fewer[-1].plan.fits:
+            found = fewer
     return found
 
 
+def _one_by_one(
+    planner: Planner, document: ConfigDocument, found: Sequence[Remedy]
+) -> Iterator[Remedy]:
+    """The same changes, each with the plan that it and those before it give."""
+    for each in found:
+        document = override(document, each.change.options)
+        yield replace(each, plan=planner.plan(document, each.change.machine))
+
+
+def options_of(found: Sequence[Remedy], given: Sequence[str] = ()) -> list[str]:
+    """The words of ``--cfg-options`` of all changes, after those given; of one key the last."""
+    words = [*given, *(word for each in found for word in each.change.options)]
+    return list({word.partition("=")[0]: word for word in words}.values())
+
+
 def _checkpointing(document: ConfigDocument, plan: Plan) -> Change | None:
-    if plan.settings.checkpointing:
+    chosen = plan.settings.checkpointing
+    if chosen is not None and chosen.every_n_layers == 1:
         return None
+    setting = "dict(offload=True)" if chosen is not None and chosen.offload else "True"
     return Change(
         tr("recompute activations in the backward pass (a third more time)"),
-        ("model.use_activation_checkpointing=True",),
+        (f"model.use_activation_checkpointing={setting}",),
+        plan.machine,
+    )
+
+
+def _inputs(document: ConfigDocument, plan: Plan) -> Change | None:
+    """Nothing is computed twice for it; the copies go on beside the layers."""
+    chosen = plan.settings.checkpointing
+    if chosen is None or chosen.offload:
+        return None
+    return Change(
+        tr("keep the inputs of recomputed layers in main memory"),
+        ("model.use_activation_checkpointing=dict(offload=True)",),
         plan.machine,
     )
 
@@ -132,6 +189,16 @@ def _optimizer(document: ConfigDocument, plan: Plan) -> Change | None:
     )
 
 
+def _paged(document: ConfigDocument, plan: Plan) -> Change | None:
+    if plan.settings.optimizer != "AdamW8bit":
+        return None
+    return Change(
+        tr("an optimizer whose state moves to main memory where the GPU is full (bitsandbytes)"),
+        (_option(document, "optim_type", PAGED),),
+        plan.machine,
+    )
+
+
 def _sharding(document: ConfigDocument, plan: Plan) -> Change | None:
     sharding = plan.settings.sharding
     if sharding.ranks == 1 or sharding.name in ("fsdp", "zero3"):
@@ -161,36 +228,63 @@ def _model(document: ConfigDocument) -> dict[str, Any]:
     return model if isinstance(model, dict) else {}
 
 
+def _adapter_key(model: dict[str, Any]) -> str:
+    """The setting for an adapter of the language model."""
+    known = parameters_of(dict.get(model, "type"))
+    return "llm_lora" if known is not None and "llm_lora" in known.names else "lora"
+
+
 def _quantize(document: ConfigDocument, plan: Plan) -> Change | None:
-    model = _model(document)
+    """Where the language model is frozen, with an adapter or without."""
+    model, dtype = _model(document), plan.settings.dtype
     llm = dict.get(model, "llm")
-    if dict.get(model, "lora") is None or not isinstance(llm, dict):
+    adapter = dict.get(model, _adapter_key(model))
+    if adapter is None and not dict.get(model, "freeze_llm"):
         return None
+    what = tr("keep the frozen weights in 4 bits (QLoRA)")
+    if not isinstance(llm, dict):  # InternVL 1.5 and 2 load their parts themselves
+        known = parameters_of(dict.get(model, "type"))
+        if known is None or "quantization_llm" not in known.names or adapter is None:
+            return None
+        return Change(what, ("model.quantization_llm=True",), plan.machine)
     if dict.get(llm, "quantization_config") is not None:
         return None
-    return Change(tr("keep the frozen weights in 4 bits (QLoRA)"), (BITS_4,), plan.machine)
+    setting = BITS_4.format(dtype="bfloat16" if dtype == "float32" else dtype)
+    return Change(what, (f"model.llm.quantization_config={setting}",), plan.machine)
 
 
 def _adapter(document: ConfigDocument, plan: Plan) -> Change | None:
+    """LoRA in place of full training: the base in 16 bits, the learning rate of adapters."""
     model = _model(document)
-    if dict.get(model, "lora") is not None or dict.get(model, "peft_model") is not None:
+    llm = dict.get(model, "llm")
+    if any(dict.get(model, each) for each in ("lora", "llm_lora", "peft_model", "freeze_llm")):
         return None
-    if not isinstance(dict.get(model, "llm"), dict):
-        return None
-    return Change(tr("train an adapter in place of all weights (LoRA)"), (LORA,), plan.machine)
+    is_reward = last_name(dict.get(model, "type")) == "RewardModel"
+    adapter = LORA.format(task="FEATURE_EXTRACTION" if is_reward else "CAUSAL_LM")
+    options = [f"model.{_adapter_key(model)}={adapter}"]
+    if isinstance(llm, dict):
+        half = "float16" if plan.settings.dtype == "float16" else "bfloat16"
+        options.append(f"model.llm.dtype={half}")
+    if plan.settings.sequences == 1:
+        options.append(_option(document, "lr", LR_OF_ADAPTERS))
+    return Change(
+        tr("train an adapter in place of all weights (LoRA)"), tuple(options), plan.machine
+    )
 
 
 def _rank(document: ConfigDocument, plan: Plan) -> Change | None:
-    lora = dict.get(_model(document), "lora")
+    model = _model(document)
+    key = _adapter_key(model)
+    lora = dict.get(model, key)
     if not isinstance(lora, dict):
         return None
     rank = dict.get(lora, "r")
     if not isinstance(rank, int) or rank <= USUAL_RANK:
         return None
     alpha = dict.get(lora, "lora_alpha")
-    options = [f"model.lora.r={USUAL_RANK}"]
+    options = [f"model.{key}.r={USUAL_RANK}"]
     if isinstance(alpha, int | float):  # the adapter's scale, alpha / r, stays
-        options.append(f"model.lora.lora_alpha={alpha * USUAL_RANK / rank:g}")
+        options.append(f"model.{key}.lora_alpha={alpha * USUAL_RANK / rank:g}")
     return Change(
         tr("an adapter of rank {rank} in place of {old}", rank=USUAL_RANK, old=rank),
         tuple(options),
@@ -225,8 +319,10 @@ def _more_gpus(document: ConfigDocument, plan: Plan) -> Change | None:
 STEPS = (
     _checkpointing,
     _batch,
+    _inputs,
     _sharding,
     _optimizer,
+    _paged,
     _offload,
     _adapter,
     _quantize,
@@ -235,3 +331,5 @@ STEPS = (
     _more_gpus,
 )
 """The changes, those that cost least first."""
+CHANGE_GPUS = (_sharding, _offload, _more_gpus)
+"""Those of them after which the machine is another one."""

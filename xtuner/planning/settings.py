@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
+from xtuner.config.adapt.machine import FORMS, FUSED
 from xtuner.config.values import is_number, iter_dicts, last_name, own_values
 from xtuner.model.activation_checkpointing import Checkpointing
 from xtuner.utils.dtypes import dtype_name
@@ -59,6 +61,7 @@ class RunSettings:
         epochs: of the run, or None.
         iters: micro-batches of the run, or None.
         optimizer: name of its class.
+        fused: whether its step needs no memory beside weights, gradients and state.
         dtype: of autocast; ``float32`` for none.
         checkpointing: which layers are recomputed in the backward pass; None for none.
         save_interval: micro-batches between two checkpoints; None for one at the end.
@@ -80,6 +83,7 @@ class RunSettings:
     kept: int | None
     sharding: Sharding
     sequence_parallel: int = 1
+    fused: bool = True
 
     @property
     def tokens(self) -> int:
@@ -107,6 +111,7 @@ def read_settings(config: Config, ranks: int) -> RunSettings:
     values = own_values(config)
     model, loader = _dict(values, "model"), _dict(values, "train_dataloader")
     wrapper, loop = _dict(values, "optim_wrapper"), _dict(values, "train_cfg")
+    optimizer = _dict(wrapper, "optimizer")
     kind = last_name(dict.get(model, "type", ""))
     amp = last_name(dict.get(wrapper, "type", "")) == "AmpOptimWrapper"
     dtype = dict.get(wrapper, "dtype") or ("float16" if amp else "float32")
@@ -120,7 +125,8 @@ def read_settings(config: Config, ranks: int) -> RunSettings:
         accumulative_counts=int(dict.get(wrapper, "accumulative_counts") or 1),
         epochs=_number(dict.get(loop, "max_epochs")),
         iters=_whole(dict.get(loop, "max_iters")),
-        optimizer=last_name(dict.get(_dict(wrapper, "optimizer"), "type", "AdamW")),
+        optimizer=last_name(dict.get(optimizer, "type", "AdamW")),
+        fused=_is_fused(optimizer),
         dtype=dtype_name(dtype),
         checkpointing=Checkpointing.of(dict.get(model, "use_activation_checkpointing", True)),
         save_interval=interval if isinstance(interval, int) and interval > 0 else None,
@@ -128,6 +134,19 @@ def read_settings(config: Config, ranks: int) -> RunSettings:
         sharding=_sharding(_dict(values, "strategy"), ranks),
         sequence_parallel=_sequence_parallel(values),
     )
+
+
+def _is_fused(optimizer: dict[str, Any]) -> bool:
+    """Whether no weights are copied: as ``adapt_to_machine`` and torch have it on a GPU.
+
+    Optimizers that are not torch's are taken to need no more.
+    """
+    name = last_name(dict.get(optimizer, "type", "AdamW"))
+    if not hasattr(torch.optim, name):
+        return True
+    if dict.get(optimizer, "fused") or dict.get(optimizer, "foreach") is False:
+        return True
+    return name in FUSED and not FORMS & set(optimizer)
 
 
 def _sequence_parallel(values: Mapping[str, object]) -> int:

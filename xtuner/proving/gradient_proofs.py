@@ -6,6 +6,7 @@ import functools
 import inspect
 import shutil
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from mmengine.config import ConfigDict
 
 from xtuner.model.backends.cpu import kernels
 from xtuner.model.lora.targets import not_reached_by_text
-from xtuner.proving.proof import Measured, Proof, Skipped, prove
+from xtuner.proving.proof import ROUNDING, Measured, Proof, Skipped, prove
 from xtuner.proving.subject import Sample, Subject, iter_ids
 from xtuner.proving.training import Trained, copy_trained, plain_training, train_on
 from xtuner.registry import BUILDER
@@ -151,18 +152,18 @@ class GradientProofs:
         return Measured(train_on(model, [batch]).difference(wanted))
 
     def compiled(self) -> Measured:
-        """The compiled model against the other one."""
+        """The distance of the compiled model's gradients from those of float32, by the other's."""
         if not self.compile:
             raise Skipped(tr("a compiler takes 10 to 40 seconds: --compile proves it."))
         if not any(map(shutil.which, COMPILERS)):
             raise Skipped(tr("there is no C++ compiler on this machine."))
         batch = self.subject.batch(self.subject.rows)
         with torch.autocast("cpu", torch.bfloat16):
-            wanted = train_on(self.subject.model(), [batch])
+            plain = train_on(self.subject.model(), [batch])
             model = self.subject.model(compile=True)
             kernels.compile_kernels()
             try:
-                difference = train_on(model, [batch]).difference(wanted)
+                compiled = train_on(model, [batch])
                 failed = not kernels.Kernel.compiled
             finally:
                 kernels.Kernel.compiled = False
@@ -171,7 +172,10 @@ class GradientProofs:
         names = [name for name, each in vars(kernels).items() if _is_compiled(each)]
         if not names:
             raise Skipped(tr("this model computes with no kernel that is compiled on a CPU."))
-        return Measured(difference, ", ".join(names))
+        off = [each.gradient_difference(self.found) for each in (compiled, plain)]
+        if compiled.missing(self.found) or not isfinite(compiled.difference(plain)):
+            return Measured(inf, ", ".join(names))
+        return Measured(off[0] / max(off[1], ROUNDING), ", ".join(names))
 
     def on_gpu(self) -> Measured:
         """The functions that are chosen for a GPU, on it, against those of the CPU."""

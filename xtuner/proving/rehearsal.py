@@ -45,7 +45,7 @@ class Stage:
         seconds: how long it took.
         detail: what was seen, or why it was skipped.
         cause: why it failed.
-        remedy: what to do; empty where that is not known.
+        remedy: what to do.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Rehearsal:
         except UserError as error:
             owner = error.__dict__.get(stage_work.STAGE, name)
             place = f"{error.where}: " if error.where and str(error.where) else ""
-            cause, remedy = place + error.message, error.hint or ""
+            cause, remedy = place + error.message, error.hint or remedy_of(name)
             return Stage(owner, "failed", time.perf_counter() - began, "", cause, remedy)
         return Stage(name, "ok", time.perf_counter() - began, detail)
 
@@ -175,6 +175,20 @@ class Rehearsal:
         """Take what the real run will need, unless no plan could be made."""
         if self._planned is not None:
             self.needs = self._planned.wait().value or {}
+
+
+def remedy_of(name: str) -> str:
+    """What to do where an error does not say it: the command that examines this part.
+
+    Args:
+        name: of the stage that was at work.
+    """
+    if name == "check":
+        return tr("'xtuner check-cfg CONFIG' lists everything that is wrong with the config.")
+    if name == "data":
+        return tr("'xtuner check-custom-dataset CONFIG' examines every row.")
+    log = "fresh" if name in ("load", "generate") else name
+    return tr("its whole output is in logs/{name}.log of --keep FOLDER.", name=log)
 
 
 def check(rehearsal: Rehearsal) -> str:
@@ -401,7 +415,8 @@ def load(rehearsal: Rehearsal) -> str:
             tr(
                 "the loaded model computes other logits (relative difference: {shown}).",
                 shown=shown,
-            )
+            ),
+            hint=tr("'xtuner prove CONFIG' finds which step of the export changes them."),
         )
     shown = ", ".join(f"{off:.0e}" for off in found["differences"].values())
     return tr("logits differ by {shown} at most", shown=shown)

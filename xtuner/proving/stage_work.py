@@ -53,7 +53,11 @@ def prepare_data(document: ConfigDocument, folder: Path, limits: Limits) -> Told
     rows = [dict(dataset[number]) for number in range(len(dataset))]
     rows = [part for row in rows for part in _samples(row)]
     if not rows:
-        raise UserError(tr("no row is left to train on."), where=_dataset_key(document))
+        raise UserError(
+            tr("no row is left to train on."),
+            hint=tr("'xtuner check-custom-dataset CONFIG' says why each row is left out."),
+            where=_dataset_key(document),
+        )
     labels = [label for row in rows for name in _LABELS for label in row.get(name, ())]
     supervised = sum(label >= 0 for label in labels)
     if labels and not supervised:
@@ -130,6 +134,7 @@ def build(document: ConfigDocument, folder: Path, limits: Limits) -> Told:
     if not trained:
         raise UserError(
             tr("nothing of the model is trained: all its parameters are frozen."),
+            hint=tr("add an adapter (lora), or train a part: see freeze_... in model."),
             where=Where(document.file, key="model"),
         )
     return {
@@ -334,6 +339,7 @@ def expected_stops(config: Path, folder: Path) -> Told:
                 names=", ".join(map(repr, tokenizer.convert_ids_to_tokens(missing))),
                 saved=saved,
             ),
+            hint=tr("add them to eos_token_id in generation_config.json of the exported folder."),
             where=Where(str(folder)),
         )
     return {"stops": ids}

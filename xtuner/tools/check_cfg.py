@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from xtuner.tools.arguments import add_config_options
+from xtuner.tools.json_output import print_json
 from xtuner.utils.lang import tr
 
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     problems = [problem for name in args.config for problem in check(name, args.cfg_options)]
     errors = sum(problem.severity == ERROR for problem in problems)
     if args.json:
-        print(json.dumps([problem.as_json() for problem in problems], ensure_ascii=False, indent=2))
+        print_json([problem.as_json() for problem in problems])
         return 1 if errors else 0
     for problem in problems:
         print(problem)

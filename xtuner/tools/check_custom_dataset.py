@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from xtuner.tools.arguments import add_config_options
+from xtuner.tools.json_output import print_json
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         write_text(args.html, report_page(report, shown))
     if args.json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
+        print_json(report.as_dict())
     else:
         console = Console(highlight=False)
         print_report(report, console)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 from typing import Any
 
@@ -13,6 +12,7 @@ from xtuner.configs.datasets import DATASETS
 from xtuner.configs.models import FAMILIES, MODELS
 from xtuner.configs.settings import METHODS
 from xtuner.configs.unknown import nearest
+from xtuner.tools.json_output import print_json
 from xtuner.utils.lang import tr
 from xtuner.utils.terminal import padded, width
 
@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
     """
     args.pattern = args.pattern or args.text
     if args.models:
-        return _print_models(args.pattern)
+        return _print_models(args.pattern, as_json=args.json)
     chosen = _chosen(args)
     if args.json:
-        print(json.dumps([describe(name) for name in chosen], ensure_ascii=False, indent=2))
+        print_json([describe(name) for name in chosen])
         return 0 if chosen else 1
     print("CONFIGS".center(RULER, "="))
     if args.pattern:
@@ -100,13 +100,16 @@ def _plain(text: str) -> str:
     return re.sub(r"[-. ]", "_", text.lower())
 
 
-def _print_models(pattern: str) -> int:
+def _print_models(pattern: str, *, as_json: bool) -> int:
     """Print a line for each model, by family: its name, its size, how it can be trained."""
     shown = {
         model: facts
         for model, facts in _models().items()
         if _plain(pattern) in _plain(f"{model} {facts['path']}")
     }
+    if as_json:
+        print_json(shown)
+        return 0 if shown else 1
     widest = max(map(len, shown), default=0)
     for family, models in itertools.groupby(shown, key=lambda model: shown[model]["family"]):
         print(family)

@@ -11,7 +11,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import BitsAndBytesConfig
 
 from tests.helpers.golden_model import tokens
@@ -19,6 +18,14 @@ from tests.model.transformers_models.test_golden import CASES, build
 from xtuner.model import SupervisedFinetune
 from xtuner.model.modules import attention
 from xtuner.model.transformers_models.auto import AutoModelForCausalLM
+from xtuner.proving.training import (
+    Trained,
+    copy_trained,
+    move_adapter,
+    plain_training,
+    relative_difference,
+    train_on,
+)
 
 LLAMA = {f"self_attn.{name}_proj" for name in "qkvo"}
 MLP = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
@@ -57,10 +64,7 @@ def finetuned(llm: Any) -> SupervisedFinetune:
     """A model with the default adapter, whose second factors are not zero."""
     lora = LoraConfig(r=RANK, lora_alpha=8, task_type="CAUSAL_LM")
     model = SupervisedFinetune(llm, lora=lora, use_varlen_attn=True).train()
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            weight.data.normal_(std=0.1, generator=generator)
+    move_adapter(model)
     return model
 
 
@@ -75,7 +79,7 @@ def packed_row(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def of_plain_peft(llm: Any, trained: SupervisedFinetune) -> tuple[Tensor, dict[str, Tensor]]:
+def of_plain_peft(llm: Any, trained: SupervisedFinetune) -> Trained:
     """Loss and gradients of peft's own layers on eager attention, each sample alone.
 
     Args:
@@ -83,36 +87,20 @@ def of_plain_peft(llm: Any, trained: SupervisedFinetune) -> tuple[Tensor, dict[s
         trained: whose adapter is taken.
     """
     plain = get_peft_model(llm, trained.llm.peft_config["default"]).train()
-    adapter = {name: value for name, value in trained.llm.state_dict().items() if "lora_" in name}
-    plain.load_state_dict(adapter, strict=False)
-    total = torch.zeros(())
-    for row in tokens(1, sum(LENGTHS), llm.config.vocab_size).split(LENGTHS, dim=1):
-        logits = plain(input_ids=row, use_cache=False).logits[0, :-1].float()
-        total = total + cross_entropy(logits, row[0, 1:], reduction="sum")
-    loss = total / (sum(LENGTHS) - len(LENGTHS))
-    loss.backward()
-    return loss.detach(), gradients(plain)
-
-
-def gradients(model: Any) -> dict[str, Tensor]:
-    return {
-        name.removeprefix("llm."): weight.grad
-        for name, weight in model.named_parameters()
-        if weight.requires_grad
-    }
+    copy_trained(trained.llm, plain)
+    rows = tokens(1, sum(LENGTHS), llm.config.vocab_size)[0].split(LENGTHS)
+    return plain_training(plain, [{"input_ids": row, "labels": row} for row in rows])
 
 
 def require_equal(model: SupervisedFinetune, llm: Any) -> None:
     """Loss and gradients of a packed row, through all fast paths, against plain peft."""
-    wanted, theirs = of_plain_peft(llm, model)
-    loss = model(packed_row(llm.config.vocab_size), mode="loss")["loss"]
-    loss.backward()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
-    found = gradients(model)
-    assert found.keys() == theirs.keys()
-    for name, gradient in theirs.items():
-        assert float(gradient.norm()) > 0, name
-        assert float((found[name] - gradient).norm()) <= 2e-5 * float(gradient.norm()), name
+    wanted = of_plain_peft(llm, model)
+    found = train_on(model, [packed_row(llm.config.vocab_size)])
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+    assert found.gradients.keys() == wanted.gradients.keys()
+    for name, gradient in wanted.gradients.items():
+        off = relative_difference({name: found.gradients[name]}, {name: gradient})
+        assert float(gradient.norm()) > 0 and off <= 2e-5, name
 
 
 @each_case

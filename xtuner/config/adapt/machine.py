@@ -23,6 +23,8 @@ from xtuner.utils.lang import tr
 HALF_PRECISION = ("float16", "bfloat16")
 # Optimizers of torch that have a fused form, on a CPU as on a GPU.
 FUSED = ("Adam", "AdamW")
+FORMS = {"fused", "foreach", "capturable", "differentiable"}
+"""Arguments of torch's optimizers that choose how a step is computed."""
 MMENGINE_LOOPS = ("EpochBasedTrainLoop", "IterBasedTrainLoop")
 
 
@@ -102,8 +104,7 @@ def _adapt_optimizer(config: Config) -> list[str]:
     is_torch = isinstance(optimizer, str) or (dotted_name(optimizer) or ("",))[0].startswith(
         "torch."
     )
-    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(wrapper.optimizer)
-    if is_torch and last_name(optimizer) in FUSED and not chosen:
+    if is_torch and last_name(optimizer) in FUSED and not FORMS & set(wrapper.optimizer):
         wrapper.optimizer.fused = True
     return notes
 

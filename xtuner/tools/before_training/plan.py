@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xtuner.tools.arguments import add_config_options
+from xtuner.tools.json_output import print_json
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr, translate
 from xtuner.utils.terminal import padded, width
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
             }
             for each in found
         ]
-        print(json.dumps({**plan.to_dict(), "changes": changes}, indent=1, ensure_ascii=False))
+        print_json({**plan.to_dict(), "changes": changes})
     else:
-        print("\n".join(_lines(args.config, plan, found, args.cfg_options)))
+        print("\n".join(_lines(args, plan, found)))
     return DOES_NOT_FIT if plan.fits is False else 0
 
 
@@ -160,6 +160,7 @@ def _rows(document: ConfigDocument) -> int | None:
 def _apply(name: str, document: ConfigDocument, found: Sequence[Remedy]) -> None:
     from xtuner.config.dump import write_config
     from xtuner.config.override import override
+    from xtuner.planning.remedies import options_of
 
     path = Path(name)
     if path.exists():
@@ -168,12 +169,11 @@ def _apply(name: str, document: ConfigDocument, found: Sequence[Remedy]) -> None
             hint=tr("give another name to --apply"),
             where=Where(name),
         )
-    options = [word for each in found for word in each.change.options]
-    write_config(override(document, options), path)
+    write_config(override(document, options_of(found)), path)
     print(tr("written: {path}", path=path), file=sys.stderr)
 
 
-def _lines(config: str, plan: Plan, found: Sequence[Remedy], given: Sequence[str]) -> Iterator[str]:
+def _lines(args: argparse.Namespace, plan: Plan, found: Sequence[Remedy]) -> Iterator[str]:
     yield from _table(plan)
     yield ""
     yield from _run_length(plan)
@@ -191,7 +191,7 @@ def _lines(config: str, plan: Plan, found: Sequence[Remedy], given: Sequence[str
         return
     yield ""
     yield tr("All of these together:")
-    yield f"  {_command(config, found, given)}"
+    yield f"  {_command(args, found)}"
 
 
 def _table(plan: Plan) -> Iterator[str]:
@@ -290,18 +290,21 @@ def _verdict(plan: Plan) -> str:
     )
 
 
-def _command(config: str, found: Sequence[Remedy], given: Sequence[str]) -> str:
-    """The command that trains with all changes."""
+def _command(args: argparse.Namespace, found: Sequence[Remedy]) -> str:
+    """The command that trains with all changes; what ``--apply`` writes needs no options."""
     import shlex
 
-    options = [*given, *(word for each in found for word in each.change.options)]
-    words = dict.fromkeys(word for each in found for word in each.change.words)
+    from xtuner.planning.remedies import options_of
+
     last = found[-1].plan.machine
-    if "--fsdp-offload" in words:
-        words.pop("--fsdp", None)
-    command = ["xtuner", "train", config, *words]
-    if last.deepspeed:
+    command = ["xtuner", "train", args.apply or args.config]
+    if last.offload:
+        command.append("--fsdp-offload")
+    elif last.fsdp:
+        command.append("--fsdp")
+    elif last.deepspeed:
         command += ["--deepspeed", last.deepspeed]
+    options = [] if args.apply else options_of(found, args.cfg_options)
     if options:
         command += ["--cfg-options", *options]
     layout = f"NPROC_PER_NODE={last.gpus} " if last.ranks > 1 else ""

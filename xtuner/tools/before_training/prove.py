@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from xtuner.tools.arguments import add_config_options
+from xtuner.tools.json_output import print_json
 from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr
 from xtuner.utils.terminal import padded
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     with output_folder(args.keep) as folder:
         report = prove_config(document, folder, full=args.full, compile=args.compile, show=show)
     if args.json:
-        print(json.dumps(_plain(report), indent=1, ensure_ascii=False))
+        print_json(_plain(report))
     else:
         print("\n".join(_last_lines(report)))
     if args.page:

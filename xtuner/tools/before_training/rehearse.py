@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xtuner.tools.arguments import add_config_options
+from xtuner.tools.json_output import print_json
 from xtuner.utils.lang import tr
 from xtuner.utils.terminal import padded
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     failed = stages[-1].state == "failed"
     if args.json:
         found = {"ok": not failed, "stages": [asdict(stage) for stage in stages], "real_run": needs}
-        print(json.dumps({**found, "changes": _changes(rehearsal)}, indent=1, ensure_ascii=False))
+        print_json({**found, "changes": _changes(rehearsal)})
     else:
         print("\n".join(_last_lines(rehearsal, needs, failed, time.perf_counter() - began)))
     return FAILED if failed else 0
