@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xtuner.tools.json_output import json_alone
+from xtuner.utils.announce import announced_libraries
 from xtuner.utils.argument_parser import (
     USAGE_ERROR,
     ArgumentParser,
@@ -204,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         quiet_libraries()
     try:
-        return _dispatch(words)
+        with announced_libraries():
+            return _dispatch(words)
     except KeyboardInterrupt as error:  # or a signal that the command turns into one
         if debug:
             traceback.print_exc()

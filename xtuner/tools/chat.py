@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
     from xtuner.tools.chat_reward import is_reward_model, run_reward_chat
 
     _check_images(args, folder)
+    _notice(tr("loading {model} ...", model=adapter or folder))
     if is_reward_model(folder, adapter):
         if args.video:
             raise UserError(tr("a reward model is shown images alone here."), hint="--image FILE")

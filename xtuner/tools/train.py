@@ -78,11 +78,6 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from xtuner.engine.launch import start_processes
 
-    if os.environ.get("RANK", "0") == "0":
-        print(
-            tr("loading {config} and the libraries that it needs ...", config=args.config),
-            flush=True,
-        )
     start_processes(args.launcher, ["train", *args.argv])
     if args.gpu_id is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(args.gpu_id)

@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: for a config with errors, a model that cannot be found, an unknown card.
     """
     machine = _machine(args)
-    print(tr("loading {config} ...", config=args.config), file=sys.stderr, flush=True)
     from xtuner.config.check.checker import check_or_raise
     from xtuner.config.load import load
     from xtuner.config.override import override

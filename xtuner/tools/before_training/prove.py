@@ -54,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: a CPU rounds least
     from xtuner.tools.before_training.checked import checked_document, output_folder
 
-    print(tr("loading {config} ...", config=args.config), file=sys.stderr, flush=True)
     document = checked_document(args.config, args.cfg_options)
     from xtuner.proving.prove import prove_config
 

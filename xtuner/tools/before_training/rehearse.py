@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -43,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: rehearsals are on the CPU
     from xtuner.tools.before_training.checked import loaded_document, output_folder
 
-    print(tr("loading {config} ...", config=args.config), file=sys.stderr, flush=True)
     began = time.perf_counter()
     document = loaded_document(args.config, args.cfg_options)
     from xtuner.proving.rehearsal import Rehearsal
