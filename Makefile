@@ -9,14 +9,19 @@ export HF_HUB_OFFLINE = 1
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml requirements/tested.txt
+# The package alone, which is all that the quickstart needs; then what tests and linters need.
+$(VENV)/.package: pyproject.toml requirements/tested.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint requirements/tested.txt --editable .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.package
 	$(BIN)/python -m pip install --constraint requirements/tested.txt --editable '.[test]'
 	touch $@
 
 # Fine-tune the embedded tiny model on the embedded data, convert it and ask it a question.
-quickstart: install
+quickstart: $(VENV)/.package
 	$(BIN)/xtuner train quickstart --work-dir $(OUT) --overwrite
 	$(BIN)/xtuner convert pth_to_hf $$(ls -t $(OUT)/*.pth | head -n 1) $(OUT)/hf --force
 	printf '请做一下自我介绍\nRESET\nPlease introduce yourself\nexit\n' | \

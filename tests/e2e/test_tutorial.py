@@ -35,7 +35,7 @@ def test_every_line_runs(tmp_path, monkeypatch, capsys):
         if words[0] == "train":  # a tenth of the epochs and short samples
             words += ["--cfg-options", "max_epochs=1", "custom_hooks.1.max_new_tokens=2"]
             said = say(capsys, *words)
-            assert "60 rows read" in said
+            assert "data: 60 rows, " in said
             continue
         if typed:
             text = shlex.split(typed)[1].replace("\\n", "\n")

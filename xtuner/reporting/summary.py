@@ -195,7 +195,8 @@ def _data(loop: Any) -> str:
         return text
     read = sum(stats.rows_in for stats in all_stats)
     supervised = sum(stats.tokens_supervised for stats in all_stats)
-    text = tr("{read:,} rows read, ", read=read) + text
+    if packed or read != count:
+        text = tr("{read:,} rows read, ", read=read) + text
     text += tr(" ({supervised:,} with loss)", supervised=supervised)
     return "\n  ".join([text, *(line for stats in all_stats for line in stats.losses())])
 

@@ -186,19 +186,19 @@ class EvaluateChatHook(Hook):
         was_training = model.training
         model.eval()
         devices = [runner.device] if runner.device.type == "cuda" else []
+        step = math.ceil(done / runner.train_loop.accumulative_counts)
+        texts = []
         try:
             with torch.random.fork_rng(devices), runner.autocast():
-                texts = [
-                    self._answer(model, runner.device, number, max_new_tokens)
-                    for number in self._askable()
-                ]
+                for number in self._askable():
+                    if is_main_process():  # before the seconds that an answer takes
+                        print(tr("Sample output (step {step}):", step=step), flush=True)
+                    texts.append(self._answer(model, runner.device, number, max_new_tokens))
+                    if is_main_process():
+                        print(f"{printable(texts[-1])}\n", flush=True)
         finally:
             model.train(was_training)
         if is_main_process():
-            step = math.ceil(done / runner.train_loop.accumulative_counts)
-            for text in texts:
-                shown = f"\n{printable(text)}\n"
-                print(tr("Sample output (step {step}):", step=step) + shown, flush=True)
             path = Path(runner.log_dir) / "vis_data" / f"eval_outputs_iter_{runner.iter}.txt"
             write_text(path, "\n\n".join(texts) + "\n")
 

@@ -43,7 +43,8 @@ class ProgressHook(Hook):
         self._live: Progress | None = None
         self._task: Any = None
         self._started = self._last_line = 0.0
-        self._first_step = self._last_step = 0
+        self._last_step = 0
+        self._first: tuple[int, float] | None = None  # the first step of this run, and its end
 
     def show_plan(self, runner: FinetuneRunner) -> None:
         """Show what will be trained on what, and where it goes, before any hook's work begins."""
@@ -69,7 +70,16 @@ class ProgressHook(Hook):
             )
             self._live.start()
             self._task = self._live.add_task("", total=runner.max_iters, step="", text="")
-        self._first_step = runner.iter // runner.train_loop.accumulative_counts
+
+    def before_train(self, runner: FinetuneRunner) -> None:
+        """Say what the seconds before the first step are for; the other hooks come before."""
+        if not is_main_process():
+            return
+        text = tr("checking the model on the first batch ...")
+        if self._live is not None:
+            self._live.update(self._task, completed=runner.iter, text=text)
+        else:
+            print(text, flush=True)
 
     def after_train_iter(
         self,
@@ -142,15 +152,19 @@ class ProgressHook(Hook):
     def _text(self, runner: FinetuneRunner, step: int, outputs: Mapping[str, Any]) -> str:
         speed = runner.message_hub.get_scalar("train/tokens_per_sec").mean(20)
         lr = runner.optim_wrapper.get_lr()["lr"][0]
-        elapsed = time.perf_counter() - self._started
-        left = elapsed / max(1, step - self._first_step) * (runner.train_loop.max_steps - step)
-        return tr(
-            "loss {loss:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s  {left} left",
+        text = tr(
+            "loss {loss:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s",
             loss=outputs["loss"],
             lr=lr,
             speed=speed,
-            left=_clock(left),
         )
+        if self._first is None:  # it took longer than the others will
+            self._first = step, time.perf_counter()
+            return text
+        first, end = self._first
+        left = (time.perf_counter() - end) / max(1, step - first)
+        left *= runner.train_loop.max_steps - step
+        return text + tr("  {left} left", left=_clock(left))
 
 
 def _clock(seconds: float) -> str:
