@@ -186,6 +186,17 @@ def test_links(page):
             )
 
 
+BROKEN_LINE = re.compile(r"[\u4e00-\u9fff\uff00-\uffef]\n *(?![-*|#>\d<]|\n)\S", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_chinese_sentences_are_not_broken_into_lines(name):
+    """A line break inside a sentence is shown as a space, which Chinese does not have."""
+    text = re.sub(r"^(#|\||<).*\n", "\n", text_of(PAIRS[name][1]), flags=re.MULTILINE)
+    broken = [text[found.start() - 20 : found.end() + 10] for found in BROKEN_LINE.finditer(text)]
+    assert not broken
+
+
 @pytest.mark.parametrize("word", OTHER_TERMS)
 def test_one_chinese_term_for_each_concept(word):
     catalogue = ROOT / "xtuner/locale/zh_CN/LC_MESSAGES/xtuner.po"

@@ -46,6 +46,15 @@ def test_both_languages_are_in_one_order(nav):
     assert english == chinese
 
 
+def test_the_choice_of_language_leads_to_pages():
+    """mkdocs makes ``index.html`` of a ``README.md``."""
+    settings = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)
+    for language in settings["extra"]["alternate"]:
+        page = ROOT / "docs" / language["link"].replace("index.html", "README.md")
+        assert page.with_suffix(".md").is_file(), language["link"]
+        assert not language["link"].endswith("README.html")
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="needs the extra 'docs'")
 def test_it_builds_without_a_broken_link(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
