@@ -39,11 +39,12 @@ def output_of(words: Sequence[str], typed: str, folder: Path) -> str:
     Raises:
         CalledProcessError: when it fails.
     """
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, "-m", "xtuner", *words],
         cwd=folder,
         input=typed,
-        env={**os.environ, "XTUNER_LANG": "en", "HF_HUB_OFFLINE": "1", "COLUMNS": str(WIDTH)},
+        env={**kept, "XTUNER_LANG": "en", "HF_HUB_OFFLINE": "1", "COLUMNS": str(WIDTH)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
