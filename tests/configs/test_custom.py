@@ -13,9 +13,24 @@ def test_epochs_and_accumulation_fit_the_number_of_rows(count):
     packed = settings["pack_to_max_length"]
     assert packed == (count == 50_000)
     batches = 50_000 * 30 // 2048 if packed else count
-    steps = settings["max_epochs"] * max(1, batches // settings["accumulative_counts"])
-    assert 3 <= settings["max_epochs"] <= 10 and 1 <= settings["accumulative_counts"] <= 16
+    per_step = settings["batch_size"] * settings["accumulative_counts"]
+    steps = settings["max_epochs"] * max(1, batches // per_step)
+    assert 3 <= settings["max_epochs"] <= 10 and 1 <= per_step <= 16
     assert steps >= ENOUGH_STEPS / 2 or settings["max_epochs"] == 10
+
+
+@pytest.mark.parametrize(
+    ("count", "characters", "expected"),
+    [
+        (60, 90, (3, 1)),  # a few short rows: all of a step at once
+        (1000, 90, (4, 4)),
+        (60, 9000, (1, 3)),  # long ones: one by one
+        (50_000, 90, (1, 16)),  # packed
+    ],
+)
+def test_short_rows_are_computed_together(count, characters, expected):
+    settings = own_dataset(Rows(("x",), count, count * characters, None), 2048).settings
+    assert (settings["batch_size"], settings["accumulative_counts"]) == expected
 
 
 def test_rows_with_images_are_rendered_for_a_model_that_takes_them():

@@ -41,5 +41,5 @@ def test_every_line_runs(tmp_path, monkeypatch, capsys):
             text = shlex.split(typed)[1].replace("\\n", "\n")
             monkeypatch.setattr(sys, "stdin", StringIO(text))
             words += ["--max-new-tokens", "3"]
-        said = say(capsys, *[word.replace("iter_600", "iter_60") for word in words])
+        said = say(capsys, *[word.replace("iter_200", "iter_20") for word in words])
     assert "user: When does the lamp burn?\nassistant: " in said

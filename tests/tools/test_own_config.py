@@ -52,8 +52,9 @@ def test_sixty_questions_end_in_the_trained_answer(tmp_path, capsys, monkeypatch
         assert f"PART {number}  {title}" in text
     assert 'row["question"], "output": row["answer"]' in text
     cfg = load_config(config)
-    assert (cfg.max_epochs, cfg.accumulative_counts, cfg.pack_to_max_length) == (10, 3, False)
-    faster = ["max_epochs=2", "accumulative_counts=1", "lr=1e-3"]  # of a model of random weights
+    assert (cfg.batch_size, cfg.accumulative_counts) == (3, 1)
+    assert (cfg.max_epochs, cfg.pack_to_max_length) == (10, False)
+    faster = ["max_epochs=2", "batch_size=1", "lr=1e-3"]  # of a model of random weights
     said = say(capsys, *shlex.split(train)[1:], "--cfg-options", *faster)
     assert "120 optimizer steps" in said
     for command in PRINTED.findall(said):
