@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.helpers.image_text import FAMILIES, image_text_folder, make_image
 from tests.helpers.tiers import few_fast
@@ -226,6 +226,29 @@ def test_videos_for_a_model_without_them_are_refused(video, answering_model, mon
         assert reason in err
 
 
+@pytest.mark.parametrize("kind", few_fast(FAMILIES, ("qwen3_5",)))
+def test_every_family_answers_about_an_image(kind, photo, monkeypatch, capsys):
+    words = [str(image_text_folder(kind)), "--image", str(photo)]
+    status, out, err = chat(words, "what?\nand more?\n", monkeypatch, capsys)
+    assert status == 0 and out.count("assistant: ") == 2, err
+
+
+def test_an_adapter_says_which_class_it_is_of(photo, tmp_path, monkeypatch, capsys):
+    """Qwen3.5 is loaded with its visual encoder or, by another class, without."""
+    folder = image_text_folder("qwen3_5")
+    for name, auto in (("seeing", AutoModelForImageTextToText), ("blind", AutoModelForCausalLM)):
+        model = auto.from_pretrained(folder)
+        get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(
+            tmp_path / name
+        )
+        words = [str(folder), "--adapter", str(tmp_path / name)]
+        status, out, _ = chat(words, "what?\n", monkeypatch, capsys)
+        assert status == 0 and out.count("assistant: ") == 1
+        status, _, err = chat([*words, "--image", str(photo)], "what?\n", monkeypatch, capsys)
+        assert (status == 0) == (name == "seeing")
+    assert "of the language model alone" in err
+
+
 def test_what_cannot_be_shown_is_said(photo, answering_model, monkeypatch, capsys):
     folder = str(image_text_folder("qwen2_5_vl"))
     wrong = {
@@ -233,7 +256,10 @@ def test_what_cannot_be_shown_is_said(photo, answering_model, monkeypatch, capsy
         "leave --prompt-template out": [
             *(folder, "--prompt-template", "vicuna", "--image", str(photo)),
         ],
-        "the image cannot be read": [folder, "--image", str(photo.with_name("none.png"))],
+        "none.png: the image cannot be read: No such file": [
+            *(folder, "--image", str(photo.with_name("none.png"))),
+        ],
+        "the image cannot be read: is no image": [folder, "--image", str(folder) + "/config.json"],
     }
     for reason, words in wrong.items():
         status, _, err = chat(words, "hi\n", monkeypatch, capsys)

@@ -200,6 +200,13 @@ BAD = {
 }
 
 
+def test_libraries_print_nothing_about_broken_videos(folder, capfd):
+    for name in ("text.mp4", "empty.mp4", "headless.mp4"):
+        with pytest.raises(OSError, match="is no video"):
+            read_header(folder / name)
+    assert "VIDEOIO" not in capfd.readouterr().err
+
+
 def test_broken_videos_are_named_and_end_no_run(folder, qwen, caplog):
     rows = [{"messages": [ASK, SAY], "videos": [name]} for name in ("a.mp4", *BAD)]
     rows.append({"messages": [ASK, SAY], "videos": []})

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from tests.helpers.image_text import image_text_folder, make_image
+from tests.helpers.image_text import FAMILIES, image_text_folder, make_image
+from tests.helpers.tiers import few_fast
 from xtuner.entry_point import main
 
 
@@ -18,13 +19,14 @@ def photo(tmp_path):
     return file
 
 
-def test_mmbench_asks_about_each_image(photo, tmp_path):
+@pytest.mark.parametrize("kind", few_fast(FAMILIES, ("qwen2_5_vl",)))
+def test_mmbench_asks_about_each_image(kind, photo, tmp_path):
     text = base64.b64encode(photo.read_bytes()).decode()
     lines = ["index\tquestion\tA\tB\tanswer\tcategory\timage"]
     lines += [f"{number}\tWhat color?\tred\tblue\tA\tcolor\t{text}" for number in range(2)]
     data = tmp_path / "questions.tsv"
     data.write_text("\n".join(lines) + "\n", "utf-8")
-    words = ["mmbench", str(image_text_folder("qwen2_5_vl")), "--data-path", str(data)]
+    words = ["mmbench", str(image_text_folder(kind)), "--data-path", str(data)]
     words += ["--max-new-tokens", "2", "--work-dir", str(tmp_path / "out")]
     assert main(words) == 0
     results = json.loads((tmp_path / "out" / "mmbench_result.json").read_text("utf-8"))

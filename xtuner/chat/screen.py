@@ -180,7 +180,8 @@ def read_image(file: str, upright: bool = True) -> Image:
         return load_image(file, upright)
     except OSError as error:
         raise UserError(
-            tr("the image cannot be read: {error}", error=error), where=Where(file)
+            tr("the image cannot be read: {error}", error=error.strerror or error),
+            where=Where(file),
         ) from error
 
 

@@ -76,6 +76,10 @@ def decode_image(source: Path | IO[bytes] | Image.Image, upright: bool = True) -
             turn = TURNS.get(_orientation(image)) if upright else None
             decoded = to_rgb(image)
             return decoded if turn is None else decoded.transpose(turn)
+    except UnidentifiedImageError as error:
+        raise OSError(tr("is no image")) from error
+    except Image.DecompressionBombError as error:
+        raise OSError(tr("has too many pixels")) from error
     except OSError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything

@@ -177,6 +177,9 @@ def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
         ) from error
     if not file.is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    log: Any = cv2.utils.logging
+    level = log.getLogLevel()
+    log.setLogLevel(log.LOG_LEVEL_SILENT)  # what is wrong is said by our error
     capture: Any = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
@@ -184,3 +187,4 @@ def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
         yield cv2, capture
     finally:
         capture.release()
+        log.setLogLevel(level)

@@ -145,7 +145,15 @@ def _legend(plain: bool) -> Text:
 
 def _images(row: ShownRow) -> str:
     sizes = ", ".join(map(str, row.pictures))
-    return tr("{count} images: {sizes}", count=len(row.pictures), sizes=sizes)
+    videos = sum(bool(each.frames) for each in row.pictures)
+    images = len(row.pictures) - videos
+    if not videos:
+        return tr("{count} images: {sizes}", count=images, sizes=sizes)
+    if not images:
+        return tr("{count} videos: {sizes}", count=videos, sizes=sizes)
+    return tr(
+        "{images} images, {videos} videos: {sizes}", images=images, videos=videos, sizes=sizes
+    )
 
 
 def _label(row: ShownRow, number: int, total: int) -> str:

@@ -266,7 +266,9 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     elif args.llava:
         model, prompt_type = _llava(model, args)
     elif template is None and is_image_text(folder):
-        prompt_type = _image_text(folder, adapter, args, template_arguments)
+        _require_seeing(model, args)
+        if hasattr(model, "get_image_features"):
+            prompt_type = _image_text(folder, adapter, args, template_arguments)
     if template is not None:
         _warn_of_another_template(tokenizer, args.prompt_template)
     prompt = prompt_type(tokenizer, template, args.stop_words)
@@ -291,6 +293,16 @@ def _session(args: argparse.Namespace, folder: Path, adapter: Path | None) -> Ch
     for file in args.video:
         session.attach(prompt.read_video(file), file)
     return session
+
+
+def _require_seeing(model: PreTrainedModel, args: argparse.Namespace) -> None:
+    """Refuse images where an adapter was trained on the class without the visual encoder."""
+    if (args.image or args.video) and not hasattr(model, "get_image_features"):
+        raise UserError(
+            tr("this adapter is of the language model alone, which takes no images."),
+            hint=tr("train it with VisionLanguageFinetune, or leave --image and --video out."),
+            where=Where(str(args.adapter or args.model_name_or_path)),
+        )
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:

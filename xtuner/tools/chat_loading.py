@@ -123,7 +123,7 @@ def load_for_chat(
 
     from xtuner.model.loading import require_whole
     from xtuner.model.remote_code import load_pretrained
-    from xtuner.model.transformers_models.auto import AutoModelForCausalLM, AutoTokenizer
+    from xtuner.model.transformers_models.auto import AutoTokenizer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -137,7 +137,7 @@ def load_for_chat(
         settings["quantization_config"] = _quantisation(bits)
     try:
         model, report = load_pretrained(
-            AutoModelForCausalLM,
+            _auto_class(folder, adapter_folder),
             folder,
             trusted=trust_remote_code,
             output_loading_info=True,
@@ -158,6 +158,26 @@ def load_for_chat(
     if adapter_folder is not None:
         model = _with_adapter(model, folder, adapter_folder)
     return model.eval(), tokenizer
+
+
+def _auto_class(folder: Path, adapter: Path | None) -> Any:
+    """The Auto class of a model: the one that sees, unless an adapter is of the other one.
+
+    A folder with vision may be loaded by two classes (Qwen3.5), with and without the encoder.
+    """
+    from xtuner.export.adapted_class import auto_class_of
+    from xtuner.export.streaming_merge import read_adapter
+    from xtuner.model.transformers_models.auto import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        model_classes,
+    )
+
+    if adapter is not None:
+        return auto_class_of(folder, read_adapter(adapter))
+    model_type = str(read_json(folder / "config.json").get("model_type"))
+    sees = is_image_text(folder) and model_classes(AutoModelForImageTextToText, model_type)
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _require_ids(settings: object, folder: Path) -> None:

@@ -122,10 +122,9 @@ def video_ref(value: object) -> VideoRef:
             if value.get(key):
                 found = video_ref(value[key])
                 return replace(found, fps=found.fps or (float(fps) if fps else None))
-    source = image_ref(value)
-    if source.image is not None:
-        raise BadRowError(tr("its video is {value}, which is no video", value=f"{value!r:.60}"))
-    return VideoRef(source)
+    if isinstance(value, str | bytes | Mapping) and value:
+        return VideoRef(image_ref(value))
+    raise BadRowError(tr("its video is {value}, which is no video", value=f"{value!r:.60}"))
 
 
 def _frames_in(folder: Path) -> tuple[ImageRef, ...]:
