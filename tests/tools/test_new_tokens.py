@@ -123,7 +123,10 @@ def test_all_compute_the_same(kind, grown, tied, tokenizers, tmp_path, capsys):
     expected = logits(trained(config, checkpoint, ids).llm, ids)
     hf, out = tmp_path / "hf", tmp_path / "out"
     assert main(["convert", "pth_to_hf", str(config), str(checkpoint), str(hf)]) == 0
-    assert "verified" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "verified" in said
+    told = f"base.resize_token_embeddings({expected.shape[-1]})"  # what stock peft needs
+    assert (told in said) == (grown and lora is not None)
     if lora is None:
         merged, ours = hf, load_for_chat(hf, dtype="fp32")[0]
     else:

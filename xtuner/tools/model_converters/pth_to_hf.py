@@ -25,6 +25,7 @@ from xtuner.utils.lang import tr
 if TYPE_CHECKING:
     import torch
     from mmengine import Config
+    from peft import PeftModel
 
     from xtuner.export.trained_weights import TrainedWeights
     from xtuner.model.base import FinetuneModel
@@ -505,8 +506,23 @@ def _next_steps(
             tr("Use it:"),
             f"  {_command('chat', base, '--adapter', out)}",
             f"  {_command('convert', 'merge', base, out, f'{out}_merged')}",
+            *_about_new_rows(llm),
         ]
     )
+
+
+def _about_new_rows(llm: PeftModel) -> list[str]:
+    """What peft alone does not do, where the vocabulary has grown; its ``Auto`` classes fail."""
+    from xtuner.export.model_folder import find_model, read_json
+
+    base: Any = llm.get_base_model()
+    rows = int(base.get_input_embeddings().weight.shape[0])
+    config = read_json(find_model(str(base.name_or_path)) / "config.json")
+    before = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size", rows))
+    if rows <= before:
+        return []
+    line = tr("with peft alone, the base gets its new rows first:")
+    return [line, f"  base.resize_token_embeddings({rows})"]
 
 
 def _image(cfg: Config) -> str:
