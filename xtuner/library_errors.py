@@ -100,6 +100,8 @@ def _system(error: BaseException) -> UserError | None:
         return _missing_name(error) or _missing_package(error)
     if type(error) is Exception:
         return _tokenizers(error)
+    if isinstance(error, ValueError):
+        return _no_tokenizer(error)
     if isinstance(error, EOFError):
         return _archive(error)
     if isinstance(error, RecursionError) and "JSON" in str(error):
@@ -330,6 +332,28 @@ def _tokenizers(error: BaseException) -> UserError | None:
     )
 
 
+def _no_tokenizer(error: ValueError) -> UserError | None:
+    """How transformers says that a folder has none of a tokenizer's files."""
+    if "Couldn't instantiate the backend tokenizer" not in str(error):
+        return None
+    folder = _local(error, _MODEL_NAMES)
+    return UserError(
+        tr("there is no tokenizer here, or the package that reads it is missing."),
+        hint=tr("copy tokenizer.json and tokenizer_config.json of the model there."),
+        where=Where(folder) if folder else None,
+    )
+
+
+def _peft(error: BaseException) -> UserError | None:
+    if type(error).__name__ != "NoMatchingPeftModuleError":
+        return None
+    return UserError(
+        tr("the adapter is in no layer of this model: {why}", why=str(error).splitlines()[0]),
+        hint=tr("set target_modules to names of its linear layers, or to 'all-linear'."),
+        where=Where(key="model.lora"),
+    )
+
+
 def _yaml(error: BaseException) -> UserError | None:
     mark = getattr(error, "problem_mark", None)
     file = _file_in(error, (".yaml", ".yml"))
@@ -383,6 +407,7 @@ TRANSLATORS: Mapping[str, Translator] = {
     "huggingface_hub": _hub,
     "httpx": _hub,
     "requests": _hub,
+    "peft": _peft,
     "yaml": _yaml,
     "_pickle": _pickle,
     "pickle": _pickle,

@@ -77,6 +77,9 @@ def test_what_is_applied_fits(capsys, options, tmp_path):
     words = ["--no-data", "--gpu", "0.9GB"]
     status, said = plan(capsys, *words, "--apply", out, "--cfg-options", *more)
     assert status == 1 and "does not fit" in said.out
+    text = out.read_text("utf-8")
+    assert text.startswith("# Changed by 'xtuner plan':\n#   recompute activations")
+    assert f"xtuner train {out}" in said.out
     status = main(["plan", str(out), *words])
     assert status == 0 and "It fits: " in capsys.readouterr().out
 

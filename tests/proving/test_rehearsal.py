@@ -171,7 +171,7 @@ def rows_without_answers(case: Case) -> None:
     case.own_rows(json.dumps(row) + "\n")
 
 
-@before("data", "tokenizer")
+@before("data", "tokenizer.json")
 def a_missing_tokenizer(case: Case) -> None:
     for file in case.own_base().glob("*token*"):
         file.unlink()
@@ -187,7 +187,7 @@ def edit_config(case: Case, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
 
 
-@before("build", "zorg")
+@before("build", "newer transformers")
 def an_unknown_architecture(case: Case) -> None:
     edit_config(case, model_type="zorg")
 
@@ -197,7 +197,7 @@ def heads_that_do_not_divide(case: Case) -> None:
     edit_config(case, num_key_value_heads=3)
 
 
-@before("build", "nothing_here")
+@before("build", "all-linear")
 def a_wrong_lora_target(case: Case) -> None:
     case.words += ["model.lora.target_modules=['nothing_here']"]
 

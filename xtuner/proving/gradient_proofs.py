@@ -156,7 +156,7 @@ class GradientProofs:
         if not self.compile:
             raise Skipped(tr("a compiler takes 10 to 40 seconds: --compile proves it."))
         if not any(map(shutil.which, COMPILERS)):
-            raise Skipped(tr("there is no C++ compiler on this machine."))
+            raise Skipped(tr("there is no C++ compiler on this machine (apt-get install g++)."))
         batch = self.subject.batch(self.subject.rows)
         with torch.autocast("cpu", torch.bfloat16):
             plain = train_on(self.subject.model(), [batch])
@@ -168,7 +168,7 @@ class GradientProofs:
             finally:
                 kernels.Kernel.compiled = False
         if failed:
-            raise Skipped(tr("the C++ compiler of this machine fails (Python's headers?)."))
+            raise Skipped(tr("the C++ compiler fails: {why}", why=kernels.Kernel.failure))
         names = [name for name, each in vars(kernels).items() if _is_compiled(each)]
         if not names:
             raise Skipped(tr("this model computes with no kernel that is compiled on a CPU."))

@@ -115,9 +115,15 @@ def _written(owner: Owner, folder: Path, where: Where, noise: bool) -> ShrunkMod
                 kind=type(error).__name__,
                 error=first,
             ),
-            hint=tr("--full takes the model as it is."),
+            hint=tr("a newer transformers may know it; 'xtuner prove --full' takes it as it is."),
             where=where,
         ) from error
+
+
+def needs_checkpoint_hook() -> str:
+    """What to do where a run saves nothing."""
+    setting = "default_hooks.checkpoint = dict(type=CheckpointHook, interval=...)"
+    return tr("the config needs {setting}", setting=setting)
 
 
 def use_float32(values: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from xtuner.config.document import ConfigDocument
 from xtuner.proving import children, stage_work
 from xtuner.proving.children import Child, Ended
-from xtuner.proving.reduce import Limits, require_runner
+from xtuner.proving.reduce import Limits, needs_checkpoint_hook, require_runner
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import N_, tr, translate
 
@@ -304,7 +304,10 @@ def validate(rehearsal: Rehearsal) -> str:
         raise Skipped(tr("the config has no validation."))
     lines = rehearsal.trained["validated"]
     if not lines:
-        raise UserError(tr("the training did not validate."), hint="train_cfg.val_interval")
+        raise UserError(
+            tr("the training did not validate."),
+            hint=tr("see {setting} in the config.", setting="train_cfg.val_interval"),
+        )
     shown = {key: value for key, value in lines[-1].items() if isinstance(value, float)}
     return ", ".join(f"{key} {value:.3f}" for key, value in shown.items())
 
@@ -332,7 +335,7 @@ def kill(rehearsal: Rehearsal) -> str:
     if not names:
         raise UserError(
             tr("the killed run left no checkpoint."),
-            hint="default_hooks.checkpoint = dict(type=CheckpointHook, interval=...)",
+            hint=needs_checkpoint_hook(),
         )
     rehearsal.begin("resume", *_resuming(rehearsal))
     rehearsal.begin("convert", *_converting(rehearsal))

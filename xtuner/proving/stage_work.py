@@ -192,7 +192,7 @@ def train(config: Path, work_dir: Path, *, resume: bool = False, kill_after: int
     if failed:
         name = failed[0].partition(":")[0]
         error = UserError(
-            tr("a hook failed: {failed}", failed="; ".join(failed)),
+            tr("a hook failed: {failed}", failed="; ".join(dict.fromkeys(failed))),
             hint=tr("fix {name}, or take it out of the config.", name=name.partition(".")[0]),
         )
         error.__dict__[STAGE] = "save" if "checkpoint" in name else "hooks"
@@ -202,7 +202,7 @@ def train(config: Path, work_dir: Path, *, resume: bool = False, kill_after: int
     if not names:
         error = UserError(
             tr("the run wrote no checkpoint."),
-            hint="default_hooks.checkpoint = dict(type=CheckpointHook, interval=...)",
+            hint=reduce.needs_checkpoint_hook(),
         )
         error.__dict__[STAGE] = "save"
         raise error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xtuner.tools.arguments import add_config_options
 from xtuner.tools.json_output import print_json
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.files import write_text
 from xtuner.utils.lang import tr, translate
 from xtuner.utils.terminal import padded, width
 
@@ -169,6 +170,10 @@ def _apply(name: str, document: ConfigDocument, found: Sequence[Remedy]) -> None
             where=Where(name),
         )
     write_config(override(document, options_of(found)), path)
+    if found:
+        made = [tr("Changed by 'xtuner plan':"), *(f"  {each.change.what}" for each in found)]
+        text = "".join(f"# {line}\n" for line in made)
+        write_text(path, f"{text}#\n{path.read_text('utf-8')}")
     print(tr("written: {path}", path=path), file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.tiers import few_fast, slow
-from xtuner.model.backends.cpu import fused_layers
+from xtuner.model.backends.cpu import fused_layers, kernels
 from xtuner.model.backends.cpu.kernels import Kernel
 
 SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
@@ -176,6 +176,22 @@ def test_without_a_compiler_kernels_run_as_they_are(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "compile: not compiled" in done.stderr
     assert "C++ compiler" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("... -O3 -shared\nx.cpp:1:10: fatal error: Python.h: No such file", "python3-dev"),
+        ("... -fopenmp\nx.h:2:10: fatal error: 'omp.h' file not found", "libomp-dev"),
+        ("... ld: cannot find -lgomp: No such file or directory", "libgomp1"),
+        ("InvalidCxxCompiler: No working C++ compiler found in _inductor.config", "g++"),
+        ("a.cpp:3:1: error: expected ';'", "error: expected ';'"),
+        ("a graph was broken", "a graph was broken"),
+    ],
+)
+def test_what_a_compiler_lacks_is_named(error, said):
+    found = kernels.explained(error)
+    assert said in found and "-O3" not in found
 
 
 def test_a_rotary_embedding_that_is_called_in_another_way_is_the_models_own():

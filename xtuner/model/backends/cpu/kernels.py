@@ -11,6 +11,7 @@ Shapes: B batch, S tokens, H heads, D width of a head, R rotated part of it, W w
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
 
@@ -34,6 +35,8 @@ class Kernel(Generic[Args, Result]):
 
     compiled = False
     """Whether kernels run compiled: all of them or none."""
+    failure = ""
+    """Why they do not, though they should."""
 
     def __init__(self, function: Callable[Args, Result]) -> None:
         self.plain = function
@@ -49,14 +52,29 @@ class Kernel(Generic[Args, Result]):
         try:
             return self._compiled(*args, **kwargs)
         except TorchDynamoException as error:  # no compiler, or one that fails
-            Kernel.compiled = False
-            logger.warning(tr("compile: not compiled, as this failed: %s"), _shortened(error))
+            Kernel.compiled, Kernel.failure = False, explained(str(error))
+            logger.warning(tr("compile: not compiled, as this failed: %s"), Kernel.failure)
             return self.plain(*args, **kwargs)
 
 
-def _shortened(error: Exception) -> str:
-    """The first words of an error."""
-    return " ".join(str(error).split()[:30])
+PACKAGES = {
+    "Python.h": "python3-dev",
+    "omp.h": "libomp-dev",
+    "-lgomp": "libgomp1",
+    "-lomp": "libomp-dev",
+    "C++ compiler": "g++",
+}
+"""What an error of a compiler names, and the package of Debian and Ubuntu that has it."""
+
+
+def explained(error: str) -> str:
+    """What a compiler says in an error of torch, and the package that is missing."""
+    said = re.search(r"(?:error: |cannot find ).*", error)
+    short = said.group() if said else " ".join(error.split()[:30])
+    package = next((package for name, package in PACKAGES.items() if name in short), None)
+    if package is None:
+        return short
+    return tr("{error} (apt-get install {package})", error=short, package=package)
 
 
 def compile_kernels() -> None:
