@@ -214,6 +214,20 @@ def test_a_method_for_pairs_needs_pairs_and_a_class_that_loads_the_result(tmp_pa
         assert message in capsys.readouterr().err
 
 
+def test_why_a_model_that_sees_is_not_trained_on_images(tmp_path, capsys):
+    make_image(28, 28, 0).save(tmp_path / "a.png")
+    rows = write_rows(tmp_path / "rows.jsonl", [{"image": "a.png", "question": "q", "answer": "a"}])
+    bare = shutil.copytree(image_text_folder("qwen2_5_vl"), tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    lost = shutil.copytree(bare, tmp_path / "lost")
+    for file in lost.glob("*processor_config.json"):
+        file.unlink()
+    for folder, why in ((lost, "no processor for images"), (bare, "has no chat template")):
+        words = ["copy-cfg", "--model", str(folder), "--data", str(rows), str(tmp_path)]
+        assert main(words) == 1
+        assert why in capsys.readouterr().err
+
+
 def test_rows_with_videos_are_asked_about(tmp_path, capsys):
     make_image(28, 28, 0).save(tmp_path / "a.png")
     rows = [

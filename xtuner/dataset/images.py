@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,8 @@ from PIL import Image, UnidentifiedImageError
 
 from xtuner.utils.lang import tr
 from xtuner.utils.types import ImageProcessor
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # our errors say what is wrong with an image
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]

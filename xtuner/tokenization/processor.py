@@ -24,6 +24,9 @@ from xtuner.registry import BUILDER
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Of these a folder with a processor of images has one at least."""
+
 
 class MissingVideoProcessor(VideoProcessorMixin):
     """Keeps the settings of a video processor that cannot run without torchvision.
@@ -76,6 +79,13 @@ def load_processor(
             setting, or a library that the processor needs is missing.
     """
     where = Where(str(name_or_path))
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        raise UserError(
+            tr("this folder has no processor for images: no {names}.", names=_either()),
+            hint=tr("name a vision-language model; a folder of one lacks files: copy all of them."),
+            where=where,
+        )
     loader = {
         "type": AutoProcessor.from_pretrained,
         "pretrained_model_name_or_path": str(name_or_path),
@@ -86,7 +96,7 @@ def load_processor(
             processor = BUILDER.build(loader)
     except (OSError, ValueError, ImportError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        hint = tr("name a folder or model with processor_config.json or preprocessor_config.json.")
+        hint = tr("name a folder or model with {names}.", names=_either())
         if isinstance(error, ImportError):
             hint = tr("install the library that is named.")
         raise UserError(
@@ -101,6 +111,10 @@ def load_processor(
     if settings:
         _change_image_processor(processor, settings, where)
     return processor
+
+
+def _either() -> str:
+    return tr(" or ").join(PROCESSOR_FILES)
 
 
 def _change_image_processor(

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from xtuner.chat.prompt import ChatPrompt
     from xtuner.dataset.videos import FrameSampling
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-
 
 def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | None]:
     """Find a model and its adapter before anything heavy is imported.
@@ -39,6 +37,8 @@ def locate(name_or_path: str, adapter: str | None = None) -> tuple[Path, Path | 
 
 def has_processor(folder: Path) -> bool:
     """Whether a folder has the files of a processor of images."""
+    from xtuner.tokenization.processor import PROCESSOR_FILES
+
     return any((folder / name).is_file() for name in PROCESSOR_FILES)
 
 

@@ -69,11 +69,7 @@ def write_own_config(
         return name, render_for(card, method, known, name)
     rows = read_own_rows(data)
     if rows.image_folder is not None and card.kind != "vision":
-        raise UserError(
-            tr("the rows have images, and this model takes none."),
-            hint=tr("'xtuner list-cfg --dataset custom_vision' shows models that do."),
-            where=Where(rows.files[0]),
-        )
+        _refuse_images(card, rows)
     if rows.pairs and not card.chat:
         raise UserError(
             tr("the tokenizer has no chat template"),
@@ -90,6 +86,30 @@ def write_own_config(
     stem = re.sub(r"\W+", "_", Path(rows.files[0]).name.partition(".")[0]).strip("_") or "data"
     name = f"{title}_{method}_{stem}"
     return name, render_own(card, method, rows, name)
+
+
+def _refuse_images(card: ModelCard, rows: Rows) -> None:
+    """Say why a model is not trained on images.
+
+    Raises:
+        UserError: always.
+    """
+    from transformers import PreTrainedConfig
+
+    from xtuner.tokenization.processor import load_processor
+
+    if "vision_config" in PreTrainedConfig.get_config_dict(card.path)[0]:
+        load_processor(card.path)  # which says what is missing
+        raise UserError(
+            tr("the processor has no chat template, with which rows with images are written."),
+            hint=tr("start from a model that answers questions."),
+            where=Where(card.path),
+        )
+    raise UserError(
+        tr("the rows have images, and this model takes none."),
+        hint=tr("'xtuner list-cfg --dataset custom_vision' shows models that do."),
+        where=Where(rows.files[0]),
+    )
 
 
 def _method_for(rows: Rows, method: str) -> str:
