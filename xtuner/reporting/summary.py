@@ -49,12 +49,14 @@ def run_summary(runner: Runner) -> list[tuple[str, str]]:
         (tr("steps"), _steps(runner)),
         (tr("optimizer"), _optimizer(runner)),
         (tr("precision"), _precision(runner)),
-        (tr("device"), ", ".join([_device(runner), *runner.readiness])),
+        (tr("device"), tr(", ").join([_device(runner), *runner.readiness])),
         (tr("output"), runner.work_dir),
     ]
     chosen = backends(runner)
     if chosen:
-        lines.insert(-1, (tr("backends"), "; ".join(f"{what} {name}" for what, name, _ in chosen)))
+        lines.insert(
+            -1, (tr("backends"), tr("; ").join(f"{what} {name}" for what, name, _ in chosen))
+        )
     disk = checkpoint_disk(runner, trained)
     if disk is not None:
         lines.append((tr("checkpoints"), str(disk)))

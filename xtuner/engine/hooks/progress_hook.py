@@ -59,7 +59,7 @@ class ProgressHook(Hook):
         for label, value in run_summary(runner):
             table.add_row(label, value)
             if not sys.stdout.isatty():
-                print(f"{label}: {value}", flush=True)
+                print(tr("{label}: {value}", label=label, value=value), flush=True)
         if sys.stdout.isatty():
             self._console.print(Panel(table, title="xtuner train", title_align="left"))
             self._live = Progress(
