@@ -131,7 +131,7 @@ def _config_needs(args: argparse.Namespace) -> tuple[list[Item], ConfigDocument 
         return items, None  # XT0001 or XT0002 says why
     items += [*_base_model(document), *_flash_attention(document)]
     if all(item.status == OK for item in items):
-        items.append(Item(OK, "config", tr("{config}: nothing is missing", config=name)))
+        items.append(Item(OK, tr("config"), tr("{config}: nothing is missing", config=name)))
     return items, document
 
 
