@@ -23,13 +23,20 @@ GPU_CHECK = BENCHMARKS / "gpu_check.py"
 def test_the_check_of_a_gpu_runs_dry_on_a_cpu(tmp_path):
     """One check of each kind; ``gpu_check.py --dry`` alone runs all of them."""
     names = ["rates", "loss", "method/qlora", "attention/torch sdpa", "steps"]
-    names += ["commands/quickstart", "qwen2_5_7b/qlora"]
+    names += [
+        "commands/quickstart",
+        "qwen2_5_7b/qlora",
+        "float16/lora",
+        "offload/lora",
+        "optimizer",
+    ]
     done = run(GPU_CHECK, "--dry", "--results", tmp_path, "--only", *names)
     saved = json.loads((tmp_path / "gpu_check.json").read_text("utf-8"))
     found = {result["name"]: result for result in saved["results"]}
     assert {result["status"] for result in found.values()} <= {"ok", "absent"}
     right = {name for name, result in found.items() if result["status"] == "ok"}
     assert {"rates", "loss", "method/qlora", "steps", "commands/quickstart"} <= right
+    assert {"loss/speed", "float16/lora", "offload/lora", "optimizer/AdamW8bit"} <= right
     assert {f"attention/torch sdpa, sample by sample/{n}" for n in ("kernel", "models")} <= right
     assert {f"qwen2_5_7b/qlora/2048/{side}" for side in ("ours", "plain", "plan")} <= right
     loss = found["qwen2_5_7b/qlora/2048/ours"]["facts"]["loss"]
@@ -132,19 +139,25 @@ def test_results_are_kept_for_the_same_machine(checks, tmp_path):
 
 def test_the_table_shows_what_failed_and_what_did_not_run(checks):
     Result = checks.items.Result
+    ours, liger = {"ms": 27.0, "peak GiB": 1.4}, {"why": "ImportError: no | triton"}
     speed = {"tokens/s": 14100.0, "TFLOP/s": 400.0, "peak GiB": 18.4, "held GiB": 20.1}
     text = checks.table.tables(
         {"gpu": "H100"},
         [
             Result("rates", "ok", 1.0, {"matmul TFLOP/s": 800.0}),
             Result("method/lora", "wrong", 1.0, {"wrong": ["packed"]}),
+            Result("loss/speed", "ok", 1.0, {"sides": {"7B": {"ours": ours, "liger": liger}}}),
+            Result("commands/quickstart", "ok", 1.0, {"losses": [7.8, 0.1]}),
             Result("qwen2_5_7b/lora/8192/ours", "ok", 9.0, speed),
+            Result("qwen2_5_7b/lora/8192/ours, offload", "ok", 9.0, speed),
             Result("qwen2_5_7b/lora/8192/plan", "ok", 9.0, {"total GiB": 19.5}),
             Result("llama2_7b/full/2048/ours", "absent", 1.0, {}, "no | room"),
         ],
         ["loss"],
     )
     assert "| qwen2_5_7b | lora | 8,192 | ours | 14,100 | 50% | 18.4 | 20.1 | 19.5 |" in text
+    assert "| qwen2_5_7b | lora | 8,192 | ours, offload | 14,100 |" in text
+    assert "| 7B | 27.0, 1.4 | ImportError: no / triton |" in text
     assert "| method/lora | wrong: packed | 1.0 |" in text and "no / room" in text
     assert "time was over: loss." in text
 

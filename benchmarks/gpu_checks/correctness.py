@@ -195,6 +195,7 @@ def method(
             packed=layout == "packed",
             compiled=compiled,
             checkpointing=checkpointing,
+            dtype=dtype,
         )
         gaps = _gaps(model, dtype, setting.device, scale=scale)
         found[layout] = [f"{gap:.1e}" for gap in gaps]

@@ -89,7 +89,7 @@ def speed(setting: Setting, sides: dict[str, Loss] = SIDES) -> Facts:
                 wrong.append(f"{name}: {side}")
         found[name] = rows
         del head, hidden, targets, wanted
-    return {"losses": found, "wrong": wrong}
+    return {"sides": found, "wrong": wrong}
 
 
 def _measured(

@@ -34,7 +34,7 @@ def tables(machine: Facts, results: Sequence[Result], missing: Sequence[str]) ->
     checks = [result for result in results if result not in speeds]
     if checks:
         parts.append(_checks(checks))
-    parts += [_losses(result.facts["losses"]) for result in checks if "losses" in result.facts]
+    parts += [_losses(result.facts["sides"]) for result in checks if "sides" in result.facts]
     if speeds:
         parts.append(_speeds(speeds, _matmul_rate(results)))
     wrong = [result for result in results if not result.is_final]

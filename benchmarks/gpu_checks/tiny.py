@@ -75,6 +75,7 @@ def finetuned(
     packed: bool = True,
     compiled: bool = False,
     checkpointing: bool | dict[str, Any] = True,
+    dtype: str = "bfloat16",
 ) -> Any:
     """``SupervisedFinetune`` of a tiny model; its adapter computes something from the start."""
     from peft import LoraConfig
@@ -82,7 +83,8 @@ def finetuned(
     from xtuner.model import SupervisedFinetune
 
     full = method == "full"
-    llm = causal_lm(architecture, torch.float32 if full else torch.bfloat16, device)
+    frozen = getattr(torch, dtype)  # that of autocast, as runs have it
+    llm = causal_lm(architecture, torch.float32 if full else frozen, device)
     if method == "qlora":
         quantize(llm, device)
     torch.manual_seed(1)
