@@ -70,6 +70,8 @@ def drawing(lines: Sequence[str]) -> str:
         style = "bold green" if line.startswith("$ ") else ""
         console.print(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
     svg = console.export_svg(title="xtuner quickstart", unique_id="quickstart")
+    # rich counts characters; a line with Chinese ones would be squeezed to half of its length
+    svg = re.sub(r' textLength="[\d.]+"(?=[^>]*>[^<]*[\u4e00-\u9fff])', "", svg)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
