@@ -11,6 +11,7 @@ from tests.helpers.tiny import make_tokenizer
 from xtuner.dataset import process_hf_dataset
 from xtuner.dataset.map_fns import auto_map_fn, openai_map_fn, template_map_fn_factory
 from xtuner.tokenization.messages import encode_messages
+from xtuner.tokenization.rendering import rendered
 from xtuner.utils import PROMPT_TEMPLATE
 from xtuner.utils.constants import IGNORE_INDEX
 from xtuner.utils.errors import UserError
@@ -368,3 +369,23 @@ def test_a_template_that_does_not_end_is_refused_in_training(monkeypatch):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     with pytest.raises(UserError, match="does not end"):
         encode_messages(messages, make_tokenizer(chat_template=loop))
+
+
+def test_a_tokenizer_without_a_chat_template_is_named():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="^the tokenizer has no chat template\n"):
+        rendered(tokenizer, [{"role": "user", "content": "a"}])
+    rows = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}] * 2}])
+    with pytest.raises(UserError, match="^the tokenizer has no chat template\n"):
+        process_hf_dataset(
+            rows,
+            tokenizer=tokenizer,
+            max_length=64,
+            dataset_map_fn=openai_map_fn,
+            template_map_fn=template_map_fn_factory(template=PROMPT_TEMPLATE.auto),
+        )
+    tokenizer.chat_template = "{{ raise_exception('not so') }}"
+    with pytest.raises(Exception, match="not so") as refused:  # it is the row's fault
+        rendered(tokenizer, [{"role": "user", "content": "a"}])
+    assert not isinstance(refused.value, UserError)

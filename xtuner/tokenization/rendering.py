@@ -91,11 +91,18 @@ def rendered(template: ChatTemplate, messages: object, **settings: object) -> st
         settings: further arguments of ``apply_chat_template``.
 
     Raises:
-        UserError: when the template does not end, or needs what no chat template has.
+        UserError: when there is no template, it does not end, or needs what none has.
     """
     with time_limit(TEMPLATE_SECONDS):
         try:
             return str(template.apply_chat_template(messages, tokenize=False, **settings))
+        except ValueError as error:
+            if getattr(template, "chat_template", None):
+                raise  # it refuses these messages
+            raise UserError(
+                tr("the tokenizer has no chat template"),
+                hint=tr("use a template of ours (PROMPT_TEMPLATE); in chat --prompt-template NAME"),
+            ) from error
         except (RecursionError, TypeError) as error:
             raise UserError(
                 tr("the tokenizer's chat template fails: {why}", why=error),
