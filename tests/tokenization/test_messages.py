@@ -374,10 +374,10 @@ def test_a_template_that_does_not_end_is_refused_in_training(monkeypatch):
 def test_a_tokenizer_without_a_chat_template_is_named():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(UserError, match="^the tokenizer has no chat template\n"):
+    with pytest.raises(UserError, match=r"^the tokenizer has no chat template\n"):
         rendered(tokenizer, [{"role": "user", "content": "a"}])
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}] * 2}])
-    with pytest.raises(UserError, match="^the tokenizer has no chat template\n"):
+    with pytest.raises(UserError, match=r"^the tokenizer has no chat template\n"):
         process_hf_dataset(
             rows,
             tokenizer=tokenizer,
