@@ -48,18 +48,31 @@ print((psutil.Process().memory_info().rss - before) / 2**20)
 # Tensors between others that stay: what is freed is held in gaps until it is given back.
 GAPS = """
 import psutil, torch
-from xtuner.utils.cpu import trim_heap, keep_freed_memory
+from xtuner.utils.cpu import SETTLING, HeapTrimmer, keep_freed_memory
 keep_freed_memory()
-tensors = [torch.ones(2**18) for _ in range(700)]
-assert not trim_heap(0.0)
-held = tensors[::10]
-full = psutil.Process().memory_info().rss
-del tensors
-assert psutil.Process().memory_info().rss > full - 2**20
-assert trim_heap(0.0)
-assert psutil.Process().memory_info().rss < full - 500 * 2**20
-assert not trim_heap(14.0)
-assert trim_heap(15.0)
+heap, held = HeapTrimmer(), []
+resident = lambda: psutil.Process().memory_info().rss
+def step(leaves_gaps=False):
+    tensors = [torch.ones(2**18) for _ in range(700)]
+    if leaves_gaps:
+        held.extend(tensors[::10])
+def left():
+    step(leaves_gaps=True)
+    full = resident()
+    return full, heap.after_step(0.0), full - resident()
+full, trimmed, returned = left()
+assert trimmed and returned > 500 * 2**20  # what loading left
+for now in range(SETTLING):
+    step()
+    assert not heap.after_step(100.0 + now)
+full = resident()
+for now in range(20):  # the same memory again and again is what steps need
+    step()
+    assert not heap.after_step(200.0 + now) and resident() > full - 2**20
+held.append([torch.ones(2**18) for _ in range(2000)][::10])  # a process that has grown
+full = resident()
+assert not heap.after_step(14.0)
+assert heap.after_step(15.0) and resident() < full - 500 * 2**20
 """
 
 

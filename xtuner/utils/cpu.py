@@ -6,20 +6,22 @@ import ctypes
 import functools
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from glibc's malloc.h
 _MOST_THRESHOLD = 32 * 2**20
 """More glibc does not take: larger tensors go back to the system, which also keeps peaks low."""
 SURPLUS, PAUSE = 512 * 2**20, 15.0
-"""Freed memory, in pieces between what is in use, above which it is returned to the system, if that
-was not done in the last so many seconds: to get a gigabyte anew takes a third of a second."""
+"""By how much a process grows before its heap is trimmed, if that was not done in the last so many
+seconds: to get a gigabyte anew takes a third of a second."""
+SETTLING = 8
+"""Steps after a trim whose most memory counts as what steps need."""
 PRODUCTS_KNOWN = 256
 """Shapes of products for which oneDNN keeps the code that it made, a megabyte each. By itself it
 keeps 1,024, and rows of other lengths make other shapes; the layers of a model share theirs."""
 FINEST_STEP = 16
 """Rows of a product are padded to a multiple of the largest power of 2 in this part of them."""
-_given_back = float("-inf")
 
 
 def usable_cores() -> int:
@@ -71,40 +73,48 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def trim_heap(now: float) -> bool:
-    """Give freed memory back to the system where much of it has gathered; for between steps.
+class HeapTrimmer:
+    """Gives memory back to the system that steps leave behind, and keeps what they use again.
 
-    Tensors of ever other sizes leave gaps that the next ones do not fit into.
-
-    Args:
-        now: seconds of any steady clock.
-
-    Returns:
-        Whether it was returned.
+    Tensors of ever other sizes leave gaps that the next ones do not fit into, and the process
+    grows. But what a step frees at its end (activations, gradients) the next one needs, and what it
+    holds then is no measure of that: so a process is trimmed only when it has grown since it was
+    trimmed last.
     """
-    global _given_back
-    if now - _given_back < PAUSE:
-        return False
-    mallinfo, trim = _of_glibc("mallinfo2"), _of_glibc("malloc_trim")
-    if mallinfo is None or trim is None:
-        return False
-    mallinfo.restype = _MallInfo
-    if mallinfo().fordblks <= SURPLUS:
-        return False
-    _given_back = now
-    return bool(trim(0))
+
+    def __init__(self) -> None:
+        self._settled = 0
+        self._steps = SETTLING
+        self._trimmed_at = float("-inf")
+
+    def after_step(self, now: float) -> bool:
+        """Trim the heap if that is due; the first time after the first step, for what loading left.
+
+        Args:
+            now: seconds of any steady clock.
+
+        Returns:
+            Whether memory was returned.
+        """
+        held = _resident_bytes()
+        if self._steps < SETTLING:
+            self._steps += 1
+            self._settled = max(self._settled, held)
+            return False
+        if held <= self._settled + SURPLUS or now - self._trimmed_at < PAUSE:
+            return False
+        trim = _of_glibc("malloc_trim")
+        self._steps, self._settled, self._trimmed_at = 0, 0, now
+        return bool(trim and trim(0))
 
 
-class _MallInfo(ctypes.Structure):
-    """``struct mallinfo2``: bytes in the allocator's hands; ``fordblks`` are those not in use."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    ]
+def _resident_bytes() -> int:
+    """The memory of this process; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.cache

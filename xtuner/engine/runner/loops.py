@@ -30,7 +30,7 @@ from xtuner.parallel.sequence.groups import (
     get_sequence_parallel_world_size,
 )
 from xtuner.parallel.unwrap import unwrap_model
-from xtuner.utils.cpu import trim_heap
+from xtuner.utils.cpu import HeapTrimmer
 from xtuner.utils.errors import UserError
 from xtuner.utils.lang import tr
 
@@ -83,6 +83,7 @@ class TrainLoop(BaseLoop):
         self.step_finished = False
         self._step_began = time.perf_counter()
         self._validated = 0
+        self._heap = HeapTrimmer()
         self.loss_monitor = LossMonitor(on_bad_loss, on_spike)
 
     @property
@@ -193,7 +194,7 @@ class TrainLoop(BaseLoop):
             optim.step()
             optim.zero_grad()
         if self.runner.device.type == "cpu":
-            trim_heap(time.perf_counter())
+            self._heap.after_step(time.perf_counter())
         seconds = time.perf_counter() - self._step_began
         return {**logged, "grad_norm": grad_norm, "tokens": tokens, "step_time": seconds}
 
