@@ -21,11 +21,12 @@ from xtuner.utils import cpu
 IGNORED = -100
 
 
-@pytest.fixture(autouse=True, params=["kept", "again", "groups"])
+@pytest.fixture(autouse=True, params=["kept", "again", "groups", "some kept"])
 def small_blocks(request, monkeypatch):
     """Several blocks, chunks, parts and groups, odd last ones, at the tests' sizes."""
-    kept = {"kept": 2**20, "again": 0, "groups": 97 * 20}[request.param]
+    kept = {"kept": 2**20, "again": 0, "groups": 97 * 20, "some kept": 0}[request.param]
     sizes = BlockSizes(20 * 40, 10, kept, 10 * 3, cpu.pad_to_bucket, min_rows=15)
+    sizes = sizes._replace(kept_with_gradient=request.param == "some kept")
     monkeypatch.setattr(cpu_sizes, "SIZES", sizes)
     loss_module.loss_kernel.cache_clear()
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 97 * 20)
@@ -188,6 +189,26 @@ def test_logits_of_groups_are_computed_once(autocast, groups, monkeypatch):
     blocks = {count: {start for size, start in rows if size == count} for count in set(groups)}
     wanted = [(count, start) for count in groups for start in sorted(blocks[count])]
     assert min(map(len, blocks.values())) > 1 and rows == wanted * (2 if autocast else 1)
+
+
+@pytest.mark.parametrize("small_blocks", ["some kept"], indirect=True)
+@pytest.mark.parametrize("trained", [False, True])
+def test_as_many_logits_are_kept_as_a_trained_weight_has_numbers(trained, monkeypatch):
+    computed = []
+    product = cross_entropy_backend._Logits._product
+
+    def counted(logits, block):
+        computed.append(block.start)
+        return product(logits, block)
+
+    monkeypatch.setattr(cross_entropy_backend._Logits, "_product", counted)
+    head = nn.Linear(24, 97, bias=False).requires_grad_(trained)
+    hidden = torch.randn(53, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        linear_cross_entropy(hidden, head, torch.randint(0, 97, (53,)))
+    assert list(range(0, 97, 10)) == computed[:10]
+    kept = 97 * 24 // (53 * 10) if trained else 0
+    assert kept == (4 if trained else 0) and computed[10:] == computed[kept:10]
 
 
 def test_groups_have_rows_enough_for_products_of_their_own():

@@ -106,6 +106,16 @@ class BlockSizes(NamedTuple):
     """Parts of all logits, about at most: of many, more are processed at once. 0 for no limit."""
     min_rows: int = 0
     """Rows of a group that are worth products of their own. 0: all rows are one group."""
+    kept_with_gradient: bool = False
+    """Whether more are kept, block by block, where the weight is trained: as many as it has numbers,
+    in half precision half the memory of its gradient. Those of other weights come later."""
+
+    def kept_of(self, count: int, weight: Tensor, trained: bool) -> int:
+        """How many logits of ``count`` rows are kept for the second pass."""
+        total = count * len(weight)
+        if total <= self.kept_logits:
+            return total
+        return min(total, weight.numel()) if self.kept_with_gradient and trained else 0
 
     def part_of(self, total: int) -> int:
         """How many of ``total`` logits are processed in float32 at once."""
@@ -170,7 +180,8 @@ class FusedCrossEntropy(torch.autograd.Function):
                 grad_weight = torch.empty_like(weight, dtype=wide or weight.dtype)
             total = torch.zeros((), device=hidden.device)
             for rows in groups:
-                logits = _Logits(narrow[rows], weight, targets[rows], transform, sizes)
+                kept = sizes.kept_of(len(targets[rows]), weight, need_weight)
+                logits = _Logits(narrow[rows], weight, targets[rows], transform, sizes, kept)
                 total += logits.loss(config)
                 grad_rows = None if grad_hidden is None else grad_hidden[rows]
                 for block in logits.blocks if need_hidden or need_weight else ():
@@ -213,7 +224,8 @@ class _Logits:
     """The logits of (N, H) hidden states in blocks of the vocabulary, and their loss and gradient.
 
     Products are in the dtype of ``hidden``; everything else is computed in float32, in parts of
-    ``sizes.part_of``. ``self.hidden`` has ``sizes.padded_rows`` rows: zeros behind the N.
+    ``sizes.part_of``. So many as ``kept`` stay from ``loss`` to ``backward``, others are computed
+    again. ``self.hidden`` has ``sizes.padded_rows`` rows: zeros behind the N.
     """
 
     def __init__(
@@ -223,6 +235,7 @@ class _Logits:
         targets: Tensor,
         transform: LogitTransform,
         sizes: BlockSizes,
+        kept: int,
     ) -> None:
         self.weight, self.targets, self.transform = weight, targets, transform
         count, self.vocabulary = len(targets), weight.shape[0]
@@ -234,7 +247,7 @@ class _Logits:
         rows = max(1, sizes.part_of(count * self.vocabulary) // width)
         parts = max(1, math.ceil(count / rows))
         self._rows = max(1, math.ceil(count / parts))  # all parts are of one size
-        self._keeps = count * self.vocabulary <= sizes.kept_logits
+        self._room = kept
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._columns: dict[int, tuple[Tensor, Tensor]] = {}
         self._lse = hidden.new_full((count, 1), float("-inf"), dtype=torch.float32)
@@ -254,7 +267,9 @@ class _Logits:
                 target_logits[rows] = target_logits[rows].where(~inside[rows], found)
                 if config.label_smoothing:
                     sums[rows] += logits.sum(-1, keepdim=True)
-            if self._keeps:
+            size = len(self.targets) * len(product[0])
+            if size <= self._room:
+                self._room -= size
                 self._kept[block.start] = product
         smoothing = config.label_smoothing
         losses = self._lse - (1 - smoothing) * target_logits

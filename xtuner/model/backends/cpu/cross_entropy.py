@@ -12,4 +12,5 @@ SIZES = BlockSizes(
     part_logits=2**18,  # 1 MiB in float32 stays in the cache
     padded_rows=pad_to_bucket,
     min_rows=128,
+    kept_with_gradient=True,
 )
