@@ -107,8 +107,9 @@ class BlockSizes(NamedTuple):
     min_rows: int = 0
     """Rows of a group that are worth products of their own. 0: all rows are one group."""
     kept_with_gradient: bool = False
-    """Whether more are kept, block by block, where the weight is trained: as many as it has numbers,
-    in half precision half the memory of its gradient. Those of other weights come later."""
+    """Whether more are kept, block by block, where the weight is trained: as many as it has
+    numbers, in half precision half the memory of its gradient. Those of other weights come later.
+    """
 
     def kept_of(self, count: int, weight: Tensor, trained: bool) -> int:
         """How many logits of ``count`` rows are kept for the second pass."""
