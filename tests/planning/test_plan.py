@@ -250,6 +250,20 @@ def test_settings_of_a_config(options):
     assert settings.sharding.ranks == 2 and settings.sharding.name == "ddp"
 
 
+@pytest.mark.parametrize(
+    ("changes", "fused"),
+    [
+        ([], True),
+        (["optim_wrapper.optimizer.foreach=True"], False),
+        (["optim_wrapper.optimizer.foreach=False"], True),  # one weight after the other
+        (["optim_type=torch.optim.NAdam"], False),
+        (["optim_type=bitsandbytes.optim.AdamW8bit"], True),
+    ],
+)
+def test_optimizers_that_copy_weights(options, changes, fused):
+    assert read_settings(load_with(load(CONFIG), [*options, *changes]).config, 1).fused == fused
+
+
 def test_operations():
     assert operations_per_token(10, 10) == 60  # 6 N
     assert operations_per_token(10, 0, recomputed=1.0) == 60
