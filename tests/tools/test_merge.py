@@ -348,7 +348,7 @@ def test_wrong_folders_are_refused(tiny_llama, tmp_path, capsys, monkeypatch):
     usage = shutil._ntuple_diskusage(10, 9, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     said = refused(["convert", "merge", str(tiny_llama), str(adapter), str(out)], capsys, out)
-    assert "only 0.00 GB are free" in said
+    assert "only 0.00 MB are free" in said
 
 
 TIED = {

@@ -289,7 +289,7 @@ def test_bad_input(work, tiny_llama, tmp_path, capsys, monkeypatch):
     assert "damaged" in refused(convert(work, out), capsys, out)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     trained(work, tiny_llama)
-    assert "only 0.00 GB are free" in refused(convert(work, out), capsys, out)
+    assert "only 0.00 MB are free" in refused(convert(work, out), capsys, out)
 
 
 def test_checkpoints_given_as_models_and_the_other_way_round(tmp_path, capsys):

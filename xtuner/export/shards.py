@@ -57,13 +57,17 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             tr(
-                "this needs {needed:.2f} GB, but only {free:.2f} GB are free there.",
-                needed=needed / 1e9,
-                free=free / 1e9,
+                "this needs {needed}, but only {free} are free there.",
+                needed=_amount(needed),
+                free=_amount(free),
             ),
             hint=tr("make room, or choose a folder on another disk."),
             where=Where(str(folder)),
         )
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 class ShardWriter:
