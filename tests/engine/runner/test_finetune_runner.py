@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from mmengine.hooks import Hook
 
 from tests.engine.toy import make_runner, metrics, write_config
+from xtuner.engine.runner import finetune_runner
+from xtuner.engine.runner.finetune_runner import TrainingRunner
 from xtuner.entry_point import main
 from xtuner.utils.errors import UserError
 
@@ -48,6 +51,25 @@ def test_with_several_processes_a_failing_hook_ends_the_training(tmp_path, monke
     runner = make_runner(tmp_path / "other", hooks=[FailsAlone()])
     runner.train()
     assert runner.iter == 8
+
+
+class Joined(Exception):
+    """In place of a process group."""
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_processes_of_a_config_without_a_backend_meet_by_what_the_machine_has(monkeypatch, gpu):
+    """mmengine asks for NCCL where a config has no ``env_cfg``; torch for a CPU has none."""
+
+    def joined(launcher, backend):
+        raise Joined(backend)
+
+    monkeypatch.setattr(finetune_runner, "init_distributed", joined)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr(finetune_runner, "use_expandable_segments", lambda: None)
+    runner = SimpleNamespace(_launcher="pytorch")
+    with pytest.raises(Joined, match="nccl" if gpu else "gloo"):
+        TrainingRunner.setup_env(runner, {"dist_cfg": {"backend": "nccl"}})
 
 
 def test_a_failing_hook_that_matters_ends_the_training(tmp_path):

@@ -117,7 +117,10 @@ class FinetuneRunner(Runner):
         bound_known_products()
         use_expandable_segments()
         if self._launcher != "none" and not torch.distributed.is_initialized():
-            init_distributed(self._launcher, env_cfg.get("dist_cfg", {}).get("backend", "nccl"))
+            backend = env_cfg.get("dist_cfg", {}).get("backend", "nccl")
+            if backend == "nccl" and not torch.cuda.is_available():
+                backend = "gloo"  # mmengine's default is nccl where a config has no env_cfg
+            init_distributed(self._launcher, backend)
         _share_rows(self.cfg.get("sequence_parallel_size", 1), self.cfg.filename)
         with warnings.catch_warnings():  # about the numbers of threads that it sets
             warnings.simplefilter("ignore")
