@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 
 from tests.engine.toy import make_runner, metrics, write_config
 from xtuner.engine.runner import finetune_runner
-from xtuner.engine.runner.finetune_runner import TrainingRunner
+from xtuner.engine.runner.finetune_runner import FinetuneRunner
 from xtuner.entry_point import main
 from xtuner.utils.errors import UserError
 
@@ -69,7 +69,7 @@ def test_processes_of_a_config_without_a_backend_meet_by_what_the_machine_has(mo
     monkeypatch.setattr(finetune_runner, "use_expandable_segments", lambda: None)
     runner = SimpleNamespace(_launcher="pytorch")
     with pytest.raises(Joined, match="nccl" if gpu else "gloo"):
-        TrainingRunner.setup_env(runner, {"dist_cfg": {"backend": "nccl"}})
+        FinetuneRunner.setup_env(runner, {"dist_cfg": {"backend": "nccl"}})
 
 
 def test_a_failing_hook_that_matters_ends_the_training(tmp_path):
