@@ -142,6 +142,37 @@ def test_other_modules_stay_as_they_are():
         assert fused_layers.apply_fused_layers(nn.Sequential(Gated(nn.SiLU())))[:2] == (0, 1)
 
 
+class Plain(nn.Module):
+    """An RMS norm, as in Gemma: its weight is the distance from 1."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), 1e-6
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, x.shape[-1:], 1 + self.weight, self.eps)
+
+
+class ScaledBefore(Plain):
+    """As in Muse Spark: multiplied by its weight first, then normalized."""
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x * (1 + self.weight), x.shape[-1:], eps=self.eps)
+
+
+class Nearly(Plain):
+    """A norm of another kind that gives nearly the same."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.01 * self.weight)
+
+
+@pytest.mark.parametrize(("kind", "fused"), [(Plain, 1), (ScaledBefore, 0), (Nearly, 0)])
+def test_a_norm_is_told_by_what_it_does_with_any_weight(kind, fused):
+    """Its own weight may be the same number everywhere, as at the start of a training."""
+    assert fused_layers.apply_fused_layers(nn.Sequential(kind(8))).norms == fused
+
+
 class Gated(nn.Module):
     def __init__(self, act_fn):
         super().__init__()

@@ -12,6 +12,7 @@ Shapes: B batch, S tokens, H heads, D width of a head, W width of the norm.
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 from collections.abc import Callable
@@ -88,20 +89,31 @@ def _weight_offset(module: nn.Module) -> float | None:
     weight = named.get("weight")
     if list(named) != ["weight"] or weight is None or weight.ndim != 1:
         return None
-    if not isinstance(_epsilon(module), float) or weight.is_meta or not weight.numel():
+    if not isinstance(_epsilon(module), float) or not weight.numel():
         return None
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(3, weight.numel(), generator=generator).add_(0.5).to(weight)
-    with torch.autocast(weight.device.type, enabled=False):
-        try:
-            theirs = module(probe).float()
-        except Exception:  # what is no norm, or a gated one, fails in many ways
-            return None
-        for offset in (0.0, 1.0):
-            ours, _ = rms_norm(probe, weight, _epsilon(module), offset, torch.float32)
-            if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=2e-2, atol=1e-3):
-                return offset
+    stand_in, probe = _with_random_weight(module, weight.numel())
+    try:
+        theirs = stand_in(probe)
+    except Exception:  # what is no norm, or a gated one, fails in many ways
+        return None
+    for offset in (0.0, 1.0):
+        ours, _ = rms_norm(probe, stand_in.weight, _epsilon(module), offset, torch.float32)
+        if theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5):
+            return offset
     return None
+
+
+def _with_random_weight(module: nn.Module, width: int) -> tuple[Any, Tensor]:
+    """A norm whose weight is random, and rows for it, in float32 on the CPU.
+
+    Its own weight, which may be the same number everywhere, tells little: not whether it is
+    multiplied before the norm or after it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    stand_in = copy.copy(module)
+    weight = nn.Parameter(torch.randn(width, generator=generator))
+    stand_in._parameters = {"weight": weight}
+    return stand_in, torch.randn(3, width, generator=generator).add_(0.5)
 
 
 class _Norm:
