@@ -89,7 +89,7 @@ def _weight_offset(module: nn.Module) -> float | None:
     weight = named.get("weight")
     if list(named) != ["weight"] or weight is None or weight.ndim != 1:
         return None
-    if not isinstance(_epsilon(module), float) or not weight.numel():
+    if not isinstance(_epsilon(module), float) or weight.is_meta or not weight.numel():
         return None
     stand_in, probe = _with_random_weight(module, weight.numel())
     try:
