@@ -21,6 +21,7 @@ from peft import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.parts_of_bases import add_mtp, save_with_vision
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.entry_point import main
 from xtuner.export import verify
@@ -147,11 +148,14 @@ def test_what_cannot_be_merged_by_layer_is_merged_whole_and_said(tiny_llama, tmp
 def test_a_mixture_of_experts_is_merged_whole(tmp_path, capsys):
     base = save_tiny(tmp_path / "base", "mixtral", num_local_experts=2, num_experts_per_tok=1)
     config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    mtp = add_mtp(base)
     adapter = adapter_on(base, tmp_path / "adapter", config)
     out = tmp_path / "out"
     words = ["convert", "merge", str(base), str(adapter), str(out), "--max-shard-size", "100KB"]
     assert main(words) == 0
-    assert "full model in memory" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "full model in memory" in said and "copied from the base" in said
+    assert all(torch.equal(Weights(out).read(name), mtp[name]) for name in mtp)
     assert len(list(out.glob("*.safetensors"))) > 1
     torch.testing.assert_close(
         merged_logits(out), base_plus_adapter(base, adapter), atol=2e-5, rtol=1e-4
@@ -425,32 +429,8 @@ def test_in_memory_it_is_refused(tmp_path, capsys, monkeypatch):
 
 def test_an_adapter_of_the_text_class_fits_a_folder_with_vision(tmp_path, capsys):
     """Its tensors have a longer prefix there; what belongs to vision stays as it is."""
-    from safetensors.torch import load_file
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
-
-    text = {
-        "vocab_size": 128,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "layer_types": ["full_attention"],
-        "max_position_embeddings": 128,
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "patch_size": 8,
-        "num_position_embeddings": 16,
-    }
     base, adapter, merged = (tmp_path / name for name in ("base", "adapter", "merged"))
-    config = Qwen3_5Config(text_config=text, vision_config=vision)
-    Qwen3_5ForConditionalGeneration(config).save_pretrained(base)
+    save_with_vision(base)
     llm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     lora = LoraConfig(
         r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.own_llm import OwnForCausalLM
+from tests.helpers.parts_of_bases import add_mtp, save_with_vision
 from tests.helpers.tiers import slow
 from tests.helpers.tiny import make_model, make_tokenizer, save_tiny
 from xtuner.config import load_config
@@ -47,12 +48,21 @@ LORA = """lora=dict(
         modules_to_save={save}),"""
 
 
+OWN_MODEL = "from xtuner.model import SupervisedFinetune as ContractModel"
+
+
 def trained(
-    folder: Path, base: Path, lora: str = "", template: str = "qwen_chat", dtype: Any = None
+    folder: Path,
+    base: Path,
+    lora: str = "",
+    template: str = "qwen_chat",
+    dtype: Any = None,
+    imported: str = "from tests.helpers.contract_model import ContractModel",
 ) -> Any:
     """Write ``config.py`` and ``iter_1.pth`` into a work dir and return the model as trained."""
     folder.mkdir(exist_ok=True)
     text = CONFIG.format(base=str(base), lora=lora, template=template)
+    text = text.replace("from tests.helpers.contract_model import ContractModel", imported)
     (folder / "config.py").write_text(text)
     model = BUILDER.build(load_config(str(folder / "config.py")).model)
     torch.manual_seed(3)
@@ -145,18 +155,35 @@ def test_a_large_model_is_verified_by_its_files(
     assert not (tmp_path / "wrong").exists()
 
 
-def test_what_training_does_not_build_is_copied_from_the_base(work, tmp_path, capsys):
-    base = save_tiny(tmp_path / "base")
-    mtp = {"mtp.layers.0.weight": torch.randn(4, 4), "mtp.norm.weight": torch.randn(4)}
-    save_file(mtp, base / "mtp.safetensors", metadata={"format": "pt"})
-    model = trained(work, base)
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_what_training_does_not_build_is_copied_from_the_base(kind, work, tmp_path, capsys):
+    """Also where transformers converts the weights, of experts, as it saves them."""
+    base = save_tiny(tmp_path / "base", kind)
+    mtp = add_mtp(base)
+    trained(work, base, imported=OWN_MODEL)
+    own = set(Weights(base).infos) - set(mtp)
     assert convert(work, tmp_path / "hf", "--dtype", "bf16") == 0
     assert "copied from the base" in capsys.readouterr().out
     weights = Weights(tmp_path / "hf")
     for name, tensor in mtp.items():
         assert torch.equal(weights.read(name), tensor.to(torch.bfloat16))
-    own = {name for name, _ in model.llm.named_parameters()}
     assert set(weights.infos) == own | set(mtp)
+    _, found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not found["missing_keys"] and set(found["unexpected_keys"]) <= set(mtp)
+
+
+def test_a_visual_encoder_that_the_text_class_lacks_is_said_to_be_left_out(work, tmp_path, capsys):
+    """The folder names its tensors with another prefix; those of token prediction come along."""
+    base = save_with_vision(tmp_path / "base")
+    make_tokenizer().save_pretrained(base)
+    mtp = add_mtp(base)
+    trained(work, base, imported=OWN_MODEL)
+    assert convert(work, tmp_path / "hf") == 0
+    said = capsys.readouterr().out
+    assert "copied from the base" in said and "model.visual." in said.partition("not written")[2]
+    weights = Weights(tmp_path / "hf")
+    assert all(torch.equal(weights.read(name), mtp[name]) for name in mtp)
+    assert not any("visual" in name for name in weights.infos)
 
 
 def test_experts_are_verified_by_their_weights(work, tmp_path, capsys, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from xtuner.export.adapted_class import auto_class_of
 from xtuner.export.model_folder import read_adapter_config, read_json, update_json
 from xtuner.export.shards import ShardWriter
+from xtuner.export.untrained import add_untrained
 from xtuner.export.verify import quiet_transformers
 from xtuner.export.weights import Weights
 from xtuner.model.reward_classes import HEAD, HUB_HEAD
@@ -92,6 +93,8 @@ def merge_in_memory(
         update_json(out / "config.json", **settings)
     else:
         merged.save_pretrained(out, max_shard_size="1GB")
+    if labels is None and not is_clip:
+        add_untrained(out, base, merged)
     if found is None:
         return None
     return lambda folder: check_reloaded(found, lambda: load(folder, None, "cpu"))

@@ -16,6 +16,7 @@ import torch
 
 from xtuner.export.model_folder import read_adapter_config, read_json, update_json
 from xtuner.export.streaming_merge import attach_adapter, read_adapter
+from xtuner.export.untrained import class_name
 from xtuner.export.weights import Weights, shown
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.lang import tr
@@ -84,7 +85,7 @@ def check_model(folder: Path, base: Path, reader: str) -> None:
     """
     if reader == TRANSFORMERS:
         return
-    before, after = _class_name(base), _class_name(folder)
+    before, after = class_name(base), class_name(folder)
     if before != after:
         raise UserError(
             tr(
@@ -119,7 +120,7 @@ def build_named_class(base: Path) -> PreTrainedModel:
 
     from xtuner.model.transformers_models.auto import AutoConfig, AutoModelForCausalLM
 
-    name = _class_name(base)
+    name = class_name(base)
     owner: Any = getattr(transformers, name, None)
     config: Any = None
     if owner is not None or "auto_map" not in read_json(base / "config.json"):
@@ -232,11 +233,6 @@ def _write(adapter: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, file, metadata={"format": "pt"})
     else:
         torch.save(tensors, adapter / "adapter_model.bin")
-
-
-def _class_name(folder: Path) -> str:
-    names = read_json(folder / "config.json").get("architectures") or [""]
-    return str(names[0])
 
 
 def _tensor_names(folder: Path) -> set[str]:

@@ -12,10 +12,10 @@ from xtuner.export.model_folder import find_model
 from xtuner.export.shards import ShardWriter
 from xtuner.export.sidecar_files import write_base_fingerprint
 from xtuner.export.trained_weights import TrainedWeights
+from xtuner.export.untrained import find_untrained
 from xtuner.export.verify import StoredWeights
-from xtuner.export.weights import TensorInfo, Weights, shown
+from xtuner.export.weights import TensorInfo
 from xtuner.utils.files import copy_side_files
-from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,10 +83,9 @@ def write_full_model(
     if llm.name_or_path:  # a model that the config makes itself has no base
         folder = find_model(str(llm.name_or_path))
         copy_side_files(folder, out)
-        base, untrained = _untrained(folder, {info.name for info in plan} | tied)
-    if untrained:
-        names = shown((info.name for info in untrained), 3)
-        print(tr("copied from the base, as training does not build them: {names}", names=names))
+        found = find_untrained(folder, llm, {info.name for info in plan} | tied)
+        found.report()
+        base, untrained = found.weights, found.copied
     copied = [TensorInfo(info.name, info.shape, _dtype(info.dtype, dtype)) for info in untrained]
     with ShardWriter(out, plan + copied, shard_size, safe) as writer:
         for info in plan:
@@ -118,22 +117,6 @@ def trained_tensors(
     tied = set(getattr(llm, "all_tied_weights_keys", None) or {})
     names = {name.removeprefix(PREFIX): name for name in weights.infos}
     return StoredWeights(weights, {own: name for own, name in names.items() if own not in tied})
-
-
-def _untrained(folder: Path, trained: set[str]) -> tuple[Weights, list[TensorInfo]]:
-    """The base's tensors that training does not build, such as those of multi-token prediction.
-
-    Its ``config.json`` still declares them, and programs that serve the model read them. None where
-    the files name tensors otherwise than the model, so that a missing name says nothing.
-
-    Args:
-        folder: the base's.
-        trained: the names of the model's tensors.
-    """
-    base = Weights(folder)
-    if not trained & set(base.infos) or len(trained - set(base.infos)) > 1:  # a head may be tied
-        return base, []
-    return base, [info for name, info in base.infos.items() if name not in trained]
 
 
 def write_adapter(

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from xtuner.export import sidecar_files, trained_template
+from xtuner.export.untrained import complete_from_base
 from xtuner.parallel.unwrap import unwrap_model
 from xtuner.utils.errors import UserError, Where
 from xtuner.utils.files import written_aside
@@ -73,6 +74,7 @@ class HFCheckpointHook(Hook):
             with written_aside(folder) as aside:
                 model: Any = unwrap_model(runner.model)
                 model.to_hf(str(aside))
+                complete_from_base(aside, model.llm)
                 self._write_beside(runner.cfg, aside)
                 if (aside / "adapter_config.json").is_file():
                     base_name = model.llm.get_base_model().name_or_path

@@ -211,6 +211,7 @@ def _write(
     from xtuner.export import write_model
     from xtuner.export.llava import complete_parts
     from xtuner.export.shards import parse_size
+    from xtuner.export.untrained import complete_from_base
     from xtuner.model.llava import LLaVAModel
 
     size, safe = parse_size(args.max_shard_size), args.safe_serialization
@@ -231,6 +232,7 @@ def _write(
         if isinstance(meta_model, LLaVAModel):
             complete_parts(meta_model, cfg.model)
         meta_model.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size)
+        complete_from_base(aside, meta_model.llm)
         return meta_model
     if write_model.is_adapter(meta_model.llm):
         write_model.write_adapter(meta_model.llm, weights, aside, dtype=dtype, safe=safe)
