@@ -32,7 +32,7 @@ WAYS = [
 FAST = [("packed", ""), ("full", "--fsdp"), ("frozen", "--fsdp")]
 
 
-def save_rows(folder: Path) -> Path:
+def save_rows(folder: Path, *, videos: bool = True) -> Path:
     """Rows of text, and between them rows with an image, a video or both.
 
     Batches of one process have none of these, one, or both, while those of the other have another:
@@ -41,6 +41,8 @@ def save_rows(folder: Path) -> Path:
     rows = []
     for number in range(30):
         seen = ("", "<image>", "", "<video>", "", "<image><video>")[number % 6]
+        if not videos:
+            seen = seen.replace("<video>", "")
         answer = {"role": "assistant", "content": f"number {number} of them"}
         messages = [{"role": "user", "content": f"{seen}What is {number}?"}, answer]
         name = f"{number}.png"

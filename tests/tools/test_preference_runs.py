@@ -177,7 +177,8 @@ def test_a_merged_reward_adapter_of_internlm2_is_the_hubs(folder, capsys, monkey
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
         assert main(["chat", *map(str, words)]) == 0
         shown += rewards(capsys.readouterr().out)
-    assert shown[1] == pytest.approx(shown[0], abs=5e-3) and shown[2] == shown[1]
+    # a processor with bf16 computes in it: one step of it is 2^-6 here
+    assert shown[1] == pytest.approx(shown[0], abs=2**-5) and shown[2] == shown[1]
 
 
 def as_earlier_versions(merged, out):

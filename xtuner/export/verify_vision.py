@@ -312,7 +312,7 @@ def compute_stock_logits(folder: Path, model: LLaVAModel | InternVL_V1_5) -> Ten
     batch = probe(model)
     ids = batch["input_ids"]
     if hasattr(model, "context_id"):
-        whole: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        whole: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         whole.img_context_token_id = model.context_id
     else:
         whole = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
