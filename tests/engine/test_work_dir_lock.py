@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -55,6 +58,13 @@ def test_the_command_refuses_before_it_writes_anything(tmp_path, other, capsys, 
         assert f"process {other.process}" in capsys.readouterr().err
     names = {file.name for file in work_dir.iterdir()}
     assert names <= {NAME, work_dir_lock.GUARD, "iter_4.pth"} and "iter_4.pth" in names
+
+
+def test_a_lock_that_cannot_be_removed_does_not_hide_why_the_run_ended(tmp_path, monkeypatch):
+    read_only = OSError(errno.EROFS, "Read-only file system", ".run.lock")
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=read_only))
+    with pytest.raises(OSError, match="iter_40"), locked(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system", "iter_40.pth")
 
 
 def test_it_is_given_back_however_the_run_ends(tmp_path):

@@ -135,6 +135,14 @@ def test_code_that_is_trusted_is_run_and_named(name, words, unknown, capsys):
     assert f"code of the model folder is run: {unknown}/" in capsys.readouterr().err
 
 
+def test_a_tokenizers_configuration_is_named_before_it_runs(unknown, capsys):
+    _announce.cache_clear()
+    with pytest.raises(SystemExit, match="the code ran"):
+        run(["check-template", str(unknown), "--trust-remote-code"])
+    shown = capsys.readouterr().err
+    assert f"{unknown}/configuration_own.py" in shown and f"{unknown}/tokenization_own.py" in shown
+
+
 @pytest.mark.parametrize("flag", [[], ["--trust-remote-code"]], ids=["plain", "trusted"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_known_classes_are_preferred(name, flag, words, known, capsys):

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from xtuner.utils.files import write_text, written_aside
+from xtuner.utils.files import restore_killed, write_text, written_aside
 from xtuner.utils.process_identity import ProcessIdentity
 
 
@@ -151,13 +152,29 @@ def test_what_another_container_left_or_writes_is_named(tmp_path, capsys):
     assert foreign.is_dir()
 
 
-def test_killed_between_two_renames_nothing_is_lost(tmp_path):
+def test_killed_between_two_renames_nothing_is_lost(tmp_path, capsys):
     aside = left_by(tmp_path, replace(THIS, started="1"))
     (aside / "replaced").mkdir()
     with pytest.raises(RuntimeError), written_aside(tmp_path / "model"):
         raise RuntimeError
     assert (tmp_path / "model" / "a").read_text() == "half"
+    assert (aside / "replaced").is_dir()
+    said = capsys.readouterr().err
+    assert str(tmp_path / "model") in said and str(aside / "replaced") in said
+    write_folder(tmp_path / "model", "new")
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert not capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_put_in_place_stays(tmp_path, monkeypatch, capsys):
+    aside = left_by(tmp_path, replace(THIS, started="1"))
+    (aside / "replaced").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", Mock(side_effect=PermissionError))
+        restore_killed(tmp_path / "model")
+    assert (aside / "model" / "a").is_file() and (aside / "replaced").is_dir()
+    restore_killed(tmp_path / "nowhere" / "model")
+    assert not capsys.readouterr().err
 
 
 def test_a_process_that_is_killed_leaves_its_name(tmp_path):

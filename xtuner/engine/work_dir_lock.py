@@ -62,7 +62,8 @@ def locked(work_dir: Path) -> Iterator[None]:
     finally:
         ended.set()
         if _owner(file) == ProcessIdentity.this():
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk gone read-only has ended the run: say that
+                file.unlink(missing_ok=True)
 
 
 def require_free(work_dir: Path) -> None:

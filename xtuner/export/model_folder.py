@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtuner.utils.errors import UserError, Where
+from xtuner.utils.files import restore_killed
 from xtuner.utils.lang import tr
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def find_model(name_or_path: str, marker: str = "config.json") -> Path:
             where=Where(key="model.llm"),
         )
     folder = Path(name_or_path).expanduser()
+    if not folder.exists():
+        restore_killed(folder)
     if folder.is_dir():
         if (folder / marker).is_file():
             read_json(folder / marker)  # or it is refused
@@ -149,6 +152,7 @@ def check_output(out: Path, inputs: list[Path]) -> None:
                 hint=tr("choose another output folder."),
                 where=Where(str(out)),
             )
+    restore_killed(out)
     if out.is_file():
         raise UserError(
             tr("this is a file, not a folder to write to."),

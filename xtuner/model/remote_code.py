@@ -111,6 +111,8 @@ def resolve_trust(
     """
     place = _base_of(name_or_path)
     needed = _needed_code(loader, _read_settings(loader, place), trusted)
+    if needed and loader.__name__ == "AutoTokenizer":  # which loads the configuration, too
+        needed = [*_configuration_code(place), *needed]
     if needed and not trusted:
         raise UserError(
             tr("only code that comes with the model knows its class: {code}", code=needed[-1]),
@@ -241,6 +243,15 @@ def _needed_code(loader: type, settings: Mapping[str, Any], trusted: bool) -> li
     if loader.__name__ in _SETTINGS_FILES:
         return wanted
     return _needed_by_model(loader, settings, references, wanted)
+
+
+def _configuration_code(name_or_path: str) -> list[str]:
+    """References to the folder's code that ``AutoConfig`` runs once code may run."""
+    from transformers import AutoConfig
+
+    references = _read_settings(AutoConfig, name_or_path).get("auto_map")
+    own = references.get("AutoConfig") if isinstance(references, Mapping) else None
+    return [own] if isinstance(own, str) else []
 
 
 def _needed_by_model(

@@ -38,7 +38,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(errno.EINVAL, why, str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     with _named(target):
-        _remove_leftovers(target)
+        restore_killed(target)
         prefix = f".{target.name}.{ProcessIdentity.this().name()}."
         aside = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) / target.name
     try:
@@ -58,12 +58,15 @@ def _is_special(path: Path) -> bool:
     return path.is_char_device() or path.is_block_device() or path.is_fifo()
 
 
-def _remove_leftovers(target: Path) -> None:
+def restore_killed(target: Path) -> None:
     """Remove the temporary folders that ended processes have left beside a target.
 
-    A folder that was complete and only lacked its name gets it. Whether a process of another
-    container or machine runs cannot be known here: its folder stays, and a warning names it.
+    A folder that was complete and only lacked its name gets it, and a note says so; the one that it
+    was about to replace is removed only by a later call. Whether a process of another container or
+    machine runs cannot be known here: its folder stays, and a warning names it.
     """
+    if not target.parent.is_dir():
+        return
     prefix = f".{target.name}."
     for entry in target.parent.iterdir():
         name = entry.name.removeprefix(prefix) if entry.name.startswith(prefix) else ""
@@ -72,11 +75,25 @@ def _remove_leftovers(target: Path) -> None:
             _name_leftover(entry, target)
         if writer is None or not writer.is_here() or not writer.has_ended():
             continue  # of one that runs, or that runs elsewhere
-        complete = entry / target.name
-        if (entry / "replaced").exists() and complete.exists() and not target.exists():
+        complete, replaced = entry / target.name, entry / "replaced"
+        if replaced.exists() and complete.exists() and not target.exists():
             with contextlib.suppress(OSError):  # another process was faster
                 complete.rename(target)
-        shutil.rmtree(entry, ignore_errors=True)
+                _name_restored(target, replaced)
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _name_restored(target: Path, replaced: Path) -> None:
+    print(
+        tr(
+            "note: the process that wrote {target} was killed after its last file: it is whole and "
+            "in its place now. The one before it is {replaced} until {target} is written again.",
+            target=target,
+            replaced=replaced,
+        ),
+        file=sys.stderr,
+    )
 
 
 def _name_leftover(folder: Path, target: Path) -> None:
