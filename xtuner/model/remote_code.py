@@ -247,7 +247,7 @@ def _needed_code(loader: type, settings: Mapping[str, Any], trusted: bool) -> li
 
 def _configuration_code(name_or_path: str) -> list[str]:
     """References to the folder's code that ``AutoConfig`` runs once code may run."""
-    from transformers import AutoConfig
+    from xtuner.model.transformers_models.auto import AutoConfig
 
     references = _read_settings(AutoConfig, name_or_path).get("auto_map")
     own = references.get("AutoConfig") if isinstance(references, Mapping) else None
