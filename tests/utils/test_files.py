@@ -166,6 +166,17 @@ def test_killed_between_two_renames_nothing_is_lost(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
+def test_folders_made_for_a_file_go_with_it(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RuntimeError), written_aside(tmp_path / "there" / "new" / "p" / "a"):
+        raise RuntimeError
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["there"]
+    with pytest.raises(RuntimeError), written_aside(tmp_path / "new" / "p" / "a"):
+        (tmp_path / "new" / "of_another").touch()
+        raise RuntimeError
+    assert {entry.name for entry in tmp_path.rglob("*")} == {"there", "new", "of_another"}
+
+
 def test_a_folder_that_cannot_be_put_in_place_stays(tmp_path, monkeypatch, capsys):
     aside = left_by(tmp_path, replace(THIS, started="1"))
     (aside / "replaced").mkdir()

@@ -25,9 +25,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success flush it to disk and rename it there.
 
     Works for a file or a folder: write to the path that is given. Nothing is left behind when
-    the block raises, and what a killed process has left is removed by the next one that writes
-    there. An existing file at ``path`` is replaced; an existing folder is replaced only after the
-    new one is complete.
+    the block raises, no folder made for it either, and what a killed process has left is removed by
+    the next one that writes there. An existing file at ``path`` is replaced; an existing folder is
+    replaced only after the new one is complete.
 
     Raises:
         OSError: when ``path`` is a device or a pipe.
@@ -36,22 +36,36 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     if _is_special(target):
         why = tr("this is a device or a pipe, not a file")
         raise OSError(errno.EINVAL, why, str(target))
+    with _parents_of(target):
+        with _named(target):
+            restore_killed(target)
+            prefix = f".{target.name}.{ProcessIdentity.this().name()}."
+            aside = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) / target.name
+        try:
+            with _named(target, aside):
+                yield aside
+            flush(aside)
+            if aside.is_dir() and target.exists():
+                _replace_folder(aside, target)
+            else:
+                aside.replace(target)
+            _fsync(target.parent)
+        finally:
+            shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _parents_of(target: Path) -> Iterator[None]:
+    """Make the folders that a path lies in; those that were not there go when the block fails."""
+    made = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _named(target):
-        restore_killed(target)
-        prefix = f".{target.name}.{ProcessIdentity.this().name()}."
-        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) / target.name
     try:
-        with _named(target, aside):
-            yield aside
-        flush(aside)
-        if aside.is_dir() and target.exists():
-            _replace_folder(aside, target)
-        else:
-            aside.replace(target)
-        _fsync(target.parent)
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: others write there
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _is_special(path: Path) -> bool:
