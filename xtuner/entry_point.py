@@ -26,6 +26,7 @@ from xtuner.utils.argument_parser import (
     ArgumentParser,
     argparse_in_users_language,
 )
+from xtuner.utils.cpu import sleep_on_busy_machines
 from xtuner.utils.errors import RunStopped, UserError
 from xtuner.utils.lang import N_, tr, translate
 from xtuner.utils.log_filters import quiet_libraries
@@ -204,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.remove("--debug")
     else:
         quiet_libraries()
+    sleep_on_busy_machines()
     try:
         with announced_libraries():
             return _dispatch(words)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from xtuner.utils import cpu
 from xtuner.utils.cpu import (
     bound_known_products,
     keep_freed_memory,
@@ -132,3 +133,19 @@ def test_few_numbers_of_rows_are_left_and_none_is_much_larger():
     assert all(rows <= made <= rows * 17 / 16 for rows, made in enumerate(made_up))
     assert len(set(made_up[2048:4097])) == 17
     assert [pad_to_bucket(made) for made in made_up] == made_up
+
+
+@pytest.mark.parametrize(
+    ("load", "given", "policy"),
+    [(0.9, {}, None), (1.1, {}, "PASSIVE"), (9.0, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")],
+)
+def test_threads_sleep_where_the_machine_has_other_work(load, given, policy, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert cpu.sleep_on_busy_machines() == (policy == "PASSIVE")
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    os.environ.pop("OMP_WAIT_POLICY", None)
