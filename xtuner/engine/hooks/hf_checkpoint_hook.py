@@ -74,7 +74,7 @@ class HFCheckpointHook(Hook):
             with written_aside(folder) as aside:
                 model: Any = unwrap_model(runner.model)
                 model.to_hf(str(aside))
-                complete_from_base(aside, model.llm)
+                complete_from_base(aside, getattr(model, "llm", None))
                 self._write_beside(runner.cfg, aside)
                 if (aside / "adapter_config.json").is_file():
                     base_name = model.llm.get_base_model().name_or_path
