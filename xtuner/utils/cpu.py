@@ -41,10 +41,11 @@ def threads_each(processes: int) -> int:
 def sleep_on_busy_machines() -> bool:
     """Let threads sleep where they wait for others, if this machine has other work.
 
-    libgomp's run in a loop instead, at the end of each operation: that is quicker where each has a
-    core (a step of 34M parameters: 5 to 10 %), but keeps from the cores what they wait for where other
-    processes run (the same step takes three times as long beside tests on both cores). To be called
-    before torch is imported; ``OMP_WAIT_POLICY`` of the environment is left as it is.
+    libgomp's run in a loop instead, at the end of each operation. That is 5 to 10 % quicker where
+    each has a core (a step of 34M parameters), but where other processes run it keeps from the
+    cores what they wait for: beside tests on both cores the same step takes three times as long.
+    To be called before torch is imported; ``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT`` of the
+    environment are left as they are.
 
     Returns:
         Whether they will.
