@@ -64,3 +64,8 @@ def test_parts_of_the_folders_own_class_are_named_not_copied(tmp_path):
     found = find_untrained(base, model, written)
     assert {info.name for info in found.copied} == set(mtp)
     assert found.parts and all(name.startswith("model.visual.") for name in found.parts)
+
+
+def test_a_model_without_a_language_model_has_no_base(tmp_path):
+    complete_from_base(tmp_path, None)
+    assert not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def _write(
         if isinstance(meta_model, LLaVAModel):
             complete_parts(meta_model, cfg.model)
         meta_model.to_hf(aside, dtype=dtype, safe_serialization=safe, max_shard_size=size)
-        complete_from_base(aside, meta_model.llm)
+        complete_from_base(aside, getattr(meta_model, "llm", None))
         return meta_model
     if write_model.is_adapter(meta_model.llm):
         write_model.write_adapter(meta_model.llm, weights, aside, dtype=dtype, safe=safe)
